@@ -1,0 +1,28 @@
+"""One progress bar for the whole package."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+from ._settings import settings
+
+
+def progress(iterable=None, *, total: int | None = None, desc: str = "", unit: str = "it"):
+    """Text progress bar: silent for two seconds, off by `settings.progress`.
+
+    Text rather than a widget, because a widget leaves a dead placeholder in a papermill output.
+    """
+    return tqdm(
+        iterable,
+        total=total,
+        desc=desc,
+        unit=unit,
+        unit_scale=True,
+        delay=2,
+        # A log file or a notebook keeps every refresh, so refresh it rarely.
+        mininterval=0.5 if sys.stderr.isatty() else 5,
+        disable=not settings.progress,
+        leave=False,
+    )
