@@ -12,25 +12,21 @@ True
 
 from __future__ import annotations
 
-from importlib import import_module
 from importlib.metadata import version
+
+import lazy_loader
 
 from ._settings import settings
 
 __version__ = version("maxtoki_toolkit")
 
-__all__ = ["__version__", "datasets", "get", "load_model", "models", "pl", "pp", "settings", "tl", "train"]
-
 # torch and scanpy take seconds to import, so each namespace is loaded when it is first used.
-_NAMESPACES = {"datasets", "get", "models", "pl", "pp", "tl", "train"}
-
-
-def __getattr__(name: str):
-    if name in _NAMESPACES:
-        return import_module(f"{__name__}.{name}")
-    if name == "load_model":
-        return import_module(f"{__name__}.models").load_model
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, _, __all__ = lazy_loader.attach(
+    __name__,
+    submodules={"datasets", "get", "models", "pl", "pp", "tl", "train"},
+    submod_attrs={"models.load": ["load_model"]},
+)
+__all__ += ["__version__", "settings"]
 
 
 def __dir__() -> list[str]:

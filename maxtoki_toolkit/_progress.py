@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
 from ._settings import settings
+
+_hidden = False
 
 
 def progress(iterable=None, *, total: int | None = None, desc: str = "", unit: str = "it"):
@@ -22,7 +26,18 @@ def progress(iterable=None, *, total: int | None = None, desc: str = "", unit: s
         unit_scale=True,
         delay=2,
         # A log file or a notebook keeps every refresh, so refresh it rarely.
-        mininterval=0.5 if sys.stderr.isatty() else 5,
-        disable=not settings.progress,
+        mininterval=0.5 if sys.stderr.isatty() else 10,
+        disable=_hidden or not settings.progress,
         leave=False,
     )
+
+
+@contextmanager
+def hidden() -> Iterator[None]:
+    """Show no bars inside: for steps whose caller shows one over all of them."""
+    global _hidden
+    before, _hidden = _hidden, True
+    try:
+        yield
+    finally:
+        _hidden = before

@@ -1,1 +1,13 @@
-"""Placeholder."""
+"""Everything that knows tokens and tensors, and nothing of AnnData."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "build": ["build_model"],
+        "load": ["load_model", "save_model"],
+        "model": ["MaxTokiModel"],
+        "vocabulary": ["Vocabulary"],
+    },
+)

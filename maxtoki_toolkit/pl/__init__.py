@@ -1,1 +1,11 @@
-"""Placeholder."""
+"""Draw results.
+
+A function of one panel returns matplotlib axes and takes `ax`; one of several returns a figure, which a notebook
+shows where it is the last line of a cell, and a script saves with `fig.savefig`.
+"""
+
+from .encoding_report import encoding_report
+from .neighbor_purity import neighbor_purity
+from .rank_heatmap import rank_heatmap
+
+__all__ = ["encoding_report", "neighbor_purity", "rank_heatmap"]

@@ -1,0 +1,84 @@
+"""Reference tables that ship with the package: gene names and transcription factors."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import pandas as pd
+
+
+def resource(name: str) -> Path:
+    """Path of a file or folder shipped in `maxtoki_toolkit/resources`.
+
+    Parameters
+    ----------
+    name
+        File name, such as `"gencode_v44.csv.gz"`.
+
+    Returns
+    -------
+    The path of the installed file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the package ships no such file.
+
+    Examples
+    --------
+    >>> from maxtoki_toolkit._reference import resource
+    >>> resource("gencode_v44.csv.gz").name
+    'gencode_v44.csv.gz'
+    """
+    folder = Path(str(files("maxtoki_toolkit") / "resources"))
+    path = folder / name
+    if not path.exists():
+        shipped = sorted(file.name for file in folder.glob("*")) if folder.is_dir() else []
+        raise FileNotFoundError(
+            f"The package ships no file {name!r}. Found in {folder}: {', '.join(shipped) or 'nothing'}. "
+            "Install maxtoki_toolkit again if a listed name was expected."
+        )
+    return path
+
+
+@cache
+def gene_table() -> pd.DataFrame:
+    """Human genes of GENCODE v44, in the order of the release.
+
+    The table is read once and shared by every caller: take a copy before changing it.
+
+    Returns
+    -------
+    One row a gene: `ensembl_id` (15 characters, without version, unique) and `symbol` (a string that
+    repeats for some genes, and is the Ensembl id itself where a gene has no name).
+
+    Examples
+    --------
+    >>> from maxtoki_toolkit._reference import gene_table
+    >>> genes = gene_table()
+    >>> genes.columns.to_list()
+    ['ensembl_id', 'symbol']
+    >>> genes.loc[genes["symbol"] == "TTN", "ensembl_id"].to_list()
+    ['ENSG00000155657']
+    """
+    # "NA" and the like are text here, never a missing value.
+    return pd.read_csv(resource("gencode_v44.csv.gz"), dtype=str, keep_default_na=False)
+
+
+@cache
+def transcription_factors() -> frozenset[str]:
+    """Symbols of the 1,639 human transcription factors of Lambert et al. (Cell 2018).
+
+    Returns
+    -------
+    The symbols of 2018. 17 of them, such as `ARNTL` and `T`, are no symbols of `gene_table()` any more.
+
+    Examples
+    --------
+    >>> from maxtoki_toolkit._reference import transcription_factors
+    >>> "TBX5" in transcription_factors()
+    True
+    """
+    return frozenset(resource("human_tfs_lambert2018.txt").read_text(encoding="utf-8").split())

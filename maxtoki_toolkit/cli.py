@@ -1,0 +1,117 @@
+"""The command line: `maxtoki demo`, `maxtoki embed`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import __version__
+
+app = typer.Typer(
+    help="MaxToki for single cells.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user gives one line, not a traceback."""
+    try:
+        app()
+    except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"maxtoki: {message}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _version(*, show: bool) -> None:
+    if show:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=lambda show: _version(show=show), is_eager=True
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for figures and tables.")] = Path(
+        "maxtoki_demo"
+    ),
+) -> None:
+    """Encode, embed, cluster and plot 700 real heart nuclei with the demo model (about a minute)."""
+    from .demo import run_demo
+
+    table = run_demo(output)
+    shown = table[["cells", "embedding", "purity", "ci_low", "ci_high", "n_cells"]]
+    print("Share of a nucleus's 15 nearest neighbours that are of its cell type (95% interval over cells):\n")
+    print(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    print(f"\nFigures and tables are in {output}/: {', '.join(sorted(p.name for p in output.iterdir()))}")
+
+
+@app.command()
+def embed(
+    path: Annotated[Path, typer.Argument(help="Your cells: .h5ad or .zarr with raw counts, human.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder to write, by default PATH's name + _maxtoki."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="demo, maxtoki-217m, maxtoki-1b, a folder or a hub id.")
+    ] = "demo",
+    revision: Annotated[str | None, typer.Option(help="Commit of the hub id.")] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help="Token dictionary (JSON), for published weights.")
+    ] = None,
+    medians: Annotated[Path | None, typer.Option(help="Gene medians (JSON), for published weights.")] = None,
+    color: Annotated[
+        str | None, typer.Option(help="Column of .obs to colour the UMAP by, beside the clusters.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="Layer with the raw counts, by default X.")] = None,
+    gene_key: Annotated[
+        str | None, typer.Option(help="Column of .var with gene names; found by itself if not given.")
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Accept values that are linear in expression but no integers (TPM)."),
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Embed, cluster and plot the cells of a file, which is read a block at a time.
+
+    The result holds the embedding, clusters and .obs, but no counts: add it to your own object by cell name.
+    """
+    from .models import Vocabulary, load_model
+    from .pipeline import embed_file
+
+    if (tokens is None) != (medians is None):
+        raise ValueError("Give --tokens and --medians together.")
+    vocab = Vocabulary.from_json(tokens, gene_medians=medians) if tokens and medians else None
+    loaded = load_model(model, vocab=vocab, revision=revision, device=device)
+    output = output or path.with_name(f"{path.stem}_maxtoki")
+    adata = embed_file(path, output, loaded, color=color, layer=layer, gene_key=gene_key, force=force)
+    if model == "demo":
+        print(
+            "Note: the demo model has learned from heart nuclei and simulated cells; it is for trying things out."
+        )
+    print(f"{adata.n_obs:,} cells in {adata.obs['leiden'].nunique()} clusters.")
+    print(
+        f"Embedding, tables and figures are in {output}/: {', '.join(sorted(p.name for p in output.iterdir()))}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Cell and gene embeddings from a model's hidden states."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .engine import run
+from .model import MaxTokiModel
+from .sequences import Sequences
+
+POOLS = ("mean", "eos")
+
+
+class Embeddings(NamedTuple):
+    """What `embed_sequences` returns."""
+
+    cells: np.ndarray
+    """float32, cells x hidden size."""
+    tokens: np.ndarray | None
+    """float32, vocabulary size x hidden size: mean hidden state of each gene token over the cells that
+    express it, NaN for tokens that none expresses; `None` unless asked for."""
+
+
+def embed_sequences(
+    model: MaxTokiModel,
+    sequences: Sequences,
+    *,
+    layer: int = -1,
+    pool: str = "mean",
+    tokens: bool = False,
+    max_tokens: int | None = None,
+) -> Embeddings:
+    """Embed cells written as `<bos>` genes `<eos>`.
+
+    Parameters
+    ----------
+    model
+        Model.
+    sequences
+        Cells.
+    layer
+        0: token embeddings; l: after l blocks; -1: after the last block and the final norm.
+    pool
+        "mean" over the gene tokens, or "eos", the hidden state of the last token.
+    tokens
+        Also average the hidden states of each gene over the cells.
+    max_tokens
+        Padded tokens a batch.
+    """
+    if pool not in POOLS:
+        raise ValueError(f"There is no pooling {pool!r}; choose from {', '.join(POOLS)}.")
+    hidden_size = model.hf.config.hidden_size
+    cells = np.empty((len(sequences.lengths), hidden_size), dtype=np.float32)
+    sums = torch.zeros(model.vocab.size, hidden_size, device=model.device) if tokens else None
+    seen = torch.zeros(model.vocab.size, device=model.device) if tokens else None
+
+    def compute(batch: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        states = hidden_states(model, batch, layer).float()
+        position = torch.arange(batch.shape[1], device=batch.device)
+        genes = (position >= 1) & (position < lengths[:, None] - 1)
+        if sums is not None:
+            sums.index_add_(0, batch[genes], states[genes])
+            seen.index_add_(0, batch[genes], torch.ones_like(batch[genes], dtype=seen.dtype))
+        if pool == "eos":
+            return states[torch.arange(len(batch), device=batch.device), lengths - 1]
+        return torch.einsum("blh,bl->bh", states, genes.float()) / genes.sum(dim=1, keepdim=True).clamp(min=1)
+
+    for rows, pooled in run(model, sequences, compute, max_tokens=max_tokens, desc="Embedding"):
+        cells[rows] = pooled.cpu().numpy()
+    gene_means = None
+    if sums is not None:
+        gene_means = torch.where(seen[:, None] > 0, sums / seen[:, None], torch.nan).cpu().numpy()
+    return Embeddings(cells, gene_means)
+
+
+class _Reached(Exception):
+    """Stops a forward pass at the layer that was wanted."""
+
+
+def hidden_states(model: MaxTokiModel, tokens: torch.Tensor, layer: int) -> torch.Tensor:
+    """Hidden states [batch, length, hidden size] after `layer` blocks; no later block is run."""
+    decoder = model.hf.model
+    n_layers = len(decoder.layers)
+    if not -1 <= layer <= n_layers:
+        raise ValueError(f"layer must be -1 or 0..{n_layers} for this model, got {layer}.")
+    if layer in (-1, n_layers):
+        return decoder(input_ids=tokens, use_cache=False).last_hidden_state
+    captured = []
+
+    def stop(_, args):
+        captured.append(args[0])
+        raise _Reached
+
+    # The input of block l is what l blocks made.
+    handle = decoder.layers[layer].register_forward_pre_hook(stop)
+    try:
+        decoder(input_ids=tokens, use_cache=False)
+    except _Reached:
+        return captured[0]
+    finally:
+        handle.remove()
+    raise RuntimeError("The forward pass did not reach the layer.")

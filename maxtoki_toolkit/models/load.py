@@ -1,0 +1,265 @@
+"""Models from disk and hub, and back to disk: all weights, the right ones, or an error."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from .._files import atomic, sha256
+from .._manifests import fetch, manifest, manifest_paths
+from .._reference import resource
+from ._quiet import quiet_transformers
+from .model import MaxTokiModel
+from .vocabulary import Vocabulary
+
+WEIGHTS = "model.safetensors"
+TOKENS, MEDIANS, CARD = "token_dictionary.json", "gene_median_dictionary.json", "maxtoki.json"
+_ATTENTION = ("sdpa", "eager", "flash_attention_2")
+
+
+def load_model(
+    source: str | Path = "demo",
+    *,
+    vocab: Vocabulary | None = None,
+    revision: str | None = None,
+    checksum: str | None = None,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    attention: str = "sdpa",
+) -> MaxTokiModel:
+    """Load a model, strictly.
+
+    Parameters
+    ----------
+    source
+        - "demo": the small model shipped with the package;
+        - "maxtoki-217m" or "maxtoki-1b": the published stage-1 weights, at the revision and with the
+          checksums of `data_manifests/`;
+        - a folder with `config.json` and `model.safetensors` (Hugging Face layout);
+        - a hub id, "owner/name" or "owner/name/subfolder", with `revision`.
+    vocab
+        The model's vocabulary. By default it is read from `token_dictionary.json` and
+        `gene_median_dictionary.json` beside the weights. The published weights come without: get the
+        dictionaries as `data_manifests/maxtoki-dictionaries.yaml` says.
+    revision
+        Commit of the hub repository, 40 hexadecimal digits: a branch could change under you.
+    checksum
+        Expected sha256 of `model.safetensors`.
+    device
+        "auto" (CUDA, then Apple MPS, then CPU) or a torch device.
+    dtype
+        "auto" is float32 on every device, so that results agree between them; or "bfloat16", "float16".
+        Small differences between cells and edited cells can round to exactly 0 in bfloat16.
+    attention
+        "sdpa", "eager", or "flash_attention_2" where that package is installed.
+
+    Returns
+    -------
+    A `MaxTokiModel`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    ImportError
+        If flash-attn is asked for and not installed.
+    ValueError
+        If weights are missing, left over or of another shape, if a file is corrupt or not the one asked
+        for, or if vocabulary and weights disagree.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> model = mt.load_model("demo")
+    >>> model.is_temporal
+    False
+    """
+    source = str(source)
+    if attention not in _ATTENTION:
+        raise ValueError(f"There is no attention {attention!r}; choose from {', '.join(_ATTENTION)}.")
+    if attention == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise ImportError(
+            "flash-attn is not installed. attention='sdpa', the default, gives the same results everywhere; "
+            "pip install 'maxtoki_toolkit[flash-attn]' needs an NVIDIA GPU and a compiler."
+        )
+    if vocab is None and source != "demo" and not Path(source).exists():
+        _needs_vocabulary(source, revision)
+    folder, expected = _locate(source, revision)
+    weights = _weights_file(folder)
+    found = sha256(weights)
+    if (checksum := checksum or expected) and found != checksum.lower():
+        raise ValueError(
+            f"{weights} is not the file asked for: sha256 {found}, expected {checksum}. Download it again."
+        )
+    vocab = vocab or _read_vocabulary(folder)
+    card = json.loads((folder / CARD).read_text()) if (folder / CARD).is_file() else {}
+    hf = _read_weights(folder, device=pick_device(device), dtype=_pick_dtype(dtype), attention=attention)
+    return MaxTokiModel(hf, vocab, name=source, sha256=found, time_head=card.get("time_head"))
+
+
+def save_model(model: MaxTokiModel, folder: str | Path, *, card: dict | None = None) -> None:
+    """Write a model as one folder that `load_model` reads; the folder appears when it is complete.
+
+    Parameters
+    ----------
+    model
+        The model.
+    folder
+        Folder to write; replaced if it exists.
+    card
+        Further fields for `maxtoki.json`, such as the training recipe and its metrics.
+
+    Examples
+    --------
+    >>> import tempfile, maxtoki_toolkit as mt
+    >>> folder = tempfile.mkdtemp() + "/model"
+    >>> mt.models.save_model(mt.load_model("demo"), folder)
+    >>> mt.load_model(folder).vocab.is_temporal
+    False
+    """
+    with atomic(folder) as temporary, quiet_transformers():
+        temporary.mkdir()
+        model.hf.save_pretrained(temporary, max_shard_size="100GB")
+        # safetensors writes for the owner alone; a model is read by whoever reads its folder.
+        shutil.copymode(temporary / "config.json", temporary / WEIGHTS)
+        model.vocab.save(temporary)
+        fields = {
+            "format": 1,
+            "weights_sha256": sha256(temporary / WEIGHTS),
+            "vocabulary_sha256": model.vocab.sha256,
+            "time_head": model.time_head,
+            **(card or {}),
+        }
+        (temporary / CARD).write_text(json.dumps(fields, indent=2) + "\n")
+
+
+def pick_device(device: str = "auto") -> str:
+    """Return the device to use: CUDA, then Apple MPS, then the CPU."""
+    if device != "auto":
+        name = device.split(":")[0]
+        available = {
+            "cuda": torch.cuda.is_available,
+            "mps": torch.backends.mps.is_available,
+            "cpu": lambda: True,
+        }
+        if name not in available or not available[name]():
+            raise ValueError(f"PyTorch finds no device {device!r} here. Leave device out, or pass 'cpu'.")
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    if dtype == "auto":
+        return torch.float32
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError('dtype must be "auto", "float32", "bfloat16", "float16" or a torch dtype of these.')
+    return dtype
+
+
+def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
+    """Folder that holds the files, fetched if need be, and the weights' checksum where it is known."""
+    if source == "demo":
+        folder = resource("demo")
+        return folder, json.loads((folder / CARD).read_text())["weights_sha256"]
+    if (path := Path(source)).is_dir():
+        return path, None
+    if path.is_file():
+        raise ValueError(f"{source} is a file. Give the folder that holds config.json and {WEIGHTS}.")
+    if source in manifest_paths():
+        entry = manifest(source)
+        if entry["kind"] != "checkpoint":
+            raise ValueError(f"{source!r} is a {entry['kind']}, not a model.")
+        return fetch(source)[WEIGHTS].parent, None
+    parts = source.split("/")
+    if len(parts) not in (2, 3) or not all(parts) or source.startswith((".", "~")):
+        raise FileNotFoundError(
+            f"Did not find a model {source!r}: no such folder, and neither 'demo', 'maxtoki-217m', 'maxtoki-1b' "
+            "nor a hub id 'owner/name[/subfolder]'."
+        )
+    if revision is None or len(revision) != 40:
+        raise ValueError(
+            f"Pin the revision of {source}: pass revision= with the 40 digits of a commit, since a branch can "
+            "change. The repository's page lists its commits."
+        )
+    from huggingface_hub import hf_hub_download
+
+    prefix = f"{parts[2]}/" if len(parts) == 3 else ""
+    for name in ("config.json", WEIGHTS):
+        path = Path(hf_hub_download("/".join(parts[:2]), prefix + name, revision=revision))
+    return path.parent, None
+
+
+def _weights_file(folder: Path) -> Path:
+    if (folder / WEIGHTS).is_file():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"Did not find {folder / 'config.json'}.")
+        return folder / WEIGHTS
+    inner = sorted(path.parent.name for path in folder.glob(f"*/{WEIGHTS}"))
+    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pkl") for path in folder.glob(pattern))
+    raise FileNotFoundError(
+        f"Did not find {folder / WEIGHTS}."
+        + (f" Load one of its subfolders: {', '.join(inner)}." if inner else "")
+        + (
+            f" {pickled[0]} is a pickle, which can run code when read: only safetensors are loaded."
+            if pickled
+            else ""
+        )
+    )
+
+
+_DICTIONARIES = (
+    "Pass vocab=mt.models.Vocabulary.from_json('token_dictionary_v1.json', gene_medians="
+    "'gene_median_dictionary_v1.json'); mt.datasets.fetch('maxtoki-dictionaries') downloads both."
+)
+
+
+def _needs_vocabulary(source: str, revision: str | None) -> None:
+    """Say so before gigabytes are downloaded, not after."""
+    if source in manifest_paths() and manifest(source)["kind"] == "checkpoint":
+        raise ValueError(f"{source} is published without its dictionaries. {_DICTIONARIES}")
+    if revision is not None and source.count("/") in (1, 2):
+        raise ValueError(f"Weights from the hub come without their dictionaries. {_DICTIONARIES}")
+
+
+def _read_vocabulary(folder: Path) -> Vocabulary:
+    if not (folder / TOKENS).is_file():
+        raise FileNotFoundError(f"Did not find {TOKENS} beside the weights in {folder}. {_DICTIONARIES}")
+    return Vocabulary.from_json(folder / TOKENS, gene_medians=folder / MEDIANS)
+
+
+def _read_weights(folder: Path, *, device: str, dtype: torch.dtype, attention: str):
+    """Read weights with transformers, and refuse what transformers would fill in at random."""
+    from safetensors import SafetensorError
+    from transformers import LlamaForCausalLM
+
+    try:
+        # What transformers would warn of is an error below.
+        with quiet_transformers():
+            hf, report = LlamaForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation=attention,
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is corrupt ({error}). Download it again.") from None
+    problems = {
+        name.removesuffix("_keys"): sorted(str(key) for key in report[name])
+        for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if report.get(name)
+    }
+    if problems:
+        what = "; ".join(f"{len(keys)} {name} (first: {keys[0]})" for name, keys in problems.items())
+        raise ValueError(f"The weights in {folder} do not fit config.json: {what}. Nothing was loaded.")
+    return hf.to(device).eval()

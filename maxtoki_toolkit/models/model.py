@@ -1,0 +1,81 @@
+"""A loaded model: weights, vocabulary, and what it was trained to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from .vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+
+@dataclass(frozen=True, eq=False)
+class MaxTokiModel:
+    """A MaxToki model, ready to be passed to the functions of `mt.tl`.
+
+    Attributes
+    ----------
+    hf
+        The transformers model, in evaluation mode; a plain `LlamaForCausalLM`.
+    vocab
+        Its tokens and gene medians.
+    name
+        "demo", a path or a hub id.
+    sha256
+        Checksum of the weights file; "" for a model that was never saved.
+    time_head
+        How a time is read from it (type and scale); `None` for a model without temporal training.
+    """
+
+    hf: LlamaForCausalLM
+    vocab: Vocabulary
+    name: str
+    sha256: str = ""
+    time_head: dict | None = None
+
+    def __post_init__(self) -> None:
+        rows = self.hf.get_input_embeddings().num_embeddings
+        if rows != self.vocab.size:
+            raise ValueError(
+                f"The model has {rows:,} token embeddings, the vocabulary {self.vocab.size:,} tokens. "
+                "They were not made for each other: give the dictionary that the model was trained with."
+            )
+
+    @property
+    def is_temporal(self) -> bool:
+        """Whether a time can be read: temporal vocabulary and temporal (stage 2) training."""
+        return self.vocab.is_temporal and self.time_head is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.hf.device
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the model can read at once."""
+        return self.hf.config.max_position_embeddings
+
+    @property
+    def params(self) -> dict[str, str]:
+        """What results record of the model."""
+        return {
+            "model": self.name,
+            "model_sha256": self.sha256,
+            "vocabulary_sha256": self.vocab.sha256,
+            "dtype": str(self.hf.dtype).removeprefix("torch."),
+            "attention": self.hf.config._attn_implementation,
+            "device": self.device.type,
+        }
+
+    def __repr__(self) -> str:
+        config = self.hf.config
+        return (
+            f"MaxTokiModel({self.name!r}, {self.hf.num_parameters() / 1e6:.4g}M parameters, "
+            f"{config.num_hidden_layers} layers x {config.num_attention_heads} heads, {self.vocab!r}, "
+            f"{'temporal' if self.is_temporal else 'stage 1'}, {self.params['dtype']} on {self.device})"
+        )

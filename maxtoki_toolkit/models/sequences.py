@@ -1,0 +1,85 @@
+"""Cells as token sequences of unequal length, in one flat array."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from .vocabulary import Vocabulary
+
+
+class Sequences(NamedTuple):
+    """Token sequences, end to end."""
+
+    tokens: np.ndarray
+    """All tokens, int32."""
+    indptr: np.ndarray
+    """Where each sequence starts and the last one ends, int64, one more than there are sequences."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence."""
+        return np.diff(self.indptr)
+
+
+def cell_sequences(
+    ranks: sp.csr_matrix, token_of_gene: np.ndarray, vocab: Vocabulary, *, max_length: int
+) -> Sequences:
+    """Write each cell as `<bos>`, its genes from the highest ranked on, `<eos>`.
+
+    Parameters
+    ----------
+    ranks
+        Ranks from 1, cells x genes, as `mt.pp.rank_value_encode` writes them; gaps (a subset of the genes)
+        are closed.
+    token_of_gene
+        Token id of each column, -1 for none.
+    vocab
+        Where `<bos>` and `<eos>` are.
+    max_length
+        Longest sequence, marks included: the lowest ranked genes beyond it are left out.
+    """
+    rank = ranks.data.astype(np.int64)
+    token = token_of_gene[ranks.indices]
+    lowest = (
+        np.maximum.reduceat(np.append(rank, 0), ranks.indptr[:-1])
+        if ranks.nnz
+        else np.zeros(len(ranks.indptr) - 1, np.int64)
+    )
+    lowest[np.diff(ranks.indptr) == 0] = 0
+    # A place for every rank up to the cell's lowest; places that stay empty are closed afterwards.
+    starts = np.concatenate([[0], np.cumsum(lowest)])
+    placed = np.full(starts[-1], -1, dtype=np.int32)
+    cell = np.repeat(np.arange(ranks.shape[0]), np.diff(ranks.indptr))
+    placed[starts[cell] + rank - 1] = token
+    filled = placed >= 0
+    order = np.concatenate([[0], np.cumsum(filled)])
+    n_genes = np.diff(order[starts])
+    position = order[:-1] - np.repeat(order[starts[:-1]], lowest)
+    kept = filled & (position < max_length - 2)
+
+    lengths = np.minimum(n_genes, max_length - 2) + 2
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = np.empty(indptr[-1], dtype=np.int32)
+    mark = np.zeros(len(tokens), dtype=bool)
+    mark[indptr[:-1]] = mark[indptr[1:] - 1] = True
+    tokens[~mark] = placed[kept]
+    tokens[indptr[:-1]] = vocab["<bos>"]
+    tokens[indptr[1:] - 1] = vocab["<eos>"]
+    return Sequences(tokens, indptr)
+
+
+def pad(sequences: Sequences, rows: np.ndarray, pad_id: int) -> torch.Tensor:
+    """Gather some sequences as one int64 tensor, padded on the right.
+
+    Attention is causal, so what follows a sequence cannot reach it and no attention mask is needed.
+    """
+    lengths = sequences.lengths[rows]
+    column = np.arange(lengths.max(initial=0))
+    inside = column < lengths[:, None]
+    batch = np.full(inside.shape, pad_id, dtype=np.int64)
+    batch[inside] = sequences.tokens[(sequences.indptr[rows][:, None] + column)[inside]]
+    return torch.from_numpy(batch)

@@ -1,0 +1,26 @@
+"""One look for all figures, safe for colour-blind readers."""
+
+from __future__ import annotations
+
+# Okabe and Ito's palette, by what a colour stands for in this package.
+MODEL, BASELINE, NULL = "#0072B2", "#E69F00", "#999999"
+_EIGHT = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
+# Krzywinski's twelve colours for colour-blind readers, those alike far apart.
+_TWELVE = ["#008DF9", "#FF6E3A", "#009F81", "#9F0162", "#FFC33B", "#8400CD"]
+_TWELVE += ["#00FCCF", "#FF5AAF", "#00C2F9", "#E20134", "#FFB2FD", "#A40122"]
+
+
+def category_colors(n: int) -> list[str]:
+    """Colours for n categories; told apart without full colour vision up to twelve of them."""
+    if n <= len(_EIGHT):
+        return _EIGHT[:n]
+    if n <= len(_TWELVE):
+        return _TWELVE[:n]
+    from scanpy.plotting.palettes import godsnot_102
+
+    return [godsnot_102[i % len(godsnot_102)] for i in range(n)]
+
+
+def clean(ax) -> None:
+    """Take away the frame's upper and right line."""
+    ax.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,94 @@
+"""Rank value encoding from file to file, for data larger than memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from .. import _keys
+from .._files import atomic
+from .._progress import progress
+from ._store import encoded_blocks, open_store, read_frames
+from ._vocabulary import as_vocabulary
+
+
+def encode_file(
+    path: str | Path,
+    output: str | Path,
+    model,
+    *,
+    layer: str | None = None,
+    gene_key: str | None = None,
+    min_overlap: float = 0.1,
+    force: bool = False,
+    chunk_size: int = 2048,
+) -> None:
+    """Rank-encode an h5ad or zarr file into another, a block of cells at a time.
+
+    Memory does not grow with the number of cells, except by `.obs`.
+
+    Parameters
+    ----------
+    path
+        `.h5ad` file or `.zarr` store with raw counts, stored by cell (CSR or dense).
+    output
+        `.h5ad` or `.zarr` to write: `.obs`, `.var`, `.layers["rank"]` and `.uns`, no counts. It appears when
+        it is complete; a failure leaves nothing behind.
+    model
+        A model or a `Vocabulary`.
+    layer, force, chunk_size
+        As in `mt.pp.rank_value_encode`.
+    gene_key, min_overlap
+        As in `mt.pp.map_genes`.
+
+    Raises
+    ------
+    ValueError
+        If the file is cut short, holds no raw counts, or a cell expresses no gene of the vocabulary.
+
+    Examples
+    --------
+    >>> import tempfile, anndata, maxtoki_toolkit as mt
+    >>> folder = tempfile.mkdtemp()
+    >>> mt.datasets.aging_atlas(200, 10).write_h5ad(f"{folder}/counts.h5ad")
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.encode_file(f"{folder}/counts.h5ad", f"{folder}/ranks.h5ad", model)
+    >>> anndata.read_h5ad(f"{folder}/ranks.h5ad").layers["rank"].shape[0]
+    200
+    """
+    vocab = as_vocabulary(model)
+    with open_store(path) as store:
+        obs, var = read_frames(store)
+        blocks = encoded_blocks(
+            store,
+            obs,
+            var,
+            vocab,
+            layer=layer,
+            gene_key=gene_key,
+            min_overlap=min_overlap,
+            force=force,
+            chunk_size=chunk_size,
+        )
+        with (
+            atomic(output) as temporary,
+            open_store(temporary, "w") as result,
+            progress(total=len(obs), desc="Ranking genes", unit="cell") as bar,
+        ):
+            frames = []
+            for cells in blocks:
+                ranks = cells.layers[_keys.RANK]
+                # The row pointers of a block fit in 32 bits; those of the whole file may not.
+                ranks.indptr = ranks.indptr.astype(np.int64)
+                if not frames:
+                    ad.io.write_elem(result, "/", AnnData(var=cells.var, uns=cells.uns))
+                    ad.io.write_elem(result, f"layers/{_keys.RANK}", ranks)
+                else:
+                    ad.io.sparse_dataset(result[f"layers/{_keys.RANK}"]).append(ranks)
+                frames.append(cells.obs)
+                bar.update(cells.n_obs)
+            ad.io.write_elem(result, "obs", pd.concat(frames))

@@ -1,0 +1,252 @@
+"""Find the Ensembl id and the token of every gene."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from .. import _keys
+from .._reference import gene_table
+from .._results import write_result
+from .._validate import require_adata
+from ..models.vocabulary import Vocabulary
+from ._vocabulary import as_vocabulary
+
+_ENSEMBL = re.compile(r"(ENSG\d{11})(\.\d+)?(?:_PAR_Y)?", re.IGNORECASE)
+# The report's vocabulary, in the order a reader wants it.
+STATUS = ("matched", "versioned", "retired", "dropped")
+
+
+def map_genes(
+    adata: AnnData,
+    model=None,
+    *,
+    gene_key: str | None = None,
+    mapping: Mapping[str, str] | None = None,
+    min_overlap: float = 0.1,
+    copy: bool = False,
+) -> AnnData | None:
+    """Find the Ensembl id, and the token, of every gene.
+
+    Gene symbols, Ensembl ids, Ensembl ids with a version, or a mixture of them are looked up offline in
+    GENCODE v44. Nothing is removed and no count is changed; genes that cannot be named get the id "".
+
+    Parameters
+    ----------
+    adata
+        Cells x genes, human.
+    model
+        A model or a `Vocabulary`, to find tokens as well; without one, only Ensembl ids are found.
+    gene_key
+        Column of `.var` that names the genes ("index" for `.var_names`). By default, the one that names
+        most genes; the genes it leaves unnamed are looked up in the others.
+    mapping
+        Further names: symbol, alias or retired Ensembl id to Ensembl id. It goes before GENCODE. The
+        authors' `ensembl_mapping_dict_v1.json` has this form.
+    min_overlap
+        Share of the genes that has to be found, in the vocabulary if one is given.
+    copy
+        Return a copy instead of writing to `adata`.
+
+    Returns
+    -------
+    `None`, or the copy. Writes
+
+    `.var["ensembl_id"]`
+        Ensembl id without version, "" where unknown. **Several columns may share an id**: their counts
+        are summed by `mt.pp.rank_value_encode`, which stores the rank at the first of them.
+    `.var["token_id"]`
+        With `model`: token id, -1 for a gene outside the vocabulary and for the second and later column
+        of an id (int32).
+    `.var["gene_status"]`
+        "matched", "versioned" (found after its version was cut), "retired" (an Ensembl id that GENCODE
+        v44 no longer has; found by symbol where there is one) or "dropped" (no model sees this gene).
+    `.uns["map_genes"]`
+        Counts of all this, see `mt.get.gene_report`.
+
+    Raises
+    ------
+    ValueError
+        If less than `min_overlap` of the genes are found; the message names the likely cause.
+    KeyError
+        If `gene_key` is not a column of `.var`.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.load("heart_nuclei")
+    >>> mt.pp.map_genes(adata)
+    >>> adata.var["ensembl_id"].iloc[0].startswith("ENSG")
+    True
+    """
+    require_adata(adata)
+    vocab = None if model is None else as_vocabulary(model)
+    var, params = resolve_genes(adata.var, vocab, gene_key=gene_key, mapping=mapping, min_overlap=min_overlap)
+    adata = adata.copy() if copy else adata
+    for name in (_keys.ENSEMBL_ID, _keys.GENE_STATUS, _keys.TOKEN_ID):
+        if name in var:
+            adata.var[name] = var[name]
+    write_result(adata, _keys.MAP_GENES, params, report=gene_report(var))
+    return adata if copy else None
+
+
+def resolve_genes(
+    var: pd.DataFrame,
+    vocab: Vocabulary | None,
+    *,
+    gene_key: str | None = None,
+    mapping: Mapping[str, str] | None = None,
+    min_overlap: float = 0.1,
+) -> tuple[pd.DataFrame, dict]:
+    """Return `var` with the columns `map_genes` describes, and how they were found."""
+    if len(var) == 0:
+        raise ValueError("The data have no genes.")
+    names = _name_columns(var)
+    if gene_key is not None and gene_key not in names:
+        raise KeyError(f"Did not find .var[{gene_key!r}]. Columns with text: {sorted(names)}.")
+    known = set() if vocab is None else set(vocab.genes)
+    symbols, given = _symbol_table(known), pd.Series(mapping or {}, dtype=object)
+    found = {key: _lookup(column, known, symbols, given) for key, column in names.items()}
+    score = {key: (table["id"] != "").sum() for key, table in found.items()}
+    best = gene_key or max(score, key=score.get)
+    table = found[best]
+    for key, other in found.items():
+        if gene_key is None and key != best:
+            # A gene that one column cannot name may be named by another: old ids by their symbol.
+            gap = table["gap"] & ~other["gap"] & (other["id"] != "")
+            table.loc[gap, "id"] = other.loc[gap, "id"]
+
+    var = var.copy()
+    ids = table["id"].to_numpy()
+    var[_keys.ENSEMBL_ID] = ids
+    seen = ids != ""
+    status = np.select(
+        [table["retired"], table["versioned"], seen], ["retired", "versioned", "matched"], "dropped"
+    )
+    if vocab is not None:
+        token = vocab.token_id(ids)
+        seen = token >= 0
+        status[~seen & (status != "retired")] = "dropped"
+        var[_keys.TOKEN_ID] = np.where(pd.Series(ids).duplicated(), np.int32(-1), token)
+    var[_keys.GENE_STATUS] = pd.Categorical(status, categories=STATUS)
+
+    if seen.mean() < min_overlap:
+        target = "GENCODE v44" if vocab is None else "the model's vocabulary"
+        raise ValueError(
+            f"Only {seen.sum()} of {len(var)} genes ({seen.mean():.1%}; at least {min_overlap:.0%} are needed) are in "
+            f"{target}. " + _likely_cause(names[best], best, gene_key, score, len(known))
+        )
+    return var, {
+        "gene_key": best,
+        "min_overlap": min_overlap,
+        "vocabulary_sha256": vocab.sha256 if vocab else "",
+    }
+
+
+def gene_report(var: pd.DataFrame) -> pd.DataFrame:
+    """Count the genes of each fate; one row a fate."""
+    ids = var[_keys.ENSEMBL_ID].to_numpy()
+    status = var[_keys.GENE_STATUS]
+    rows = {
+        "genes": len(var),
+        **{name: int((status == name).sum()) for name in STATUS},
+        "duplicated": int((pd.Series(ids[ids != ""]).duplicated()).sum()),
+    }
+    if _keys.TOKEN_ID in var:
+        rows["in_vocabulary"] = int((var[_keys.TOKEN_ID] >= 0).sum())
+    return pd.DataFrame({"n_genes": list(rows.values())}, index=list(rows))
+
+
+def _name_columns(var: pd.DataFrame) -> dict[str, pd.Series]:
+    """All columns of `var` that may name genes, the index among them."""
+    own = {_keys.ENSEMBL_ID, _keys.GENE_STATUS} if _keys.GENE_STATUS in var else set()
+    columns = {"index": var.index.to_series()}
+    for name in var.columns:
+        column = var[name]
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            column = column.astype(column.cat.categories.dtype)
+        text = column.dtype == object or isinstance(column.dtype, pd.StringDtype)
+        # What repeats (chromosome, biotype) names no genes.
+        if name not in own and text and column.nunique() >= len(column) / 2:
+            columns[name] = column
+    return {
+        name: column.where(column.notna(), "").astype(str).reset_index(drop=True)
+        for name, column in columns.items()
+    }
+
+
+def _lookup(names: pd.Series, known: set[str], symbols: pd.Series, mapping: pd.Series) -> pd.DataFrame:
+    """Ensembl id of each name, and how it was found."""
+    parts = names.str.extract(f"^{_ENSEMBL.pattern}$", flags=re.IGNORECASE)
+    is_id = parts[0].notna()
+    stem = parts[0].where(is_id, "").str.upper()
+    retired = is_id & ~stem.isin(known | set(gene_table()["ensembl_id"]))
+
+    # "MATR3-1" is what scanpy's var_names_make_unique makes of a second MATR3.
+    by_symbol = _first(_find(symbols, names), _find(symbols, names.str.replace(r"[-.]\d+$", "", regex=True)))
+
+    # The authors' mapping has upper-case keys; names in mixed case must match as they are (Actb is no ACTB).
+    given = _first(_find(mapping, names), _find(mapping, stem))
+    # A vocabulary knows its own ids best; the mapping may merge or rename any other.
+    use_given = (given != "") & ~(is_id & stem.isin(known)) & (given.isin(known) if known else True)
+    ids = stem.where(is_id, by_symbol).mask(use_given, given)
+    return pd.DataFrame(
+        {
+            "id": ids,
+            "versioned": is_id & parts[1].notna() & ~retired,
+            "retired": retired & ~use_given,
+            "gap": (ids == "") | (retired & ~use_given),
+        }
+    )
+
+
+def _symbol_table(known: set[str]) -> pd.Series:
+    """Symbol to Ensembl id; where a symbol names several genes, one of the vocabulary goes first."""
+    genes = gene_table()
+    order = np.argsort(~genes["ensembl_id"].isin(known).to_numpy(), kind="stable")
+    ids, symbols = genes["ensembl_id"].to_numpy()[order], genes["symbol"].to_numpy()[order]
+    # Symbols keep their case, or mouse genes (Actb) would pass as human ones; but C1orf112 is often C1ORF112.
+    upper = pd.Series(symbols).str.upper().to_numpy()
+    table = pd.Series(np.concatenate([ids, ids]), index=np.concatenate([symbols, upper]))
+    return table[~table.index.duplicated()]
+
+
+def _find(table: pd.Series, names: pd.Series) -> pd.Series:
+    """Look names up, "" where there is none."""
+    found = table.reindex(names).to_numpy(dtype=object)
+    return pd.Series(np.where(pd.isna(found), "", found), index=names.index)
+
+
+def _first(found: pd.Series, otherwise: pd.Series) -> pd.Series:
+    return found.where(found != "", otherwise)
+
+
+def _likely_cause(
+    names: pd.Series, key: str, gene_key: str | None, score: dict[str, int], n_known: int
+) -> str:
+    """Say why so few genes were found, with the names that tell."""
+    examples = ", ".join(repr(name) for name in names.head(3))
+    where = ".var_names" if key == "index" else f".var[{key!r}]"
+    better = max(score, key=score.get)
+    if gene_key is not None and score[better] > 2 * score[gene_key] and score[better] > 0:
+        place = ".var_names" if better == "index" else f".var[{better!r}]"
+        return f"{where} holds {examples}; {place} names {score[better]} genes: leave gene_key out, or pass gene_key={better!r}."
+    if (
+        names.str.startswith("ENSMUSG").mean() > 0.2
+        or names.str.fullmatch(r"[A-Z][a-z][a-z0-9-]*\d*[a-z]*").mean() > 0.4
+    ):
+        return f"{where} holds {examples}: these look like mouse genes. Map them to human orthologues first."
+    if (other := names.str.extract(r"^(ENS[A-Z]{3,4})\d{11}")[0].dropna()).size > 0.2 * len(names):
+        return f"{where} holds {examples}: ids of another species ({other.mode()[0]}). Map them to human orthologues first."
+    if names.str.fullmatch(r"\d+").mean() > 0.5:
+        return (
+            f"{where} holds numbers ({examples}): a numeric index or Entrez ids, and no other column names human genes. "
+            "Put gene symbols or Ensembl ids into .var_names."
+        )
+    if score[key] >= 0.5 * len(names) and n_known:
+        return f"{score[key]} of them are human genes, so this vocabulary ({n_known:,} genes) was made for other genes."
+    return f"{where} holds {examples}, which are neither human gene symbols nor Ensembl ids. Pass the right column as gene_key."

@@ -1,0 +1,44 @@
+"""From an AnnData to what a model reads."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+
+from .. import _keys
+from .._validate import require_rank, require_unique_names
+from ..models.model import MaxTokiModel
+from ..models.sequences import Sequences, cell_sequences
+
+
+def get_sequences(adata: AnnData, model: MaxTokiModel, *, max_length: int | None = None) -> Sequences:
+    """Cells as token sequences, at most as long as the model can read (or `max_length`)."""
+    require_unique_names(adata)
+    require_rank(adata)
+    if not isinstance(model, MaxTokiModel):
+        raise TypeError(f"Expected a model (mt.load_model), got {type(model).__name__}.")
+    encoded_for = adata.uns.get(_keys.ENCODING, {}).get("params", {}).get("vocabulary_sha256")
+    if encoded_for != model.vocab.sha256:
+        raise ValueError(
+            "The cells were rank-encoded for another vocabulary. Run mt.pp.rank_value_encode(adata, model) "
+            "with this model."
+        )
+    n_found = np.diff(sp.csr_matrix(adata.layers[_keys.RANK]).indptr)
+    n_ranked = adata.obs[_keys.N_RANKED].to_numpy()
+    if (lost := n_found != n_ranked).any():
+        raise ValueError(
+            f"{lost.sum()} of {adata.n_obs} cells have lost ranked genes since they were encoded (the first: "
+            f"{n_found[lost][0]} of {n_ranked[lost][0]} are left), as when the genes are subset. Subset after "
+            "embedding, or encode again: mt.pp.rank_value_encode(adata, model)."
+        )
+    token = adata.var[_keys.TOKEN_ID].to_numpy()
+    return cell_sequences(
+        sp.csr_matrix(adata.layers[_keys.RANK]), token, model.vocab, max_length=max_length or model.max_length
+    )
+
+
+def count_truncated(adata: AnnData, model: MaxTokiModel) -> int:
+    """Cells with more genes than the model can read."""
+    n_genes = np.diff(sp.csr_matrix(adata.layers[_keys.RANK]).indptr)
+    return int((n_genes > model.max_length - 2).sum())

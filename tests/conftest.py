@@ -1,0 +1,88 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib
+import pytest
+
+from maxtoki_toolkit import settings
+
+matplotlib.use("Agg")
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """No progress bars, and no figure left open."""
+    monkeypatch.setattr(settings, "progress", False)
+    yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of the development data, which a user's machine does not have."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"needs the development data, and there is no {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def source(shared) -> Path:
+    """The data among them."""
+    return shared / "data"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hugging Face hub on loopback, with an empty cache: put files into `hub.files["repo/resolve/rev/path"]`."""
+    from huggingface_hub import constants
+
+    files: dict[str, bytes] = {}
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.answer(body=False)
+
+        def do_GET(self):
+            self.answer(body=True)
+
+        def answer(self, *, body: bool):
+            key = self.path.lstrip("/").split("?")[0]
+            asked.append(f"{self.command} {key}")
+            content = files.get(key)
+            self.send_response(404 if content is None else 200)
+            if content is None:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            content = content or b""
+            self.send_header("ETag", hashlib.sha256(content).hexdigest())
+            self.send_header("X-Repo-Commit", key.split("/")[3])
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if body:
+                self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    yield SimpleNamespace(files=files, asked=asked, cache=tmp_path / "hub")
+    server.shutdown()
+    server.server_close()

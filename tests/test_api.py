@@ -1,0 +1,186 @@
+"""The grammar that all public functions share, and that their results can be written."""
+
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from scipy.sparse import issparse
+
+import maxtoki_toolkit as mt
+from maxtoki_toolkit._results import writable, write_result
+
+NAMESPACES = {"pp": mt.pp, "tl": mt.tl, "pl": mt.pl, "get": mt.get}
+FUNCTIONS = {
+    f"{space}.{name}": getattr(module, name)
+    for space, module in NAMESPACES.items()
+    for name in module.__all__
+}
+ON_ANNDATA = {
+    name: f for name, f in FUNCTIONS.items() if next(iter(inspect.signature(f).parameters)) == "adata"
+}
+EVERYTHING = (
+    FUNCTIONS
+    | {
+        f"{space}.{name}": getattr(getattr(mt, space), name)
+        for space in ("datasets", "models", "train")
+        for name in getattr(mt, space).__all__
+    }
+    | {"load_model": mt.load_model}
+)
+
+
+def test_every_public_function_is_seen():
+    assert {"pp.map_genes", "pp.rank_value_encode", "tl.embed", "pl.rank_heatmap", "get.ranks"} <= set(
+        ON_ANNDATA
+    )
+
+
+@pytest.mark.parametrize("name", ON_ANNDATA)
+def test_signature(name):
+    signature = inspect.signature(FUNCTIONS[name])
+    parameters = list(signature.parameters.values())
+    assert parameters[0].annotation == "AnnData"
+    positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    allowed = {"pp": ["model"], "tl": ["model"], "get": ["genes"], "pl": []}[name.split(".")[0]]
+    assert [p.name for p in positional[1:]] in ([], allowed)
+    assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+    if "copy" in signature.parameters:
+        copy = signature.parameters["copy"]
+        assert copy.kind is copy.KEYWORD_ONLY
+        assert copy.default is False
+        assert parameters[-1] is copy
+        assert signature.return_annotation == "AnnData | None"
+    if name.startswith(("pp.", "tl.")):
+        assert "copy" in signature.parameters
+    if name.startswith("pl."):
+        assert signature.return_annotation in ("Axes", "Figure")
+        assert not {"save", "show"} & set(signature.parameters)
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_docstring(name):
+    """Every parameter is described, in order, and there is an example."""
+    function = EVERYTHING[name]
+    text = inspect.getdoc(function)
+    assert text, name
+    assert ">>> " in text or inspect.isclass(function), "no example"
+    if inspect.isclass(function):
+        return
+    signature = inspect.signature(function)
+    if not signature.parameters:
+        return
+    section = re.search(r"Parameters\n-+\n(.*?)(\n\n[A-Z]\w+\n-+\n|\Z)", text, re.DOTALL)
+    assert section, "no Parameters"
+    described = [
+        key.strip()
+        for line in section[1].splitlines()
+        if line and not line.startswith(" ")
+        for key in line.split(",")
+    ]
+    assert sorted(described) == sorted(signature.parameters)
+
+
+def assert_equal(found, expected):
+    """Compare two AnnData, or anything that is stored in one."""
+    if isinstance(expected, AnnData):
+        for slot in ("X", "obs", "var", "layers", "obsm", "varm", "obsp", "uns"):
+            assert_equal(getattr(found, slot), getattr(expected, slot))
+    elif isinstance(expected, pd.DataFrame):
+        pd.testing.assert_frame_equal(found, expected, check_dtype=False, check_categorical=False)
+    elif isinstance(expected, Mapping):
+        assert set(found) == set(expected)
+        for key in expected:
+            assert_equal(found[key], expected[key])
+    elif issparse(expected):
+        assert found.dtype == expected.dtype
+        assert (found != expected).nnz == 0
+    else:
+        np.testing.assert_array_equal(found, expected)
+
+
+SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+# Arguments that a function cannot do without.
+ARGUMENTS = {"tl.neighbor_purity": {"groupby": "cell_type"}}
+NEEDS_EMBEDDING = {"tl.neighbor_purity"}
+
+
+@pytest.fixture(scope="module")
+def encoded():
+    adata = mt.datasets.aging_atlas(60, 10, n_genes=500)
+    mt.pp.map_genes(adata)
+    vocab = mt.models.Vocabulary.from_anndata(adata)
+    mt.pp.rank_value_encode(adata, vocab)
+    return adata, mt.models.build_model(SHAPE, vocab)
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n.startswith("tl.")])
+@pytest.mark.filterwarnings("ignore::UserWarning:anndata", "ignore:.*zarr")
+def test_results_survive_a_round_trip(encoded, name, suffix, tmp_path):
+    adata, model = encoded[0].copy(), encoded[1]
+    if name in NEEDS_EMBEDDING:
+        mt.tl.embed(adata, model)
+    before = set(adata.uns) | set(adata.obsm)
+    FUNCTIONS[name](adata, model, **ARGUMENTS.get(name, {}))
+    assert (set(adata.uns) | set(adata.obsm)) > before
+    path = tmp_path / f"cells.{suffix}"
+    getattr(adata, f"write_{suffix}")(path)
+    read = getattr(anndata, f"read_{suffix}")(path)
+    assert_equal(read, adata)
+    assert read.layers["rank"].dtype == np.uint16
+
+
+def test_results_hold_only_what_can_be_written(tmp_path):
+    table = pd.DataFrame({"a": ["x", None], "b": [1.0, np.nan]})
+    params = {
+        "tuple": (1, 2),
+        "set": {"b", "a"},
+        "none": None,
+        5: np.float32(1.5),
+        "path": tmp_path,
+        "t": {"k": (1,)},
+    }
+    adata = AnnData(np.ones((1, 1)))
+    write_result(adata, "test", params, table=table)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    read = anndata.read_h5ad(tmp_path / "a.h5ad").uns["test"]
+    assert read["params"]["set"].tolist() == ["a", "b"]
+    assert read["params"]["5"] == 1.5
+    assert read["table"]["a"].tolist() == ["x", ""]
+    with pytest.raises(TypeError, match="Cannot store a object"):
+        writable({"x": object()})
+
+
+def test_copy_returns_and_leaves_alone(encoded):
+    adata, model = encoded[0].copy(), encoded[1]
+    mt.tl.embed(adata, model)
+    for name, function in FUNCTIONS.items():
+        if "copy" not in inspect.signature(function).parameters:
+            continue
+        before = adata.copy()
+        result = function(adata, model, copy=True, **ARGUMENTS.get(name, {}))
+        assert isinstance(result, AnnData), name
+        assert_equal(adata, before)
+
+
+def test_import_is_light():
+    """Importing the package loads neither torch nor scanpy; they come with the first use."""
+    code = "import sys, maxtoki_toolkit; print(any(m in sys.modules for m in ('torch', 'scanpy', 'transformers')))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+def test_models_know_nothing_of_anndata():
+    code = (
+        "import sys, maxtoki_toolkit.models as m; m.build_model, m.load_model, m.Vocabulary; "
+        "import maxtoki_toolkit.models.embedding; print('anndata' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

@@ -1,0 +1,114 @@
+"""The command line, on a user's file and on a user's mistakes."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+import maxtoki_toolkit as mt
+from maxtoki_toolkit import cli
+
+SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model, and cells named by symbols as 10x delivers them."""
+    path = tmp_path_factory.mktemp("cli")
+    adata = mt.datasets.aging_atlas(150, 10, n_genes=500)
+    mt.pp.map_genes(adata)
+    vocab = mt.models.Vocabulary.from_anndata(adata)
+    mt.models.save_model(
+        mt.models.build_model({**SHAPE, "max_position_embeddings": 64}, vocab), path / "model"
+    )
+    user = anndata.AnnData(adata.X.copy(), obs=adata.obs[["cell_type"]].copy())
+    user.var_names = adata.var["symbol"].to_numpy()
+    user.write_h5ad(path / "mine.h5ad")
+    return path
+
+
+def run(capsys, *arguments):
+    """Exit code, output and errors of the command."""
+    code = 0
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["maxtoki", *map(str, arguments)])
+            cli.main()
+    except SystemExit as stop:
+        code = stop.code or 0
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The set_bad function:PendingDeprecationWarning"
+)  # scanpy's use of matplotlib
+def test_embed(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    code, out, _ = run(
+        capsys, "embed", "mine.h5ad", "--model", "model", "--color", "cell_type", "--device", "cpu"
+    )
+    assert code == 0
+    assert "150 cells in" in out
+    results = folder / "mine_maxtoki"
+    assert sorted(path.name for path in results.iterdir()) == [
+        "cells.csv",
+        "embedded.h5ad",
+        *(
+            f"{name}.{suffix}"
+            for name in ("encoding_report", "rank_heatmap", "umap")
+            for suffix in ("pdf", "png")
+        ),
+    ]
+    adata = anndata.read_h5ad(results / "embedded.h5ad")
+    mine = anndata.read_h5ad("mine.h5ad")
+    assert adata.obs_names.equals(mine.obs_names)
+    assert adata.X is None
+    model = mt.load_model("model")
+    mt.pp.rank_value_encode(mine, model)
+    mt.tl.embed(mine, model)
+    np.testing.assert_allclose(adata.obsm["X_maxtoki"], mine.obsm["X_maxtoki"], atol=2e-6)
+    table = pd.read_csv(results / "cells.csv", index_col="cell")
+    assert {"leiden", "umap1", "umap2", "n_genes_ranked", "cell_type"} <= set(table)
+    assert len(table) == 150
+
+
+def mistakes(folder):
+    counts = anndata.read_h5ad(folder / "mine.h5ad")
+    logged = counts.copy()
+    logged.X = logged.X.log1p()
+    logged.write_h5ad(folder / "logged.h5ad")
+    (folder / "cut.h5ad").write_bytes((folder / "mine.h5ad").read_bytes()[:5000])
+    (folder / "notes.txt").write_text("hello")
+    return {
+        "logged.h5ad": (["logged.h5ad"], "looks log-normalised"),
+        "cut.h5ad": (["cut.h5ad"], "may be cut short"),
+        "none.h5ad": (["none.h5ad"], "Did not find none.h5ad"),
+        "notes.txt": (["notes.txt"], "neither .h5ad nor .zarr"),
+        "column": (
+            ["mine.h5ad", "--color", "type"],
+            "Did not find .obs['type']. Available columns: ['cell_type']",
+        ),
+        "layer": (["mine.h5ad", "--layer", "counts"], "Did not find layers/counts"),
+        "model": (["mine.h5ad", "--model", "modle"], "Did not find a model 'modle'"),
+        "medians": (["mine.h5ad", "--tokens", "t.json"], "Give --tokens and --medians together"),
+    }
+
+
+def test_mistakes_give_one_line_and_leave_nothing(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    for name, (arguments, message) in mistakes(folder).items():
+        code, _, err = run(capsys, "embed", "--model", "model", "--output", "out", *arguments)
+        assert code == 1, name
+        assert message in err, name
+        assert len(err.strip().splitlines()) == 1, err
+        assert not (folder / "out").exists()
+        assert not list(folder.glob(".out*"))
+
+
+def test_version_and_help(capsys):
+    assert run(capsys, "--version") == (0, f"{mt.__version__}\n", "")
+    code, out, _ = run(capsys, "--help")
+    assert "demo" in out
+    assert "embed" in out
+    assert run(capsys, "nonsense")[0] == 2

@@ -1,0 +1,53 @@
+"""The tutorials, run on data that their readers may bring."""
+
+from pathlib import Path
+
+import anndata
+import pytest
+
+TUTORIALS = Path(__file__).parents[1] / "tutorials"
+
+
+def run(name, executed, **parameters):
+    import papermill
+
+    papermill.execute_notebook(
+        TUTORIALS / f"{name}.ipynb",
+        executed,
+        parameters=parameters,
+        kernel_name="python3",
+        progress_bar=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize(("data", "chance"), [("pbmc3k_raw", None), ("pbmc_facs_3874", 0.1)])
+def test_your_own_h5ad(shared, tmp_path, data, chance):
+    """Raw 10x blood cells; sorted ones are scored against their sorted labels."""
+    path = shared / "data" / f"{data}.h5ad"
+    run(
+        "01_your_own_h5ad",
+        tmp_path / "out.ipynb",
+        path=str(path),
+        output=str(tmp_path / "cells.h5ad"),
+    )
+    adata = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    assert {"X_maxtoki", "X_umap"} <= set(adata.obsm)
+    assert adata.obs["leiden"].nunique() > 3
+    if chance is not None:
+        scores = adata.uns["neighbor_purity"]["scores"].set_index("embedding")
+        # The demo model has seen no blood but simulated: well above chance is what can be asked.
+        assert scores.loc["MaxToki", "purity"] > 2 * scores.loc["chance", "purity"]
+
+
+def test_notebooks_are_their_sources():
+    """Code and text of each .ipynb are those of the .py beside it, and it was run."""
+    import jupytext
+    import nbformat
+
+    for source in TUTORIALS.glob("*.py"):
+        cells = jupytext.read(source).cells
+        notebook = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+        assert [cell.source for cell in notebook.cells] == [cell.source for cell in cells], source.name
+        assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code"), source.name
