@@ -65,25 +65,24 @@ def run(
     max_tokens = max_tokens or DEFAULT_TOKENS.get(model.device.type, DEFAULT_TOKENS["cpu"])
     lengths = sequences.lengths
     pending = token_batches(lengths, max_tokens)[::-1]
-    bar = progress(total=len(lengths), desc=desc, unit="cell")
-    while pending:
-        rows = pending.pop()
-        tokens = pad(sequences, rows, model.vocab["<pad>"]).to(model.device)
-        try:
-            result = compute(tokens, torch.from_numpy(lengths[rows]).to(model.device))
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if len(rows) == 1 or not _out_of_memory(error):
-                raise
-            del tokens
-            if model.device.type == "cuda":
-                torch.cuda.empty_cache()
-            rest = np.concatenate([rows, *pending[::-1]])
-            max_tokens = len(rows) * int(lengths[rows].max()) // 2
-            pending = [rest[batch] for batch in token_batches(lengths[rest], max_tokens)][::-1]
-            continue
-        yield rows, result
-        bar.update(len(rows))
-    bar.close()
+    with progress(total=len(lengths), desc=desc, unit="cell") as bar:
+        while pending:
+            rows = pending.pop()
+            tokens = pad(sequences, rows, model.vocab["<pad>"]).to(model.device)
+            try:
+                result = compute(tokens, torch.from_numpy(lengths[rows]).to(model.device))
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if len(rows) == 1 or not _out_of_memory(error):
+                    raise
+                del tokens
+                if model.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                rest = np.concatenate([rows, *pending[::-1]])
+                max_tokens = len(rows) * int(lengths[rows].max()) // 2
+                pending = [rest[batch] for batch in token_batches(lengths[rest], max_tokens)][::-1]
+                continue
+            yield rows, result
+            bar.update(len(rows))
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -18,6 +18,10 @@ from .vocabulary import Vocabulary
 
 WEIGHTS = "model.safetensors"
 TOKENS, MEDIANS, CARD = "token_dictionary.json", "gene_median_dictionary.json", "maxtoki.json"
+_DICTIONARIES = (
+    "Pass vocab=mt.models.Vocabulary.from_json('token_dictionary_v1.json', gene_medians="
+    "'gene_median_dictionary_v1.json'); mt.datasets.fetch('maxtoki-dictionaries') downloads both."
+)
 _ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 
@@ -86,9 +90,7 @@ def load_model(
             "flash-attn is not installed. attention='sdpa', the default, gives the same results everywhere; "
             "pip install 'maxtoki_toolkit[flash-attn]' needs an NVIDIA GPU and a compiler."
         )
-    if vocab is None and source != "demo" and not Path(source).exists():
-        _needs_vocabulary(source, revision)
-    folder, expected = _locate(source, revision)
+    folder, expected = _locate(source, revision, download=vocab is not None)
     weights = _weights_file(folder)
     found = sha256(weights)
     if (checksum := checksum or expected) and found != checksum.lower():
@@ -164,8 +166,12 @@ def _pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return dtype
 
 
-def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
-    """Folder that holds the files, fetched if need be, and the weights' checksum where it is known."""
+def _locate(source: str, revision: str | None, *, download: bool) -> tuple[Path, str | None]:
+    """Folder that holds the files, fetched if need be, and the weights' checksum where it is known.
+
+    Without `download`, what is not on disk is an error: published weights come without dictionaries, and it is
+    better to hear of that before gigabytes are fetched.
+    """
     if source == "demo":
         folder = resource("demo")
         return folder, json.loads((folder / CARD).read_text())["weights_sha256"]
@@ -177,6 +183,8 @@ def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
         entry = manifest(source)
         if entry["kind"] != "checkpoint":
             raise ValueError(f"{source!r} is a {entry['kind']}, not a model.")
+        if not download:
+            raise ValueError(f"{source} is published without its dictionaries. {_DICTIONARIES}")
         return fetch(source)[WEIGHTS].parent, None
     parts = source.split("/")
     if len(parts) not in (2, 3) or not all(parts) or source.startswith((".", "~")):
@@ -189,6 +197,8 @@ def _locate(source: str, revision: str | None) -> tuple[Path, str | None]:
             f"Pin the revision of {source}: pass revision= with the 40 digits of a commit, since a branch can "
             "change. The repository's page lists its commits."
         )
+    if not download:
+        raise ValueError(f"Weights from the hub come without their dictionaries. {_DICTIONARIES}")
     from huggingface_hub import hf_hub_download
 
     prefix = f"{parts[2]}/" if len(parts) == 3 else ""
@@ -213,20 +223,6 @@ def _weights_file(folder: Path) -> Path:
             else ""
         )
     )
-
-
-_DICTIONARIES = (
-    "Pass vocab=mt.models.Vocabulary.from_json('token_dictionary_v1.json', gene_medians="
-    "'gene_median_dictionary_v1.json'); mt.datasets.fetch('maxtoki-dictionaries') downloads both."
-)
-
-
-def _needs_vocabulary(source: str, revision: str | None) -> None:
-    """Say so before gigabytes are downloaded, not after."""
-    if source in manifest_paths() and manifest(source)["kind"] == "checkpoint":
-        raise ValueError(f"{source} is published without its dictionaries. {_DICTIONARIES}")
-    if revision is not None and source.count("/") in (1, 2):
-        raise ValueError(f"Weights from the hub come without their dictionaries. {_DICTIONARIES}")
 
 
 def _read_vocabulary(folder: Path) -> Vocabulary:

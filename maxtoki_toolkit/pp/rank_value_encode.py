@@ -92,13 +92,12 @@ def rank_value_encode(
     encode = _encoder(adata.var, vocab, force=force, hint=counts_hint(adata))
 
     blocks, shares = [], []
-    bar = progress(total=adata.n_obs, desc="Ranking genes", unit="cell")
-    for _, block in iter_csr(counts, chunk_size):
-        ranks, share = encode(block)
-        blocks.append(ranks)
-        shares.append(share)
-        bar.update(block.shape[0])
-    bar.close()
+    with progress(total=adata.n_obs, desc="Ranking genes", unit="cell") as bar:
+        for _, block in iter_csr(counts, chunk_size):
+            ranks, share = encode(block)
+            blocks.append(ranks)
+            shares.append(share)
+            bar.update(block.shape[0])
     n_ranked = np.concatenate([np.diff(block.indptr) for block in blocks])
     # Put together by hand: scipy's vstack takes as long as the ranking.
     arrays = [np.concatenate([getattr(block, name) for block in blocks]) for name in ("data", "indices")]

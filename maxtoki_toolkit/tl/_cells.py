@@ -24,7 +24,8 @@ def get_sequences(adata: AnnData, model: MaxTokiModel, *, max_length: int | None
             "The cells were rank-encoded for another vocabulary. Run mt.pp.rank_value_encode(adata, model) "
             "with this model."
         )
-    n_found = np.diff(sp.csr_matrix(adata.layers[_keys.RANK]).indptr)
+    ranks = sp.csr_matrix(adata.layers[_keys.RANK])
+    n_found = np.diff(ranks.indptr)
     n_ranked = adata.obs[_keys.N_RANKED].to_numpy()
     if (lost := n_found != n_ranked).any():
         raise ValueError(
@@ -33,12 +34,9 @@ def get_sequences(adata: AnnData, model: MaxTokiModel, *, max_length: int | None
             "embedding, or encode again: mt.pp.rank_value_encode(adata, model)."
         )
     token = adata.var[_keys.TOKEN_ID].to_numpy()
-    return cell_sequences(
-        sp.csr_matrix(adata.layers[_keys.RANK]), token, model.vocab, max_length=max_length or model.max_length
-    )
+    return cell_sequences(ranks, token, model.vocab, max_length=max_length or model.max_length)
 
 
 def count_truncated(adata: AnnData, model: MaxTokiModel) -> int:
     """Cells with more genes than the model can read."""
-    n_genes = np.diff(sp.csr_matrix(adata.layers[_keys.RANK]).indptr)
-    return int((n_genes > model.max_length - 2).sum())
+    return int((adata.obs[_keys.N_RANKED] > model.max_length - 2).sum())
