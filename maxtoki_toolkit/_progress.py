@@ -13,7 +13,9 @@ from ._settings import settings
 _hidden = False
 
 
-def progress(iterable=None, *, total: int | None = None, desc: str = "", unit: str = "it"):
+def progress(
+    iterable=None, *, total: int | None = None, desc: str = "", unit: str = "it", disable: bool = False
+):
     """Text progress bar: silent for two seconds, off by `settings.progress`.
 
     Text rather than a widget, because a widget leaves a dead placeholder in a papermill output.
@@ -27,7 +29,7 @@ def progress(iterable=None, *, total: int | None = None, desc: str = "", unit: s
         delay=2,
         # A log file or a notebook keeps every refresh, so refresh it rarely.
         mininterval=0.5 if sys.stderr.isatty() else 10,
-        disable=_hidden or not settings.progress,
+        disable=disable or _hidden or not settings.progress,
         leave=False,
     )
 

@@ -1,4 +1,4 @@
-"""The command line: `maxtoki demo`, `maxtoki embed`."""
+"""The command line: `maxtoki demo`, `maxtoki embed`, `maxtoki convert`."""
 
 from __future__ import annotations
 
@@ -111,6 +111,41 @@ def embed(
     print(
         f"Embedding, tables and figures are in {output}/: {', '.join(sorted(p.name for p in output.iterdir()))}"
     )
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="Checkpoint of the original (Megatron), or a model as for embed.")
+    ],
+    output: Annotated[Path, typer.Argument(help="Folder to write; it must not exist, or be empty.")],
+    tokens: Annotated[
+        Path | None, typer.Option(help="Token dictionary (JSON), if it is not beside the weights.")
+    ] = None,
+    medians: Annotated[
+        Path | None, typer.Option(help="Gene medians (JSON), if they are not beside the weights.")
+    ] = None,
+    to: Annotated[str | None, typer.Option(help="hf or megatron; by default what SOURCE is not.")] = None,
+) -> None:
+    """Convert a checkpoint of the original into a folder that this package reads, or back."""
+    from .models import Vocabulary, from_megatron, load_model, save_model, to_megatron
+    from .models.megatron import is_megatron
+
+    if (tokens is None) != (medians is None):
+        raise ValueError("Give --tokens and --medians together.")
+    if to not in (None, "hf", "megatron"):
+        raise ValueError(f"There is no layout {to!r}; choose hf or megatron.")
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise ValueError(f"{output} exists and is not empty. Give a new folder.")
+    vocab = Vocabulary.from_json(tokens, gene_medians=medians) if tokens and medians else None
+    original = is_megatron(source)
+    if original:
+        model = from_megatron(source, vocab=vocab)
+    else:
+        model = load_model(source, vocab=vocab, device="cpu")
+    to = to or ("hf" if original else "megatron")
+    (save_model if to == "hf" else to_megatron)(model, output)
+    print(f"{model!r}\nis in {output}/, in the layout {to}.")
 
 
 if __name__ == "__main__":

@@ -112,3 +112,39 @@ def test_version_and_help(capsys):
     assert "demo" in out
     assert "embed" in out
     assert run(capsys, "nonsense")[0] == 2
+
+
+def test_convert(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    code, out, _ = run(capsys, "convert", "model", "nemo")
+    assert code == 0
+    assert "is in nemo/, in the layout megatron." in out
+    assert (folder / "nemo" / "weights" / ".metadata").is_file()
+    assert run(capsys, "convert", "nemo", "back")[0] == 0
+    dictionaries = [folder / "model" / f"{n}_dictionary.json" for n in ("token", "gene_median")]
+    options = ["--tokens", dictionaries[0], "--medians", dictionaries[1]]
+    assert run(capsys, "convert", "nemo", "copy", "--to", "megatron", *options)[0] == 0
+    assert run(capsys, "convert", "copy", "again", *options)[0] == 0
+    for name in ("back", "again"):
+        assert (folder / name / "model.safetensors").read_bytes() == (
+            folder / "model" / "model.safetensors"
+        ).read_bytes()
+    assert mt.load_model("back").vocab.sha256 == mt.load_model("model").vocab.sha256
+
+
+def test_mistakes_in_convert(folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(folder)
+    (tmp_path / "lost" / "weights").mkdir(parents=True)
+    for arguments, message in [
+        (["model", "model"], "model exists and is not empty"),
+        (["model", "out", "--to", "onnx"], "There is no layout 'onnx'"),
+        (["model", "out", "--tokens", "t.json"], "Give --tokens and --medians together"),
+        (["modle", "out"], "Did not find a model 'modle'"),
+        ([tmp_path / "lost", "out"], "Did not find token_dictionary.json"),
+    ]:
+        before = sorted(folder.rglob("*"))
+        code, _, err = run(capsys, "convert", *arguments)
+        assert code == 1, arguments
+        assert message in err
+        assert len(err.strip().splitlines()) == 1, err
+        assert sorted(folder.rglob("*")) == before

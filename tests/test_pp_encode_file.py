@@ -52,7 +52,7 @@ def test_same_as_in_memory(cells, vocab, path, suffix, source):
     assert encoded.X is None
     assert encoded.obs["cell_type"].tolist() == cells.obs["cell_type"].tolist()
     np.testing.assert_array_equal(encoded.obs["n_genes_ranked"], cells.obs["n_genes_ranked"])
-    assert encoded.uns["map_genes"]["params"]["vocabulary_sha256"] == vocab.sha256
+    assert encoded.uns["map_genes"]["params"]["genes_sha256"] == vocab.genes_sha256
     model = mt.models.build_model(
         {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}, vocab
     )

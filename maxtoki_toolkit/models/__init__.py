@@ -6,8 +6,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "build": ["build_model"],
+        "extend": ["extend_model"],
         "load": ["load_model", "save_model"],
+        "megatron": ["from_megatron", "to_megatron"],
         "model": ["MaxTokiModel"],
+        "time_head": ["TimeHead"],
         "vocabulary": ["Vocabulary"],
     },
 )

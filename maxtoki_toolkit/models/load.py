@@ -14,9 +14,10 @@ from .._manifests import fetch, manifest, manifest_paths
 from .._reference import resource
 from ._quiet import quiet_transformers
 from .model import MaxTokiModel
+from .time_head import TimeHead
 from .vocabulary import Vocabulary
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, HEAD = "model.safetensors", "time_head.safetensors"
 TOKENS, MEDIANS, CARD = "token_dictionary.json", "gene_median_dictionary.json", "maxtoki.json"
 _DICTIONARIES = (
     "Pass vocab=mt.models.Vocabulary.from_json('token_dictionary_v1.json', gene_medians="
@@ -100,7 +101,12 @@ def load_model(
     vocab = vocab or _read_vocabulary(folder)
     card = json.loads((folder / CARD).read_text()) if (folder / CARD).is_file() else {}
     hf = _read_weights(folder, device=pick_device(device), dtype=_pick_dtype(dtype), attention=attention)
-    return MaxTokiModel(hf, vocab, name=source, sha256=found, time_head=card.get("time_head"))
+    time_head = _read_time_head(folder, card, found, vocab)
+    if time_head is not None:
+        time_head.to(hf.device)
+    return MaxTokiModel(
+        hf, vocab, name=source, sha256=found, time_head=time_head, cell_length=card.get("cell_length", 0)
+    )
 
 
 def save_model(model: MaxTokiModel, folder: str | Path, *, card: dict | None = None) -> None:
@@ -133,10 +139,49 @@ def save_model(model: MaxTokiModel, folder: str | Path, *, card: dict | None = N
             "format": 1,
             "weights_sha256": sha256(temporary / WEIGHTS),
             "vocabulary_sha256": model.vocab.sha256,
-            "time_head": model.time_head,
+            "cell_length": model.cell_length,
+            "time_head": _write_time_head(temporary, model.time_head),
             **(card or {}),
         }
         (temporary / CARD).write_text(json.dumps(fields, indent=2) + "\n")
+
+
+def _write_time_head(folder: Path, head: TimeHead | None) -> dict | None:
+    """Write the head's weights, if it has any; return what describes it."""
+    if head is None or not (weights := head.state_dict()):
+        return None if head is None else head.card
+    from safetensors.torch import save_file
+
+    save_file({name: weight.cpu().float().contiguous() for name, weight in weights.items()}, folder / HEAD)
+    shutil.copymode(folder / "config.json", folder / HEAD)
+    return {**head.card, "sha256": sha256(folder / HEAD)}
+
+
+def _read_time_head(folder: Path, card: dict, found: str, vocab: Vocabulary) -> TimeHead | None:
+    """Read the time head, but only for the weights and the vocabulary that it was trained with."""
+    if (fields := card.get("time_head")) is None:
+        return None
+    for what, expected, actual in [
+        ("weights", card.get("weights_sha256"), found),
+        ("vocabulary", card.get("vocabulary_sha256"), vocab.sha256),
+    ]:
+        if expected != actual:
+            raise ValueError(
+                f"The time head in {folder / CARD} was trained with other {what} (sha256 {expected}, found {actual}): "
+                "lapses read with it would be wrong. Restore the folder as it was saved."
+            )
+    fields = dict(fields)
+    checksum = fields.pop("sha256", None)
+    if checksum is None:
+        return TimeHead(**fields)
+    from safetensors.torch import load_file
+
+    if not (folder / HEAD).is_file() or sha256(folder / HEAD) != checksum:
+        raise ValueError(f"{folder / HEAD} is missing or not the time head of this model. Restore it.")
+    weights = load_file(folder / HEAD)
+    head = TimeHead(**fields, hidden_size=weights["linear.weight"].shape[1])
+    head.load_state_dict(weights)
+    return head
 
 
 def pick_device(device: str = "auto") -> str:

@@ -12,6 +12,8 @@ from .vocabulary import Vocabulary
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
+    from .time_head import TimeHead
+
 
 @dataclass(frozen=True, eq=False)
 class MaxTokiModel:
@@ -28,16 +30,22 @@ class MaxTokiModel:
     sha256
         Checksum of the weights file; "" for a model that was never saved.
     time_head
-        How a time is read from it (type and scale); `None` for a model without temporal training.
+        How a lapse is read from it; `None` for a model without temporal training.
+    cell_length
+        Tokens of a cell, its marks included; a temporal model reads several cells at once. All that the
+        model can read, unless given.
     """
 
     hf: LlamaForCausalLM
     vocab: Vocabulary
     name: str
     sha256: str = ""
-    time_head: dict | None = None
+    time_head: TimeHead | None = None
+    cell_length: int = 0
 
     def __post_init__(self) -> None:
+        if not self.cell_length:
+            object.__setattr__(self, "cell_length", self.max_length)
         rows = self.hf.get_input_embeddings().num_embeddings
         if rows != self.vocab.size:
             raise ValueError(
@@ -68,6 +76,7 @@ class MaxTokiModel:
             "model_sha256": self.sha256,
             "vocabulary_sha256": self.vocab.sha256,
             "dtype": str(self.hf.dtype).removeprefix("torch."),
+            "time_head": {} if self.time_head is None else self.time_head.card,
             "attention": self.hf.config._attn_implementation,
             "device": self.device.type,
         }

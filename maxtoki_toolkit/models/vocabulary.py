@@ -225,8 +225,13 @@ class Vocabulary:
     def sha256(self) -> str:
         """Fingerprint of tokens and medians, independent of the files' key order."""
         tokens = sorted((str(token), number) for token, number in self.tokens.items())
-        medians = sorted(self._gene_table["median"].items())
-        return hashlib.sha256(json.dumps([tokens, medians]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([tokens, self.genes_sha256]).encode()).hexdigest()
+
+    @cached_property
+    def genes_sha256(self) -> str:
+        """Fingerprint of the genes alone, on which the encoding of a cell depends; time tokens leave it as it is."""
+        genes = sorted(zip(self._gene_table.index, *self._gene_table.to_dict("list").values(), strict=True))
+        return hashlib.sha256(json.dumps(genes).encode()).hexdigest()
 
     def __getitem__(self, token: str | int) -> int:
         return self.tokens[token]

@@ -143,7 +143,7 @@ def resolve_genes(
     return var, {
         "gene_key": best,
         "min_overlap": min_overlap,
-        "vocabulary_sha256": vocab.sha256 if vocab else "",
+        "genes_sha256": vocab.genes_sha256 if vocab else "",
     }
 
 

@@ -87,7 +87,7 @@ def rank_value_encode(
     require_unique_names(adata)
     counts = get_counts(adata, layer)
     adata = adata.copy() if copy else adata
-    if adata.uns.get(_keys.MAP_GENES, {}).get("params", {}).get("vocabulary_sha256") != vocab.sha256:
+    if adata.uns.get(_keys.MAP_GENES, {}).get("params", {}).get("genes_sha256") != vocab.genes_sha256:
         map_genes(adata, vocab)
     encode = _encoder(adata.var, vocab, force=force, hint=counts_hint(adata))
 
@@ -107,7 +107,7 @@ def rank_value_encode(
     adata.layers[_keys.RANK] = ranks
     adata.obs[_keys.N_RANKED] = n_ranked.astype(np.int32)
     adata.obs[_keys.SHARE_RANKED] = np.concatenate(shares).astype(np.float32)
-    params = {"vocabulary_sha256": vocab.sha256, "layer": layer or "X", "force": force}
+    params = {"genes_sha256": vocab.genes_sha256, "layer": layer or "X", "force": force}
     write_result(adata, _keys.ENCODING, params)
     return adata if copy else None
 

@@ -13,17 +13,12 @@ from ..models.sequences import Sequences, cell_sequences
 
 
 def get_sequences(adata: AnnData, model: MaxTokiModel, *, max_length: int | None = None) -> Sequences:
-    """Cells as token sequences, at most as long as the model can read (or `max_length`)."""
+    """Cells as token sequences, at most as long as the model reads one (or `max_length`)."""
     require_unique_names(adata)
     require_rank(adata)
     if not isinstance(model, MaxTokiModel):
         raise TypeError(f"Expected a model (mt.load_model), got {type(model).__name__}.")
-    encoded_for = adata.uns.get(_keys.ENCODING, {}).get("params", {}).get("vocabulary_sha256")
-    if encoded_for != model.vocab.sha256:
-        raise ValueError(
-            "The cells were rank-encoded for another vocabulary. Run mt.pp.rank_value_encode(adata, model) "
-            "with this model."
-        )
+    require_encoding(adata.uns.get(_keys.ENCODING, {}), model)
     ranks = sp.csr_matrix(adata.layers[_keys.RANK])
     n_found = np.diff(ranks.indptr)
     n_ranked = adata.obs[_keys.N_RANKED].to_numpy()
@@ -34,9 +29,18 @@ def get_sequences(adata: AnnData, model: MaxTokiModel, *, max_length: int | None
             "embedding, or encode again: mt.pp.rank_value_encode(adata, model)."
         )
     token = adata.var[_keys.TOKEN_ID].to_numpy()
-    return cell_sequences(ranks, token, model.vocab, max_length=max_length or model.max_length)
+    return cell_sequences(ranks, token, model.vocab, max_length=max_length or model.cell_length)
+
+
+def require_encoding(result: dict, model: MaxTokiModel) -> None:
+    """Raise if `.uns["rank_value_encode"]` is not of the model's genes and medians."""
+    if result.get("params", {}).get("genes_sha256") != model.vocab.genes_sha256:
+        raise ValueError(
+            "The cells were rank-encoded for another vocabulary. Run mt.pp.rank_value_encode(adata, model) "
+            "with this model."
+        )
 
 
 def count_truncated(adata: AnnData, model: MaxTokiModel) -> int:
     """Cells with more genes than the model can read."""
-    return int((adata.obs[_keys.N_RANKED] > model.max_length - 2).sum())
+    return int((adata.obs[_keys.N_RANKED] > model.cell_length - 2).sum())

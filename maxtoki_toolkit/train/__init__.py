@@ -1,5 +1,7 @@
 """Train models. Needs the extra `train`."""
 
+from .lora import lora
 from .pretrain import pretrain
+from .temporal import temporal
 
-__all__ = ["pretrain"]
+__all__ = ["lora", "pretrain", "temporal"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from anndata import AnnData
 from torch.utils.data import Dataset
 
 from ..models.model import MaxTokiModel
-from ..tl._cells import get_sequences
+from ._cells import read_cells
 
 IGNORED = -100
 
@@ -32,31 +33,35 @@ class Corpus(Dataset):
     Parameters
     ----------
     cells
-        Rank-encoded cells for the model's vocabulary; each AnnData may have genes of its own.
+        Rank-encoded cells for the model's vocabulary, AnnData or encoded files; each may have genes of its own.
     model
         The model to train: its vocabulary, and the length beyond which cells are cut.
     repeats
         How often the cells of each AnnData are seen in an epoch; 1 each by default.
     gene_dropout
         Share of the genes to leave out each time; cells are kept so much longer.
+    folder
+        Where the cells of files are kept for the time of the training.
     """
 
     def __init__(
         self,
-        cells: Sequence[AnnData],
+        cells: Sequence[AnnData | str | Path],
         model: MaxTokiModel,
         repeats: Sequence[int] | None = None,
         gene_dropout: float = 0.0,
+        folder: Path = Path(),
     ) -> None:
         if not 0 <= gene_dropout < 1:
             raise ValueError(f"The share of genes left out must be in [0, 1), got {gene_dropout}.")
         self.gene_dropout = gene_dropout
         length = 2 + round((model.max_length - 2) / (1 - gene_dropout))
-        self.parts = [get_sequences(adata, model, max_length=length) for adata in cells]
+        read = [read_cells(part, model, folder, i, max_length=length) for i, part in enumerate(cells)]
+        self.parts = [sequences for sequences, _ in read]
         repeats = [1] * len(cells) if repeats is None else list(repeats)
         if len(repeats) != len(cells) or min(repeats, default=1) < 1:
             raise ValueError(f"Give one repeat of at least 1 for each of the {len(cells)} data sets.")
-        rows = [np.tile(np.arange(adata.n_obs), n) for adata, n in zip(cells, repeats, strict=True)]
+        rows = [np.tile(np.arange(len(part.lengths)), n) for part, n in zip(self.parts, repeats, strict=True)]
         self.part = np.repeat(np.arange(len(rows)), [len(part) for part in rows])
         self.row = np.concatenate(rows)
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from anndata import AnnData
 
-from .._files import atomic
-from .._progress import progress
-from ..models._quiet import quiet_transformers
 from ..models.build import build_model
 from ..models.load import load_model, pick_device, save_model
 from ..models.model import MaxTokiModel
 from ..models.vocabulary import Vocabulary
+from ._trainer import fit
 from .corpus import Corpus, NextGeneCollator
 
 
 def pretrain(
-    cells: AnnData | Sequence[AnnData],
+    cells: AnnData | str | Path | Sequence[AnnData | str | Path],
     vocab: Vocabulary,
     output: str | Path,
     *,
@@ -34,11 +31,13 @@ def pretrain(
     scored: float = 1.0,
     gene_dropout: float = 0.0,
     repeats: Sequence[int] | None = None,
-    held_out: AnnData | Sequence[AnnData] | None = None,
+    held_out: AnnData | str | Path | Sequence[AnnData | str | Path] | None = None,
     eval_every: int = 500,
     save_every: int = 500,
     device: str = "auto",
     bf16: bool = False,
+    gradient_checkpointing: bool = False,
+    tensorboard: bool = False,
     seed: int = 0,
 ) -> MaxTokiModel:
     """Train a model from random weights to predict each next gene (stage 1).
@@ -46,7 +45,8 @@ def pretrain(
     Parameters
     ----------
     cells
-        Rank-encoded cells (`mt.pp.rank_value_encode(adata, vocab)`), in one or several AnnData.
+        Rank-encoded cells, one or several: AnnData (`mt.pp.rank_value_encode(adata, vocab)`), or paths of files
+        that `mt.pp.encode_file` wrote, which are read a block at a time.
     vocab
         Vocabulary.
     output
@@ -73,6 +73,10 @@ def pretrain(
         "auto", "cpu", "cuda" or "mps".
     bf16
         Compute in bfloat16 where that is safe; the weights stay float32.
+    gradient_checkpointing
+        Recompute activations instead of keeping them: slower, with less memory.
+    tensorboard
+        Also log to `output/tensorboard`.
     seed
         Seed of weights, order and scored positions.
 
@@ -104,16 +108,13 @@ def pretrain(
     >>> model.hf.config.num_hidden_layers
     1
     """
-    from transformers import Trainer, TrainingArguments
-    from transformers.trainer_callback import PrinterCallback
-    from transformers.trainer_utils import get_last_checkpoint
-
     output = Path(output)
-    cells = [cells] if isinstance(cells, AnnData) else list(cells)
-    held_out = [held_out] if isinstance(held_out, AnnData) else list(held_out or [])
+    one = (AnnData, str, Path)
+    cells = [cells] if isinstance(cells, one) else list(cells)
+    held_out = [held_out] if isinstance(held_out, one) else list(held_out or [])
     device = pick_device(device)
     model = build_model(shape, vocab, seed=seed)
-    corpus = Corpus(cells, model, repeats, gene_dropout)
+    corpus = Corpus(cells, model, repeats, gene_dropout, output / "cells")
     recipe = {
         "shape": shape if isinstance(shape, str) else dict(shape),
         "max_steps": max_steps,
@@ -129,86 +130,20 @@ def pretrain(
         "vocabulary_sha256": vocab.sha256,
         "n_examples": len(corpus),
     }
-    _same_run(output / "recipe.json", recipe)
-
-    arguments = TrainingArguments(
-        output_dir=str(output / "checkpoints"),
-        max_steps=max_steps,
-        per_device_train_batch_size=batch_size,
-        per_device_eval_batch_size=batch_size,
-        gradient_accumulation_steps=accumulate,
-        learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(round(warmup * max_steps), 1),
-        weight_decay=weight_decay,
-        adam_beta2=0.98,
-        bf16=bf16,
-        eval_strategy="steps" if held_out else "no",
-        eval_steps=eval_every,
-        prediction_loss_only=True,
-        save_steps=save_every,
-        save_total_limit=2,
-        logging_steps=max(min(eval_every, max_steps) // 10, 1),
-        remove_unused_columns=False,
-        dataloader_pin_memory=device == "cuda",
-        use_cpu=device == "cpu",
-        disable_tqdm=True,
-        report_to="none",
-        seed=seed,
+    fit(
+        model.hf,
+        output,
+        dataset=corpus,
+        collator=NextGeneCollator(vocab["<pad>"], model.max_length, scored),
+        recipe=recipe,
+        held_out=Corpus(held_out, model, folder=output / "held_out") if held_out else None,
+        eval_every=eval_every,
+        save_every=save_every,
+        device=device,
+        metric="nats a gene",
+        gradient_checkpointing=gradient_checkpointing,
+        tensorboard=tensorboard,
     )
-    trainer = Trainer(
-        model=model.hf.train(),
-        args=arguments,
-        train_dataset=corpus,
-        eval_dataset=Corpus(held_out, model) if held_out else None,
-        data_collator=NextGeneCollator(vocab["<pad>"], model.max_length, scored),
-    )
-    # The log goes to a file; on the screen there is the package's own bar.
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_bar())
-    last = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
-    with quiet_transformers():
-        trainer.train(resume_from_checkpoint=last)
-
-    with atomic(output / "log.jsonl") as path:
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history))
     trained = MaxTokiModel(model.hf.to(torch.float32).eval(), vocab, name=str(output / "model"))
     save_model(trained, output / "model", card={"stage": 1, "recipe": recipe})
     return load_model(output / "model", device=device)
-
-
-def _bar():
-    """Show the steps of a Trainer, and the last loss, in one bar."""
-    from transformers import TrainerCallback
-
-    class Bar(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            self.bar = progress(total=state.max_steps, desc="Training", unit="step")
-            self.bar.update(state.global_step)
-
-        def on_step_end(self, args, state, control, **kwargs):
-            self.bar.update(1)
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            if logs and "loss" in logs:
-                self.bar.set_postfix_str(f"{float(logs['loss']):.3f} nats a gene", refresh=False)
-
-        def on_train_end(self, args, state, control, **kwargs):
-            self.bar.close()
-
-    return Bar()
-
-
-def _same_run(path: Path, recipe: dict) -> None:
-    """Keep the settings of a run beside it, and refuse to go on with others."""
-    if path.is_file():
-        found = json.loads(path.read_text())
-        changed = sorted(key for key in recipe if found.get(key) != json.loads(json.dumps(recipe[key])))
-        if changed:
-            raise ValueError(
-                f"{path.parent} holds a run with other settings ({', '.join(changed)}). "
-                "Choose another output folder, or delete this one."
-            )
-        return
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(recipe, indent=2) + "\n")

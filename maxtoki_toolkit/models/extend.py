@@ -1,0 +1,112 @@
+"""Prepare a stage-1 model for time: new tokens, and room for several cells."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+
+from .model import MaxTokiModel
+from .vocabulary import Vocabulary
+
+ROPE_SCALINGS = ("llama3", "dynamic", "linear", "none")
+_WAVES = 16  # cosines that make up the new time embeddings
+
+
+def extend_model(
+    model: MaxTokiModel,
+    vocab: Vocabulary,
+    *,
+    max_length: int = 16_384,
+    rope: str = "llama3",
+    seed: int = 0,
+) -> MaxTokiModel:
+    """Give a model time tokens and a longer reach. It still has to be trained on prompts.
+
+    Parameters
+    ----------
+    model
+        A model without time tokens; it is left as it is.
+    vocab
+        Its vocabulary with time tokens, `model.vocab.with_times(lowest, highest)`.
+    max_length
+        Tokens that the new model can read.
+    rope
+        How positions are stretched when `max_length` is more than the model could read: "llama3", "linear"
+        or "dynamic" (names of transformers; the factor is the ratio of the lengths), or "none": positions
+        beyond those it knows are simply new.
+    seed
+        Seed of the new embeddings.
+
+    Returns
+    -------
+    The extended model, with `cell_length` set to what it could read before.
+
+    Notes
+    -----
+    Embeddings of lapses are smooth in the lapse (sums of a few slow cosines with random directions, as long
+    as the gene embeddings are), so what is learned of one lapse holds for its neighbours, and lapses that no
+    training prompt has are not left random. In the original they are drawn independently.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> specials = ["<pad>", "<mask>", "<bos>", "<eos>", "ENSG00000000003"]
+    >>> vocab = mt.models.Vocabulary({t: i for i, t in enumerate(specials)}, {"ENSG00000000003": 1.0})
+    >>> shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+    ...              max_position_embeddings=64)
+    >>> model = mt.models.build_model(shape, vocab)
+    >>> longer = mt.models.extend_model(model, vocab.with_times(-12, 12), max_length=256)
+    >>> longer.max_length, longer.cell_length, longer.is_temporal
+    (256, 64, False)
+    """
+    from transformers import LlamaForCausalLM
+
+    if rope not in ROPE_SCALINGS:
+        raise ValueError(f"There is no RoPE scaling {rope!r}; choose from {', '.join(ROPE_SCALINGS)}.")
+    old = model.vocab.size
+    same = all(vocab.tokens.get(token) == number for token, number in model.vocab.tokens.items())
+    if model.vocab.is_temporal or not vocab.is_temporal or not same:
+        raise ValueError(
+            "The vocabulary must be the model's own with time tokens added: model.vocab.with_times(lowest, highest)."
+        )
+    if max_length < model.max_length:
+        raise ValueError(f"The model reads {model.max_length} tokens already; max_length is {max_length}.")
+
+    config = copy.deepcopy(model.hf.config)
+    config.vocab_size = vocab.size
+    factor = max_length / model.max_length
+    if factor > 1 and rope != "none":
+        scaling = {"rope_type": rope, "factor": factor, "original_max_position_embeddings": model.max_length}
+        if rope == "llama3":
+            scaling |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        config.rope_parameters = {"rope_theta": config.rope_parameters["rope_theta"], **scaling}
+    config.max_position_embeddings = max_length
+    with torch.random.fork_rng(devices=[]):
+        hf = LlamaForCausalLM(config)
+
+    weights = model.hf.state_dict()
+    rng = np.random.default_rng(seed)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        genes = weights[name]
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            weights[name] = weights["model.embed_tokens.weight"]
+            continue
+        new = torch.from_numpy(_new_rows(vocab, old, genes.float().std().item(), genes.shape[1], rng))
+        weights[name] = torch.cat([genes, new.to(genes)])
+    hf.load_state_dict(weights)
+    return MaxTokiModel(
+        hf.to(model.device, model.hf.dtype).eval(), vocab, name=model.name, cell_length=model.cell_length
+    )
+
+
+def _new_rows(vocab: Vocabulary, old: int, scale: float, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Embeddings of the tokens from `old` on: smooth over the lapses, random for the marks."""
+    rows = rng.normal(size=(vocab.size - old, width))
+    values = vocab.time_values.astype(float)
+    place = (values - values[0]) / max(values[-1] - values[0], 1)
+    waves = np.cos(np.pi * np.arange(_WAVES) * place[:, None]) / (1 + np.arange(_WAVES))
+    smooth = waves @ rng.normal(size=(_WAVES, width))
+    rows[vocab.time_ids - old] = smooth / smooth.std()
+    return (rows * scale).astype(np.float32)

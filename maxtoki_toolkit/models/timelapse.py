@@ -1,0 +1,41 @@
+"""Read lapses from prompts."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from .engine import run
+from .model import MaxTokiModel
+from .sequences import Sequences
+
+
+def require_temporal(model: MaxTokiModel) -> None:
+    """Raise if no time can be read from a model."""
+    if not model.is_temporal:
+        lacks = (
+            "temporal (stage 2) training" if model.vocab.is_temporal else "time tokens and temporal training"
+        )
+        raise ValueError(
+            f"{model.name!r} cannot tell time: it lacks {lacks}, and what would be read from it is noise. The published "
+            'weights are all of this kind. Train it on your cells (mt.train.temporal), or use mt.load_model("demo").'
+        )
+
+
+def read_lapses(
+    model: MaxTokiModel, prompts: Sequences, *, max_tokens: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted lapse, and the probability of tokens that are no lapse, for prompts that end with `<eoq>`."""
+    require_temporal(model)
+    lapse = np.empty(len(prompts.lengths), dtype=np.float32)
+    p_non_numeric = np.empty_like(lapse)
+
+    def compute(tokens: torch.Tensor, lengths: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        states = model.hf.model(input_ids=tokens, use_cache=False).last_hidden_state
+        at_eoq = states[torch.arange(len(tokens), device=tokens.device), lengths - 1]
+        reading = model.time_head(at_eoq, model.hf.lm_head, model.vocab)
+        return reading.lapse.cpu().numpy(), reading.p_non_numeric.cpu().numpy()
+
+    for rows, (predicted, p) in run(model, prompts, compute, max_tokens=max_tokens, desc="Reading time"):
+        lapse[rows], p_non_numeric[rows] = predicted, p
+    return lapse, p_non_numeric

@@ -1,0 +1,68 @@
+"""Columns of `.obs` that say when, in what group, and which: read and checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from .._validate import require_obs
+
+
+def get_times(adata: AnnData, time_key: str) -> np.ndarray:
+    """Times of the cells, int64."""
+    require_obs(adata, time_key)
+    column = adata.obs[time_key]
+    try:
+        values = pd.to_numeric(column).to_numpy(dtype=float)
+    except (ValueError, TypeError):
+        raise ValueError(
+            f".obs[{time_key!r}] is not numeric (first: {column.iloc[0]!r}). Times are whole numbers, such as age in "
+            "months."
+        ) from None
+    if (bad := ~np.isfinite(values)).any():
+        raise ValueError(
+            f"{bad.sum()} of {len(values)} cells have no time in .obs[{time_key!r}]. Drop them first."
+        )
+    times = np.rint(values)
+    if (bad := times != values).any():
+        raise ValueError(
+            f"{bad.sum()} of {len(values)} times in .obs[{time_key!r}] are no whole numbers (first: {values[bad][0]}). "
+            "Lapses are tokens: use a finer unit, e.g. years * 12, and round."
+        )
+    return times.astype(np.int64)
+
+
+def get_groups(adata: AnnData, groupby: str | Sequence[str] | None) -> tuple[np.ndarray, list[str]]:
+    """Group of each cell and the groups' names: the columns' values joined by " | ", in order; -1 for none."""
+    columns = [groupby] if isinstance(groupby, str) else list(groupby or [])
+    if not columns:
+        return np.zeros(adata.n_obs, dtype=np.int64), ["all"]
+    require_obs(adata, *columns)
+    present = adata.obs[columns].notna().all(axis=1).to_numpy()
+    values = [adata.obs[column][present].astype(str).to_numpy(dtype=object) for column in columns]
+    joined = values[0]
+    for value in values[1:]:
+        joined = joined + " | " + value
+    code, names = pd.factorize(joined, sort=True)
+    groups = np.full(adata.n_obs, -1, dtype=np.int64)
+    groups[present] = code
+    return groups, names.tolist()
+
+
+def get_mask(adata: AnnData, use: str | Sequence[bool] | None, name: str) -> np.ndarray:
+    """Which cells to use: a boolean column of `.obs`, a boolean for each cell, or (`None`) all."""
+    if use is None:
+        return np.ones(adata.n_obs, dtype=bool)
+    if isinstance(use, str):
+        require_obs(adata, use)
+        use = adata.obs[use]
+    mask = np.asarray(use)
+    if mask.shape != (adata.n_obs,) or mask.dtype != bool:
+        raise ValueError(
+            f"{name} must be a boolean column of .obs or one boolean a cell ({adata.n_obs}), got "
+            f"{mask.dtype} of shape {mask.shape}."
+        )
+    return mask

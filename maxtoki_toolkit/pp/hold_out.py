@@ -1,0 +1,122 @@
+"""Hold out donors, ages and cell types from training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from anndata import AnnData
+
+from .. import _keys
+from .._results import write_result
+from .._validate import require_obs
+from ._design import get_times
+
+
+def hold_out(
+    adata: AnnData,
+    *,
+    donor_key: str,
+    donors: float | Sequence[str] = 0.2,
+    time_key: str | None = None,
+    times: Sequence[tuple[int, int]] = (),
+    groups: Mapping[str, Sequence[str]] | None = None,
+    rng: int = 0,
+    copy: bool = False,
+) -> AnnData | None:
+    """Mark the cells that training must not see, donor by donor.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    donor_key
+        Column of `.obs` with the donor.
+    donors
+        Donors to hold out: their names, or their share, drawn spread over the times if `time_key` is given.
+    time_key, times
+        Column of `.obs` with the time, and ranges (first, last) to hold out. A donor with any cell in a range is
+        held out whole.
+    groups
+        Values of columns of `.obs` to hold out in all donors, e.g. {"cell_type": ["Microglia"]}.
+    rng
+        Seed.
+    copy
+        Return a copy instead of writing to `adata`.
+
+    Returns
+    -------
+    `None`, or the copy. Writes boolean columns of `.obs`: `train`; its reverse, `held_out`; and what of it is
+    held out for which reason, without overlap: `held_out_groups` (any donor), then `held_out_times` and
+    `held_out_donors`. The counts are in `.uns["hold_out"]`.
+
+    Raises
+    ------
+    ValueError
+        If a donor or group is unknown, or nothing is left to train on.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10, n_genes=500)
+    >>> mt.pp.hold_out(adata, donor_key="donor_id", groups={"cell_type": ["Macrophage"]})
+    >>> adata.obs.loc[adata.obs["cell_type"] == "Macrophage", "train"].any()
+    np.False_
+    """
+    require_obs(adata, donor_key, time_key, *(groups or {}))
+    if times and time_key is None:
+        raise ValueError("Give time_key, the column that the held-out times refer to.")
+    donor = adata.obs[donor_key].astype(str).to_numpy(dtype=object)
+    by_group = np.zeros(adata.n_obs, dtype=bool)
+    for column, values in (groups or {}).items():
+        found = adata.obs[column].astype(str)
+        if unknown := sorted(set(values) - set(found)):
+            raise ValueError(f".obs[{column!r}] has no {unknown[0]!r}; it has {sorted(set(found))}.")
+        by_group |= found.isin(values).to_numpy()
+    time = None if time_key is None else get_times(adata, time_key)
+    by_time = np.zeros(adata.n_obs, dtype=bool)
+    for first, last in times:
+        by_time |= (time >= first) & (time <= last)
+    by_time = np.isin(donor, np.unique(donor[by_time]))
+    if isinstance(donors, (int, float)):
+        chosen = _spread(donor[~by_time], None if time is None else time[~by_time], donors, rng)
+    else:
+        chosen = list(donors)
+        if unknown := sorted(set(chosen) - set(donor)):
+            raise ValueError(f".obs[{donor_key!r}] has no donor {unknown[0]!r}.")
+    by_donor = np.isin(donor, chosen) & ~by_time
+    held_out = by_group | by_time | by_donor
+    if held_out.all():
+        raise ValueError("Everything is held out: nothing is left to train on.")
+
+    adata = adata.copy() if copy else adata
+    parts = {
+        "train": ~held_out,
+        "held_out": held_out,
+        "held_out_groups": by_group,
+        "held_out_times": by_time & ~by_group,
+        "held_out_donors": by_donor & ~by_group,
+    }
+    for name, mask in parts.items():
+        adata.obs[name] = mask
+    params = {"donor_key": donor_key, "donors": sorted(chosen), "time_key": time_key, "seed": rng}
+    params |= {
+        "times": [list(pair) for pair in times],
+        "groups": {k: list(v) for k, v in (groups or {}).items()},
+    }
+    counts = {f"n_cells_{name}": int(mask.sum()) for name, mask in parts.items()}
+    write_result(adata, _keys.HOLD_OUT, {**params, **counts})
+    return adata if copy else None
+
+
+def _spread(donor: np.ndarray, time: np.ndarray | None, share: float, seed: int) -> list[str]:
+    """A share of the donors, one from each stretch of the donors sorted by time."""
+    if not 0 <= share < 1:
+        raise ValueError(f"The share of donors to hold out must be in [0, 1), got {share}.")
+    names, first = np.unique(donor, return_index=True)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(names))
+    if time is not None:
+        order = order[np.argsort(time[first][order], kind="stable")]
+    n = round(share * len(names))
+    return [str(names[rng.choice(stretch)]) for stretch in np.array_split(order, n)] if n else []

@@ -1,0 +1,185 @@
+"""Prompts: which cells, in which order, with which lapses between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from .. import _keys
+from .._results import write_result
+from .._validate import require_obs, require_unique_names
+from ..models.prompts import Prompts
+from ._design import get_groups, get_mask, get_times
+from ._sampling import Sampler
+
+TASKS = ("timelapse", "cell")
+
+
+def sample_prompts(
+    adata: AnnData,
+    *,
+    time_key: str,
+    groupby: str | Sequence[str] | None,
+    task: str = "timelapse",
+    n_prompts: int = 1000,
+    context_size: int | tuple[int, int] = (2, 3),
+    contexts: str | Sequence[bool] | None = None,
+    queries: str | Sequence[bool] | None = None,
+    zero_lapse: str = "query",
+    forward: bool = False,
+    balance: float = 0.1,
+    donor_key: str | None = None,
+    rng: int = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Draw prompts: context cells of one group at several times, and a query cell of that group.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    time_key
+        Column of `.obs` with the time, in whole units (age in months, hours of a course).
+    groupby
+        Column or columns of `.obs`: all cells of a prompt agree in them, e.g. ["cell_type", "sex"]. `None`
+        for one group. Cells with a missing value are left out.
+    task
+        "timelapse": the query cell is given and the lapse asked for; "cell": the reverse.
+    n_prompts
+        Prompts to draw.
+    context_size
+        Context cells a prompt, or the fewest and the most. They are at distinct times (see `zero_lapse`); a
+        group with fewer times gives shorter prompts.
+    contexts, queries
+        Cells that may serve as context, and as query: boolean column of `.obs`, or one boolean a cell. All by
+        default. With `mt.pp.hold_out`, `queries="held_out_donors"` and `contexts="held_out"` keep training
+        cells out of the prompts.
+    zero_lapse
+        "never": the query's time is that of no context cell; "query": it may be; "anywhere": two cells of the
+        context may also share a time. No cell is ever both context and query.
+    forward
+        Whether times never decrease within a prompt. Otherwise contexts are in random order, and lapses may
+        be negative.
+    balance
+        From 0, groups are drawn as often as they have cells, to 1, all equally often.
+    donor_key
+        Column of `.obs` with the donor, kept for donor-level intervals.
+    rng
+        Seed. Prompt i depends on the seed, the cells and i only, not on how many are drawn.
+    key_added
+        Key in `.uns`, by default "prompts".
+    copy
+        Return a copy instead of writing to `adata`.
+
+    Returns
+    -------
+    `None`, or the copy. Writes `.uns["prompts"]["prompts"]`, see `mt.get.prompts`.
+
+    Raises
+    ------
+    KeyError
+        If a column is missing.
+    ValueError
+        If times are not whole numbers, or no group has enough times and cells.
+
+    Notes
+    -----
+    The prompts are those of the original's paragraph assembler, without its defects: a cell is never both
+    context and query, donors can be held out, and `balance` acts on shares (there on counts, where it does
+    next to nothing).
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10, n_genes=500)
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=20)
+    >>> mt.get.prompts(adata).columns[:3].tolist()
+    ['context_0', 'context_1', 'context_2']
+    """
+    require_unique_names(adata)
+    require_obs(adata, donor_key)
+    if task not in TASKS:
+        raise ValueError(f"There is no task {task!r}; choose from {', '.join(TASKS)}.")
+    if n_prompts < 1:
+        raise ValueError(f"n_prompts must be at least 1, got {n_prompts}.")
+    size = (context_size, context_size) if isinstance(context_size, int) else tuple(context_size)
+    group, names = get_groups(adata, groupby)
+    time = get_times(adata, time_key)
+    sampler = Sampler(
+        group,
+        time,
+        contexts=get_mask(adata, contexts, "contexts"),
+        queries=get_mask(adata, queries, "queries"),
+        context_size=size,
+        zero_lapse=zero_lapse,
+        forward=forward,
+        balance=balance,
+        seed=rng,
+    )
+    drawn = sampler.draw(0, n_prompts)
+    table = prompt_table(drawn, adata, adata)
+    table["group"] = np.array(names, dtype=object)[group[drawn.query]]
+    table["time"] = time[drawn.query]
+    if donor_key is not None:
+        table["donor"] = adata.obs[donor_key].astype(str).to_numpy(dtype=object)[drawn.query]
+    adata = adata.copy() if copy else adata
+    params = {
+        "time_key": time_key,
+        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
+        "task": task,
+        "n_prompts": n_prompts,
+        "context_size": size,
+        "contexts": contexts if isinstance(contexts, str) else ("all" if contexts is None else "mask"),
+        "queries": queries if isinstance(queries, str) else ("all" if queries is None else "mask"),
+        "zero_lapse": zero_lapse,
+        "forward": forward,
+        "balance": balance,
+        "donor_key": donor_key,
+        "seed": rng,
+        "queries_elsewhere": False,
+    }
+    write_result(adata, key_added or _keys.PROMPTS, params, prompts=table)
+    return adata if copy else None
+
+
+def prompt_table(prompts: Prompts, adata: AnnData, queries: AnnData) -> pd.DataFrame:
+    """Prompts with cell names; "" and NaN after the last context cell."""
+    names = np.append(adata.obs_names.to_numpy(dtype=object), "")
+    columns = {f"context_{i}": names[rows] for i, rows in enumerate(prompts.context.T)}
+    size = prompts.context_size
+    for i, steps in enumerate(prompts.steps.T):
+        columns[f"lapse_{i}"] = np.where(i + 1 < size, steps.astype(float), np.nan)
+    columns["query"] = queries.obs_names.to_numpy(dtype=object)[prompts.query]
+    columns["lapse"] = prompts.lapse
+    return pd.DataFrame(columns)
+
+
+def read_prompts(
+    table: pd.DataFrame, adata: AnnData, queries: AnnData, *, task: str = "timelapse"
+) -> Prompts:
+    """Prompts with cell rows, from their table."""
+    n_context = sum(name.startswith("context_") for name in table.columns)
+    context = np.stack([_rows(table[f"context_{i}"], adata) for i in range(n_context)], axis=1)
+    steps = [table[f"lapse_{i}"].fillna(0).to_numpy().astype(np.int64) for i in range(n_context - 1)]
+    return Prompts(
+        context,
+        _rows(table["query"], queries),
+        np.stack(steps, axis=1) if steps else np.zeros((len(table), 0), np.int64),
+        table["lapse"].to_numpy().astype(np.int64),
+        np.full(len(table), task == "timelapse"),
+    )
+
+
+def _rows(names: pd.Series, adata: AnnData) -> np.ndarray:
+    names = names.to_numpy(dtype=object)
+    rows = adata.obs_names.get_indexer(names)
+    if (missing := (rows < 0) & (names != "")).any():
+        raise KeyError(
+            f"{missing.sum()} cells of the prompts are not in the AnnData (first: {names[missing][0]!r}): it was subset "
+            "since, or the query cells are elsewhere (queries=...). Draw the prompts again: mt.pp.sample_prompts."
+        )
+    return rows.astype(np.int64)

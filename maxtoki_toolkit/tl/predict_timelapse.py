@@ -1,0 +1,119 @@
+"""Lapses between context cells and a query cell, as the model sees them."""
+
+from __future__ import annotations
+
+from anndata import AnnData
+
+from .. import _keys
+from .._results import read_result, write_result
+from ..models.model import MaxTokiModel
+from ..models.prompts import write_prompts
+from ..models.timelapse import read_lapses, require_temporal
+from ..pp.sample_prompts import read_prompts
+from ._cells import count_truncated, get_sequences
+from ._timelapse_scores import score_lapses
+
+
+def predict_timelapse(
+    adata: AnnData,
+    model: MaxTokiModel,
+    *,
+    queries: AnnData | None = None,
+    key: str | None = None,
+    max_tokens: int | None = None,
+    rng: int = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Predict the lapse from the last context cell to the query cell of each prompt.
+
+    Parameters
+    ----------
+    adata
+        Rank-encoded cells with prompts (`mt.pp.sample_prompts`).
+    model
+        A model with temporal training.
+    queries
+        The AnnData with the query cells of `mt.pp.match_queries`, rank-encoded.
+    key
+        Key in `.uns` of the prompts, by default "prompts".
+    max_tokens
+        Padded tokens a batch; halved whenever memory runs out.
+    rng
+        Seed of the intervals; the predictions are not random.
+    key_added
+        Key in `.uns`, by default "timelapse".
+    copy
+        Return a copy instead of writing to `adata`.
+
+    Returns
+    -------
+    `None`, or the copy. Writes to `.uns["timelapse"]`
+
+    `prompts`
+        The prompts with `predicted`, in the unit of `params["unit"]`, and `p_non_numeric`, the probability that the
+        model gives to tokens that are no lapse (NaN for a linear time head). See `mt.get.timelapse`.
+    `scores`
+        Correlation, slope and more against the known lapses; see `mt.get.timelapse_scores`.
+
+    Raises
+    ------
+    KeyError
+        If there are no prompts, or their cells are not there.
+    ValueError
+        If the model has no temporal training, the prompts ask for cells, or a lapse has no token.
+
+    Notes
+    -----
+    One forward pass a prompt, read at `<eoq>` with the time head that was trained with the weights. A prompt longer
+    than the model reads loses the lowest ranked genes of its first cell; how many is in `params`.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=20, donor_key="donor_id")
+    >>> mt.tl.predict_timelapse(adata, model)
+    >>> mt.get.timelapse(adata).shape[0]
+    20
+    """
+    require_temporal(model)
+    stored = read_result(adata, key or _keys.PROMPTS, "mt.pp.sample_prompts(adata, ...)")
+    params, table = stored["params"], stored["prompts"].copy()
+    if params["task"] != "timelapse":
+        raise ValueError(
+            'These prompts ask for cells. Draw others: mt.pp.sample_prompts(..., task="timelapse").'
+        )
+    if params["queries_elsewhere"] and queries is None:
+        raise ValueError("The query cells of these prompts are in another AnnData: pass it as queries=.")
+    cells = get_sequences(adata, model)
+    query_cells = None if queries is None else get_sequences(queries, model)
+    prompts = read_prompts(table, adata, adata if queries is None else queries)
+    written = write_prompts(
+        prompts, cells, model.vocab, max_length=model.max_length, answer=False, queries=query_cells
+    )
+    lapse, p_non_numeric = read_lapses(model, written.sequences, max_tokens=max_tokens)
+    table["predicted"], table["p_non_numeric"] = lapse, p_non_numeric
+
+    adata = adata.copy() if copy else adata
+    result = {
+        "unit": model.time_head.unit,
+        "time_key": params["time_key"],
+        "groupby": params["groupby"],
+        "n_prompts": len(table),
+        "n_clipped": int((written.n_clipped > 0).sum()),
+        "n_truncated": count_truncated(adata, model)
+        + (0 if queries is None else count_truncated(queries, model)),
+        "seed": rng,
+    }
+    write_result(
+        adata,
+        key_added or _keys.TIMELAPSE,
+        {**model.params, **result},
+        prompts=table,
+        scores=score_lapses(table, {"MaxToki": "predicted"}, groupby="group", seed=rng),
+    )
+    return adata if copy else None

@@ -1,0 +1,66 @@
+"""Cells to train on, as sequences: from memory, or from disk to disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+from anndata import AnnData
+
+from .. import _keys
+from .._files import atomic
+from .._progress import progress
+from ..models.model import MaxTokiModel
+from ..models.sequences import Sequences, cell_sequences
+from ..pp._counts import iter_csr
+from ..pp._store import open_store, read_frames
+from ..tl._cells import get_sequences, require_encoding
+
+_CHUNK = 8192
+
+
+def read_cells(
+    cells: AnnData | str | Path,
+    model: MaxTokiModel,
+    folder: Path,
+    number: int,
+    *,
+    max_length: int | None = None,
+) -> tuple[Sequences, AnnData]:
+    """Cells as sequences, and their `.obs`.
+
+    Those of an encoded file are written to `folder` and mapped into memory, so that memory does not grow with their
+    number.
+    """
+    max_length = max_length or model.cell_length
+    if isinstance(cells, AnnData):
+        return get_sequences(cells, model, max_length=max_length), cells
+    with open_store(cells) as store:
+        obs, var = read_frames(store)
+        if f"layers/{_keys.RANK}" not in store:
+            raise KeyError(f"{cells} holds no layers[{_keys.RANK!r}]. Write it with mt.pp.encode_file.")
+        require_encoding(ad.io.read_elem(store[f"uns/{_keys.ENCODING}"]), model)
+        token = var[_keys.TOKEN_ID].to_numpy()
+        length = np.minimum(obs[_keys.N_RANKED].to_numpy(), max_length - 2) + 2
+        indptr = np.concatenate([[0], np.cumsum(length, dtype=np.int64)])
+        path = folder / f"{number}.npy"
+        ranks = ad.io.sparse_dataset(store[f"layers/{_keys.RANK}"])
+        with atomic(path) as temporary, progress(total=len(obs), desc="Reading cells", unit="cell") as bar:
+            tokens = np.lib.format.open_memmap(temporary, "w+", dtype=np.int32, shape=(int(indptr[-1]),))
+            for start, block in iter_csr(ranks, _CHUNK):
+                part = cell_sequences(block, token, model.vocab, max_length=max_length)
+                tokens[indptr[start] : indptr[start] + len(part.tokens)] = part.tokens
+                bar.update(block.shape[0])
+            tokens.flush()
+    return Sequences(np.load(path, mmap_mode="r"), indptr), AnnData(obs=obs)
+
+
+def join(parts: Sequence[Sequences]) -> Sequences:
+    """Several sets of sequences as one."""
+    if len(parts) == 1:
+        return parts[0]
+    ends = np.cumsum([0, *(part.indptr[-1] for part in parts)])
+    indptr = [part.indptr[1:] + end for part, end in zip(parts, ends[:-1], strict=True)]
+    return Sequences(np.concatenate([part.tokens for part in parts]), np.concatenate([[0], *indptr]))

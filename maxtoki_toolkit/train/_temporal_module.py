@@ -1,0 +1,87 @@
+"""Model and time head as one module, and the loss of both tasks."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..models.time_head import TimeHead
+from ..models.vocabulary import Vocabulary
+from .corpus import IGNORED
+
+
+class TemporalModule(nn.Module):
+    """What is trained in stage 2.
+
+    Parameters
+    ----------
+    hf, head, vocab
+        Model, time head, temporal vocabulary.
+    loss_scale
+        Errors of the lapse are divided by it before they are squared.
+    penalty
+        Weight of the probability that falls on tokens that are no lapse.
+    weights
+        Weights of the tasks, (timelapse, cell); each task's loss is its mean.
+    """
+
+    def __init__(
+        self,
+        hf: nn.Module,
+        head: TimeHead,
+        vocab: Vocabulary,
+        *,
+        loss_scale: float,
+        penalty: float,
+        weights: tuple[float, float],
+    ) -> None:
+        super().__init__()
+        self.hf, self.head, self.vocab = hf, head, vocab
+        self.loss_scale, self.penalty, self.weights = loss_scale, penalty, weights
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        eoq: torch.Tensor,
+        labels: torch.Tensor,
+        lapse: torch.Tensor,
+        lapse_token: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Loss of a batch (see `PromptCollator`), its parts, and the predicted lapses (NaN where none was asked)."""
+        lm_head = self.hf.get_output_embeddings()
+        states = self.hf.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
+        asked = ~lapse.isnan()
+        at_eoq = states[torch.arange(len(eoq), device=eoq.device), eoq][asked]
+        reading = self.head(at_eoq, lm_head, self.vocab)
+        error = reading.lapse - lapse[asked]
+        if self.head.loss == "ce":
+            per_prompt = F.cross_entropy(lm_head(at_eoq).float(), lapse_token[asked], reduction="none")
+        else:
+            per_prompt = (error / self.loss_scale) ** 2
+            if self.head.kind == "expectation":
+                per_prompt = per_prompt + self.penalty * reading.p_non_numeric
+        scored = labels != IGNORED
+        per_gene = F.cross_entropy(lm_head(states[scored]).float(), labels[scored], reduction="none")
+
+        time_loss, cell_loss = _global_mean(per_prompt), _global_mean(per_gene)
+        predicted = torch.full_like(lapse, torch.nan)
+        predicted[asked] = reading.lapse.detach().to(lapse.dtype)
+        return {
+            "loss": self.weights[0] * time_loss + self.weights[1] * cell_loss,
+            "predicted": predicted,
+            "cell_loss": cell_loss.detach().expand(len(eoq)),
+        }
+
+
+def _global_mean(values: torch.Tensor) -> torch.Tensor:
+    """Mean over all processes, as far as gradients go: they are averaged over processes afterwards.
+
+    0 where there is nothing, with a gradient of 0.
+    """
+    n = torch.tensor(float(values.numel()), device=values.device)
+    processes = 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(n)
+        processes = torch.distributed.get_world_size()
+    return values.sum() * processes / n.clamp(min=1)

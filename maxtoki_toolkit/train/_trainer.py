@@ -1,0 +1,180 @@
+"""What all trainings share: the Trainer, its log, its bar, and going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from .._files import atomic
+from .._progress import progress
+from ..models._quiet import quiet_transformers
+
+
+def fit(
+    module: nn.Module,
+    output: Path,
+    *,
+    dataset: Dataset,
+    collator: Callable,
+    recipe: dict,
+    held_out: Dataset | None,
+    eval_every: int,
+    save_every: int,
+    device: str,
+    metric: str,
+    sequential: bool = False,
+    compute_metrics: Callable | None = None,
+    gradient_checkpointing: bool = False,
+    tensorboard: bool = False,
+) -> None:
+    """Train `module` in place, from the last checkpoint in `output` if there is one.
+
+    Parameters
+    ----------
+    module
+        A transformers model, or a module whose forward returns {"loss": ...}.
+    output
+        Folder of the run; gets `recipe.json`, `log.jsonl`, `checkpoints/` and `tensorboard/`.
+    dataset, collator, held_out
+        What is trained on, how it is batched, and what is evaluated.
+    recipe
+        Settings of the run: a run with others is not continued. Among them max_steps, batch_size, accumulate,
+        learning_rate, warmup, weight_decay, bf16 and seed, which are used here.
+    eval_every, save_every
+        Steps between evaluations, and between checkpoints.
+    device
+        "cpu", "cuda" or "mps"; of several processes each takes its own.
+    metric
+        What the loss is measured in, for the bar.
+    sequential
+        Examples come in the dataset's own order.
+    compute_metrics
+        As in `transformers.Trainer`.
+    gradient_checkpointing
+        Trade time for memory.
+    tensorboard
+        Also log for TensorBoard.
+    """
+    from transformers import Trainer, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback
+    from transformers.trainer_utils import get_last_checkpoint
+
+    _same_run(output / "recipe.json", recipe)
+    # transformers 5 takes this folder from the environment alone.
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / "tensorboard")
+    max_steps = recipe["max_steps"]
+    arguments = TrainingArguments(
+        output_dir=str(output / "checkpoints"),
+        max_steps=max_steps,
+        per_device_train_batch_size=recipe["batch_size"],
+        per_device_eval_batch_size=recipe["batch_size"],
+        gradient_accumulation_steps=recipe["accumulate"],
+        learning_rate=recipe["learning_rate"],
+        lr_scheduler_type="cosine",
+        warmup_steps=max(round(recipe["warmup"] * max_steps), 1),
+        weight_decay=recipe["weight_decay"],
+        adam_beta2=0.98,
+        bf16=recipe["bf16"],
+        eval_strategy="steps" if held_out is not None else "no",
+        eval_steps=eval_every,
+        prediction_loss_only=compute_metrics is None,
+        label_names=None if compute_metrics is None else ["lapse"],
+        save_steps=save_every,
+        save_total_limit=2,
+        logging_steps=max(min(eval_every, max_steps) // 10, 1),
+        train_sampling_strategy="sequential" if sequential else "random",
+        remove_unused_columns=False,
+        dataloader_pin_memory=device == "cuda",
+        use_cpu=device == "cpu",
+        disable_tqdm=True,
+        report_to=["tensorboard"] if tensorboard else "none",
+        seed=recipe["seed"],
+    )
+    # Several GPUs take several processes (accelerate launch); in one process the first is used.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+
+    class _Trainer(Trainer):
+        def _save(self, output_dir=None, state_dict=None):
+            if state_dict is None and not hasattr(self.model, "save_pretrained"):
+                # safetensors refuses one tensor under two names; a tied output layer is the embedding.
+                state_dict = _without_tied(self.model)
+            super()._save(output_dir, state_dict)
+
+    if gradient_checkpointing:
+        hf = getattr(module, "hf", module)
+        # The newer name of transformers, or the older.
+        (getattr(hf, "activation_checkpointing_enable", None) or hf.gradient_checkpointing_enable)()
+    trainer = _Trainer(
+        model=module.train(),
+        args=arguments,
+        train_dataset=dataset,
+        eval_dataset=held_out,
+        data_collator=collator,
+        compute_metrics=compute_metrics,
+    )
+    # The log goes to a file; on the screen there is the package's own bar.
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_log(output / "log.jsonl", metric))
+    last = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
+    with quiet_transformers():
+        trainer.train(resume_from_checkpoint=last)
+    module.eval()
+
+
+def _without_tied(module: nn.Module) -> dict[str, torch.Tensor]:
+    seen, state = set(), {}
+    for name, tensor in module.state_dict().items():
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            state[name] = tensor
+    return state
+
+
+def _log(path: Path, metric: str):
+    """Write the log as it grows, and show the steps and the last loss in one bar."""
+    from transformers import TrainerCallback
+
+    class Log(TrainerCallback):
+        bar = None
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.bar = progress(
+                total=state.max_steps, desc="Training", unit="step", disable=not state.is_world_process_zero
+            )
+            self.bar.update(state.global_step)
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.bar.update(1)
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if logs and "loss" in logs:
+                self.bar.set_postfix_str(f"{float(logs['loss']):.3f} {metric}", refresh=False)
+            if state.is_world_process_zero:
+                with atomic(path) as temporary:
+                    temporary.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
+
+        def on_train_end(self, args, state, control, **kwargs):
+            self.bar.close()
+
+    return Log()
+
+
+def _same_run(path: Path, recipe: dict) -> None:
+    """Keep the settings of a run beside it, and refuse to go on with others."""
+    if path.is_file():
+        found = json.loads(path.read_text())
+        changed = sorted(key for key in recipe if found.get(key) != json.loads(json.dumps(recipe[key])))
+        if changed:
+            raise ValueError(
+                f"{path.parent} holds a run with other settings ({', '.join(changed)}). "
+                "Choose another output folder, or delete this one."
+            )
+        return
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(recipe, indent=2) + "\n")

@@ -1,0 +1,151 @@
+"""Temporal training examples: prompts drawn and written when they are wanted, and never stored."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ..models.prompts import Prompts, Written, time_token, write_prompts
+from ..models.sequences import Sequences, pad
+from ..models.vocabulary import Vocabulary
+from ..pp._sampling import Sampler
+from .corpus import IGNORED
+
+_WINDOW = 32  # batches among which prompts of similar length are brought together
+
+
+class Stage(NamedTuple):
+    """A part of the training with prompts of one kind."""
+
+    n_prompts: int
+    sampler: Sampler
+
+
+class PromptStream(Dataset):
+    """Prompts for training, in an order that depends on the seed alone.
+
+    Parameters
+    ----------
+    cells
+        Cells as sequences.
+    stages
+        What to draw, one after the other.
+    batch_size
+        Prompts an optimiser step, over all processes and accumulated passes; they are of similar length.
+    """
+
+    def __init__(self, cells: Sequences, stages: Sequence[Stage], *, batch_size: int) -> None:
+        self.cells, self.stages = cells, list(stages)
+        self.starts = np.cumsum([0, *(stage.n_prompts for stage in stages)])
+        self.batch_size = batch_size
+        self._window = (-1, -1), None
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitems__(self, indices: list[int]) -> Prompts:
+        """Prompts of a batch; torch asks for all of them at once."""
+        parts = [self._prompt(i) for i in indices]
+        size = max(part.context.shape[1] for part in parts)
+        return Prompts(
+            np.concatenate([_widen(part.context, size, -1) for part in parts]),
+            np.concatenate([part.query for part in parts]),
+            np.concatenate([_widen(part.steps, size - 1, 0) for part in parts]),
+            np.concatenate([part.lapse for part in parts]),
+            np.concatenate([part.timelapse for part in parts]),
+        )
+
+    def _prompt(self, i: int) -> Prompts:
+        stage = int(np.searchsorted(self.starts, i, side="right")) - 1
+        window, place = divmod(i - int(self.starts[stage]), _WINDOW * self.batch_size)
+        if self._window[0] != (stage, window):
+            self._window = (stage, window), self._sorted_window(stage, window)
+        return self._window[1][place : place + 1]
+
+    def _sorted_window(self, stage: int, window: int) -> Prompts:
+        """Draw a window of prompts; put prompts of one length side by side, and their batches in random order."""
+        n_prompts, sampler = self.stages[stage]
+        start = window * _WINDOW * self.batch_size
+        prompts = sampler.draw(start, min(start + _WINDOW * self.batch_size, n_prompts))
+        lengths = self.cells.lengths
+        total = (
+            np.where(prompts.context >= 0, lengths[prompts.context], 0).sum(axis=1) + lengths[prompts.query]
+        )
+        order = np.argsort(total, kind="stable")
+        whole = len(order) // self.batch_size * self.batch_size
+        batches = order[:whole].reshape(-1, self.batch_size)
+        batches = np.random.default_rng([sampler.seed, stage, window]).permutation(batches)
+        return prompts[np.concatenate([batches.ravel(), order[whole:]])]
+
+
+class PromptCollator:
+    """Write a batch of prompts as tokens, padded on the right, and say what is to be learned.
+
+    Parameters
+    ----------
+    cells
+        Cells as sequences.
+    vocab
+        Temporal vocabulary.
+    max_length
+        Longest prompt with its answer.
+    gene_dropout
+        Share of the genes to leave out, drawn anew for each batch.
+
+    Notes
+    -----
+    Learned are the lapse at `<eoq>`, or each token of the answered cell, `<bos>` and first gene among them.
+    (The original never trains these two, though its generation starts there.) The task is the prompt's own
+    and not guessed from the tokens, so an answer of one gene is a cell like any other.
+    """
+
+    def __init__(
+        self, cells: Sequences, vocab: Vocabulary, *, max_length: int, gene_dropout: float = 0.0
+    ) -> None:
+        if not 0 <= gene_dropout < 1:
+            raise ValueError(f"The share of genes left out must be in [0, 1), got {gene_dropout}.")
+        self.cells, self.vocab, self.max_length = cells, vocab, max_length
+        self.gene_dropout, self.is_gene = gene_dropout, vocab.gene_of_token != ""
+
+    def __call__(self, prompts: Prompts) -> dict[str, torch.Tensor]:
+        """Batch some prompts."""
+        # The answer to a timelapse prompt comes after all that is read: it need not be written.
+        written = write_prompts(prompts, self.cells, self.vocab, max_length=self.max_length)
+        if self.gene_dropout:
+            written = self._drop_genes(written)
+        lengths = written.sequences.lengths - prompts.timelapse
+        tokens = pad(written.sequences, np.arange(len(lengths)), self.vocab["<pad>"])[:, : lengths.max()]
+        position = torch.arange(tokens.shape[1])
+        eoq = torch.from_numpy(written.eoq)
+        asked = torch.from_numpy(~prompts.timelapse)
+        scored = (
+            asked[:, None] & (position >= eoq[:, None]) & (position < torch.from_numpy(lengths - 1)[:, None])
+        )
+        labels = torch.full_like(tokens, IGNORED)
+        labels[:, :-1] = torch.where(scored[:, :-1], tokens[:, 1:], IGNORED)
+        return {
+            "input_ids": tokens,
+            "eoq": eoq,
+            "labels": labels,
+            "lapse": torch.from_numpy(np.where(prompts.timelapse, prompts.lapse, np.nan)).float(),
+            "lapse_token": torch.from_numpy(time_token(prompts.lapse, self.vocab)),
+        }
+
+    def _drop_genes(self, written: Written) -> Written:
+        """Leave out genes at random; every mark stays."""
+        (tokens, indptr), eoq, n_clipped = written
+        # Seeded by the batch itself, so that a run that resumes sees what it would have seen.
+        rng = np.random.default_rng(zlib.crc32(tokens.tobytes()))
+        kept = ~self.is_gene[tokens] | (rng.random(len(tokens)) >= self.gene_dropout)
+        before = np.concatenate([[0], np.cumsum(kept)])
+        shorter = Sequences(tokens[kept], before[indptr])
+        return Written(shorter, before[indptr[:-1] + eoq] - shorter.indptr[:-1], n_clipped)
+
+
+def _widen(rows: np.ndarray, width: int, fill: int) -> np.ndarray:
+    return np.pad(rows, [(0, 0), (0, width - rows.shape[1])], constant_values=fill)

@@ -1,0 +1,324 @@
+"""Stage 2: learn to tell time."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from ..models.extend import extend_model
+from ..models.load import load_model, pick_device, save_model
+from ..models.model import MaxTokiModel
+from ..models.time_head import TimeHead
+from ..pp._design import get_groups, get_mask, get_times
+from ..pp._sampling import Sampler
+from ._cells import join, read_cells
+from ._temporal_module import TemporalModule
+from ._trainer import fit
+from .prompt_stream import PromptCollator, PromptStream, Stage
+
+
+def temporal(
+    cells: AnnData | str | Path | Sequence[AnnData | str | Path],
+    model: MaxTokiModel,
+    output: str | Path,
+    *,
+    time_key: str,
+    groupby: str | Sequence[str] | None,
+    time_unit: str = "months",
+    use: str | None = None,
+    held_out: str | None = None,
+    head: str = "linear",
+    loss: str = "mse",
+    scale: float | None = None,
+    loss_scale: float | None = None,
+    penalty: float = 0.1,
+    task_weights: tuple[float, float] = (1.0, 1.0),
+    context_size: tuple[int, int] = (2, 3),
+    timelapse: float = 0.5,
+    zero_lapse: str = "query",
+    forward: bool = False,
+    balance: float = 0.1,
+    curriculum: tuple[float, float] = (0.2, 0.2),
+    gene_dropout: float = 0.0,
+    lapses: tuple[int, int] | None = None,
+    max_length: int = 16_384,
+    rope: str = "llama3",
+    freeze_layers: int = 0,
+    adapter: Mapping | None = None,
+    max_steps: int = 10_000,
+    batch_size: int = 8,
+    accumulate: int = 1,
+    learning_rate: float = 1e-4,
+    warmup: float = 0.01,
+    weight_decay: float = 0.01,
+    n_held_out: int = 512,
+    eval_every: int = 500,
+    save_every: int = 500,
+    device: str = "auto",
+    bf16: bool = False,
+    gradient_checkpointing: bool = False,
+    tensorboard: bool = True,
+    seed: int = 0,
+) -> MaxTokiModel:
+    """Train a model to tell time from a few cells, and to predict the cell at a time (stage 2).
+
+    Parameters
+    ----------
+    cells
+        Rank-encoded cells: AnnData, or paths of files that `mt.pp.encode_file` wrote, which are read a block at
+        a time. Several are trained on together; a prompt takes its cells from one.
+    model
+        A stage-1 model, which gets time tokens and room for several cells; or a temporal model, to go on
+        with on other cells. It is left as it is.
+    output
+        Folder of the run: checkpoints, `log.jsonl`, `tensorboard/`, and the model in `model/`. A run that was
+        interrupted goes on from its last checkpoint when called again with the same settings.
+    time_key, time_unit
+        Column of `.obs` with the time in whole units, and the name of the unit.
+    groupby
+        Columns of `.obs` in which all cells of a prompt agree, e.g. ["cell_type", "sex"].
+    use, held_out
+        Boolean columns of `.obs`: the cells to train on (all by default; `mt.pp.hold_out` writes "train"), and
+        those whose prompts are predicted every `eval_every` steps, which are never trained on.
+    head
+        How a lapse is read: "linear" from the hidden state at `<eoq>`, or "expectation" over the time tokens.
+    loss
+        "mse", or for an expectation "ce", the cross entropy of the lapse's token.
+    scale, loss_scale
+        What the head's output is multiplied with to be in `time_unit` (by default 1 for an expectation, so that
+        token values and lapses share one scale, and `loss_scale` for a linear head), and what errors are
+        divided by before they are squared (by default the standard deviation of the lapses). The original
+        has 200 for both.
+    penalty
+        Weight of the probability of tokens that are no lapse, with an expectation trained by "mse" (original: 10).
+    task_weights
+        Weights of the two tasks, lapse and cell, each a mean of its own.
+    context_size, timelapse, zero_lapse, forward, balance
+        The prompts, as in `mt.pp.sample_prompts`; `timelapse` is the share that asks for the lapse.
+    curriculum
+        Shares of the steps that come first and ask only for the lapse from a single context cell: from one in
+        the first quarter of the group's times, then from any. Without them small models were seen to stay at r 0.
+    gene_dropout
+        Share of the genes left out of a cell each time it is read, so that few cells go further.
+    lapses
+        Lowest and highest lapse to make tokens for, if the model has none; by default what the cells span, in
+        both directions.
+    max_length, rope
+        Tokens that the temporal model reads, and how positions are stretched to that; see `mt.models.extend_model`.
+    freeze_layers
+        First blocks whose weights stay as they are.
+    adapter
+        Fields of a `peft.LoraConfig`, to train adapters in place of the weights; see `mt.train.lora`.
+    max_steps, batch_size, accumulate
+        Optimiser steps; prompts a device and forward pass; forward passes a step. Prompts of one step are of
+        similar length.
+    learning_rate, warmup, weight_decay
+        Peak of a cosine schedule with linear warm-up over this share of the steps; decay of AdamW.
+    n_held_out, eval_every, save_every
+        Prompts to predict, and steps between predictions and between checkpoints; the last two are kept.
+    device
+        "auto", "cpu", "cuda" or "mps".
+    bf16
+        Compute in bfloat16 where that is safe; the weights stay float32.
+    gradient_checkpointing
+        Recompute activations instead of keeping them: slower, with less memory.
+    tensorboard
+        Also log to `output/tensorboard`.
+    seed
+        Seed of new weights and prompts.
+
+    Returns
+    -------
+    The trained model, as `mt.load_model(output / "model")` gives it, with its `time_head`.
+
+    Raises
+    ------
+    ValueError
+        If times are not whole numbers, lapses have no token, no group has enough times, or `output` holds a run
+        with other settings.
+
+    Notes
+    -----
+    Prompts are drawn and written when they are needed; prompt i of a seed is always the same. On several GPUs
+    or machines run it with `accelerate launch`; the prompts of a step are then shared out, and the loss
+    is that of one process with the whole batch. The log has the held-out errors in `time_unit`.
+
+    Examples
+    --------
+    >>> import tempfile, maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(200, 10)
+    >>> mt.pp.map_genes(adata)
+    >>> vocab = mt.models.Vocabulary.from_anndata(adata)
+    >>> mt.pp.rank_value_encode(adata, vocab)
+    >>> shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+    ...              max_position_embeddings=64)
+    >>> model = mt.models.build_model(shape, vocab)
+    >>> temporal = mt.train.temporal(adata, model, tempfile.mkdtemp(), time_key="age_months", groupby="cell_type",
+    ...                              max_length=512, max_steps=2, tensorboard=False)
+    >>> temporal.is_temporal, temporal.time_head.unit
+    (True, 'months')
+    """
+    recipe = {name: value for name, value in locals().items() if name not in _NOT_RECIPE}
+    from accelerate import PartialState
+
+    output = Path(output)
+    cells = [cells] if isinstance(cells, (AnnData, str, Path)) else list(cells)
+    device = pick_device(device)
+    sequences, tables = zip(
+        *(read_cells(part, model, output / "cells", i) for i, part in enumerate(cells)), strict=True
+    )
+    sequences = join(sequences)
+    group, time, used, tested = _design(tables, time_key, groupby, use, held_out)
+    model = _prepare(model, time[used], lapses, max_length, rope, seed)
+
+    settings = {"zero_lapse": zero_lapse, "forward": forward, "balance": balance, "seed": seed}
+    sizes = {"context_size": tuple(context_size), "timelapse": timelapse}
+    whole = Sampler(group, time, contexts=used, queries=used, **sizes, **settings)
+    loss_scale = loss_scale or float(max(whole.draw(0, 2048).lapse.std(), 1.0))
+    scale = scale or (loss_scale if head == "linear" else 1.0)
+    time_head = TimeHead(
+        head, unit=time_unit, scale=scale, loss=loss, hidden_size=model.hf.config.hidden_size
+    )
+    if model.time_head is not None and model.time_head.kind == head:
+        time_head.load_state_dict(model.time_head.state_dict())
+
+    unit = batch_size * accumulate * PartialState().num_processes
+    n_anchored, n_single = (round(share * max_steps) for share in curriculum)
+    single = {"context_size": (1, 1), **settings}
+    early = used & _early(group, time, used)
+    stages = [
+        (n_anchored, Sampler(group, time, contexts=early, queries=used, **single)),
+        (n_single, Sampler(group, time, contexts=used, queries=used, **single)),
+        (max_steps - n_anchored - n_single, whole),
+    ]
+    test = None
+    if held_out is not None:
+        sizes["timelapse"] = 1.0
+        sampler = Sampler(group, time, contexts=tested, queries=tested, **sizes, **settings)
+        test = PromptStream(sequences, [Stage(n_held_out, sampler)], batch_size=batch_size)
+    hf, merge = _trainable(model, freeze_layers, adapter)
+    module = TemporalModule(
+        hf, time_head, model.vocab, loss_scale=loss_scale, penalty=penalty, weights=tuple(task_weights)
+    )
+    recipe |= {
+        "scale": scale,
+        "loss_scale": loss_scale,
+        "starts_from": model.sha256,
+        "vocabulary_sha256": model.vocab.sha256,
+        "n_cells": int(used.sum()),
+    }
+    fit(
+        module,
+        output,
+        dataset=PromptStream(
+            sequences, [Stage(n * unit, sampler) for n, sampler in stages if n], batch_size=unit
+        ),
+        collator=PromptCollator(
+            sequences, model.vocab, max_length=model.max_length, gene_dropout=gene_dropout
+        ),
+        recipe=recipe,
+        held_out=test,
+        eval_every=eval_every,
+        save_every=save_every,
+        device=device,
+        metric="loss",
+        sequential=True,
+        compute_metrics=_lapse_metrics(time_unit),
+        gradient_checkpointing=gradient_checkpointing,
+        tensorboard=tensorboard,
+    )
+    if PartialState().is_main_process:
+        trained = replace(
+            model,
+            hf=merge(module.hf).to(torch.float32).eval(),
+            name=str(output / "model"),
+            time_head=time_head,
+        )
+        save_model(trained, output / "model", card={"stage": 2, "recipe": recipe})
+    PartialState().wait_for_everyone()
+    return load_model(output / "model", device=device)
+
+
+# What does not change the weights, or is not a setting.
+_NOT_RECIPE = ("cells", "model", "output", "device", "eval_every", "save_every", "n_held_out", "tensorboard")
+
+
+def _prepare(model: MaxTokiModel, time, lapses, max_length: int, rope: str, seed: int) -> MaxTokiModel:
+    """A copy of the model, with time tokens."""
+    if model.vocab.is_temporal:
+        return replace(model, hf=copy.deepcopy(model.hf))
+    reach = int(time.max() - time.min())
+    vocab = model.vocab.with_times(*(lapses or (-reach, reach)))
+    return extend_model(model, vocab, max_length=max_length, rope=rope, seed=seed)
+
+
+def _trainable(model: MaxTokiModel, freeze_layers: int, adapter: Mapping | None):
+    """The model as it is to be trained, and what turns it back into a plain one."""
+    n_layers = len(model.hf.model.layers)
+    if not 0 <= freeze_layers <= n_layers:
+        raise ValueError(f"freeze_layers must be 0..{n_layers} for this model, got {freeze_layers}.")
+    for layer in model.hf.model.layers[:freeze_layers]:
+        layer.requires_grad_(requires_grad=False)
+    hf = model.hf
+    if hf.dtype != torch.float32:
+        hf = hf.float()
+    if adapter is None:
+        return hf, lambda trained: trained.requires_grad_(requires_grad=True)
+    from peft import LoraConfig, get_peft_model
+
+    # What was added for time has to be learned in full.
+    added = [*model.vocab.time_ids.tolist(), model.vocab["<boq>"], model.vocab["<eoq>"]]
+    config = LoraConfig(**{"trainable_token_indices": {"embed_tokens": added}, **adapter})
+    with warnings.catch_warnings():
+        # peft asks transformers by a name that it deprecates.
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted = get_peft_model(hf, config)
+    return adapted, lambda trained: trained.merge_and_unload()
+
+
+def _design(tables: Sequence[AnnData], time_key: str, groupby, use: str | None, held_out: str | None):
+    """Group, time, and which cells to train and test on, over all data sets; prompts stay within one."""
+    parts = {"group": [], "time": [], "used": [], "tested": []}
+    offset = 0
+    for adata in tables:
+        group, names = get_groups(adata, groupby)
+        parts["group"].append(np.where(group >= 0, group + offset, -1))
+        offset += len(names)
+        parts["time"].append(get_times(adata, time_key))
+        tested = np.zeros(adata.n_obs, bool) if held_out is None else get_mask(adata, held_out, "held_out")
+        parts["used"].append(get_mask(adata, use, "use") & ~tested)
+        parts["tested"].append(tested)
+    return tuple(np.concatenate(part) for part in parts.values())
+
+
+def _early(group: np.ndarray, time: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Cells in the first quarter of their group's times."""
+    frame = pd.DataFrame({"group": group, "time": time})[used]
+    quarter = frame.groupby("group")["time"].quantile(0.25)
+    return time <= quarter.reindex(group).fillna(-np.inf).to_numpy()
+
+
+def _lapse_metrics(unit: str):
+    def compute(evaluated) -> dict[str, float]:
+        predicted, true = evaluated.predictions, evaluated.label_ids
+        if isinstance(predicted, tuple):
+            predicted = predicted[0]
+        asked = ~np.isnan(true)
+        predicted, true = predicted[asked], true[asked]
+        error = np.abs(predicted - true)
+        return {
+            "r": float(np.corrcoef(predicted, true)[0, 1]),
+            "slope": float(np.polyfit(true, predicted, 1)[0]),
+            f"median_error_{unit}": float(np.median(error)),
+            f"mean_error_{unit}": float(error.mean()),
+        }
+
+    return compute
