@@ -148,5 +148,37 @@ def convert(
     print(f"{model!r}\nis in {output}/, in the layout {to}.")
 
 
+train_app = typer.Typer(help="Train a model from a YAML file of settings.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+_Settings = Annotated[
+    Path, typer.Option("--config", "-c", help="YAML with the parameters of the function of mt.train.")
+]
+
+
+def _train(kind: str, config: Path) -> None:
+    from .train.from_yaml import train_from_yaml
+
+    model = train_from_yaml(kind, config)
+    print(f"{model!r}\nThe model is in {model.name}/; mt.load_model({model.name!r}) opens it.")
+
+
+@train_app.command()
+def pretrain(config: _Settings) -> None:
+    """Stage 1: learn to predict each next gene, from random weights."""
+    _train("pretrain", config)
+
+
+@train_app.command()
+def temporal(config: _Settings) -> None:
+    """Stage 2: learn to tell time. On several GPUs: accelerate launch -m maxtoki_toolkit.cli train temporal -c ..."""
+    _train("temporal", config)
+
+
+@train_app.command()
+def lora(config: _Settings) -> None:
+    """Stage 2 with adapters, for few cells or a small machine."""
+    _train("lora", config)
+
+
 if __name__ == "__main__":
     main()

@@ -1,5 +1,6 @@
 """The grammar that all public functions share, and that their results can be written."""
 
+import dataclasses
 import inspect
 import re
 import subprocess
@@ -48,8 +49,8 @@ def test_signature(name):
     parameters = list(signature.parameters.values())
     assert parameters[0].annotation == "AnnData"
     positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    allowed = {"pp": ["model"], "tl": ["model"], "get": ["genes"], "pl": []}[name.split(".")[0]]
-    assert [p.name for p in positional[1:]] in ([], allowed)
+    allowed = {"pp": ["model", "queries"], "tl": ["model"], "get": ["genes"], "pl": []}[name.split(".")[0]]
+    assert [p.name for p in positional[1:]] in ([], *([second] for second in allowed))
     assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
     if "copy" in signature.parameters:
         copy = signature.parameters["copy"]
@@ -106,18 +107,41 @@ def assert_equal(found, expected):
 
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+PROMPTS = {"time_key": "age_months", "groupby": "cell_type", "donor_key": "donor_id", "n_prompts": 12}
 # Arguments that a function cannot do without.
-ARGUMENTS = {"tl.neighbor_purity": {"groupby": "cell_type"}}
-NEEDS_EMBEDDING = {"tl.neighbor_purity"}
+ARGUMENTS = {
+    "pp.hold_out": {"donor_key": "donor_id"},
+    "pp.match_queries": {"tolerance": None},
+    "pp.sample_prompts": PROMPTS,
+    "tl.neighbor_purity": {"groupby": "cell_type"},
+}
 
 
 @pytest.fixture(scope="module")
 def encoded():
-    adata = mt.datasets.aging_atlas(60, 10, n_genes=500)
+    """Cells with all that functions build on, and a model of one layer that tells time."""
+    adata = mt.datasets.aging_atlas(120, 10, n_genes=500)
+    del adata.uns["truth"]  # many columns, and each takes zarr a while
     mt.pp.map_genes(adata)
     vocab = mt.models.Vocabulary.from_anndata(adata)
-    mt.pp.rank_value_encode(adata, vocab)
-    return adata, mt.models.build_model(SHAPE, vocab)
+    small = mt.models.build_model({**SHAPE, "max_position_embeddings": 128}, vocab)
+    model = mt.models.extend_model(small, vocab.with_times(-900, 900), max_length=512)
+    model = dataclasses.replace(model, time_head=mt.models.TimeHead("expectation"))
+    mt.pp.rank_value_encode(adata, model)
+    mt.pp.hold_out(adata, donor_key="donor_id", donors=0.4, time_key="age_months")
+    for part, key in [("train", "train_prompts"), ("held_out", "prompts")]:
+        mt.pp.sample_prompts(adata, contexts=part, queries=part, key_added=key, **PROMPTS)
+    return adata, model
+
+
+def call(name, adata, model, **settings):
+    """Call a function of an AnnData with what it cannot do without."""
+    second = {"model": model, "queries": adata}
+    wanted = inspect.signature(FUNCTIONS[name]).parameters
+    required = {
+        key: second[key] for key in second if key in wanted and wanted[key].default is inspect.Parameter.empty
+    }
+    return FUNCTIONS[name](adata, **required, **ARGUMENTS.get(name, {}), **settings)
 
 
 @pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
@@ -125,10 +149,12 @@ def encoded():
 @pytest.mark.filterwarnings("ignore::UserWarning:anndata", "ignore:.*zarr")
 def test_results_survive_a_round_trip(encoded, name, suffix, tmp_path):
     adata, model = encoded[0].copy(), encoded[1]
-    if name in NEEDS_EMBEDDING:
+    if name != "tl.embed":
         mt.tl.embed(adata, model)
+    if name != "tl.predict_timelapse":
+        mt.tl.predict_timelapse(adata, model)
     before = set(adata.uns) | set(adata.obsm)
-    FUNCTIONS[name](adata, model, **ARGUMENTS.get(name, {}))
+    call(name, adata, model)
     assert (set(adata.uns) | set(adata.obsm)) > before
     path = tmp_path / f"cells.{suffix}"
     getattr(adata, f"write_{suffix}")(path)
@@ -161,11 +187,12 @@ def test_results_hold_only_what_can_be_written(tmp_path):
 def test_copy_returns_and_leaves_alone(encoded):
     adata, model = encoded[0].copy(), encoded[1]
     mt.tl.embed(adata, model)
+    mt.tl.predict_timelapse(adata, model)
     for name, function in FUNCTIONS.items():
         if "copy" not in inspect.signature(function).parameters:
             continue
         before = adata.copy()
-        result = function(adata, model, copy=True, **ARGUMENTS.get(name, {}))
+        result = call(name, adata, model, copy=True)
         assert isinstance(result, AnnData), name
         assert_equal(adata, before)
 

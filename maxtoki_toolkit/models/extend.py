@@ -33,15 +33,22 @@ def extend_model(
     max_length
         Tokens that the new model can read.
     rope
-        How positions are stretched when `max_length` is more than the model could read: "llama3", "linear"
-        or "dynamic" (names of transformers; the factor is the ratio of the lengths), or "none": positions
-        beyond those it knows are simply new.
+        How positions are stretched when `max_length` is more than the model could read: "llama3" or "linear"
+        (names of transformers; the factor is the ratio of the lengths, times that of the model if it is stretched
+        already), or "none": positions beyond those it knows are simply new. "dynamic", of the authors' fine-tuning
+        code, is the same as "none" up to `max_length`: transformers stretches beyond it only.
     seed
         Seed of the new embeddings.
 
     Returns
     -------
     The extended model, with `cell_length` set to what it could read before.
+
+    Raises
+    ------
+    ValueError
+        If the vocabulary is not the model's own with time tokens added, `max_length` is less than the model
+        reads, or its positions are stretched in another way already.
 
     Notes
     -----
@@ -67,7 +74,7 @@ def extend_model(
         raise ValueError(f"There is no RoPE scaling {rope!r}; choose from {', '.join(ROPE_SCALINGS)}.")
     old = model.vocab.size
     same = all(vocab.tokens.get(token) == number for token, number in model.vocab.tokens.items())
-    if model.vocab.is_temporal or not vocab.is_temporal or not same:
+    if model.vocab.is_temporal or not vocab.is_temporal or not same or vocab.time_ids.min() < old:
         raise ValueError(
             "The vocabulary must be the model's own with time tokens added: model.vocab.with_times(lowest, highest)."
         )
@@ -78,10 +85,18 @@ def extend_model(
     config.vocab_size = vocab.size
     factor = max_length / model.max_length
     if factor > 1 and rope != "none":
-        scaling = {"rope_type": rope, "factor": factor, "original_max_position_embeddings": model.max_length}
+        known = config.rope_parameters
+        scaling = {"rope_type": rope, "original_max_position_embeddings": model.max_length}
         if rope == "llama3":
             scaling |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-        config.rope_parameters = {"rope_theta": config.rope_parameters["rope_theta"], **scaling}
+        if (before := known.get("factor", 1.0)) != 1:
+            if known["rope_type"] != rope:
+                raise ValueError(
+                    f"The model's positions are stretched already: pass rope={known['rope_type']!r} to stretch them "
+                    'further, or "none".'
+                )
+            scaling |= known
+        config.rope_parameters = {"rope_theta": known["rope_theta"], **scaling, "factor": before * factor}
     config.max_position_embeddings = max_length
     with torch.random.fork_rng(devices=[]):
         hf = LlamaForCausalLM(config)

@@ -7,5 +7,7 @@ shows where it is the last line of a cell, and a script saves with `fig.savefig`
 from .encoding_report import encoding_report
 from .neighbor_purity import neighbor_purity
 from .rank_heatmap import rank_heatmap
+from .timelapse_error import timelapse_error
+from .timelapse_scatter import timelapse_scatter
 
-__all__ = ["encoding_report", "neighbor_purity", "rank_heatmap"]
+__all__ = ["encoding_report", "neighbor_purity", "rank_heatmap", "timelapse_error", "timelapse_scatter"]

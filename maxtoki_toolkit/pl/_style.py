@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 # Okabe and Ito's palette, by what a colour stands for in this package.
 MODEL, BASELINE, NULL = "#0072B2", "#E69F00", "#999999"
 _EIGHT = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
@@ -24,3 +26,15 @@ def category_colors(n: int) -> list[str]:
 def clean(ax) -> None:
     """Take away the frame's upper and right line."""
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def with_interval(
+    value: float, low: float, high: float, *, decimals: int | None = None, join: str = " "
+) -> str:
+    """A value and, where it is known, its 95% interval, by default to two significant digits of the value."""
+    if not math.isfinite(value):
+        return "not defined"
+    if decimals is None:
+        decimals = max(0, 1 - math.floor(math.log10(abs(value)))) if value else 2
+    interval = f"{join}[{low:.{decimals}f}, {high:.{decimals}f}]" if math.isfinite(low) else ""
+    return f"{value:.{decimals}f}{interval}"

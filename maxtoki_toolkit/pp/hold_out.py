@@ -53,14 +53,14 @@ def hold_out(
     Raises
     ------
     ValueError
-        If a donor or group is unknown, or nothing is left to train on.
+        If a donor or group is unknown, no cell is in a range of times, or nothing is left to train on.
 
     Examples
     --------
     >>> import maxtoki_toolkit as mt
     >>> adata = mt.datasets.aging_atlas(300, 10, n_genes=500)
-    >>> mt.pp.hold_out(adata, donor_key="donor_id", groups={"cell_type": ["Macrophage"]})
-    >>> adata.obs.loc[adata.obs["cell_type"] == "Macrophage", "train"].any()
+    >>> mt.pp.hold_out(adata, donor_key="donor_id", groups={"cell_type": ["macrophage"]})
+    >>> adata.obs.loc[adata.obs["cell_type"] == "macrophage", "train"].any()
     np.False_
     """
     require_obs(adata, donor_key, time_key, *(groups or {}))
@@ -76,7 +76,11 @@ def hold_out(
     time = None if time_key is None else get_times(adata, time_key)
     by_time = np.zeros(adata.n_obs, dtype=bool)
     for first, last in times:
-        by_time |= (time >= first) & (time <= last)
+        if not (inside := (time >= first) & (time <= last)).any():
+            raise ValueError(
+                f"No cell has a time from {first} to {last}: .obs[{time_key!r}] is from {time.min()} to {time.max()}."
+            )
+        by_time |= inside
     by_time = np.isin(donor, np.unique(donor[by_time]))
     if isinstance(donors, (int, float)):
         chosen = _spread(donor[~by_time], None if time is None else time[~by_time], donors, rng)

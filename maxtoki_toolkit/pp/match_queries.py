@@ -80,15 +80,19 @@ def match_queries(
     code, names = get_groups(queries, columns)
     time = get_times(queries, time_key)
     pool = Pool.build(code, time, len(names), get_mask(queries, use, "use"))
+    if not len(pool.cells):
+        raise ValueError(
+            "No cell of the queries is left: use= leaves out, or the columns of the groups are missing for, all of them."
+        )
 
     number = np.random.default_rng(rng).random(len(table))
     # The times of a group are sorted, so the cells within the tolerance are one stretch of the pool.
     group = np.searchsorted(names, table["group"].to_numpy(dtype=str)).clip(max=len(names) - 1)
     known = np.array(names, dtype=object)[group] == table["group"].to_numpy(dtype=object)
     span = np.int64(time.max() - time.min() + 1)
-    bin_key = np.repeat(np.arange(len(names)), pool.n_times) * span + pool.bin_time - time.min()
+    bin_key = pool.bin_group * span + pool.bin_time - time.min()
     old = table["time"].to_numpy().astype(np.int64)
-    reach = span if tolerance is None else int(tolerance)
+    reach = span + np.abs(old - time.min()) if tolerance is None else int(tolerance)
     low = (old - reach - time.min()).clip(0, span)
     high = (old + reach - time.min()).clip(-1, span - 1)
     first = np.searchsorted(bin_key, group * span + low, side="left")

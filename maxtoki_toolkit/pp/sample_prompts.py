@@ -125,7 +125,10 @@ def sample_prompts(
     table["group"] = np.array(names, dtype=object)[group[drawn.query]]
     table["time"] = time[drawn.query]
     if donor_key is not None:
-        table["donor"] = adata.obs[donor_key].astype(str).to_numpy(dtype=object)[drawn.query]
+        donor = np.append(adata.obs[donor_key].astype(str).to_numpy(dtype=object), "")
+        table["donor"] = donor[drawn.query]
+        for i, rows in enumerate(drawn.context.T):
+            table[f"donor_{i}"] = donor[rows]
     adata = adata.copy() if copy else adata
     params = {
         "time_key": time_key,

@@ -2,5 +2,7 @@
 
 from .embed import embed
 from .neighbor_purity import neighbor_purity
+from .predict_timelapse import predict_timelapse
+from .timelapse_baselines import timelapse_baselines
 
-__all__ = ["embed", "neighbor_purity"]
+__all__ = ["embed", "neighbor_purity", "predict_timelapse", "timelapse_baselines"]

@@ -11,7 +11,7 @@ MEASURES = ("r", "slope", "r2", "spread", "bias", "median_error", "mean_error")
 _SCALES = {
     "r": (lambda r: np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12)), np.tanh),
     "r2": (lambda r2: np.log(1 - r2), lambda y: 1 - np.exp(y)),
-    **{name: (np.log, np.exp) for name in ("spread", "median_error", "mean_error")},
+    **dict.fromkeys(("spread", "median_error", "mean_error"), (np.log, np.exp)),
 }
 _BLOCKS, _DRAWS = 100, 1000
 
@@ -48,14 +48,16 @@ def score_lapses(
     -----
     The 95% intervals leave out each donor in turn, with all prompts that he or she has a part in, as query or as
     context (jackknife, t distribution with a degree of freedom less than there are query donors). Resampling prompts
-    or query donors alone misses that the same donors are in many prompts: intervals are then far too short. Where no
-    donor is known the query cells are the units. More than 100 units are left out in 100 random blocks.
+    or query donors alone misses that the same donors are in many prompts: intervals are then far too short. These are
+    rather too long where donors or prompts are few. Where no donor is known the query cells are the units. More than
+    100 units are left out in 100 random blocks.
 
     The null permutes the times of the query donors' samples, within what `groupby` explains, and leaves contexts and
     predictions: what the context alone gives away is part of it. `p_value` is one-sided.
     """
     rows = []
-    subsets = [("all", table)] + ([] if groupby is None else list(table.groupby(groupby, observed=True)))
+    groups = [] if groupby is None else table.groupby(groupby, observed=True)
+    subsets = [("all", table)] + [(name, part) for name, part in groups if name != "all"]
     for name, column in columns.items():
         for group, part in subsets:
             part = part[part[column].notna()]

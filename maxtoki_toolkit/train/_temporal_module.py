@@ -39,6 +39,13 @@ class TemporalModule(nn.Module):
         super().__init__()
         self.hf, self.head, self.vocab = hf, head, vocab
         self.loss_scale, self.penalty, self.weights = loss_scale, penalty, weights
+        # A tied output layer is not saved beside the embedding that it is; the Trainer asks by this name.
+        tied = hf.get_output_embeddings().weight is hf.get_input_embeddings().weight
+        self._keys_to_ignore_on_save = ["hf.lm_head.weight"] if tied else None
+
+    def tie_weights(self) -> None:
+        """Tie what a checkpoint has once."""
+        self.hf.tie_weights()
 
     def forward(
         self,

@@ -24,6 +24,8 @@ class Stage(NamedTuple):
 
     n_prompts: int
     sampler: Sampler
+    bare: bool = False
+    """Whether every other prompt is without context, its lapse counted from the first time of the group."""
 
 
 class PromptStream(Dataset):
@@ -69,9 +71,11 @@ class PromptStream(Dataset):
 
     def _sorted_window(self, stage: int, window: int) -> Prompts:
         """Draw a window of prompts; put prompts of one length side by side, and their batches in random order."""
-        n_prompts, sampler = self.stages[stage]
+        n_prompts, sampler, bare = self.stages[stage]
         start = window * _WINDOW * self.batch_size
         prompts = sampler.draw(start, min(start + _WINDOW * self.batch_size, n_prompts))
+        if bare:
+            prompts = _without_context(prompts, sampler)
         lengths = self.cells.lengths
         total = (
             np.where(prompts.context >= 0, lengths[prompts.context], 0).sum(axis=1) + lengths[prompts.query]
@@ -115,17 +119,17 @@ class PromptCollator:
     def __call__(self, prompts: Prompts) -> dict[str, torch.Tensor]:
         """Batch some prompts."""
         # The answer to a timelapse prompt comes after all that is read: it need not be written.
-        written = write_prompts(prompts, self.cells, self.vocab, max_length=self.max_length)
+        written = write_prompts(
+            prompts, self.cells, self.vocab, max_length=self.max_length, answer=~prompts.timelapse
+        )
         if self.gene_dropout:
             written = self._drop_genes(written)
-        lengths = written.sequences.lengths - prompts.timelapse
-        tokens = pad(written.sequences, np.arange(len(lengths)), self.vocab["<pad>"])[:, : lengths.max()]
+        tokens = pad(written.sequences, np.arange(len(prompts.query)), self.vocab["<pad>"])
         position = torch.arange(tokens.shape[1])
         eoq = torch.from_numpy(written.eoq)
-        asked = torch.from_numpy(~prompts.timelapse)
-        scored = (
-            asked[:, None] & (position >= eoq[:, None]) & (position < torch.from_numpy(lengths - 1)[:, None])
-        )
+        last = torch.from_numpy(written.sequences.lengths - 1)
+        # What follows a token is scored from `<eoq>` on; in a timelapse prompt nothing does.
+        scored = (position >= eoq[:, None]) & (position < last[:, None])
         labels = torch.full_like(tokens, IGNORED)
         labels[:, :-1] = torch.where(scored[:, :-1], tokens[:, 1:], IGNORED)
         return {
@@ -145,6 +149,17 @@ class PromptCollator:
         before = np.concatenate([[0], np.cumsum(kept)])
         shorter = Sequences(tokens[kept], before[indptr])
         return Written(shorter, before[indptr[:-1] + eoq] - shorter.indptr[:-1], n_clipped)
+
+
+def _without_context(prompts: Prompts, sampler: Sampler) -> Prompts:
+    """Take the context from every other prompt."""
+    bare = np.arange(len(prompts.query)) % 2 == 0
+    first = sampler.contexts.bin_time[sampler.contexts.group_start[sampler.group[prompts.query]]]
+    return prompts._replace(
+        context=np.where(bare[:, None], -1, prompts.context),
+        steps=np.where(bare[:, None], 0, prompts.steps),
+        lapse=np.where(bare, sampler.time[prompts.query] - first, prompts.lapse),
+    )
 
 
 def _widen(rows: np.ndarray, width: int, fill: int) -> np.ndarray:

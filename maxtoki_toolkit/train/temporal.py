@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from anndata import AnnData
 
@@ -46,7 +45,7 @@ def temporal(
     zero_lapse: str = "query",
     forward: bool = False,
     balance: float = 0.1,
-    curriculum: tuple[float, float] = (0.2, 0.2),
+    curriculum: float = 0.3,
     gene_dropout: float = 0.0,
     lapses: tuple[int, int] | None = None,
     max_length: int = 16_384,
@@ -104,8 +103,9 @@ def temporal(
     context_size, timelapse, zero_lapse, forward, balance
         The prompts, as in `mt.pp.sample_prompts`; `timelapse` is the share that asks for the lapse.
     curriculum
-        Shares of the steps that come first and ask only for the lapse from a single context cell: from one in
-        the first quarter of the group's times, then from any. Without them small models were seen to stay at r 0.
+        Share of the steps that come first and ask for lapses only: from a single context cell, and in every other
+        prompt, without any context, from the first time of the query's group. Without these lessons small models
+        were seen to stay at r 0.
     gene_dropout
         Share of the genes left out of a cell each time it is read, so that few cells go further.
     lapses
@@ -191,14 +191,9 @@ def temporal(
         time_head.load_state_dict(model.time_head.state_dict())
 
     unit = batch_size * accumulate * PartialState().num_processes
-    n_anchored, n_single = (round(share * max_steps) for share in curriculum)
-    single = {"context_size": (1, 1), **settings}
-    early = used & _early(group, time, used)
-    stages = [
-        (n_anchored, Sampler(group, time, contexts=early, queries=used, **single)),
-        (n_single, Sampler(group, time, contexts=used, queries=used, **single)),
-        (max_steps - n_anchored - n_single, whole),
-    ]
+    n_lessons = round(curriculum * max_steps)
+    single = Sampler(group, time, contexts=used, queries=used, context_size=(1, 1), **settings)
+    stages = [Stage(n_lessons * unit, single, bare=True), Stage((max_steps - n_lessons) * unit, whole)]
     test = None
     if held_out is not None:
         sizes["timelapse"] = 1.0
@@ -219,7 +214,7 @@ def temporal(
         module,
         output,
         dataset=PromptStream(
-            sequences, [Stage(n * unit, sampler) for n, sampler in stages if n], batch_size=unit
+            sequences, [stage for stage in stages if stage.n_prompts], batch_size=unit
         ),
         collator=PromptCollator(
             sequences, model.vocab, max_length=model.max_length, gene_dropout=gene_dropout
@@ -297,13 +292,6 @@ def _design(tables: Sequence[AnnData], time_key: str, groupby, use: str | None, 
         parts["used"].append(get_mask(adata, use, "use") & ~tested)
         parts["tested"].append(tested)
     return tuple(np.concatenate(part) for part in parts.values())
-
-
-def _early(group: np.ndarray, time: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Cells in the first quarter of their group's times."""
-    frame = pd.DataFrame({"group": group, "time": time})[used]
-    quarter = frame.groupby("group")["time"].quantile(0.25)
-    return time <= quarter.reindex(group).fillna(-np.inf).to_numpy()
 
 
 def _lapse_metrics(unit: str):
