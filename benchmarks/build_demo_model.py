@@ -81,6 +81,7 @@ def stage2(recipe: dict, model: mt.models.MaxTokiModel, work: Path) -> mt.models
     mt.pp.map_genes(atlas, model)
     mt.pp.rank_value_encode(atlas, model)
     mt.pp.hold_out(atlas, donor_key="donor_id", time_key="age_months", **recipe["stage2"]["hold_out"])
+    # Predicted on the way: donors held out, of the types that are learned.
     return mt.train.temporal(
         atlas,
         model,

@@ -163,7 +163,7 @@ def cross_validate(
 
 
 FINE_TUNING = {
-    "curriculum": 0.4,
+    "curriculum": 0.3,
     "timelapse": 1.0,
     "learning_rate": 1e-3,
     "warmup": 0.1,
@@ -233,7 +233,7 @@ def pancreas(path: str) -> list[dict]:
         time_unit="years",
         groupby=None,
         context_size=(1, 3),
-        max_steps=150,
+        max_steps=120,
         batch_size=16,
         **FINE_TUNING,
     )

@@ -26,7 +26,6 @@ SHAPE = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "max_position_embeddings": 66,
-    "tie_word_embeddings": True,
     "initializer_range": 0.05,
 }
 # 1,000 months is the longest lapse that has a token.
@@ -72,7 +71,7 @@ def main() -> None:
                     max_length=512,
                     context_size=(1, 2),
                     timelapse=1.0,
-                    curriculum=0.6,
+                    curriculum=0.5,
                     max_steps=900,
                     batch_size=32,
                     learning_rate=2e-3,

@@ -28,8 +28,8 @@ def test_the_card_describes_the_model():
     model = mt.load_model("demo")
     assert model.sha256 == card["weights_sha256"] == sha256(resource("demo") / "model.safetensors")
     assert model.vocab.sha256 == card["vocabulary_sha256"]
-    assert not model.is_temporal
-    assert card["metrics"]["loss_held_out_nats"] < card["metrics"]["loss_uniform_nats"] - 2
+    assert model.is_temporal
+    assert card["metrics"]["stage1_loss_held_out_nats"] < card["metrics"]["stage1_loss_uniform_nats"] - 2
     assert len(held_out_nuclei()) == card["recipe"]["held_out_nuclei"]
 
 

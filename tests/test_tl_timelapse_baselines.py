@@ -169,7 +169,7 @@ def test_refusals(planted):
     settings = {**SETTINGS, "n_prompts": 100, "key_added": "train_prompts"}
     mt.pp.sample_prompts(adata, **settings)
     with pytest.raises(
-        ValueError, match=r"cells are in the training prompts and in the tested ones \(first: 'D"
+        ValueError, match=r"cells of the training prompts are queries of the tested ones \(first: 'D"
     ):
         mt.tl.timelapse_baselines(adata, model)
     adata.obs["months"] = adata.obs["age_months"]

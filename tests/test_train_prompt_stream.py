@@ -93,23 +93,16 @@ def test_a_batch_is_its_items(cells, indices):
     assert together.steps.shape[1] == together.context.shape[1] - 1
 
 
-def test_lessons_without_context(cells):
-    """Every other prompt of such a stage has no context; its lapse is from the first time of the group."""
-    kind = sampler(context_size=(1, 1), timelapse=1.0)
-    plain = as_rows(kind.draw(0, 512), width=1)
-    rows = read(PromptStream(cells, [Stage(512, kind, bare=True)], batch_size=4))
-    bare = [row for row in rows if all(cell < 0 for cell in row[0])]
-    assert len(bare) == 256
-    times = np.arange(N) % 7  # every group has all of them, so the first is 0
-    assert all(row[3] == times[row[1]] for row in bare)
-    lessons = [row for row in rows if row not in bare]
-    assert sorted(row[1:4:2] for row in lessons) == sorted(row[1:4:2] for row in plain[1::2])
-    batch = PromptCollator(cells, VOCAB, max_length=300)(
-        PromptStream(cells, [Stage(512, kind, bare=True)], batch_size=4).__getitems__(list(range(8)))
-    )
-    starts = batch["input_ids"][:, 0].tolist()
-    assert set(starts) == {VOCAB["<boq>"], VOCAB["<bos>"]}
-    assert (batch["input_ids"][torch.arange(8), batch["eoq"]] == VOCAB["<eoq>"]).all()
+def test_each_cell_carries_its_own_time(cells):
+    """The age of a cell stands at its `<eos>`, in prompts of both tasks, and nowhere else."""
+    age = np.arange(len(cells.lengths)) * 10.0
+    prompts = make_stream(cells).__getitems__(list(range(40)))
+    batch = PromptCollator(cells, VOCAB, max_length=300, age=age)(prompts)
+    assert torch.equal(~batch["age"].isnan(), batch["input_ids"] == VOCAB["<eos>"])
+    for i in range(40):
+        cells_of = [*prompts.context[i][prompts.context[i] >= 0], prompts.query[i]]
+        assert batch["age"][i][~batch["age"][i].isnan()].tolist() == age[cells_of].tolist()
+    assert PromptCollator(cells, VOCAB, max_length=300)(prompts)["age"].isnan().all()
 
 
 def prompt_lengths(stream, rows):

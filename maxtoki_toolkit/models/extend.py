@@ -108,7 +108,9 @@ def extend_model(
         if name == "lm_head.weight" and config.tie_word_embeddings:
             weights[name] = weights["model.embed_tokens.weight"]
             continue
-        new = torch.from_numpy(_new_rows(vocab, old, genes.float().std().item(), genes.shape[1], rng))
+        # A separate output layer may begin with logits of about 1; an embedding is as long as those of genes.
+        length = genes.float().std().item() if name.startswith("model") else genes.shape[1] ** -0.5
+        new = torch.from_numpy(_new_rows(vocab, old, length, genes.shape[1], rng))
         weights[name] = torch.cat([genes, new.to(genes)])
     hf.load_state_dict(weights)
     return MaxTokiModel(
@@ -121,7 +123,7 @@ def _new_rows(vocab: Vocabulary, old: int, scale: float, width: int, rng: np.ran
     rows = rng.normal(size=(vocab.size - old, width))
     values = vocab.time_values.astype(float)
     place = (values - values[0]) / max(values[-1] - values[0], 1)
-    waves = np.cos(np.pi * np.arange(_WAVES) * place[:, None]) / (1 + np.arange(_WAVES))
-    smooth = waves @ rng.normal(size=(_WAVES, width))
+    wave = np.arange(1, _WAVES + 1)
+    smooth = (np.cos(np.pi * wave * place[:, None]) / wave) @ rng.normal(size=(_WAVES, width))
     rows[vocab.time_ids - old] = smooth / smooth.std()
     return (rows * scale).astype(np.float32)

@@ -84,6 +84,8 @@ def write_prompts(
     n, size = prompts.context.shape
     context_size = prompts.context_size
     column = np.arange(size)
+    # Stands where no lapse is written.
+    any_lapse = vocab.time_values[0] if vocab.is_temporal else 0
 
     # A piece is a stretch of cells.tokens, of queries.tokens, or one token of the vocabulary (offset after both).
     n_cells, n_all = len(cells.tokens), len(cells.tokens) + len(queries.tokens)
@@ -102,11 +104,12 @@ def write_prompts(
         put(3 * i + 1, vocab["<eos>"], present)
         if i + 1 < size:
             more = i + 1 < context_size
-            put(3 * i + 2, time_token(np.where(more, prompts.steps[:, i], prompts.lapse), vocab), more)
+            put(3 * i + 2, time_token(np.where(more, prompts.steps[:, i], any_lapse), vocab), more)
     query_start = n_cells + queries.indptr[prompts.query]
     query_length = queries.lengths[prompts.query] - 1
-    lapse = time_token(prompts.lapse, vocab)
     given, asked = prompts.timelapse, ~prompts.timelapse
+    is_written = asked | np.broadcast_to(answer, n)
+    lapse = time_token(np.where(is_written, prompts.lapse, any_lapse), vocab)
     after = 3 * size
     put(after, vocab["<boq>"])
     start[:, after + 1] = np.where(given, query_start, n_all + lapse)

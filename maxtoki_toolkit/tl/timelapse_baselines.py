@@ -52,7 +52,7 @@ def timelapse_baselines(
     model
         The model that predicted; its embeddings are one of the baselines.
     train
-        Key in `.uns` of the prompts to fit the baselines on. They must be of cells that no tested prompt has:
+        Key in `.uns` of the prompts to fit the baselines on. No tested query may be among their cells:
         `mt.pp.sample_prompts(adata, ..., contexts="train", queries="train", key_added="train_prompts")`.
     key
         Key in `.uns` of the predicted prompts, by default "timelapse".
@@ -86,7 +86,7 @@ def timelapse_baselines(
     KeyError
         If prompts or predictions are missing.
     ValueError
-        If a training cell is also in the tested prompts, or both were drawn by different times or groups.
+        If a training cell is also a tested query, or both were drawn by different times or groups.
 
     Notes
     -----
@@ -216,14 +216,11 @@ def _gather(
 
 
 def _require_apart(adata: AnnData, training: Prompts, test: Prompts, queries: AnnData | None) -> None:
-    """Raise if a cell is both fitted to and tested on."""
+    """Raise if a tested query is fitted to. Context cells, whose times are given, may be."""
     fitted = np.union1d(training.context[training.context >= 0], training.query)
-    tested = test.context[test.context >= 0]
-    if queries is None:
-        tested = np.union1d(tested, test.query)
-    if len(both := np.intersect1d(fitted, tested)):
+    if queries is None and len(both := np.intersect1d(fitted, test.query)):
         raise ValueError(
-            f"{len(both)} cells are in the training prompts and in the tested ones (first: "
+            f"{len(both)} cells of the training prompts are queries of the tested ones (first: "
             f"{adata.obs_names[both[0]]!r}): the baselines would be tested on what they were fitted to. Draw the training "
             'prompts with contexts="train", queries="train" and the tested ones with contexts="held_out", '
             'queries="held_out" (mt.pp.hold_out).'

@@ -24,6 +24,9 @@ class TemporalModule(nn.Module):
         Weight of the probability that falls on tokens that are no lapse.
     weights
         Weights of the tasks, (timelapse, cell); each task's loss is its mean.
+    clock
+        Weight of the error of each cell's own time, read at its `<eos>` by a linear layer that serves the training
+        alone.
     """
 
     def __init__(
@@ -35,10 +38,16 @@ class TemporalModule(nn.Module):
         loss_scale: float,
         penalty: float,
         weights: tuple[float, float],
+        clock: float = 0.0,
     ) -> None:
         super().__init__()
         self.hf, self.head, self.vocab = hf, head, vocab
         self.loss_scale, self.penalty, self.weights = loss_scale, penalty, weights
+        self.clock_weight = clock
+        self.clock = nn.Linear(hf.config.hidden_size, 1) if clock else None
+        if self.clock is not None:
+            nn.init.zeros_(self.clock.weight)
+            nn.init.zeros_(self.clock.bias)
         # A tied output layer is not saved beside the embedding that it is; the Trainer asks by this name.
         tied = hf.get_output_embeddings().weight is hf.get_input_embeddings().weight
         self._keys_to_ignore_on_save = ["hf.lm_head.weight"] if tied else None
@@ -54,6 +63,7 @@ class TemporalModule(nn.Module):
         labels: torch.Tensor,
         lapse: torch.Tensor,
         lapse_token: torch.Tensor,
+        age: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """Loss of a batch (see `PromptCollator`), its parts, and the predicted lapses (NaN where none was asked)."""
         lm_head = self.hf.get_output_embeddings()
@@ -74,8 +84,14 @@ class TemporalModule(nn.Module):
         time_loss, cell_loss = _global_mean(per_prompt), _global_mean(per_gene)
         predicted = torch.full_like(lapse, torch.nan)
         predicted[asked] = reading.lapse.detach().to(lapse.dtype)
+        total = self.weights[0] * time_loss + self.weights[1] * cell_loss
+        if self.clock is not None:
+            read = ~age.isnan()
+            total = total + self.clock_weight * _global_mean(
+                (self.clock(states[read]).float().squeeze(-1) - age[read] / self.loss_scale) ** 2
+            )
         return {
-            "loss": self.weights[0] * time_loss + self.weights[1] * cell_loss,
+            "loss": total,
             "predicted": predicted,
             "cell_loss": cell_loss.detach().expand(len(eoq)),
         }

@@ -92,6 +92,7 @@ def fit(
         remove_unused_columns=False,
         dataloader_pin_memory=device == "cuda",
         use_cpu=device == "cpu",
+        ddp_backend="gloo" if device == "cpu" and n_processes() > 1 else None,
         disable_tqdm=True,
         report_to=["tensorboard"] if tensorboard else "none",
         seed=recipe["seed"],
@@ -125,6 +126,22 @@ def fit(
     with quiet_transformers():
         trainer.train(resume_from_checkpoint=last)
     module.eval()
+
+
+def n_processes() -> int:
+    """Processes that train together, as torchrun and `accelerate launch` say."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_first_process() -> bool:
+    """Whether this process writes the files that all share."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def wait_for_all() -> None:
+    """Wait until the other processes are here."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def _without_tied(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from ..models.build import build_model
 from ..models.load import load_model, pick_device, save_model
 from ..models.model import MaxTokiModel
 from ..models.vocabulary import Vocabulary
-from ._trainer import fit
+from ._trainer import fit, is_first_process, wait_for_all
 from .corpus import Corpus, NextGeneCollator
 
 
@@ -144,6 +144,8 @@ def pretrain(
         gradient_checkpointing=gradient_checkpointing,
         tensorboard=tensorboard,
     )
-    trained = MaxTokiModel(model.hf.to(torch.float32).eval(), vocab, name=str(output / "model"))
-    save_model(trained, output / "model", card={"stage": 1, "recipe": recipe})
+    if is_first_process():
+        trained = MaxTokiModel(model.hf.to(torch.float32).eval(), vocab, name=str(output / "model"))
+        save_model(trained, output / "model", card={"stage": 1, "recipe": recipe})
+    wait_for_all()
     return load_model(output / "model", device=device)

@@ -24,8 +24,6 @@ class Stage(NamedTuple):
 
     n_prompts: int
     sampler: Sampler
-    bare: bool = False
-    """Whether every other prompt is without context, its lapse counted from the first time of the group."""
 
 
 class PromptStream(Dataset):
@@ -71,11 +69,9 @@ class PromptStream(Dataset):
 
     def _sorted_window(self, stage: int, window: int) -> Prompts:
         """Draw a window of prompts; put prompts of one length side by side, and their batches in random order."""
-        n_prompts, sampler, bare = self.stages[stage]
+        n_prompts, sampler = self.stages[stage]
         start = window * _WINDOW * self.batch_size
         prompts = sampler.draw(start, min(start + _WINDOW * self.batch_size, n_prompts))
-        if bare:
-            prompts = _without_context(prompts, sampler)
         lengths = self.cells.lengths
         total = (
             np.where(prompts.context >= 0, lengths[prompts.context], 0).sum(axis=1) + lengths[prompts.query]
@@ -98,6 +94,8 @@ class PromptCollator:
         Temporal vocabulary.
     max_length
         Longest prompt with its answer.
+    age
+        Time of each cell since the first of its group, learned at the `<eos>` of each cell; none if not given.
     gene_dropout
         Share of the genes to leave out, drawn anew for each batch.
 
@@ -109,11 +107,18 @@ class PromptCollator:
     """
 
     def __init__(
-        self, cells: Sequences, vocab: Vocabulary, *, max_length: int, gene_dropout: float = 0.0
+        self,
+        cells: Sequences,
+        vocab: Vocabulary,
+        *,
+        max_length: int,
+        age: np.ndarray | None = None,
+        gene_dropout: float = 0.0,
     ) -> None:
         if not 0 <= gene_dropout < 1:
             raise ValueError(f"The share of genes left out must be in [0, 1), got {gene_dropout}.")
         self.cells, self.vocab, self.max_length = cells, vocab, max_length
+        self.age = np.full(len(cells.lengths), np.nan) if age is None else age.astype(float)
         self.gene_dropout, self.is_gene = gene_dropout, vocab.gene_of_token != ""
 
     def __call__(self, prompts: Prompts) -> dict[str, torch.Tensor]:
@@ -132,11 +137,16 @@ class PromptCollator:
         scored = (position >= eoq[:, None]) & (position < last[:, None])
         labels = torch.full_like(tokens, IGNORED)
         labels[:, :-1] = torch.where(scored[:, :-1], tokens[:, 1:], IGNORED)
+        # The n-th `<eos>` of a prompt belongs to its n-th cell; the query is the last.
+        rows = np.column_stack([prompts.context, prompts.query])
+        age = torch.full(tokens.shape, torch.nan)
+        age[tokens == self.vocab["<eos>"]] = torch.from_numpy(self.age[rows[rows >= 0]]).float()
         return {
             "input_ids": tokens,
             "eoq": eoq,
             "labels": labels,
             "lapse": torch.from_numpy(np.where(prompts.timelapse, prompts.lapse, np.nan)).float(),
+            "age": age,
             "lapse_token": torch.from_numpy(time_token(prompts.lapse, self.vocab)),
         }
 
@@ -149,17 +159,6 @@ class PromptCollator:
         before = np.concatenate([[0], np.cumsum(kept)])
         shorter = Sequences(tokens[kept], before[indptr])
         return Written(shorter, before[indptr[:-1] + eoq] - shorter.indptr[:-1], n_clipped)
-
-
-def _without_context(prompts: Prompts, sampler: Sampler) -> Prompts:
-    """Take the context from every other prompt."""
-    bare = np.arange(len(prompts.query)) % 2 == 0
-    first = sampler.contexts.bin_time[sampler.contexts.group_start[sampler.group[prompts.query]]]
-    return prompts._replace(
-        context=np.where(bare[:, None], -1, prompts.context),
-        steps=np.where(bare[:, None], 0, prompts.steps),
-        lapse=np.where(bare, sampler.time[prompts.query] - first, prompts.lapse),
-    )
 
 
 def _widen(rows: np.ndarray, width: int, fill: int) -> np.ndarray:

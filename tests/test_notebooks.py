@@ -1,0 +1,167 @@
+"""Tutorials and notebooks: in step with their sources, run, tidy; and run again by papermill."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted([*ROOT.glob("tutorials/*.py"), *ROOT.glob("notebooks/*.py")])
+NOTEBOOKS = [source for source in SOURCES if source.parent.name == "notebooks"]
+PRESETS = sorted(ROOT.glob("notebooks/presets/*.yaml"))
+# What makes each notebook quick; what it shows with so little is not looked at.
+QUICK = {
+    "fig1_timelapse": {"n_cells": [1500, 1500], "n_prompts": 40, "n_train_prompts": 100},
+    "fig1_scaling_law": {"hidden_sizes": [8, 12, 16, 24], "max_steps": 4, "seeds": [0], "n_bootstrap": 5},
+    "train_stage1_pretraining": {"max_steps": 4, "eval_every": 2, "n_held_out": 60},
+    "train_stage2_temporal": {"max_steps": 4, "eval_every": 2, "n_prompts": 40, "n_tested": 20},
+}
+ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|Users|var|opt|mnt|usr)/|[A-Z]:\\\\")
+
+
+def name_of(path):
+    return path.stem
+
+
+def parameters(source):
+    """Names and defaults of the cell tagged `parameters`."""
+    import jupytext
+
+    cells = [cell for cell in jupytext.read(source).cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(cells) == 1, "one cell tagged parameters"
+    return cells[0].source
+
+
+def execute(name, folder, **values):
+    import papermill
+
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    # papermill only warns of parameters that a notebook does not have.
+    assert set(values) <= set(papermill.inspect_notebook(path))
+    papermill.execute_notebook(
+        path,
+        folder / "out.ipynb",
+        parameters=values,
+        kernel_name="python3",
+        progress_bar=False,
+        cwd=folder,
+    )
+
+
+def test_all_are_listed():
+    listed = (ROOT / "notebooks" / "README.md").read_text()
+    assert {source.stem for source in NOTEBOOKS} == set(QUICK)
+    for path in [*NOTEBOOKS, *PRESETS]:
+        assert path.name.replace(".py", ".ipynb") in listed
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=name_of)
+class TestNotebook:
+    def test_is_its_source_and_was_run(self, source):
+        """Code and text of the .ipynb are those of the .py beside it; no cell failed or was left out."""
+        import jupytext
+        import nbformat
+
+        cells = jupytext.read(source).cells
+        notebook = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+        assert [cell.source for cell in notebook.cells] == [cell.source for cell in cells]
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+        outputs = [output for cell in code for output in cell.outputs]
+        assert not [output for output in outputs if output.output_type == "error"]
+        assert not [output for output in outputs if output.get("name") == "stderr"]
+        assert any("image/png" in output.get("data", {}) for output in outputs)
+
+    def test_parameters_are_explained(self, source):
+        """Each has a type and a comment, which `papermill --help-notebook` shows."""
+        text = parameters(source)
+        lines = text.splitlines()
+        for statement in ast.parse(text).body:
+            assert isinstance(statement, ast.AnnAssign), "a parameter without a type"
+            assert "  # " in lines[statement.lineno - 1], f"{statement.target.id} has no comment"
+
+    def test_is_tidy(self, source):
+        """Nothing of the machine that ran it, and no more than a reader wants to load."""
+        path = source.with_suffix(".ipynb")
+        text = path.read_text()
+        assert path.stat().st_size < 1_000_000
+        assert "application/vnd.jupyter.widget-view+json" not in text
+        for content in (source.read_text(), text):
+            assert not (found := ABSOLUTE.findall(content)), found
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=name_of)
+def test_presets_name_parameters(path):
+    """Each preset sets parameters of the notebook of its name, and says what the paper leaves open."""
+    known = {s.target.id for s in ast.parse(parameters(ROOT / "notebooks" / f"{path.stem}.py")).body}
+    preset = yaml.safe_load(path.read_text())
+    assert set(preset) <= known
+    assert preset["max_steps"] == "unknown"
+
+
+def test_presets_pass_on_what_the_training_knows():
+    import inspect
+
+    import maxtoki_toolkit as mt
+
+    preset = yaml.safe_load((ROOT / "notebooks" / "presets" / "train_stage2_temporal.yaml").read_text())
+    assert set(preset["more"]) <= set(inspect.signature(mt.train.temporal).parameters)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("name", QUICK)
+def test_runs(name, tmp_path):
+    execute(name, tmp_path, output="out", **QUICK[name])
+    assert list((tmp_path / "out").rglob("*.pdf"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_fig1_on_ones_own_cells(tmp_path):
+    """Counts and ages in years, and none of the columns of the atlas."""
+    import numpy as np
+
+    import maxtoki_toolkit as mt
+
+    cells = mt.datasets.aging_atlas(900, 40, seed=5)
+    cells.obs = cells.obs.rename(columns={"donor_id": "person", "cell_type": "type"})
+    cells.obs["years"] = (cells.obs["age_months"] // 12).astype(np.int64)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    own = {"path": str(tmp_path / "cells.h5ad"), "time_key": "years", "time_unit": "years"}
+    own |= {"donor_key": "person", "groupby": ["type"], "batch_key": "", "held_out_ages": [[40, 49]]}
+    own |= {"held_out_groups": {"type": ["fibroblast"]}, "no_ageing": {}}
+    execute("fig1_timelapse", tmp_path, output="out", **own, n_prompts=40, n_train_prompts=100)
+    assert (tmp_path / "out" / "scores.csv").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_adapters(tmp_path):
+    execute("train_stage2_temporal", tmp_path, method="lora", output="out", **QUICK["train_stage2_temporal"])
+    assert (tmp_path / "out" / "model" / "time_head.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_training_from_files(tmp_path):
+    """Stage 1 with train and test cells in files of their own, as the preset has them."""
+    import maxtoki_toolkit as mt
+
+    for name, seed in {"train": 1, "test": 2}.items():
+        mt.datasets.aging_atlas(200, 10, n_genes=500, seed=seed).write_h5ad(tmp_path / f"{name}.h5ad")
+    vocab = mt.load_model("demo").vocab
+    vocab.save(tmp_path)
+    execute(
+        "train_stage1_pretraining",
+        tmp_path,
+        path="train.h5ad",
+        held_out_path="test.h5ad",
+        tokens="token_dictionary.json",
+        medians="gene_median_dictionary.json",
+        output="out",
+        **QUICK["train_stage1_pretraining"],
+    )
+    assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
