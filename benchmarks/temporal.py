@@ -77,7 +77,13 @@ def planted() -> list[dict]:
     held_out_age = np.any([(months >= a) & (months <= b) for a, b in recipe["hold_out"]["times"]], axis=0)
     settings = {"time_key": "age_months", "groupby": ["cell_type", "sex"], "donor_key": "donor_id"}
     mt.pp.sample_prompts(
-        adata, **settings, n_prompts=10_000, contexts=~is_new, queries=~is_new, rng=1, key_added="train_prompts"
+        adata,
+        **settings,
+        n_prompts=10_000,
+        contexts=~is_new,
+        queries=~is_new,
+        rng=1,
+        key_added="train_prompts",
     )
     known = is_new & ageing & ~held_out_type
     sets = {
@@ -110,7 +116,14 @@ def folds(units: np.ndarray, n: int, seed: int = 0) -> list[np.ndarray]:
 
 
 def cross_validate(
-    adata: AnnData, parts: list[np.ndarray], unit: np.ndarray, *, name: str, contexts: str, n_prompts: int, **settings
+    adata: AnnData,
+    parts: list[np.ndarray],
+    unit: np.ndarray,
+    *,
+    name: str,
+    contexts: str,
+    n_prompts: int,
+    **settings,
 ) -> list[dict]:
     """Fine-tune the demo model on all parts but one, predict that one; score all predictions together.
 
@@ -261,7 +274,9 @@ def megatron(*folders: str) -> list[dict]:
             torch.equal(weight, again.hf.state_dict()[name]) for name, weight in model.hf.state_dict().items()
         )
         largest = (logits - reference["logits"]).abs().max().item()
-        rows.append({"checkpoint": folder.name, "largest_logit_difference": largest, "round_trip_exact": same})
+        rows.append(
+            {"checkpoint": folder.name, "largest_logit_difference": largest, "round_trip_exact": same}
+        )
     return rows
 
 

@@ -31,7 +31,11 @@ SHAPE = {
 # 1,000 months is the longest lapse that has a token.
 HEADS = {
     "linear, scale of the lapses": {"head": "linear"},
-    "linear, authors' fine-tuning code (raw months, error / 100)": {"head": "linear", "scale": 1.0, "loss_scale": 100.0},
+    "linear, authors' fine-tuning code (raw months, error / 100)": {
+        "head": "linear",
+        "scale": 1.0,
+        "loss_scale": 100.0,
+    },
     "expectation, tokens and lapses on one scale": {"head": "expectation"},
     "expectation, cross entropy": {"head": "expectation", "loss": "ce"},
     "expectation, original (lapse / 200 against face values, penalty 10)": {
@@ -87,7 +91,9 @@ def main() -> None:
             seconds = time.time() - start
             for entry in log:
                 if "eval_r" in entry:
-                    measures = {k.removeprefix("eval_"): round(v, 3) for k, v in entry.items() if "month" in k}
+                    measures = {
+                        k.removeprefix("eval_"): round(v, 3) for k, v in entry.items() if "month" in k
+                    }
                     rows.append(
                         {
                             "head": name,

@@ -36,20 +36,18 @@ groupby: list = ["cell_type", "sex"]  # columns of .obs in which all cells of a 
 donor_key: str = "donor_id"  # column of .obs with the donor
 batch_key: str = "batch"  # column of .obs with the batch, to see whether age hides in it; "" for none
 held_out_donors: list = []  # donors that the model never saw; [] holds out a fifth, for a model new to all of them
-held_out_ages: list = [
-    [480, 539],
-    [720, 779],
-]  # ranges (first, last) of time_key that no training donor is in
-held_out_groups: dict = {
-    "cell_type": ["cardiomyocyte", "CD8 T cell"]
-}  # held out of temporal training in all donors
-no_ageing: dict = {
+held_out_ages: list = [[480, 539], [720, 779]]  # ranges of time_key that no training donor is in
+held_out_groups: dict = {  # cells that were held out of temporal training in all donors
+    "cell_type": ["cardiomyocyte", "CD8 T cell", "natural killer cell", "mural cell"]
+}
+no_ageing: dict = {  # cells known not to age, for a control
     "cell_type": ["B cell", "natural killer cell", "mural cell"]
-}  # known not to age: a control
+}
 n_prompts: int = 300  # prompts tested in each panel
 n_train_prompts: int = 1000  # prompts of training cells that the baselines are fitted to
 context_size: list = [2, 3]  # fewest and most context cells a prompt; the paper has 2 to 3
-n_cells: list = [5000, 6000]  # simulated cells: of training donors, for the baselines, and of new donors
+n_cells: list = [5000, 6000]  # simulated cells: to fit the baselines to, and of new donors
+n_donors: list = [200, 100]  # simulated donors: to fit the baselines to, and new ones
 seed: int = 2  # seed of new donors and prompts; the demo model was trained on donors of seeds 0 and 1
 output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 
@@ -80,17 +78,16 @@ if output:
 # %% [markdown]
 # ## Cells, and what the model never saw
 #
-# The baselines need training cells, so the simulated data have two parts: donors that the demo model was trained on, and
-# new ones. Only controls are used; the atlas's age-accelerated donors are for another figure.
+# The baselines need training cells, so the simulated data have two parts: cells from the simulation that the demo model
+# was trained on (its seed), and new donors. Only controls are used; the atlas's age-accelerated donors are for another figure.
 
 # %%
 if path:
     adata = anndata.read_h5ad(path)
 else:
-    # Donors and batches depend on the seed alone, so these are the ones of the demo model's training.
     parts = {
-        "seen": mt.datasets.aging_atlas(n_cells[0], 200, seed=1),
-        "new": mt.datasets.aging_atlas(n_cells[1], 100, seed=seed),
+        "seen": mt.datasets.aging_atlas(n_cells[0], n_donors[0], seed=1),
+        "new": mt.datasets.aging_atlas(n_cells[1], n_donors[1], seed=seed),
     }
     for name, part in parts.items():
         part.uns = {}
@@ -347,8 +344,8 @@ else:
 # was trained on and no cell has two roles; with your own cells this holds only if `held_out_donors`, `held_out_ages` and
 # `held_out_groups` are what the *model* was trained without. A model cannot be asked afterwards.
 #
-# **Baselines that were not given a chance.** Simulated training cells are fewer here than the model had (30,000 before
-# selection), to be quick: raise `n_cells` and `n_train_prompts` before you conclude that the model is better.
+# **Baselines that were not given a chance.** Simulated training cells are far fewer here than the model had
+# (`benchmarks/demo_model.yaml`), to be quick: raise `n_cells` and `n_train_prompts` before you conclude that the model is better.
 #
 # **Few donors.** Hundreds of prompts of five donors are five donors. The intervals know; the points do not.
 #

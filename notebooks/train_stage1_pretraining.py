@@ -23,9 +23,7 @@
 
 # %% tags=["parameters"]
 path: str = ""  # .h5ad with raw counts; "" for a small simulated atlas
-held_out_path: str = (
-    ""  # cells of other donors, to test on; then path is read a block at a time. "" splits path
-)
+held_out_path: str = ""  # cells of other donors; then path is read a block at a time. "" splits path
 layer: str = ""  # layer with the raw counts; "" for .X
 donor_key: str = "donor_id"  # column of .obs with the donor: a fifth of them is held out
 label: str = "cell_type"  # column of .obs with known labels, to score the embedding

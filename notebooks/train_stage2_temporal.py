@@ -26,9 +26,7 @@
 path: str = ""  # .h5ad with raw counts and known times; "" for the myoblasts
 layer: str = ""  # layer with the raw counts; "" for .X
 force: bool = False  # accept values that are linear in expression but no counts (FPKM, TPM)
-model: str = (
-    "demo"  # stage-1 model, or a temporal one to go on with: "demo", a folder, "maxtoki-217m", "maxtoki-1b"
-)
+model: str = "demo"  # stage-1 or temporal: "demo", a folder, "maxtoki-217m" or "maxtoki-1b"
 tokens: str = ""  # token dictionary (JSON), for published weights
 medians: str = ""  # gene medians (JSON), for published weights
 method: str = "temporal"  # "temporal" (all weights) or "lora" (adapters)

@@ -252,7 +252,7 @@ def test_collate_multitask(groups, vocab):
             prompts.append(([i + len(cells) for i in context], steps, query + len(cells), value, task))
             cells += found
         batch = PromptCollator(as_sequences(cells), vocab, max_length=100)(as_prompts(*prompts))
-        assert set(batch) == {"input_ids", "eoq", "labels", "lapse", "lapse_token"}  # no position ids
+        assert set(batch) == {"input_ids", "eoq", "labels", "lapse", "lapse_token", "age"}  # no position ids
         for row, paragraph in enumerate(case["batch"]):
             eoq = paragraph.index(vocab["<eoq>"])
             mask, labels = expected["loss_mask"][row], expected["labels"][row]

@@ -81,7 +81,7 @@ def load_model(
     >>> import maxtoki_toolkit as mt
     >>> model = mt.load_model("demo")
     >>> model.is_temporal
-    False
+    True
     """
     source = str(source)
     if attention not in _ATTENTION:
@@ -126,8 +126,8 @@ def save_model(model: MaxTokiModel, folder: str | Path, *, card: dict | None = N
     >>> import tempfile, maxtoki_toolkit as mt
     >>> folder = tempfile.mkdtemp() + "/model"
     >>> mt.models.save_model(mt.load_model("demo"), folder)
-    >>> mt.load_model(folder).vocab.is_temporal
-    False
+    >>> mt.load_model(folder).time_head.unit
+    'months'
     """
     with atomic(folder) as temporary, quiet_transformers():
         temporary.mkdir()

@@ -48,9 +48,12 @@ class TemporalModule(nn.Module):
         if self.clock is not None:
             nn.init.zeros_(self.clock.weight)
             nn.init.zeros_(self.clock.bias)
-        # A tied output layer is not saved beside the embedding that it is; the Trainer asks by this name.
-        tied = hf.get_output_embeddings().weight is hf.get_input_embeddings().weight
-        self._keys_to_ignore_on_save = ["hf.lm_head.weight"] if tied else None
+
+    @property
+    def _keys_to_ignore_on_save(self) -> list[str] | None:
+        """What a checkpoint lacks; the Trainer asks by this name. A tied output layer is the embedding."""
+        tied = self.hf.get_output_embeddings().weight is self.hf.get_input_embeddings().weight
+        return ["hf.lm_head.weight"] if tied else None
 
     def tie_weights(self) -> None:
         """Tie what a checkpoint has once."""
@@ -63,7 +66,9 @@ class TemporalModule(nn.Module):
         labels: torch.Tensor,
         lapse: torch.Tensor,
         lapse_token: torch.Tensor,
-        age: torch.Tensor,
+        age: torch.Tensor | None = None,
+        replay_ids: torch.Tensor | None = None,
+        replay_labels: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Loss of a batch (see `PromptCollator`), its parts, and the predicted lapses (NaN where none was asked)."""
         lm_head = self.hf.get_output_embeddings()
@@ -79,13 +84,19 @@ class TemporalModule(nn.Module):
             if self.head.kind == "expectation":
                 per_prompt = per_prompt + self.penalty * reading.p_non_numeric
         scored = labels != IGNORED
-        per_gene = F.cross_entropy(lm_head(states[scored]).float(), labels[scored], reduction="none")
+        asked_for, answers = states[scored], labels[scored]
+        if replay_ids is not None:
+            again = self.hf.get_decoder()(input_ids=replay_ids, use_cache=False).last_hidden_state[:, :-1]
+            scored = replay_labels != IGNORED
+            asked_for = torch.cat([asked_for, again[scored]])
+            answers = torch.cat([answers, replay_labels[scored]])
+        per_gene = F.cross_entropy(lm_head(asked_for).float(), answers, reduction="none")
 
         time_loss, cell_loss = _global_mean(per_prompt), _global_mean(per_gene)
         predicted = torch.full_like(lapse, torch.nan)
         predicted[asked] = reading.lapse.detach().to(lapse.dtype)
         total = self.weights[0] * time_loss + self.weights[1] * cell_loss
-        if self.clock is not None:
+        if self.clock is not None and age is not None:
             read = ~age.isnan()
             total = total + self.clock_weight * _global_mean(
                 (self.clock(states[read]).float().squeeze(-1) - age[read] / self.loss_scale) ** 2

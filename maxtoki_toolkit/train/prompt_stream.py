@@ -16,6 +16,7 @@ from ..models.vocabulary import Vocabulary
 from ..pp._sampling import Sampler
 from .corpus import IGNORED
 
+_REPLAY = 8  # prompts for each cell that is read again
 _WINDOW = 32  # batches among which prompts of similar length are brought together
 
 
@@ -98,6 +99,8 @@ class PromptCollator:
         Time of each cell since the first of its group, learned at the `<eos>` of each cell; none if not given.
     gene_dropout
         Share of the genes to leave out, drawn anew for each batch.
+    replay
+        Cells that are read again as in stage 1, one for every `_REPLAY` prompts, drawn anew for each batch.
 
     Notes
     -----
@@ -114,10 +117,12 @@ class PromptCollator:
         max_length: int,
         age: np.ndarray | None = None,
         gene_dropout: float = 0.0,
+        replay: Sequences | None = None,
     ) -> None:
         if not 0 <= gene_dropout < 1:
             raise ValueError(f"The share of genes left out must be in [0, 1), got {gene_dropout}.")
         self.cells, self.vocab, self.max_length = cells, vocab, max_length
+        self.replay = replay
         self.age = np.full(len(cells.lengths), np.nan) if age is None else age.astype(float)
         self.gene_dropout, self.is_gene = gene_dropout, vocab.gene_of_token != ""
 
@@ -141,13 +146,24 @@ class PromptCollator:
         rows = np.column_stack([prompts.context, prompts.query])
         age = torch.full(tokens.shape, torch.nan)
         age[tokens == self.vocab["<eos>"]] = torch.from_numpy(self.age[rows[rows >= 0]]).float()
-        return {
+        batch = {
             "input_ids": tokens,
             "eoq": eoq,
             "labels": labels,
             "lapse": torch.from_numpy(np.where(prompts.timelapse, prompts.lapse, np.nan)).float(),
             "age": age,
             "lapse_token": torch.from_numpy(time_token(prompts.lapse, self.vocab)),
+        }
+        return batch if self.replay is None else batch | self._replayed(tokens)
+
+    def _replayed(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Cells to read again; each of their genes is to be predicted."""
+        rng = np.random.default_rng(zlib.crc32(tokens.numpy().tobytes()))
+        rows = rng.integers(0, len(self.replay.lengths), -(-len(tokens) // _REPLAY))
+        cells = pad(self.replay, rows, self.vocab["<pad>"])
+        return {
+            "replay_ids": cells,
+            "replay_labels": torch.where(cells[:, 1:] == self.vocab["<pad>"], IGNORED, cells[:, 1:]),
         }
 
     def _drop_genes(self, written: Written) -> Written:
