@@ -251,6 +251,16 @@ for name in panels:
     scores = mt.get.timelapse_scores(adata, key=f"{name}, baselines")
     pooled.append(scores[scores["group"] == "all"].assign(group=name))
 pooled = pd.concat(pooled, ignore_index=True)
+best = pooled[pooled["predictor"] != "MaxToki"].sort_values("median_error").groupby("group").first()
+for name in panels:
+    baseline, ratio, low, high = best.loc[
+        name, ["predictor", "error_ratio", "error_ratio_low", "error_ratio_high"]
+    ]
+    verdict = "worse" if low > 1 else "better" if high < 1 else "these donors cannot tell them apart"
+    print(
+        f"{name}: the best baseline is {LABELS[baseline]}; the model's median error is {ratio:.2f} ({low:.2f} to "
+        f"{high:.2f}) times as large: {verdict}."
+    )
 if output:
     pooled.to_csv(Path(output) / "scores.csv", index=False)
 table(pooled).set_index(["cells", "predictor"])

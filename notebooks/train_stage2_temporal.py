@@ -166,7 +166,7 @@ for ax in axes:
     ax.tick_params(labelsize=9)
     clean(ax)
 axes[0].plot(training["step"], training["loss"], color=NULL, lw=1.2)
-axes[0].set(ylim=(0, None), ylabel="training loss")
+axes[0].set(ylim=(0, None), ylabel="training loss (no unit)")
 axes[1].plot(
     tested["step"], tested[f"eval_median_error_{time_unit}"], "o-", color=MODEL, ms=4, label="MaxToki"
 )
@@ -242,7 +242,7 @@ if batch_key:
 # **Collapse to the mean.** A small error and a good r with a slope near 0: the model says nearly the same of every cell.
 #
 # **Choosing by the held-out cells.** Steps, learning rate and curriculum that are tuned on these curves need other cells
-# for the final score. The defaults here were chosen on other splits of these same 200 cells, so the figure flatters a little.
+# for the final score. The defaults here were chosen on these 200 cells, so the figure flatters a little.
 #
 # **Contexts that give the answer away.** With few times, the known lapses between context cells leave few possible
 # answers. The null has the same contexts, so an r inside it is owed to them.

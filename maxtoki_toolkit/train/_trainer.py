@@ -32,8 +32,10 @@ def fit(
     compute_metrics: Callable | None = None,
     gradient_checkpointing: bool = False,
     tensorboard: bool = False,
-) -> None:
+) -> bool:
     """Train `module` in place, from the last checkpoint in `output` if there is one.
+
+    Returns False, and trains nothing, if the run in `output` is finished: its model is there.
 
     Parameters
     ----------
@@ -66,6 +68,8 @@ def fit(
     from transformers.trainer_utils import get_last_checkpoint
 
     _same_run(output / "recipe.json", recipe)
+    if (output / "model").is_dir():
+        return False
     # transformers 5 takes this folder from the environment alone.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / "tensorboard")
     max_steps = recipe["max_steps"]
@@ -126,6 +130,7 @@ def fit(
     with quiet_transformers():
         trainer.train(resume_from_checkpoint=last)
     module.eval()
+    return True
 
 
 def n_processes() -> int:

@@ -130,7 +130,7 @@ def pretrain(
         "vocabulary_sha256": vocab.sha256,
         "n_examples": len(corpus),
     }
-    fit(
+    trained_now = fit(
         model.hf,
         output,
         dataset=corpus,
@@ -144,7 +144,7 @@ def pretrain(
         gradient_checkpointing=gradient_checkpointing,
         tensorboard=tensorboard,
     )
-    if is_first_process():
+    if trained_now and is_first_process():
         trained = MaxTokiModel(model.hf.to(torch.float32).eval(), vocab, name=str(output / "model"))
         save_model(trained, output / "model", card={"stage": 1, "recipe": recipe})
     wait_for_all()

@@ -227,7 +227,7 @@ def temporal(
         "n_cells": int(used.sum()),
         "n_replayed": 0 if again is None else len(again.lengths),
     }
-    fit(
+    trained_now = fit(
         module,
         output,
         dataset=PromptStream(sequences, [stage for stage in stages if stage.n_prompts], batch_size=unit),
@@ -250,7 +250,7 @@ def temporal(
         gradient_checkpointing=gradient_checkpointing,
         tensorboard=tensorboard,
     )
-    if is_first_process():
+    if trained_now and is_first_process():
         trained = replace(
             model,
             hf=merge(module.hf).to(torch.float32).eval(),
