@@ -24,6 +24,10 @@ def environment(device: str = "cpu") -> dict:
         ),
         platform.processor(),
     )
+    if device == "cuda":
+        import torch
+
+        device = torch.cuda.get_device_name()
     packages = ["maxtoki_toolkit", "torch", "transformers", "numpy", "scipy", "anndata"]
     return {
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
@@ -41,3 +45,13 @@ def write(name: str, rows: list[dict], **facts) -> None:
     RESULTS.mkdir(exist_ok=True)
     content = {"benchmark": name, "environment": environment(), **facts, "rows": rows}
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def add(name: str, rows: list[dict], *, case: str, device: str, **facts) -> None:
+    """Print the rows and write them to `results/{name}.json` under the name of the case; the others stay."""
+    print(pd.DataFrame(rows).to_string(index=False))
+    path = RESULTS / f"{name}.json"
+    cases = json.loads(path.read_text())["cases"] if path.is_file() else {}
+    cases[case] = {"environment": environment(device), **facts, "rows": rows}
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"benchmark": name, "cases": cases}, indent=2) + "\n")

@@ -7,12 +7,14 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
 from matplotlib.figure import Figure
 
 from . import _keys, pl, tl
 from ._files import atomic
 from ._progress import hidden, progress
+from ._shards import file_identity, open_shards, shard_path, take_shards
 from ._validate import require_obs
 from .models.model import MaxTokiModel
 from .pl._style import category_colors, clean
@@ -32,17 +34,20 @@ def embed_file(
     gene_key: str | None = None,
     force: bool = False,
     chunk_size: int = 2048,
-) -> AnnData:
+) -> AnnData | None:
     """Embed, cluster and plot the cells of a file.
 
-    Counts are read `chunk_size` cells at a time and not kept, so memory grows only by the embedding.
+    Counts are read `chunk_size` cells at a time and not kept, so memory grows only by the embedding. Blocks are shared
+    out over the processes of `accelerate launch` or the tasks of a SLURM array; each is written to `output`.shards when
+    it is done, and not computed again after an interruption. The process that finds all of them there puts
+    them together.
 
     Parameters
     ----------
     path
         `.h5ad` or `.zarr` with raw counts.
     output
-        Folder to write; it appears when everything is done, a failure leaves nothing behind.
+        Folder to write; it appears when everything is done.
     model
         Model.
     color
@@ -57,7 +62,7 @@ def embed_file(
     Returns
     -------
     Cells without genes, counts and ranks: `.obs` with "leiden", `.obsm["X_maxtoki"]`, `.obsm["X_umap"]`. The folder holds
-    them as `embedded.h5ad`, with `cells.csv` and figures.
+    them as `embedded.h5ad`, with `cells.csv` and figures. `None` where another process has to finish.
     """
     output = Path(output)
     if output.is_file():
@@ -65,26 +70,40 @@ def embed_file(
     with open_store(path) as store:
         obs, var = read_frames(store)
         require_obs(AnnData(obs=obs), color)
-        kept = set(obs.index[np.linspace(0, len(obs) - 1, min(len(obs), _SHOWN)).astype(int)])
-        blocks = encoded_blocks(
-            store, obs, var, model.vocab, layer=layer, gene_key=gene_key, force=force, chunk_size=chunk_size
-        )
-        embedded, shown = [], []
-        with progress(total=len(obs), desc="Embedding", unit="cell") as bar:
-            for cells in blocks:
-                with hidden():
-                    tl.embed(cells, model)
-                del cells.X
-                shown.append(cells[cells.obs_names.isin(kept)].copy())
-                embedded.append(AnnData(obs=cells.obs, obsm=dict(cells.obsm)))
-                bar.update(cells.n_obs)
-    adata = ad.concat(embedded)
-    adata.uns = cells.uns
-    cluster(adata)
-    example = ad.concat(shown, merge="same")
-    example.obs = adata.obs.loc[example.obs_names].copy()
-    example.var, example.uns = cells.var, cells.uns
+        # Cells whose ranks are kept, for the heat map.
+        shown = np.zeros(len(obs), dtype=bool)
+        shown[np.linspace(0, len(obs) - 1, min(len(obs), _SHOWN)).astype(int)] = True
+        shards, n_shards = output.with_name(f"{output.name}.shards"), -(-len(obs) // chunk_size)
+        recipe = {"input": file_identity(path), "n_cells": len(obs), "chunk_size": chunk_size, **model.params}
+        recipe |= {"layer": layer, "gene_key": gene_key, "force": force}
+        settings = {"layer": layer, "gene_key": gene_key, "force": force, "chunk_size": chunk_size}
+        with open_shards(shards, n_shards, recipe) as todo:
+            blocks = encoded_blocks(store, obs, var, model.vocab, numbers=todo, **settings)
+            with progress(total=len(todo) * chunk_size, desc="Embedding", unit="cell") as bar:
+                for number, cells in zip(todo, blocks, strict=True):
+                    with hidden():
+                        tl.embed(cells, model)
+                    del cells.X
+                    keep = sp.diags(shown[number * chunk_size :][: cells.n_obs].astype(np.uint16))
+                    cells.layers[_keys.RANK] = (keep @ cells.layers[_keys.RANK]).tocsr()
+                    with atomic(shard_path(shards, number)) as temporary:
+                        cells.write_h5ad(temporary)
+                    bar.update(cells.n_obs)
+    with take_shards(shards, n_shards) as paths:
+        if paths is None:
+            return None
+        cells = ad.concat([ad.read_h5ad(shard) for shard in paths], merge="same", uns_merge="same")
+        return _summarise(cells[obs.index].copy(), output, model, shown=obs.index[shown], color=color)
 
+
+def _summarise(
+    cells: AnnData, output: Path, model: MaxTokiModel, *, shown: pd.Index, color: str | None
+) -> AnnData:
+    """Cluster embedded cells, and write the folder."""
+    adata = AnnData(obs=cells.obs, obsm=dict(cells.obsm), uns=cells.uns)
+    cluster(adata)
+    example = cells[shown].copy()
+    example.obs = adata.obs.loc[shown].copy()
     with atomic(output) as folder:
         folder.mkdir()
         colors = ["leiden"] if color is None else [color, "leiden"]

@@ -104,6 +104,7 @@ def test_mistakes_give_one_line_and_leave_nothing(folder, capsys, monkeypatch):
         assert len(err.strip().splitlines()) == 1, err
         assert not (folder / "out").exists()
         assert not list(folder.glob(".out*"))
+        assert not list(folder.glob("out*"))
 
 
 def test_version_and_help(capsys):

@@ -17,7 +17,7 @@ from maxtoki_toolkit.demo import held_out_nuclei, run_demo
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     mt.settings.progress = False
-    return run_demo(folder), folder
+    return *run_demo(folder), folder
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:The set_bad function:PendingDeprecationWarning")
@@ -34,7 +34,7 @@ def test_the_card_describes_the_model():
 
 
 def test_embedding_beats_the_untrained_model_and_comes_near_pca(demo):
-    table, _ = demo
+    table = demo[0]
     purity = table[table["cells"] == "all"].set_index("embedding")["purity"]
     assert purity["MaxToki"] > purity["untrained"] + 0.15
     assert purity["MaxToki"] > purity["PCA"] - 0.05
@@ -45,16 +45,22 @@ def test_embedding_beats_the_untrained_model_and_comes_near_pca(demo):
 
 def test_numbers_are_those_of_the_card(demo):
     """The metrics on record were measured on the files that ship."""
-    table, _ = demo
+    table = demo[0]
     card = json.loads((resource("demo") / "maxtoki.json").read_text())
     recorded = pd.DataFrame(card["metrics"]["neighbor_purity"])
     np.testing.assert_allclose(table["purity"], recorded["purity"], atol=0.005)
 
 
+def test_it_tells_the_time_of_donors_it_never_saw(demo):
+    scores = demo[1].set_index("group").loc["all"]
+    assert scores["r"] > 0.4
+    assert scores["r_low"] > scores["r_null_high"]
+
+
 def test_figures_and_tables_are_left(demo):
-    _, folder = demo
+    folder = demo[2]
     names = {path.name for path in folder.iterdir()}
-    figures = {"encoding_report", "neighbor_purity", "rank_heatmap", "umap"}
+    figures = {"encoding_report", "neighbor_purity", "rank_heatmap", "timelapse", "umap"}
     assert {f"{name}.{suffix}" for name in figures for suffix in ("png", "pdf")} <= names
     assert {"neighbor_purity.csv", "clusters_by_cell_type.csv", "heart_nuclei_embedded.h5ad"} <= names
     adata = anndata.read_h5ad(folder / "heart_nuclei_embedded.h5ad")

@@ -138,15 +138,16 @@ def test_a_single_cell_that_does_not_fit_is_an_error(model, sequences, monkeypat
 
 def test_hidden_states_are_those_of_transformers(model):
     tokens = torch.tensor([[2, 7, 9, 30, 3]])
+    inputs = {"input_ids": tokens}
     with torch.inference_mode():
         states = model.hf(tokens, output_hidden_states=True).hidden_states
         for layer in range(4):
-            assert torch.equal(hidden_states(model, tokens, layer), states[layer])
+            assert torch.equal(hidden_states(model, inputs, layer), states[layer])
         # The last entry has passed the final norm: it is what the LM head reads.
-        assert torch.equal(hidden_states(model, tokens, -1), states[-1])
+        assert torch.equal(hidden_states(model, inputs, -1), states[-1])
         assert torch.equal(model.hf.lm_head(states[-1]), model.hf(tokens).logits)
     with pytest.raises(ValueError, match=r"layer must be -1 or 0\.\.3"):
-        hidden_states(model, tokens, 4)
+        hidden_states(model, inputs, 4)
     assert not model.hf.model.layers[1]._forward_pre_hooks
 
 
@@ -154,7 +155,7 @@ def test_pooling(model):
     cell = np.array([2, 7, 9, 30, 3], np.int32)
     sequences = Sequences(np.concatenate([cell, cell[[0, 1, 4]]]), np.array([0, 5, 8]))
     with torch.inference_mode():
-        states = hidden_states(model, torch.tensor(cell)[None].long(), -1)[0]
+        states = hidden_states(model, {"input_ids": torch.tensor(cell)[None].long()}, -1)[0]
     mean = embed_sequences(model, sequences).cells[0]
     np.testing.assert_allclose(mean, states[1:4].mean(0), atol=1e-6)
     eos = embed_sequences(model, sequences, pool="eos").cells[0]
@@ -170,7 +171,8 @@ def test_gene_embeddings_are_means_over_cells(model, sequences):
     for cell in split(sequences):
         if gene in cell:
             with torch.inference_mode():
-                states.append(hidden_states(model, torch.tensor([cell]), -1)[0, cell.index(gene)].numpy())
+                found_states = hidden_states(model, {"input_ids": torch.tensor([cell])}, -1)[0]
+                states.append(found_states[cell.index(gene)].numpy())
     np.testing.assert_allclose(found[gene], np.mean(states, axis=0), atol=1e-5)
     # Marks and padding are no genes.
     assert np.isnan(found[:4]).all()

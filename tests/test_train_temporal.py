@@ -204,6 +204,7 @@ def test_cells_from_a_file_train_as_in_memory(cells, model, tmp_path):
     from_file = train(tmp_path / "ranks.h5ad", model, tmp_path / "b")
     assert from_file.sha256 == in_memory.sha256
     both = train([tmp_path / "ranks.h5ad", cells[:50].copy()], model, tmp_path / "c")
+    assert both.sha256 == train([cells, cells[:50].copy()], model, tmp_path / "e").sha256
     assert both.sha256 != in_memory.sha256
     with pytest.raises(KeyError, match=r"holds no layers\['rank'\]"):
         train(tmp_path / "raw.h5ad", model, tmp_path / "d")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .engine import run
+from .engine import Batch, last_states, run
 from .model import MaxTokiModel
 from .sequences import Sequences
 
@@ -57,15 +57,16 @@ def embed_sequences(
     sums = torch.zeros(model.vocab.size, hidden_size, device=model.device) if tokens else None
     seen = torch.zeros(model.vocab.size, device=model.device) if tokens else None
 
-    def compute(batch: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        states = hidden_states(model, batch, layer).float()
-        position = torch.arange(batch.shape[1], device=batch.device)
-        genes = (position >= 1) & (position < lengths[:, None] - 1)
+    def compute(batch: Batch) -> torch.Tensor:
+        states = hidden_states(model, batch.inputs, layer).float()
+        position = torch.arange(states.shape[1], device=states.device)
+        genes = (position >= 1) & (position < batch.lengths[:, None] - 1)
         if sums is not None:
-            sums.index_add_(0, batch[genes], states[genes])
-            seen.index_add_(0, batch[genes], torch.ones_like(batch[genes], dtype=seen.dtype))
+            token = batch.tokens[genes]
+            sums.index_add_(0, token, states[genes])
+            seen.index_add_(0, token, torch.ones_like(token, dtype=seen.dtype))
         if pool == "eos":
-            return states[torch.arange(len(batch), device=batch.device), lengths - 1]
+            return last_states(states, batch)
         return torch.einsum("blh,bl->bh", states, genes.float()) / genes.sum(dim=1, keepdim=True).clamp(min=1)
 
     for rows, pooled in run(model, sequences, compute, max_tokens=max_tokens, desc="Embedding"):
@@ -80,14 +81,14 @@ class _Reached(Exception):
     """Stops a forward pass at the layer that was wanted."""
 
 
-def hidden_states(model: MaxTokiModel, tokens: torch.Tensor, layer: int) -> torch.Tensor:
+def hidden_states(model: MaxTokiModel, inputs: dict, layer: int) -> torch.Tensor:
     """Hidden states [batch, length, hidden size] after `layer` blocks; no later block is run."""
     decoder = model.hf.model
     n_layers = len(decoder.layers)
     if not -1 <= layer <= n_layers:
         raise ValueError(f"layer must be -1 or 0..{n_layers} for this model, got {layer}.")
     if layer in (-1, n_layers):
-        return decoder(input_ids=tokens, use_cache=False).last_hidden_state
+        return decoder(**inputs).last_hidden_state
     captured = []
 
     def stop(_, args):
@@ -97,7 +98,7 @@ def hidden_states(model: MaxTokiModel, tokens: torch.Tensor, layer: int) -> torc
     # The input of block l is what l blocks made.
     handle = decoder.layers[layer].register_forward_pre_hook(stop)
     try:
-        decoder(input_ids=tokens, use_cache=False)
+        decoder(**inputs)
     except _Reached:
         return captured[0]
     finally:

@@ -1,15 +1,17 @@
-"""Run a model over many sequences: batches by token budget, and smaller ones when memory runs out."""
+"""Run a model over many sequences: what they share once, batches by token budget, smaller when memory runs out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from .._progress import progress
+from .cache import Prefix, SharedCache
 from .model import MaxTokiModel
+from .prefix import Forest
 from .sequences import Sequences, pad
 
 Result = TypeVar("Result")
@@ -18,17 +20,38 @@ Result = TypeVar("Result")
 DEFAULT_TOKENS = {"cpu": 1 << 14, "mps": 1 << 15, "cuda": 1 << 17}
 
 
-def token_batches(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+class Batch(NamedTuple):
+    """Some sequences, from where each leaves what is known of it."""
+
+    rows: np.ndarray
+    """Which sequences these are."""
+    tokens: torch.Tensor
+    """int64, batch x longest: padded on the right."""
+    first: torch.Tensor
+    """int64, batch: position in its sequence of the first token."""
+    lengths: torch.Tensor
+    """int64, batch: tokens, without padding."""
+    inputs: dict
+    """What to call the transformers model with."""
+
+
+def token_batches(lengths: np.ndarray, max_tokens: int, before: np.ndarray | None = None) -> list[np.ndarray]:
     """Group sequences of similar length into batches of at most `max_tokens` padded tokens.
 
     The longest come first, so that a batch too large for the memory shows at once. A sequence longer than
-    the budget is a batch of its own.
+    the budget is a batch of its own. Shared tokens `before` a sequence take memory but are not computed: they may fill
+    another budget of the same size.
     """
     longest_first = np.argsort(-lengths, kind="stable")
+    before = np.zeros_like(lengths) if before is None else before
     batches, start = [], 0
     while start < len(lengths):
         width = max(int(lengths[longest_first[start]]), 1)
         stop = start + max(max_tokens // width, 1)
+        if (reach := before[longest_first[start:stop]]).any():
+            size = np.arange(1, len(reach) + 1)
+            fits = size * (width + np.maximum.accumulate(reach)) <= 2 * max_tokens
+            stop = start + max(int(fits.argmin()) if not fits.all() else len(fits), 1)
         batches.append(longest_first[start:stop])
         start = stop
     return batches
@@ -38,8 +61,10 @@ def token_batches(lengths: np.ndarray, max_tokens: int) -> list[np.ndarray]:
 def run(
     model: MaxTokiModel,
     sequences: Sequences,
-    compute: Callable[[torch.Tensor, torch.Tensor], Result],
+    compute: Callable[[Batch], Result],
     *,
+    forest: Forest | None = None,
+    keep: np.ndarray | None = None,
     max_tokens: int | None = None,
     desc: str = "",
 ) -> Iterator[tuple[np.ndarray, Result]]:
@@ -52,7 +77,13 @@ def run(
     sequences
         What to run over.
     compute
-        Function of padded tokens [batch, length] and lengths [batch], both on the model's device.
+        Function of a batch, which calls the transformers model once with `batch.inputs`.
+    forest
+        What the sequences share (`prefix_forest`): a sequence then has in its batch only the tokens from where it
+        leaves another one, attends to all before, and comes after that one. `None` runs each as a whole.
+    keep
+        Of how many first tokens of each sequence the keys and values are wanted: `compute` finds them in
+        `batch.inputs["past_key_values"].kept`. By default those that others branch off from.
     max_tokens
         Padded tokens a batch. Halved whenever memory runs out, down to single sequences.
     desc
@@ -63,29 +94,100 @@ def run(
     Rows of `sequences` in the batch, and what `compute` returned.
     """
     max_tokens = max_tokens or DEFAULT_TOKENS.get(model.device.type, DEFAULT_TOKENS["cpu"])
-    lengths = sequences.lengths
-    pending = token_batches(lengths, max_tokens)[::-1]
-    with progress(total=len(lengths), desc=desc, unit="cell") as bar:
-        while pending:
-            rows = pending.pop()
-            tokens = pad(sequences, rows, model.vocab["<pad>"]).to(model.device)
-            try:
-                result = compute(tokens, torch.from_numpy(lengths[rows]).to(model.device))
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if len(rows) == 1 or not _out_of_memory(error):
-                    raise
-                del tokens
-                if model.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                rest = np.concatenate([rows, *pending[::-1]])
-                max_tokens = len(rows) * int(lengths[rows].max()) // 2
-                pending = [rest[batch] for batch in token_batches(lengths[rest], max_tokens)][::-1]
-                continue
-            yield rows, result
-            bar.update(len(rows))
+    n = len(sequences.lengths)
+    if forest is None:
+        forest = Forest(np.full(n, -1), np.zeros(n, dtype=np.int64))
+    own = sequences.lengths - forest.shared
+    waiting = forest.n_children
+    keep = forest.n_kept if keep is None else np.maximum(keep, forest.n_kept)
+    branches = np.argsort(forest.parent, kind="stable")
+    first_branch = np.searchsorted(forest.parent[branches], np.arange(n + 1))
+    known: dict[int, Prefix] = {}
+    ready = np.flatnonzero(forest.parent < 0)
+    with progress(total=n, desc=desc, unit="cell") as bar:
+        while len(ready):
+            now, ready = _choose(ready, np.where(waiting > 0, keep, 0), max_tokens)
+            pending = _batches(now, own, forest.shared, max_tokens)
+            while pending:
+                rows = pending.pop()
+                try:
+                    batch, cache = _batch(model, sequences, rows, forest, known, keep)
+                    result = compute(batch)
+                except (torch.OutOfMemoryError, RuntimeError) as error:
+                    if len(rows) == 1 or not is_out_of_memory(error):
+                        raise
+                    batch = cache = None
+                    if model.device.type == "cuda":
+                        torch.cuda.empty_cache()
+                    max_tokens = len(rows) * int(own[rows].max()) // 2
+                    pending = _batches(np.concatenate([rows, *pending[::-1]]), own, forest.shared, max_tokens)
+                    continue
+                if cache is not None:
+                    known |= {int(rows[i]): kept for i, kept in cache.kept.items() if waiting[rows[i]]}
+                for parent in forest.parent[rows[forest.parent[rows] >= 0]]:
+                    waiting[parent] -= 1
+                    if not waiting[parent]:
+                        del known[int(parent)]
+                freed = [branches[first_branch[row] : first_branch[row + 1]] for row in rows[keep[rows] > 0]]
+                ready = np.concatenate([ready, *freed])
+                yield rows, result
+                bar.update(len(rows))
 
 
-def _out_of_memory(error: Exception) -> bool:
+def last_states(states: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The state of each sequence's last token, batch x hidden size."""
+    return states[torch.arange(len(states), device=states.device), batch.lengths - 1]
+
+
+def _choose(ready: np.ndarray, keep: np.ndarray, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """What to run now, and what later, so that few tokens are kept at a time.
+
+    Sequences that nothing branches off from only free memory, so they come first; then of the others,
+    latest found first, as many as fit in the budget.
+    """
+    ends = keep[ready] == 0
+    if ends.any():
+        return ready[ends], ready[~ends]
+    latest = ready[::-1]
+    n = max(int(np.searchsorted(np.cumsum(keep[latest]), max_tokens, side="right")), 1)
+    return latest[:n], latest[n:][::-1]
+
+
+def _batches(rows: np.ndarray, own: np.ndarray, shared: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """Batches of these rows, to be popped."""
+    return [rows[batch] for batch in token_batches(own[rows], max_tokens, shared[rows])][::-1]
+
+
+def _batch(
+    model: MaxTokiModel,
+    sequences: Sequences,
+    rows: np.ndarray,
+    forest: Forest,
+    known: dict[int, Prefix],
+    keep: np.ndarray,
+) -> tuple[Batch, SharedCache | None]:
+    """The tokens of some rows and, where anything is shared, their cache."""
+    device, shared = model.device, forest.shared[rows]
+    tokens = pad(sequences, rows, model.vocab["<pad>"], first=shared).to(device)
+    first = torch.from_numpy(shared).to(device)
+    lengths = torch.from_numpy(sequences.lengths[rows] - shared).to(device)
+    inputs = {"input_ids": tokens, "use_cache": False}
+    cache = None
+    if shared.any() or keep[rows].any():
+        prefixes = [known.get(int(parent)) for parent in forest.parent[rows]]
+        cache = SharedCache(prefixes, shared.tolist(), keep[rows].tolist())
+        position = first[:, None] + torch.arange(tokens.shape[1], device=device)
+        inputs |= {
+            "past_key_values": cache,
+            "attention_mask": cache.mask(tokens.shape[1], device),
+            # Padding may lie beyond the last position; nothing is read there.
+            "position_ids": position.clamp(max=model.max_length - 1),
+        }
+    return Batch(rows, tokens, first, lengths, inputs), cache
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out."""
     # The CPU and MPS allocators raise a plain RuntimeError.
     return isinstance(error, torch.OutOfMemoryError) or any(
         text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -185,7 +186,7 @@ def _read_time_head(folder: Path, card: dict, found: str, vocab: Vocabulary) -> 
 
 
 def pick_device(device: str = "auto") -> str:
-    """Return the device to use: CUDA, then Apple MPS, then the CPU."""
+    """Return the device to use: CUDA (the GPU of this process, where several were launched), then Apple MPS, then the CPU."""
     if device != "auto":
         name = device.split(":")[0]
         available = {
@@ -197,7 +198,7 @@ def pick_device(device: str = "auto") -> str:
             raise ValueError(f"PyTorch finds no device {device!r} here. Leave device out, or pass 'cpu'.")
         return device
     if torch.cuda.is_available():
-        return "cuda"
+        return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 

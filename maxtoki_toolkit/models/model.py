@@ -88,3 +88,9 @@ class MaxTokiModel:
             f"{config.num_hidden_layers} layers x {config.num_attention_heads} heads, {self.vocab!r}, "
             f"{'temporal' if self.is_temporal else 'stage 1'}, {self.params['dtype']} on {self.device})"
         )
+
+
+def require_model(model: object) -> None:
+    """Raise if this is no model, such as the name of one."""
+    if not isinstance(model, MaxTokiModel):
+        raise TypeError(f"Expected a model (mt.load_model), got {type(model).__name__}.")

@@ -72,14 +72,17 @@ def cell_sequences(
     return Sequences(tokens, indptr)
 
 
-def pad(sequences: Sequences, rows: np.ndarray, pad_id: int) -> torch.Tensor:
-    """Gather some sequences as one int64 tensor, padded on the right.
+def pad(
+    sequences: Sequences, rows: np.ndarray, pad_id: int, *, first: np.ndarray | None = None
+) -> torch.Tensor:
+    """Gather some sequences, each from its `first` token on, as one int64 tensor, padded on the right.
 
     Attention is causal, so what follows a sequence cannot reach it and no attention mask is needed.
     """
-    lengths = sequences.lengths[rows]
+    start = sequences.indptr[rows] + (0 if first is None else first)
+    lengths = sequences.indptr[rows + 1] - start
     column = np.arange(lengths.max(initial=0))
     inside = column < lengths[:, None]
     batch = np.full(inside.shape, pad_id, dtype=np.int64)
-    batch[inside] = sequences.tokens[(sequences.indptr[rows][:, None] + column)[inside]]
+    batch[inside] = sequences.tokens[(start[:, None] + column)[inside]]
     return torch.from_numpy(batch)

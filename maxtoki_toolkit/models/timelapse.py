@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
-from .engine import run
-from .model import MaxTokiModel
+from .engine import Batch, last_states, run
+from .model import MaxTokiModel, require_model
+from .prefix import prefix_forest
 from .sequences import Sequences
 
 
 def require_temporal(model: MaxTokiModel) -> None:
     """Raise if no time can be read from a model."""
+    require_model(model)
     if not model.is_temporal:
         lacks = (
             "temporal (stage 2) training" if model.vocab.is_temporal else "time tokens and temporal training"
@@ -30,12 +31,14 @@ def read_lapses(
     lapse = np.empty(len(prompts.lengths), dtype=np.float32)
     p_non_numeric = np.empty_like(lapse)
 
-    def compute(tokens: torch.Tensor, lengths: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        states = model.hf.model(input_ids=tokens, use_cache=False).last_hidden_state
-        at_eoq = states[torch.arange(len(tokens), device=tokens.device), lengths - 1]
-        reading = model.time_head(at_eoq, model.hf.lm_head, model.vocab)
+    def compute(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        states = model.hf.model(**batch.inputs).last_hidden_state
+        reading = model.time_head(last_states(states, batch), model.hf.lm_head, model.vocab)
         return reading.lapse.cpu().numpy(), reading.p_non_numeric.cpu().numpy()
 
-    for rows, (predicted, p) in run(model, prompts, compute, max_tokens=max_tokens, desc="Reading time"):
+    forest = prefix_forest(prompts)
+    for rows, (predicted, p) in run(
+        model, prompts, compute, forest=forest, max_tokens=max_tokens, desc="Reading time"
+    ):
         lapse[rows], p_non_numeric[rows] = predicted, p
     return lapse, p_non_numeric

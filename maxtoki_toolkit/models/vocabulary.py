@@ -192,6 +192,11 @@ class Vocabulary:
         """Ensembl ids of all genes, in the dictionary's order."""
         return self._gene_table.index
 
+    @property
+    def gene_ids(self) -> np.ndarray:
+        """Token ids of `genes`, int64."""
+        return self._gene_table["token_id"].to_numpy(dtype=np.int64)
+
     def token_id(self, ensembl_ids: Iterable[str]) -> np.ndarray:
         """Token id of each Ensembl id, int32; -1 where the vocabulary has none."""
         numbers = self._gene_table["token_id"].reindex(list(ensembl_ids)).fillna(-1)

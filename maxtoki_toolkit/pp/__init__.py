@@ -1,10 +1,19 @@
 """Prepare cells: name genes, rank them within each cell, draw prompts."""
 
 from .encode_file import encode_file
+from .encode_files import encode_files
 from .hold_out import hold_out
 from .map_genes import map_genes
 from .match_queries import match_queries
 from .rank_value_encode import rank_value_encode
 from .sample_prompts import sample_prompts
 
-__all__ = ["encode_file", "hold_out", "map_genes", "match_queries", "rank_value_encode", "sample_prompts"]
+__all__ = [
+    "encode_file",
+    "encode_files",
+    "hold_out",
+    "map_genes",
+    "match_queries",
+    "rank_value_encode",
+    "sample_prompts",
+]

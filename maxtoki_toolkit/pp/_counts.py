@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import scipy.sparse as sp
@@ -21,14 +21,18 @@ def get_counts(adata: AnnData, layer: str | None):
     return adata.layers[layer]
 
 
-def iter_csr(matrix, chunk_size: int) -> Iterator[tuple[int, sp.csr_matrix]]:
+def iter_csr(
+    matrix, chunk_size: int, numbers: Iterable[int] | None = None
+) -> Iterator[tuple[int, sp.csr_matrix]]:
     """Yield (first row, CSR block) over a dense, sparse or on-disk matrix; do not change the blocks.
 
-    Blocks of a CSR matrix in memory share its data, since copying would take as long as ranking.
+    All blocks, or those with these numbers. Blocks of a CSR matrix in memory share its data, since copying would take as
+    long as ranking.
     """
     if sp.issparse(matrix) and matrix.format != "csr":
         matrix = matrix.tocsr()
-    for start in range(0, matrix.shape[0], chunk_size):
+    for number in range(-(-matrix.shape[0] // chunk_size)) if numbers is None else numbers:
+        start = number * chunk_size
         stop = min(start + chunk_size, matrix.shape[0])
         if sp.issparse(matrix):
             indptr = matrix.indptr[start : stop + 1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,15 +61,19 @@ def encoded_blocks(
     min_overlap: float = 0.1,
     force: bool = False,
     chunk_size: int = 2048,
+    numbers: Iterable[int] | None = None,
 ) -> Iterator[AnnData]:
-    """Yield the cells of an open store as rank-encoded AnnData, `chunk_size` cells at a time."""
+    """Yield the cells of an open store as rank-encoded AnnData, `chunk_size` cells at a time.
+
+    All blocks, or those with these numbers.
+    """
     if not obs.index.is_unique:
         repeated = obs.index[obs.index.duplicated()]
         raise ValueError(f"{len(repeated)} cell names in the file are not unique (first: {repeated[0]!r}).")
     var, params = resolve_genes(var, vocab, gene_key=gene_key, min_overlap=min_overlap)
     mapped = writable({_keys.MAP_GENES: {"params": params, "report": gene_report(var)}})
     counts = _open_counts(store, layer)
-    for start, block in iter_csr(counts, chunk_size):
+    for start, block in iter_csr(counts, chunk_size, numbers):
         cells = AnnData(block, obs=obs.iloc[start : start + chunk_size].copy(), var=var, uns=dict(mapped))
         with hidden():
             rank_value_encode(cells, vocab, force=force, chunk_size=chunk_size)

@@ -8,7 +8,7 @@ from anndata import AnnData
 
 from .. import _keys
 from .._validate import require_rank, require_unique_names
-from ..models.model import MaxTokiModel
+from ..models.model import MaxTokiModel, require_model
 from ..models.sequences import Sequences, cell_sequences
 
 
@@ -16,8 +16,7 @@ def get_sequences(adata: AnnData, model: MaxTokiModel, *, max_length: int | None
     """Cells as token sequences, at most as long as the model reads one (or `max_length`)."""
     require_unique_names(adata)
     require_rank(adata)
-    if not isinstance(model, MaxTokiModel):
-        raise TypeError(f"Expected a model (mt.load_model), got {type(model).__name__}.")
+    require_model(model)
     require_encoding(adata.uns.get(_keys.ENCODING, {}), model)
     ranks = sp.csr_matrix(adata.layers[_keys.RANK])
     n_found = np.diff(ranks.indptr)

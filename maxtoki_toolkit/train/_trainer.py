@@ -94,7 +94,7 @@ def fit(
         logging_steps=max(min(eval_every, max_steps) // 10, 1),
         train_sampling_strategy="sequential" if sequential else "random",
         remove_unused_columns=False,
-        dataloader_pin_memory=device == "cuda",
+        dataloader_pin_memory=device.startswith("cuda"),
         use_cpu=device == "cpu",
         ddp_backend="gloo" if device == "cpu" and n_processes() > 1 else None,
         disable_tqdm=True,

@@ -18,7 +18,7 @@ from ..models.model import MaxTokiModel
 from ..models.time_head import TimeHead
 from ..pp._design import get_groups, get_mask, get_times
 from ..pp._sampling import Sampler
-from ._cells import join, read_cells
+from ._cells import read_together
 from ._temporal_module import TemporalModule
 from ._trainer import fit, is_first_process, n_processes, wait_for_all
 from .prompt_stream import PromptCollator, PromptStream, Stage
@@ -175,12 +175,8 @@ def temporal(
     """
     recipe = {name: value for name, value in locals().items() if name not in _NOT_RECIPE}
     output = Path(output)
-    cells = [cells] if isinstance(cells, (AnnData, str, Path)) else list(cells)
     device = pick_device(device)
-    sequences, tables = zip(
-        *(read_cells(part, model, output / "cells", i) for i, part in enumerate(cells)), strict=True
-    )
-    sequences = join(sequences)
+    sequences, tables = read_together(cells, model, output / "cells")
     group, time, used, tested = _design(tables, time_key, groupby, use, held_out)
     recipe["starts_from"] = model.sha256
     model = _prepare(model, time[used], lapses, max_length, rope, seed)
@@ -206,10 +202,7 @@ def temporal(
         sizes["timelapse"] = 1.0
         sampler = Sampler(group, time, contexts=tested, queries=tested, **sizes, **settings)
         test = PromptStream(sequences, [Stage(n_held_out, sampler)], batch_size=batch_size)
-    again = None
-    if replay is not None:
-        replay = [replay] if isinstance(replay, (AnnData, str, Path)) else list(replay)
-        again = join([read_cells(part, model, output / "replay", i)[0] for i, part in enumerate(replay)])
+    again = None if replay is None else read_together(replay, model, output / "replay")[0]
     hf, merge = _trainable(model, freeze_layers, adapter)
     module = TemporalModule(
         hf,

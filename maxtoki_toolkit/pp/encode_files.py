@@ -1,0 +1,161 @@
+"""Rank value encoding of many files at once, on one machine or on a Dask cluster."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import anndata as ad
+import pandas as pd
+
+from .._files import atomic
+from .._progress import hidden, progress
+from .._shards import file_identity
+from ..models.vocabulary import Vocabulary
+from ._store import open_store
+from ._vocabulary import as_vocabulary
+from .encode_file import encode_file
+
+MANIFEST = "manifest.json"
+
+
+def encode_files(
+    paths: Sequence[str | Path],
+    output: str | Path,
+    model,
+    *,
+    scheduler: str | None = None,
+    n_workers: int = 1,
+    layer: str | None = None,
+    gene_key: str | None = None,
+    min_overlap: float = 0.1,
+    force: bool = False,
+    chunk_size: int = 2048,
+) -> pd.DataFrame:
+    """Rank-encode a collection of h5ad and zarr files, each into one of the same name.
+
+    Files are encoded side by side, each a block of cells at a time. What is there already, from the same file with the
+    same settings, is not encoded again, so an interrupted collection goes on when it is called again.
+
+    Parameters
+    ----------
+    paths
+        `.h5ad` files and `.zarr` stores with raw counts.
+    output
+        Folder to write the encoded files and `manifest.json` to.
+    model
+        A model or a `Vocabulary`.
+    scheduler
+        Address of a Dask cluster, e.g. "tcp://10.0.0.1:8786"; all its workers must see the files. By default a
+        cluster of `n_workers` processes on this machine is started.
+    n_workers
+        Processes on this machine; 1 does without Dask.
+    layer, gene_key, min_overlap, force, chunk_size
+        As in `mt.pp.encode_file`.
+
+    Returns
+    -------
+    One row a file: `source`, `encoded` (its path), `n_cells`. `mt.train.pretrain` and `mt.train.temporal` take the paths.
+
+    Raises
+    ------
+    ValueError
+        If two files have one name, or a file cannot be encoded. The others are finished first.
+
+    Examples
+    --------
+    >>> import tempfile, maxtoki_toolkit as mt
+    >>> folder = tempfile.mkdtemp()
+    >>> for seed in (0, 1):
+    ...     mt.datasets.aging_atlas(100, 5, seed=seed).write_h5ad(f"{folder}/{seed}.h5ad")
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.encode_files([f"{folder}/0.h5ad", f"{folder}/1.h5ad"], f"{folder}/encoded", model)["n_cells"].sum()
+    200
+    """
+    vocab, output = as_vocabulary(model), Path(output)
+    paths = [Path(path) for path in paths]
+    names = Counter(path.stem for path in paths)
+    if repeated := [name for name, n in names.items() if n > 1]:
+        raise ValueError(f"Several files are named {repeated[0]!r}; their results would replace each other.")
+    if missing := [path for path in paths if not path.exists()]:
+        raise FileNotFoundError(f"Did not find {missing[0]} ({len(missing)} of {len(paths)} files).")
+    output.mkdir(parents=True, exist_ok=True)
+    settings = {"layer": layer, "gene_key": gene_key, "min_overlap": min_overlap, "force": force}
+    recipe = settings | {"genes_sha256": vocab.genes_sha256}
+    done = _read_manifest(output)
+    entries = {path: {"source": str(path), "input": file_identity(path), **recipe} for path in paths}
+    todo = []
+    for path, entry in entries.items():
+        known = done.get(path.stem, {})
+        target = output / f"{path.stem}{path.suffix}"
+        entry |= {"encoded": str(target)}
+        if target.exists() and {**known, "source": entry["source"], "n_cells": 0} == {**entry, "n_cells": 0}:
+            entry["n_cells"] = known["n_cells"]
+        else:
+            todo.append(path)
+
+    failed = {}
+    run = _on_dask if scheduler or n_workers > 1 else _here
+    with progress(total=len(paths), desc="Encoding files", unit="file") as bar:
+        bar.update(len(paths) - len(todo))
+        jobs = [(path, Path(entries[path]["encoded"])) for path in todo]
+        for path, n_cells, error in run(
+            jobs, vocab, {**settings, "chunk_size": chunk_size}, scheduler, n_workers
+        ):
+            if error:
+                failed[path] = error
+            else:
+                entries[path]["n_cells"] = n_cells
+                done[path.stem] = entries[path]
+                with atomic(output / MANIFEST) as temporary:
+                    temporary.write_text(json.dumps({"files": done}, indent=2))
+            bar.update()
+    if failed:
+        path, error = next(iter(failed.items()))
+        raise ValueError(f"{len(failed)} of {len(paths)} files were not encoded. {path}: {error}")
+    return pd.DataFrame(
+        [{key: entry[key] for key in ("source", "encoded", "n_cells")} for entry in entries.values()]
+    )
+
+
+def _read_manifest(output: Path) -> dict:
+    path = output / MANIFEST
+    return json.loads(path.read_text())["files"] if path.is_file() else {}
+
+
+def _encode(path: Path, target: Path, vocab: Vocabulary, settings: dict) -> tuple[Path, int, str]:
+    """Encode one file; return its number of cells, or what was wrong."""
+    try:
+        with hidden():
+            encode_file(path, target, vocab, **settings)
+        with open_store(target) as store:
+            return path, len(ad.io.read_elem(store["obs"])), ""
+    except (ValueError, KeyError, OSError) as error:
+        return path, 0, str(error.args[0] if error.args else error)
+
+
+def _here(jobs, vocab, settings, _scheduler, _n_workers):
+    for path, target in jobs:
+        yield _encode(path, target, vocab, settings)
+
+
+def _on_dask(jobs, vocab, settings, scheduler, n_workers):
+    try:
+        from dask.distributed import Client, LocalCluster, as_completed
+    except ImportError:
+        raise ImportError('Several workers need Dask: pip install "maxtoki_toolkit[distributed]".') from None
+    cluster = (
+        nullcontext()
+        if scheduler
+        else LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None)
+    )
+    with cluster as local, Client(scheduler or local) as client:
+        shared = client.scatter(vocab, broadcast=True)
+        futures = [
+            client.submit(_encode, path, target, shared, settings, pure=False) for path, target in jobs
+        ]
+        for future in as_completed(futures):
+            yield future.result()

@@ -1,0 +1,211 @@
+"""Cells that a model writes: at a time after others, or from the first genes of a cell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from .. import _keys
+from .._results import read_result, write_result
+from ..models.generation import generate_cells
+from ..models.model import MaxTokiModel
+from ..models.prompts import write_prompts
+from ..models.sequences import Sequences
+from ..models.timelapse import require_temporal
+from ..pp.sample_prompts import read_prompts
+from ._cells import get_sequences
+
+
+def generate(
+    adata: AnnData,
+    model: MaxTokiModel,
+    *,
+    key: str | None = None,
+    lapse: int | None = None,
+    n_given: int | None = None,
+    n_samples: int = 1,
+    max_genes: int | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    max_tokens: int | None = None,
+    rng: int = 0,
+) -> AnnData:
+    """Generate cells.
+
+    A temporal model writes the cell that follows the context cells of a prompt after a lapse. Any model, the published
+    ones too, goes on with a cell from its first genes (`n_given`).
+
+    Parameters
+    ----------
+    adata
+        Rank-encoded cells with prompts: `mt.pp.sample_prompts(adata, task="cell", ...)`.
+    model
+        Model.
+    key
+        Key in `.uns` of the prompts, by default "prompts".
+    lapse
+        Ask for the cells after this lapse since the last context cell, instead of after the lapses of the prompts.
+    n_given
+        Use no prompts, but go on with each cell of `adata` from so many of its highest ranked genes; 0 for
+        cells from nothing.
+    n_samples
+        Cells for each prompt.
+    max_genes
+        Genes after which a cell is ended, by default as many as the model reads of a cell.
+    temperature
+        1 samples from the model's distribution, less is more like its favourite, 0 is its favourite.
+    top_k, top_p
+        Sample from the k likeliest genes (0 for all), or from the likeliest that together have this probability.
+    max_tokens
+        Tokens held in memory at once; halved whenever memory runs out.
+    rng
+        Seed. A cell's random numbers depend on it, on the place of its prompt and on its number among the samples,
+        and not on what else is generated with it.
+
+    Returns
+    -------
+    AnnData with one row a generated cell and the model's genes, without counts:
+
+    `.layers["rank"]`
+        Ranks from 1, as of `mt.pp.rank_value_encode`; `mt.tl.embed` reads them.
+    `.obs["prompt"]`, `.obs["sample"]`
+        Number of the prompt (or name of the cell that was gone on with), and of the sample.
+    `.obs["log_likelihood"]`, `.obs["log_likelihood_per_gene"]`
+        Log-probability of what was generated under the model, among the genes that were still allowed, in nats.
+    `.obs["finished"]`
+        Whether the model ended the cell, rather than running out of room.
+    `.obs["n_genes_ranked"]`, `.obs["n_genes_given"]`
+        Genes of the cell, and how many of them were given.
+    `.obs["lapse"]`, `.obs["group"]`, `.obs["donor"]`, ...
+        What the prompt says.
+
+    Raises
+    ------
+    KeyError
+        If there are no prompts, or their cells are not there.
+    ValueError
+        If the model has no temporal training and `n_given` is not set, the prompts ask for lapses, a lapse has no
+        token, or no room is left for a cell.
+
+    Notes
+    -----
+    Of each cell's tokens the first is `<bos>`, the others are genes, none twice, and the model decides when it ends.
+    All cells are written side by side, with the keys and values of what they have in common computed once.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", task="cell", n_prompts=2)
+    >>> cells = mt.tl.generate(adata, model, lapse=120, n_samples=2, max_genes=20)
+    >>> cells.n_obs, cells.layers["rank"].max()
+    (4, 20)
+    """
+    cells = get_sequences(adata, model)
+    if n_given is None:
+        prompts, about, params = _temporal_prompts(adata, model, cells, key, lapse)
+    else:
+        prompts, about = _given_genes(adata, model, cells, n_given), pd.DataFrame(index=adata.obs_names)
+        params = {"n_given": n_given}
+    found = generate_cells(
+        model,
+        prompts,
+        n_samples=n_samples,
+        max_genes=max_genes,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=rng,
+        max_tokens=max_tokens,
+    )
+    which = np.repeat(np.arange(len(about)), n_samples)
+    obs = about.iloc[which].reset_index(drop=True)
+    obs.insert(0, "prompt", about.index.to_numpy()[which])
+    obs.insert(1, "sample", np.tile(np.arange(n_samples), len(about)))
+    obs.index = [f"{prompt}_{sample}" for prompt, sample in zip(obs["prompt"], obs["sample"], strict=True)]
+    ranks, n_genes = _ranks(found.sequences, model)
+    n_open = np.zeros(len(obs), dtype=np.int64)
+    if n_given is not None:
+        n_open = np.minimum(n_given, cells.lengths - 2)[which]
+    obs["log_likelihood"] = found.log_likelihood
+    obs["log_likelihood_per_gene"] = found.log_likelihood / (n_genes - n_open)
+    obs["finished"] = found.finished
+    obs[_keys.N_RANKED], obs["n_genes_given"] = n_genes, n_open
+    var = pd.DataFrame(
+        {_keys.ENSEMBL_ID: model.vocab.genes, _keys.TOKEN_ID: model.vocab.gene_ids}, index=model.vocab.genes
+    )
+    generated = AnnData(obs=obs, var=var.astype({_keys.TOKEN_ID: np.int32}), layers={_keys.RANK: ranks})
+    params |= {
+        "n_samples": n_samples,
+        "max_genes": max_genes or model.cell_length - 2,
+        "temperature": float(temperature),
+        "top_k": top_k,
+        "top_p": float(top_p),
+        "seed": rng,
+    }
+    write_result(
+        generated,
+        _keys.ENCODING,
+        {"genes_sha256": model.vocab.genes_sha256, "layer": "generated", "force": False},
+    )
+    write_result(generated, _keys.GENERATE, {**model.params, **params})
+    return generated
+
+
+def _temporal_prompts(
+    adata: AnnData, model: MaxTokiModel, cells: Sequences, key: str | None, lapse: int | None
+) -> tuple[Sequences, pd.DataFrame, dict]:
+    """Prompts up to the open cell, what they are about, and where they come from."""
+    require_temporal(model)
+    stored = read_result(adata, key or _keys.PROMPTS, 'mt.pp.sample_prompts(adata, task="cell", ...)')
+    params, table = stored["params"], stored["prompts"]
+    if params["task"] != "cell":
+        raise ValueError('These prompts ask for lapses. Draw others: mt.pp.sample_prompts(..., task="cell").')
+    prompts = read_prompts(table, adata, adata, task="cell")
+    if lapse is not None:
+        prompts = prompts._replace(lapse=np.full_like(prompts.lapse, lapse))
+    written = write_prompts(
+        prompts, cells, model.vocab, max_length=model.max_length - 1, answer=False
+    ).sequences
+    about = table[[name for name in ("lapse", "group", "donor") if name in table]].copy()
+    about["lapse"] = prompts.lapse
+    about.index = [str(i) for i in range(len(about))]
+    opened = np.insert(written.tokens, written.indptr[1:], model.vocab["<bos>"]).astype(np.int32)
+    return (
+        Sequences(opened, written.indptr + np.arange(len(written.indptr))),
+        about,
+        {"time_key": params["time_key"], "unit": model.time_head.unit},
+    )
+
+
+def _given_genes(adata: AnnData, model: MaxTokiModel, cells: Sequences, n_given: int) -> Sequences:
+    """`<bos>` and the highest ranked genes of each cell."""
+    if n_given < 0:
+        raise ValueError(f"n_given must be at least 0, got {n_given}.")
+    n = np.minimum(n_given, cells.lengths - 2) + 1
+    indptr = np.concatenate([[0], np.cumsum(n)])
+    return Sequences(
+        cells.tokens[np.arange(indptr[-1]) + np.repeat(cells.indptr[:-1] - indptr[:-1], n)], indptr
+    )
+
+
+def _ranks(cells: Sequences, model: MaxTokiModel) -> tuple[sp.csr_matrix, np.ndarray]:
+    """Ranks of the genes of each cell, in the order of the vocabulary, and their number."""
+    column = np.full(model.vocab.size, -1)
+    column[model.vocab.gene_ids] = np.arange(len(model.vocab.gene_ids))
+    is_gene = column[cells.tokens] >= 0
+    n_genes = np.add.reduceat(is_gene, cells.indptr[:-1]).astype(np.int32)
+    indptr = np.concatenate([[0], np.cumsum(n_genes)])
+    rank = np.arange(indptr[-1]) - np.repeat(indptr[:-1], n_genes) + 1
+    ranks = sp.csr_matrix(
+        (rank.astype(np.uint16), column[cells.tokens[is_gene]].astype(np.int32), indptr),
+        shape=(len(n_genes), len(model.vocab.gene_ids)),
+    )
+    ranks.sort_indices()
+    return ranks, n_genes
