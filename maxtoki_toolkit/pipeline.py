@@ -84,7 +84,7 @@ def embed_file(
                     with hidden():
                         tl.embed(cells, model)
                     del cells.X
-                    keep = sp.diags(shown[number * chunk_size :][: cells.n_obs].astype(np.uint16))
+                    keep = sp.diags(shown[number * chunk_size :][: cells.n_obs], dtype=np.uint16)
                     cells.layers[_keys.RANK] = (keep @ cells.layers[_keys.RANK]).tocsr()
                     with atomic(shard_path(shards, number)) as temporary:
                         cells.write_h5ad(temporary)

@@ -159,3 +159,4 @@ def test_log_likelihoods_are_those_of_whole_sequences(model, rows):
     wanted = wanted >= np.repeat(first, sequences.lengths)
     part = token_log_likelihoods(model, sequences, first=first, max_tokens=300)
     np.testing.assert_allclose(part[wanted], expected[wanted], rtol=1e-4, atol=1e-4)
+    assert np.isnan(part[~wanted]).all()

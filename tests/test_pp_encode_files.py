@@ -11,7 +11,7 @@ import maxtoki_toolkit as mt
 
 @pytest.fixture(scope="module")
 def vocab():
-    adata = mt.datasets.aging_atlas(300, 10, n_genes=300)
+    adata = mt.datasets.aging_atlas(300, 10, n_genes=500)
     mt.pp.map_genes(adata)
     return mt.models.Vocabulary.from_anndata(adata)
 
@@ -20,7 +20,7 @@ def vocab():
 def paths(tmp_path):
     paths = []
     for seed in range(3):
-        adata = mt.datasets.aging_atlas(60, 5, n_genes=300, seed=seed)
+        adata = mt.datasets.aging_atlas(60, 10, n_genes=500, seed=seed)
         plain = anndata.AnnData(adata.X, obs=adata.obs, var=adata.var[["symbol"]])
         paths.append(tmp_path / f"study{seed}.h5ad")
         plain.write_h5ad(paths[-1])

@@ -70,7 +70,9 @@ def token_log_likelihoods(
         place = (sequences.indptr[rows] + forest.shared[rows])[:, None] + np.arange(wanted.shape[1]) + 1
         found[place[wanted]] = values
     for row in np.argsort(level, kind="stable"):
-        if (up := forest.parent[row]) >= 0 and first[row] <= forest.shared[row]:
-            shared = np.arange(first[row], forest.shared[row] + 1)
+        if (up := forest.parent[row]) >= 0 and asked[row] <= forest.shared[row]:
+            shared = np.arange(asked[row], forest.shared[row] + 1)
             found[sequences.indptr[row] + shared] = found[sequences.indptr[up] + shared]
+    position = np.arange(len(found)) - np.repeat(sequences.indptr[:-1], sequences.lengths)
+    found[position < np.repeat(first, sequences.lengths)] = np.nan
     return found

@@ -70,7 +70,7 @@ def encode_files(
     >>> import tempfile, maxtoki_toolkit as mt
     >>> folder = tempfile.mkdtemp()
     >>> for seed in (0, 1):
-    ...     mt.datasets.aging_atlas(100, 5, seed=seed).write_h5ad(f"{folder}/{seed}.h5ad")
+    ...     mt.datasets.aging_atlas(100, 10, seed=seed).write_h5ad(f"{folder}/{seed}.h5ad")
     >>> model = mt.load_model("demo")
     >>> mt.pp.encode_files([f"{folder}/0.h5ad", f"{folder}/1.h5ad"], f"{folder}/encoded", model)["n_cells"].sum()
     200

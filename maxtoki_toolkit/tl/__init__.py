@@ -2,8 +2,16 @@
 
 from .embed import embed
 from .generate import generate
+from .log_likelihood import log_likelihood
 from .neighbor_purity import neighbor_purity
 from .predict_timelapse import predict_timelapse
 from .timelapse_baselines import timelapse_baselines
 
-__all__ = ["embed", "generate", "neighbor_purity", "predict_timelapse", "timelapse_baselines"]
+__all__ = [
+    "embed",
+    "generate",
+    "log_likelihood",
+    "neighbor_purity",
+    "predict_timelapse",
+    "timelapse_baselines",
+]
