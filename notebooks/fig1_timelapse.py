@@ -79,8 +79,8 @@ if output:
 # ## Cells, and what the model never saw
 #
 # The baselines need training cells, so the simulated data have two parts: donors to fit them to, and new ones. Only controls
-# are used; the atlas's age-accelerated donors are for another figure. The demo model has learned from 2,000 donors and
-# 60,000 cells; the baselines here see a tenth of that, so that this takes a minute. `benchmarks/temporal.py` gives them all.
+# are used; the atlas's age-accelerated donors are for another figure. The demo model has learned from 4,800 donors and
+# 140,000 cells; the baselines here see far fewer, so that this takes a minute. `benchmarks/temporal.py` gives them all.
 
 # %%
 if path:
