@@ -15,6 +15,8 @@ from maxtoki_toolkit.pipeline import embed_file
 
 VARIABLES = ("WORLD_SIZE", "RANK", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN")
 
+pytestmark = pytest.mark.filterwarnings("ignore:The set_bad function:PendingDeprecationWarning")
+
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):

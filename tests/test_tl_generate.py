@@ -1,7 +1,6 @@
 """Cells that a model writes, as an AnnData."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
 import maxtoki_toolkit as mt
@@ -51,32 +50,17 @@ def test_cells_after_a_lapse(cells, model, tmp_path):
     found.write_h5ad(tmp_path / "generated.h5ad")
 
 
-def test_another_lapse_gives_other_cells_from_the_same_numbers(cells, model):
+def test_the_lapse_counts_and_a_seed_repeats(cells, model):
     settings = {"max_genes": 20, "rng": 1}
     soon = mt.tl.generate(cells, model, lapse=1, **settings)
     late = mt.tl.generate(cells, model, lapse=700, **settings)
     again = mt.tl.generate(cells, model, lapse=1, **settings)
     assert (soon.obs["lapse"] == 1).all()
     assert (soon.layers["rank"] != again.layers["rank"]).nnz == 0
-    assert (soon.layers["rank"] != late.layers["rank"]).nnz > 0
+    # The prompt is read: what follows is more or less likely.
+    assert (soon.obs["log_likelihood"].to_numpy() != late.obs["log_likelihood"].to_numpy()).all()
     with pytest.raises(ValueError, match="have no token"):
         mt.tl.generate(cells, model, lapse=100_000)
-
-
-def test_generated_cells_are_of_the_kind_that_was_asked_for(cells, model):
-    """Nearer to real cells of their type than to others: half the types have 1 in 5 by chance."""
-    prompts = cells.copy()
-    mt.pp.sample_prompts(
-        prompts, time_key="age_months", groupby="cell_type", task="cell", context_size=2, n_prompts=40
-    )
-    found = mt.tl.generate(prompts, model)
-    mt.tl.embed(found, model)
-    real = cells.copy()
-    mt.tl.embed(real, model)
-    centres = pd.DataFrame(real.obsm["X_maxtoki"]).groupby(real.obs["cell_type"].to_numpy()).mean()
-    distance = ((found.obsm["X_maxtoki"][:, None] - centres.to_numpy()) ** 2).sum(axis=2)
-    nearest = centres.index[distance.argmin(axis=1)]
-    assert (nearest == found.obs["group"]).mean() > 0.5
 
 
 def test_going_on_with_cells(cells, model):
