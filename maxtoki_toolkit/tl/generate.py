@@ -73,7 +73,7 @@ def generate(
         Ranks from 1, as of `mt.pp.rank_value_encode`; `mt.tl.embed` reads them.
     `.obs["prompt"]`, `.obs["sample"]`
         Number of the prompt (or name of the cell that was gone on with), and of the sample.
-    `.obs["log_likelihood"]`, `.obs["log_likelihood_per_gene"]`
+    `.obs["log_likelihood"]`, `.obs["log_likelihood_per_token"]`
         Log-probability of what was generated under the model, among the genes that were still allowed, in nats.
     `.obs["finished"]`
         Whether the model ended the cell, rather than running out of room.
@@ -134,7 +134,8 @@ def generate(
     if n_given is not None:
         n_open = np.minimum(n_given, cells.lengths - 2)[which]
     obs["log_likelihood"] = found.log_likelihood
-    obs["log_likelihood_per_gene"] = found.log_likelihood / (n_genes - n_open)
+    # Every cell has at least one token that was drawn, if only `<eos>`.
+    obs["log_likelihood_per_token"] = found.log_likelihood / (found.sequences.lengths - 1 - n_open)
     obs["finished"] = found.finished
     obs[_keys.N_RANKED], obs["n_genes_given"] = n_genes, n_open
     var = pd.DataFrame(
