@@ -61,7 +61,10 @@ def planted() -> list[dict]:
     model = mt.load_model("demo", device="cpu")
     seen = mt.datasets.aging_atlas(**recipe["aging_atlas"])
     mt.pp.hold_out(seen, donor_key="donor_id", time_key="age_months", **recipe["hold_out"])
-    seen = seen[(seen.obs["condition"] == "control") & seen.obs["train"]].copy()
+    seen = seen[(seen.obs["condition"] == "control") & seen.obs["train"]]
+    # Cells of all donors that the model was trained on, for the baselines to draw their 10,000 prompts from.
+    some = np.random.default_rng(0).choice(seen.n_obs, min(seen.n_obs, 60_000), replace=False)
+    seen = seen[np.sort(some)].copy()
     new = mt.datasets.aging_atlas(12_000, 60, seed=2)
     truth = new.uns["truth"]
     new = new[new.obs["condition"] == "control"].copy()

@@ -141,9 +141,9 @@ def next_tokens(batch, row=0):
     return {i: int(labels[i]) for i in range(len(labels)) if labels[i] != IGNORED}
 
 
-def test_flatten(groups, vocab):
+def test_flatten(groups, vocab, tmp_path):
     first, second = groups["flatten"]["cases"]
-    joined = join([as_sequences([part]) for part in first["input"]])
+    joined = join([as_sequences([part]) for part in first["input"]], tmp_path)
     assert joined.tokens.tolist() == first["expected"]
     nothing = as_prompts(([0], [], 0, 1, "time"))[np.arange(0)]
     written = write_prompts(nothing, as_sequences([[2, 3]]), vocab, max_length=10)

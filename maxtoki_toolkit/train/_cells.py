@@ -60,24 +60,25 @@ def read_cells(
 def read_together(
     cells: AnnData | str | Path | Sequence[AnnData | str | Path], model: MaxTokiModel, folder: Path
 ) -> tuple[Sequences, list[AnnData]]:
-    """Cells of one or several data sets as one set of sequences, and the `.obs` of each.
-
-    Where any is read from a file, all are written to one file in `folder`.
-    """
+    """Cells of one or several data sets as one set of sequences, and the `.obs` of each."""
     cells = [cells] if isinstance(cells, (AnnData, str, Path)) else list(cells)
     read = [read_cells(part, model, folder, i) for i, part in enumerate(cells)]
-    parts, tables = [part for part, _ in read], [table for _, table in read]
+    return join([part for part, _ in read], folder), [table for _, table in read]
+
+
+def join(parts: Sequence[Sequences], folder: Path) -> Sequences:
+    """Sequences end to end; where any is on disk, all are written to one file in `folder`."""
     if len(parts) == 1:
-        return parts[0], tables
+        return parts[0]
     ends = np.cumsum([0, *(part.indptr[-1] for part in parts)])
     later = [part.indptr[1:] + end for part, end in zip(parts, ends[:-1], strict=True)]
     indptr = np.concatenate([[0], *later])
     if not any(isinstance(part.tokens, np.memmap) for part in parts):
-        return Sequences(np.concatenate([part.tokens for part in parts]), indptr), tables
+        return Sequences(np.concatenate([part.tokens for part in parts]), indptr)
     path = folder / "all.npy"
     with atomic(path) as temporary:
         tokens = np.lib.format.open_memmap(temporary, "w+", dtype=np.int32, shape=(int(ends[-1]),))
         for part, start, end in zip(parts, ends[:-1], ends[1:], strict=True):
             tokens[start:end] = part.tokens
         tokens.flush()
-    return Sequences(np.load(path, mmap_mode="r"), indptr), tables
+    return Sequences(np.load(path, mmap_mode="r"), indptr)
