@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
 
+from .masked import attending_by
 from .model import MaxTokiModel
 
-_NAME = "maxtoki_streamed"
 # Bytes of attention weights at a time.
 _BLOCK = 1 << 27
 
@@ -54,7 +50,7 @@ def attention_statistics(
         raise ValueError(f"{len(tokens)} tokens are more than the {model.max_length} that the model reads.")
     device = model.device
     collected: list[tuple[torch.Tensor, ...]] = []
-    with torch.inference_mode(), _streamed(model):
+    with torch.inference_mode(), attending_by(model, _streamed):
         model.hf.model(
             input_ids=torch.from_numpy(np.asarray(tokens, dtype=np.int64))[None].to(device),
             use_cache=False,
@@ -64,21 +60,7 @@ def attention_statistics(
     return AttentionStatistics(*(torch.stack(part).cpu().numpy() for part in zip(*collected, strict=True)))
 
 
-@contextmanager
-def _streamed(model: MaxTokiModel) -> Iterator[None]:
-    """Let the model attend by `_attend`."""
-    AttentionInterface.register(_NAME, _attend)
-    # Without a mask function of its own, an attention function gets no mask at all.
-    AttentionMaskInterface.register(_NAME, sdpa_mask)
-    before = model.hf.config._attn_implementation
-    model.hf.set_attn_implementation(_NAME)
-    try:
-        yield
-    finally:
-        model.hf.set_attn_implementation(before)
-
-
-def _attend(module, query, key, value, attention_mask, *, scaling, groups, collected, **_):
+def _streamed(module, query, key, value, attention_mask, *, scaling, groups, collected, **_):
     """Causal attention of one sequence, a block of tokens at a time, with its statistics."""
     query, key, value = query[0], key[0], value[0]
     n_heads, length, _ = query.shape

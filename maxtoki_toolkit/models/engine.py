@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from .._progress import progress
 from .cache import Prefix, SharedCache
+from .masked import attending_by, masked
 from .model import MaxTokiModel
 from .prefix import Forest
 from .sequences import Sequences, pad
@@ -112,7 +114,8 @@ def run(
                 rows = pending.pop()
                 try:
                     batch, cache = _batch(model, sequences, rows, forest, known, keep)
-                    result = compute(batch)
+                    with nullcontext() if cache is None else attending_by(model, masked):
+                        result = compute(batch)
                 except (torch.OutOfMemoryError, RuntimeError) as error:
                     if len(rows) == 1 or not is_out_of_memory(error):
                         raise

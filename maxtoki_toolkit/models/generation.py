@@ -10,6 +10,7 @@ import torch
 from .._progress import hidden, progress
 from .cache import Prefix
 from .engine import DEFAULT_TOKENS, Batch, is_out_of_memory, last_states, run
+from .masked import attending_by, one_by_one
 from .model import MaxTokiModel
 from .prefix import prefix_forest
 from .sequences import Sequences
@@ -92,16 +93,17 @@ def generate_cells(
         while len(waiting := order[[cells[row] is None for row in order]]):
             slots = _Slots(model, width, temperature=temperature, top_k=top_k, top_p=top_p)
             try:
-                while len(waiting) or slots.n_busy:
-                    # Prompts are read several at a time, once an eighth of the slots is free.
-                    if len(waiting) and width - slots.n_busy >= max(width // 8, 1):
-                        rows, waiting = np.split(waiting, [width - slots.n_busy])
-                        slots.fill(rows, prompts, request[rows], given, limit, key[rows], max_tokens)
-                    elif not len(waiting) and 2 * slots.n_busy <= slots.width:
-                        slots.close_gaps()
-                    for row, tokens, total in slots.step():
-                        cells[row], likelihood[row] = tokens, total
-                        bar.update()
+                with attending_by(model, one_by_one):
+                    while len(waiting) or slots.n_busy:
+                        # Prompts are read several at a time, once an eighth of the slots is free.
+                        if len(waiting) and width - slots.n_busy >= max(width // 8, 1):
+                            rows, waiting = np.split(waiting, [width - slots.n_busy])
+                            slots.fill(rows, prompts, request[rows], given, limit, key[rows], max_tokens)
+                        elif not len(waiting) and 2 * slots.n_busy <= slots.width:
+                            slots.close_gaps()
+                        for row, tokens, total in slots.step():
+                            cells[row], likelihood[row] = tokens, total
+                            bar.update()
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if width == 1 or not is_out_of_memory(error):
                     raise
