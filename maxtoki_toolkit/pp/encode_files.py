@@ -72,8 +72,9 @@ def encode_files(
     >>> for seed in (0, 1):
     ...     mt.datasets.aging_atlas(100, 10, seed=seed).write_h5ad(f"{folder}/{seed}.h5ad")
     >>> model = mt.load_model("demo")
-    >>> mt.pp.encode_files([f"{folder}/0.h5ad", f"{folder}/1.h5ad"], f"{folder}/encoded", model)["n_cells"].sum()
-    200
+    >>> files = mt.pp.encode_files([f"{folder}/0.h5ad", f"{folder}/1.h5ad"], f"{folder}/encoded", model)
+    >>> files["n_cells"].tolist()
+    [100, 100]
     """
     vocab, output = as_vocabulary(model), Path(output)
     paths = [Path(path) for path in paths]

@@ -104,7 +104,7 @@ def generate(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", task="cell", n_prompts=2)
     >>> cells = mt.tl.generate(adata, model, lapse=120, n_samples=2, max_genes=20)
-    >>> cells.n_obs, cells.layers["rank"].max()
+    >>> cells.shape[0], int(cells.layers["rank"].max())
     (4, 20)
     """
     cells = get_sequences(adata, model)
