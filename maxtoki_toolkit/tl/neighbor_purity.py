@@ -96,7 +96,7 @@ def neighbor_purity(
         "MaxToki": adata.obsm[_keys.EMBEDDING],
         "untrained": embed_sequences(
             untrained,
-            get_sequences(adata, untrained),
+            get_sequences(adata, model),
             layer=settings.get("layer", -1),
             pool=settings.get("pool", "mean"),
         ).cells,

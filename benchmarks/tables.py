@@ -1,0 +1,190 @@
+"""The tables of the READMEs, from `results/`.
+
+python benchmarks/tables.py     # writes them into README.md and benchmarks/README.md, between their marks
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+FILES = (ROOT / "README.md", Path(__file__).parent / "README.md")
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+EMBEDDINGS = {
+    "MaxToki": "demo model",
+    "untrained": "same shape, untrained",
+    "PCA": "PCA, 2,000 variable genes",
+    "chance": "chance",
+}
+PREDICTORS = {
+    "MaxToki": "model",
+    "ridge clock, expression": "ridge on expression",
+    "ridge clock, embedding": "ridge on its embedding",
+    "SGD, expression": "SGD on expression",
+    "most common lapse": "most common lapse",
+}
+
+
+def read(name: str) -> dict:
+    """Results of one benchmark."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def markdown(rows: list[dict]) -> str:
+    """Rows as a table; what a row lacks is left empty."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [columns, *([str(row.get(column, "")) for column in columns] for row in rows)]
+    head, *body = (f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join([head, "|" + "---|" * len(columns) + "\n", *body])
+
+
+def ranged(row: dict, measure: str, form: str) -> str:
+    """A measure with its interval, where it has one."""
+    value, low, high = (row.get(f"{measure}{end}") for end in ("", "_low", "_high"))
+    if value is None:
+        return ""
+    text = form.format(value)
+    return text if low is None else f"{text} ({form.format(low)} to {form.format(high)})"
+
+
+def embedding() -> str:
+    """Neighbour purity."""
+    heart, blood = read("embedding_heart_nuclei")["rows"], read("embedding_pbmc_facs_3874")["rows"]
+    columns = {
+        "heart nuclei, all 700": [row for row in heart if row["cells"] == "all"],
+        "heart nuclei held out of training, 70": [row for row in heart if row["cells"] != "all"],
+        "sorted blood cells, 3,874 of 10 types": blood,
+    }
+    rows = []
+    for key, label in EMBEDDINGS.items():
+        row = {"embedding": label}
+        for column, found in columns.items():
+            (one,) = (r for r in found if r["embedding"] == key)
+            row[column] = f"{one['purity']:.1%} ({100 * one['ci_low']:.1f} to {100 * one['ci_high']:.1f})"
+        rows.append(row)
+    return markdown(rows)
+
+
+def _lapses(rows: list[dict]) -> list[dict]:
+    """One row a set and predictor: r, slope, median error."""
+    table = []
+    for row in rows:
+        unit = row.get("time_unit", "months")
+        table.append(
+            {
+                "cells": row["set"],
+                "predictor": PREDICTORS.get(row["predictor"], row["predictor"]),
+                "r": ranged(row, "r", "{:.2f}"),
+                "slope": ranged(row, "slope", "{:.2f}"),
+                "median error": f"{ranged(row, 'median_error', '{:.0f}')} {unit}",
+            }
+        )
+    return table
+
+
+def planted() -> str:
+    """Simulated cells of donors that nobody was trained on."""
+    return markdown(_lapses(read("temporal")["parts"]["planted"]["rows"]))
+
+
+def real() -> str:
+    """Real cells, the demo model fine-tuned on them."""
+    parts = read("temporal")["parts"]
+    return markdown(
+        _lapses([row for name in ("myoblasts", "onek1k", "pancreas") for row in parts[name]["rows"]])
+    )
+
+
+def time_heads() -> str:
+    """The same small model with each time head, at the last step, seeds averaged."""
+    rows = read("time_heads")["rows"]
+    last = max(row["step"] for row in rows)
+    found: dict[str, list[dict]] = {}
+    for row in rows:
+        if row["step"] == last:
+            found.setdefault(row["head"], []).append(row)
+    table = []
+    for head, seeds in found.items():
+        error = next(key for key in seeds[0] if key.startswith("median_error"))
+        spans = {
+            "r": " and ".join(f"{row['r']:.2f}" for row in seeds),
+            "slope": " and ".join(f"{row['slope']:.2f}" for row in seeds),
+            "median error, months": " and ".join(f"{row[error]:.0f}" for row in seeds),
+        }
+        table.append({"head": head, **spans})
+    return markdown(table)
+
+
+def tokenize() -> str:
+    """Rank value encoding."""
+    names = {
+        "one cell at a time": "one cell at a time",
+        "in memory": "`mt.pp.rank_value_encode`, in memory",
+        "file to file": "`mt.pp.encode_file`",
+    }
+    rows = []
+    for row in read("tokenize")["rows"]:
+        few = "" if row["cells"] == 20_000 else f" ({row['cells']:,} cells)"
+        rows.append(
+            {
+                "way": names[row["way"]],
+                "cells a second": f"{row['cells_per_second']:,}",
+                "times the simple way": f"{row['times_simple']:.1f}",
+                "peak memory, 20,000 cells": f"{row['peak_memory_mb']:,} MB{few}",
+            }
+        )
+    return markdown(rows)
+
+
+SPEED = {
+    "inference": "reading time: queries of one context",
+    "screen": "screen: edits of query cells, one context",
+    "generation": "generating cells",
+    "attention": "attention statistics, 16,384 tokens",
+    "training": "training",
+}
+
+
+def speed() -> str:
+    """The engine beside the simple way, CPU and GPU."""
+    rows = []
+    for name, work in SPEED.items():
+        cases = read(name)["cases"] if (RESULTS / f"{name}.json").is_file() else {}
+        for case, found in cases.items():
+            simple, ours = found["rows"][0], found["rows"][-1]
+            rows.append(
+                {
+                    "work": work,
+                    "model and machine": case,
+                    "simple way": _pace(simple),
+                    "ours": _pace(ours),
+                    "times": f"{ours['times the simple way']:g}" if "times the simple way" in ours else "",
+                }
+            )
+        if not any("cuda" in case for case in cases):
+            rows.append({"work": work, "model and machine": "GPU", "simple way": "not measured"})
+    return markdown(rows)
+
+
+def _pace(row: dict) -> str:
+    for key in ("seconds a prompt", "seconds a cell", "tokens a second", "peak extra memory, MB"):
+        if key in row:
+            return f"{row[key]:,} {key}" if "MB" not in key else f"{row[key]:,} MB more memory"
+    raise KeyError(f"No pace in {row}.")
+
+
+TABLES = {f.__name__: f for f in (embedding, planted, real, time_heads, tokenize, speed)}
+
+
+def fill(text: str) -> str:
+    """The text with its tables written anew."""
+    return MARKED.sub(lambda m: m[1] + TABLES[m[2]]() + m[3], text)
+
+
+if __name__ == "__main__":
+    for path in FILES:
+        path.write_text(fill(path.read_text()))
