@@ -113,10 +113,19 @@ def assert_equal(found, expected):
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 PROMPTS = {"time_key": "age_months", "groupby": "cell_type", "donor_key": "donor_id", "n_prompts": 12}
 # Arguments that a function cannot do without.
+COMPARISON = {
+    "condition_key": "sex",
+    "control": "female",
+    "age_key": "age_months",
+    "donor_key": "donor_id",
+    "tolerance": 400,
+}
 ARGUMENTS = {
     "pp.hold_out": {"donor_key": "donor_id"},
+    "pp.match_ages": COMPARISON,
     "pp.match_queries": {"tolerance": None},
     "pp.sample_prompts": PROMPTS,
+    "tl.age_acceleration": {**COMPARISON, "groupby": None, "n_cells": 2, "n_contexts": 1},
     "tl.generate": {"n_given": 3, "max_genes": 6},
     "tl.neighbor_purity": {"groupby": "cell_type"},
 }
@@ -151,7 +160,7 @@ def call(name, adata, model, **settings):
 
 @pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
 @pytest.mark.parametrize("name", [n for n in FUNCTIONS if n.startswith("tl.")])
-@pytest.mark.filterwarnings("ignore::UserWarning:anndata", "ignore:.*zarr")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*zarr")
 def test_results_survive_a_round_trip(encoded, name, suffix, tmp_path):
     adata, model = encoded[0].copy(), encoded[1]
     if name != "tl.embed":
@@ -192,6 +201,7 @@ def test_results_hold_only_what_can_be_written(tmp_path):
         writable({"x": object()})
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_copy_returns_and_leaves_alone(encoded):
     adata, model = encoded[0].copy(), encoded[1]
     mt.tl.embed(adata, model)

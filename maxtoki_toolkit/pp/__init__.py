@@ -4,6 +4,7 @@ from .encode_file import encode_file
 from .encode_files import encode_files
 from .hold_out import hold_out
 from .map_genes import map_genes
+from .match_ages import match_ages
 from .match_queries import match_queries
 from .rank_value_encode import rank_value_encode
 from .sample_prompts import sample_prompts
@@ -13,6 +14,7 @@ __all__ = [
     "encode_files",
     "hold_out",
     "map_genes",
+    "match_ages",
     "match_queries",
     "rank_value_encode",
     "sample_prompts",

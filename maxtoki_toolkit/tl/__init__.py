@@ -1,5 +1,6 @@
 """Analyse cells with a model."""
 
+from .age_acceleration import age_acceleration
 from .embed import embed
 from .generate import generate
 from .log_likelihood import log_likelihood
@@ -8,6 +9,7 @@ from .predict_timelapse import predict_timelapse
 from .timelapse_baselines import timelapse_baselines
 
 __all__ = [
+    "age_acceleration",
     "embed",
     "generate",
     "log_likelihood",

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
@@ -17,17 +16,14 @@ from .._validate import require_obs, require_unique_names
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts
-from ..pp._counts import check_counts, counts_hint, get_counts
 from ..pp._design import get_times
 from ..pp.sample_prompts import read_prompts
 from ._cells import get_sequences
+from ._clock import fit_ridge, log_expression
 from ._timelapse_scores import score_lapses
 
 BASELINES = ("ridge_embedding", "ridge_expression", "sgd_expression", "most_common")
-N_GENES = 2000
 MIN_CELLS = 100  # training cells that a group needs for a clock of its own
-ALPHAS = np.logspace(0, 6, 13)
-FOLDS = 5
 
 
 def timelapse_baselines(
@@ -143,7 +139,7 @@ def timelapse_baselines(
 
     fit_group, group = (t["group"].to_numpy(dtype=str) for t in (drawn["prompts"], table))
     cells = _cells(adata[sources[0][1]], training, fit_group, drawn["params"])
-    X = _expression(sources, layer, cells.place)
+    X = log_expression(sources, layer, cells.place)
     features = {"ridge_expression": X}
     if embedding:
         embedded = [embed_sequences(model, get_sequences(a[used], model)).cells for a, used in sources]
@@ -240,27 +236,6 @@ def _cells(used: AnnData, training: Prompts, group: np.ndarray, params: dict) ->
     return _Cells(place, group, get_times(used, params["time_key"])[place], donor)
 
 
-def _expression(sources: list, layer: str | None, train: np.ndarray) -> np.ndarray:
-    """Log-normalised expression, cells x the genes that vary most among the training cells; float32."""
-    names = sources[0][0].var_names
-    blocks = []
-    for adata, rows in sources:
-        if len(absent := names.difference(adata.var_names)):
-            raise ValueError(
-                f"The queries lack {len(absent)} of the genes (first: {absent[0]!r}). Give both the same genes."
-            )
-        counts = sp.csr_matrix(get_counts(adata, layer)[rows]).astype(np.float32)
-        check_counts(counts, force=True, hint=counts_hint(adata))
-        total = np.asarray(counts.sum(axis=1)).ravel()
-        counts.data *= np.repeat(1e4 / np.maximum(total, 1), np.diff(counts.indptr)).astype(np.float32)
-        blocks.append(counts.log1p()[:, adata.var_names.get_indexer(names)])
-    X = sp.vstack(blocks, format="csr")
-    fitted = X[train].astype(np.float64)
-    variance = np.asarray(fitted.power(2).mean(axis=0) - np.square(fitted.mean(axis=0))).ravel()
-    genes = np.sort(np.argsort(-variance, kind="stable")[:N_GENES])
-    return X[:, genes].toarray()
-
-
 def _clock_lapses(
     X: np.ndarray, cells: _Cells, test: Prompts, group: np.ndarray, seed: int
 ) -> tuple[np.ndarray, pd.DataFrame]:
@@ -279,7 +254,7 @@ def _clock_lapses(
             # Centred within groups; what differs between them cancels in a lapse.
             x, time = (_centred(values[mine], cells.group[mine]) for values in (X[cells.place], cells.time))
             donor = None if cells.donor is None else cells.donor[mine]
-            clocks[label], alpha = _fit_ridge(x, time, donor, seed)
+            clocks[label], alpha = fit_ridge(x, time, donor, seed)
             n_donors = -1 if donor is None else len(np.unique(donor))
             fitted.append((label, len(x), n_donors, alpha))
         prompts = np.flatnonzero(group == name)
@@ -299,30 +274,6 @@ def _centred(values: np.ndarray, group: np.ndarray) -> np.ndarray:
     for name in np.unique(group):
         values[group == name] -= values[group == name].mean(axis=0)
     return values
-
-
-def _fit_ridge(X: np.ndarray, y: np.ndarray, donor: np.ndarray | None, seed: int):
-    """Ridge on standardised features, its penalty chosen between donors (or cells, where no donors are known)."""
-    from sklearn.linear_model import Ridge
-    from sklearn.model_selection import GroupKFold, KFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    n_units = 0 if donor is None else len(np.unique(donor))
-    folds = (
-        GroupKFold(min(FOLDS, n_units))
-        if n_units > 1
-        else KFold(min(FOLDS, len(y)), shuffle=True, random_state=seed)
-    )
-    error = np.zeros(len(ALPHAS))
-    for fit, check in folds.split(X, y, donor):
-        # One target a penalty: the products of the features are computed once for all of them.
-        several = make_pipeline(StandardScaler(), Ridge(ALPHAS)).fit(
-            X[fit], np.tile(y[fit, None], len(ALPHAS))
-        )
-        error += ((several.predict(X[check]) - y[check, None]) ** 2).sum(axis=0)
-    alpha = float(ALPHAS[error.argmin()])
-    return make_pipeline(StandardScaler(), Ridge(alpha)).fit(X, y), alpha
 
 
 def _sgd_lapses(X: np.ndarray, training: Prompts, test: Prompts, seed: int) -> np.ndarray:

@@ -1,0 +1,177 @@
+"""Which donors of a condition and of the controls are of like age."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from .. import _keys
+from .._results import write_result
+from .._validate import require_obs, require_unique_names
+from ._design import get_times
+
+
+def match_ages(
+    adata: AnnData,
+    *,
+    condition_key: str,
+    control: str,
+    age_key: str,
+    donor_key: str,
+    match_by: str | Sequence[str] | None = None,
+    tolerance: int = 60,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Find the donors of each condition that have controls of their age, and these controls.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    condition_key, control
+        Column of `.obs` with the condition of each donor, and the value that controls have.
+    age_key
+        Column of `.obs` with the age, in whole units.
+    donor_key
+        Column of `.obs` with the donor.
+    match_by
+        Columns of `.obs` in which a donor and its controls agree, e.g. "sex".
+    tolerance
+        Largest difference in age, in the unit of `age_key` (60 months by default).
+    key_added
+        Key in `.uns`, by default "matched_ages".
+    copy
+        Return a copy instead of writing to `adata`.
+
+    Returns
+    -------
+    `None`, or the copy. Writes to `.uns["matched_ages"]`
+
+    `donors`
+        One row a condition and donor, controls included: `condition`, `donor`, `case` (whether the donor has the
+        condition), `age`, `stratum` (values of `match_by`), `n_matches`, and `matched`.
+    `balance`
+        One row a condition: donors before and after, their mean ages, and the standardised difference between them
+        (over the standard deviation of both sides before matching).
+
+    Raises
+    ------
+    ValueError
+        If a donor has several ages or conditions, or there is no control, or nothing but controls.
+
+    Notes
+    -----
+    Every control within the tolerance of a donor is a match, so controls are used more than once and none is drawn by
+    chance. What difference in age is left within the tolerance is for `mt.tl.age_acceleration` to adjust for.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(400, 40, n_genes=500)
+    >>> settings = dict(condition_key="condition", control="control", age_key="age_months", donor_key="donor_id")
+    >>> mt.pp.match_ages(adata, **settings, match_by="sex", tolerance=36)
+    >>> adata.uns["matched_ages"]["balance"]["condition"].tolist()
+    ['accelerated +15', 'accelerated +3', 'accelerated +5', 'resilient']
+    """
+    require_unique_names(adata)
+    columns = [match_by] if isinstance(match_by, str) else list(match_by or [])
+    donors = donor_table(
+        adata,
+        condition_key=condition_key,
+        control=control,
+        age_key=age_key,
+        donor_key=donor_key,
+        match_by=columns,
+    )
+    table = match_donors(donors, control, tolerance)
+    adata = adata.copy() if copy else adata
+    params = {
+        "condition_key": condition_key,
+        "control": control,
+        "age_key": age_key,
+        "donor_key": donor_key,
+        "match_by": columns,
+        "tolerance": tolerance,
+    }
+    write_result(adata, key_added or _keys.MATCHED_AGES, params, donors=table, balance=age_balance(table))
+    return adata if copy else None
+
+
+def donor_table(
+    adata: AnnData,
+    *,
+    condition_key: str,
+    control: str,
+    age_key: str,
+    donor_key: str,
+    match_by: Sequence[str],
+) -> pd.DataFrame:
+    """One row a donor: `donor`, `condition`, `age`, `stratum`. Cells without a condition or stratum are left out."""
+    require_obs(adata, condition_key, age_key, donor_key, *match_by)
+    obs = adata.obs[[donor_key, condition_key, *match_by]]
+    known = obs.notna().all(axis=1).to_numpy()
+    obs = obs[known].astype(str)
+    table = pd.DataFrame(
+        {
+            "donor": obs[donor_key],
+            "condition": obs[condition_key],
+            "age": get_times(adata, age_key)[known],
+            "stratum": obs[list(match_by)].agg(" | ".join, axis=1) if len(match_by) else "all",
+        }
+    ).drop_duplicates(ignore_index=True)
+    if (repeated := table["donor"].duplicated()).any():
+        name = table["donor"][repeated].iloc[0]
+        rows = table[table["donor"] == name].drop(columns="donor").to_dict("records")
+        raise ValueError(
+            f"{repeated.sum()} donors have several ages, conditions or strata (first: {name!r}, {rows[:3]}). A donor "
+            f"sampled several times needs a name for each sample in .obs[{donor_key!r}]."
+        )
+    found = sorted(table["condition"].unique())
+    if control not in found or len(found) < 2:
+        raise ValueError(
+            f"Need donors of condition {control!r} (control=) and of another; .obs[{condition_key!r}] has {found}."
+        )
+    return table
+
+
+def match_donors(donors: pd.DataFrame, control: str, tolerance: float) -> pd.DataFrame:
+    """The donors of each condition and all controls, with how many of the other side are like them."""
+    if tolerance < 0:
+        raise ValueError(f"tolerance must be at least 0, got {tolerance}.")
+    controls = donors[donors["condition"] == control]
+    parts = []
+    for condition, cases in donors[donors["condition"] != control].groupby("condition"):
+        like = (np.abs(cases["age"].to_numpy()[:, None] - controls["age"].to_numpy()) <= tolerance) & (
+            cases["stratum"].to_numpy()[:, None] == controls["stratum"].to_numpy()
+        )
+        parts += [
+            cases.assign(condition=condition, case=True, n_matches=like.sum(axis=1)),
+            controls.assign(condition=condition, case=False, n_matches=like.sum(axis=0)),
+        ]
+    table = pd.concat(parts, ignore_index=True)
+    table["matched"] = table["n_matches"] > 0
+    return table[["condition", "donor", "case", "age", "stratum", "n_matches", "matched"]]
+
+
+def age_balance(table: pd.DataFrame) -> pd.DataFrame:
+    """Ages of both sides, before and after matching, one row a condition."""
+    rows = []
+    for condition, part in table.groupby("condition"):
+        row = {"condition": condition}
+        sides = [part[part["case"]], part[~part["case"]]]
+        spread = np.sqrt(np.mean([side["age"].var(ddof=1) if len(side) > 1 else np.nan for side in sides]))
+        for when, kept in (("before", sides), ("after", [side[side["matched"]] for side in sides])):
+            means = [side["age"].mean() for side in kept]
+            row |= {
+                f"n_condition_{when}": len(kept[0]),
+                f"n_control_{when}": len(kept[1]),
+                f"age_condition_{when}": means[0],
+                f"age_control_{when}": means[1],
+                f"difference_{when}": (means[0] - means[1]) / spread if spread > 0 else np.nan,
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
