@@ -4,6 +4,7 @@ A function of one panel returns matplotlib axes and takes `ax`; one of several r
 shows where it is the last line of a cell, and a script saves with `fig.savefig`.
 """
 
+from .ablation import ablation
 from .age_acceleration import age_acceleration
 from .encoding_report import encoding_report
 from .matched_ages import matched_ages
@@ -13,6 +14,7 @@ from .timelapse_error import timelapse_error
 from .timelapse_scatter import timelapse_scatter
 
 __all__ = [
+    "ablation",
     "age_acceleration",
     "matched_ages",
     "encoding_report",

@@ -1,5 +1,6 @@
 """Analyse cells with a model."""
 
+from .ablate_prompt import ablate_prompt
 from .age_acceleration import age_acceleration
 from .embed import embed
 from .generate import generate
@@ -9,6 +10,7 @@ from .predict_timelapse import predict_timelapse
 from .timelapse_baselines import timelapse_baselines
 
 __all__ = [
+    "ablate_prompt",
     "age_acceleration",
     "embed",
     "generate",

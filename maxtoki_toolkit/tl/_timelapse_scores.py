@@ -78,7 +78,7 @@ def _score(
     true, predicted = table["lapse"].to_numpy(float), table[column].to_numpy(float)
     unit = "donor" if "donor" in table else "query"
     n_units = table[unit].nunique()
-    left = _left(table, unit, rng)
+    left = left_out(table, unit, rng)
     found = _measures(true, predicted, left)
     result = {
         "n_prompts": len(table),
@@ -86,7 +86,7 @@ def _score(
         "unit": "donor" if unit == "donor" else "query cell",
     }
     for measure in MEASURES:
-        low, high = _interval(found[measure], n_units, *_SCALES.get(measure, (None, None)))
+        low, high = jackknife_interval(found[measure], n_units, *_SCALES.get(measure, (None, None)))
         result |= {measure: found[measure][0], f"{measure}_low": low, f"{measure}_high": high}
     null = _null_r(true, predicted, table[unit], table["time"].to_numpy(float), strata, rng)
     known = np.isfinite(null).all()
@@ -98,12 +98,12 @@ def _score(
         other = _measures(true, table[reference].to_numpy(float), left)["median_error"]
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = other / found["median_error"]
-        low, high = _interval(ratio, n_units, np.log, np.exp)
+        low, high = jackknife_interval(ratio, n_units, np.log, np.exp)
         result |= {"error_ratio": ratio[0], "error_ratio_low": low, "error_ratio_high": high}
     return result
 
 
-def _left(table: pd.DataFrame, unit: str, rng: np.random.Generator) -> np.ndarray:
+def left_out(table: pd.DataFrame, unit: str, rng: np.random.Generator) -> np.ndarray:
     """Prompts (columns) that are left without each unit (rows); all of them in the first row."""
     roles = [name for name in table.columns if name == unit or name.startswith(f"{unit}_")]
     names = table[roles].to_numpy(dtype=object)
@@ -114,7 +114,7 @@ def _left(table: pd.DataFrame, unit: str, rng: np.random.Generator) -> np.ndarra
     return np.vstack([np.ones(len(table)), (blocks != units[:, None, None]).all(axis=2)])
 
 
-def _interval(values: np.ndarray, n_units: int, forward=None, back=None) -> tuple[float, float]:
+def jackknife_interval(values: np.ndarray, n_units: int, forward=None, back=None) -> tuple[float, float]:
     """95% jackknife interval: the first value is that of all prompts, the others leave out a unit each."""
     if n_units < 3:
         return np.nan, np.nan

@@ -1,0 +1,292 @@
+"""What in a prompt the model uses: change one thing at a time and see what becomes of its error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import stats
+
+from .. import _keys
+from .._results import read_result, write_result
+from ..models.model import MaxTokiModel
+from ..models.prompts import Prompts, write_prompts
+from ..models.sequences import Sequences
+from ..models.timelapse import read_lapses, require_temporal
+from ..models.vocabulary import Vocabulary
+from ..pp.sample_prompts import read_prompts
+from ._cells import get_sequences
+from ._timelapse_scores import jackknife_interval, left_out
+
+INTACT = "intact"
+ABLATIONS = (
+    "shuffle_genes",
+    "shuffle_context",
+    "shuffle_query",
+    "mask_context",
+    "mask_query",
+    "replace_context",
+    "replace_query",
+    "shuffle_lapses",
+    "drop_lapses",
+    "drop_top",
+    "drop_bottom",
+)
+
+
+def ablate_prompt(
+    adata: AnnData,
+    model: MaxTokiModel,
+    *,
+    ablations: Sequence[str] = ABLATIONS,
+    share: float = 0.25,
+    key: str | None = None,
+    max_tokens: int | None = None,
+    rng: int = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Predict the lapses of the same prompts with parts of them shuffled, masked, replaced or left out.
+
+    Parameters
+    ----------
+    adata
+        Rank-encoded cells with prompts (`mt.pp.sample_prompts`).
+    model
+        A model with temporal training.
+    ablations
+        What to do, each by itself:
+
+        "shuffle_genes", "shuffle_context", "shuffle_query"
+            Genes in random order, in all cells of the prompt, those of the context, or the query.
+        "mask_context", "mask_query"
+            All genes replaced by `<mask>`.
+        "replace_context", "replace_query"
+            Other cells of the AnnData, drawn at random, in their places; lapses stay.
+        "shuffle_lapses", "drop_lapses"
+            The lapses between the context cells of another prompt of as many; none at all.
+        "drop_top", "drop_bottom"
+            The highest, the lowest ranked genes of each cell left out.
+        "intact"
+            Nothing: changes nothing, exactly.
+    share
+        Share of a cell's genes that "drop_top" and "drop_bottom" leave out.
+    key
+        Key in `.uns` of the prompts, by default "prompts".
+    max_tokens
+        Padded tokens a batch; halved whenever memory runs out.
+    rng
+        Seed.
+    key_added
+        Key in `.uns`, by default "ablate_prompt".
+    copy
+        Return a copy instead of writing to `adata`.
+
+    Returns
+    -------
+    `None`, or the copy. Writes `.uns["ablate_prompt"]` with the tables `prompts` (a column of predictions for "intact"
+    and each ablation) and `effects`; see `mt.get.ablation`.
+
+    Raises
+    ------
+    ValueError
+        If an ablation is unknown, `share` is not between 0 and 1, or the prompts ask for cells.
+
+    Notes
+    -----
+    Effects are paired: the absolute error of each prompt with the ablation, less that of the prompt as it is. Intervals
+    leave out each donor in turn, with all prompts he or she is part of; `p_value` flips the signs of the query donors' mean
+    differences (two-sided), and `q_value` corrects for the ablations (Benjamini and Hochberg). The paper shuffles genes
+    and masks context and query; how many prompts, and its test, are not known to us.
+
+    Prompts that are too long for the model lose genes of their first cell; of a shuffled cell these are random ones.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=20, donor_key="donor_id")
+    >>> mt.tl.ablate_prompt(adata, model, ablations=["intact", "shuffle_genes"])
+    >>> mt.get.ablation(adata).set_index("ablation").loc["intact", "difference"]
+    np.float64(0.0)
+    """
+    require_temporal(model)
+    if unknown := [name for name in ablations if name not in (*ABLATIONS, INTACT)]:
+        raise ValueError(f"There is no ablation {unknown[0]!r}; choose from {', '.join(ABLATIONS)}.")
+    if not 0 < share < 1:
+        raise ValueError(f"share must be between 0 and 1, got {share}.")
+    stored = read_result(adata, key or _keys.PROMPTS, "mt.pp.sample_prompts(adata, ...)")
+    params, table = stored["params"], stored["prompts"].copy()
+    if params["task"] != "timelapse" or params["queries_elsewhere"]:
+        raise ValueError("Ablations need prompts that ask for the lapse to query cells of the same AnnData.")
+    cells, prompts = get_sequences(adata, model), read_prompts(table, adata, adata)
+    table[INTACT] = _predict(model, prompts, cells, cells, max_tokens)
+    for name in dict.fromkeys(ablations):
+        # Each has numbers of its own, whatever else is asked for.
+        seed = [rng, (*ABLATIONS, INTACT).index(name)]
+        changed = _ablate(name, prompts, cells, model.vocab, share, np.random.default_rng(seed))
+        table[name] = _predict(model, *changed, max_tokens, lapses=name != "drop_lapses")
+
+    adata = adata.copy() if copy else adata
+    result = {
+        "unit": model.time_head.unit,
+        "ablations": list(ablations),
+        "share": share,
+        "time_key": params["time_key"],
+        "groupby": params["groupby"],
+        "n_prompts": len(table),
+        "seed": rng,
+    }
+    write_result(
+        adata,
+        key_added or _keys.ABLATION,
+        {**model.params, **result},
+        prompts=table,
+        effects=_effects(table, list(dict.fromkeys(ablations)), rng),
+    )
+    return adata if copy else None
+
+
+def _predict(
+    model: MaxTokiModel, prompts: Prompts, cells: Sequences, queries: Sequences, max_tokens, *, lapses=True
+) -> np.ndarray:
+    written = write_prompts(
+        prompts, cells, model.vocab, max_length=model.max_length, answer=False, queries=queries
+    ).sequences
+    if not lapses:
+        written = _keep(written, ~np.isin(written.tokens, model.vocab.time_ids))
+    return read_lapses(model, written, max_tokens=max_tokens)[0].astype(float)
+
+
+def _ablate(
+    name: str,
+    prompts: Prompts,
+    cells: Sequences,
+    vocab: Vocabulary,
+    share: float,
+    rng: np.random.Generator,
+) -> tuple[Prompts, Sequences, Sequences]:
+    """Prompts, context cells and query cells with one thing changed."""
+    if name.startswith("shuffle_") and name != "shuffle_lapses":
+        changed = _shuffled(cells, rng)
+        return (
+            prompts,
+            cells if name == "shuffle_query" else changed,
+            cells if name == "shuffle_context" else changed,
+        )
+    if name == "mask_context":
+        return prompts, _masked(cells, vocab), cells
+    if name == "mask_query":
+        return prompts, cells, _masked(cells, vocab)
+    if name == "replace_context":
+        others = rng.integers(0, len(cells.lengths), prompts.context.shape)
+        return prompts._replace(context=np.where(prompts.context >= 0, others, -1)), cells, cells
+    if name == "replace_query":
+        return prompts._replace(query=rng.integers(0, len(cells.lengths), len(prompts.query))), cells, cells
+    if name == "shuffle_lapses":
+        steps = prompts.steps.copy()
+        size = prompts.context_size
+        for n in np.unique(size):
+            rows = np.flatnonzero(size == n)
+            steps[rows] = steps[rng.permutation(rows)]
+        return prompts._replace(steps=steps), cells, cells
+    if name in ("drop_top", "drop_bottom"):
+        changed = _dropped(cells, share, top=name == "drop_top")
+        return prompts, changed, changed
+    return prompts, cells, cells
+
+
+def _genes(cells: Sequences) -> np.ndarray:
+    """Which tokens are genes: all but the first and the last of each cell."""
+    is_gene = np.ones(len(cells.tokens), dtype=bool)
+    is_gene[cells.indptr[:-1]] = is_gene[cells.indptr[1:] - 1] = False
+    return is_gene
+
+
+def _shuffled(cells: Sequences, rng: np.random.Generator) -> Sequences:
+    """Genes of each cell in random order."""
+    is_gene, of_cell = _genes(cells), np.repeat(np.arange(len(cells.lengths)), cells.lengths)
+    at = np.flatnonzero(is_gene)
+    order = np.lexsort((rng.random(len(at)), of_cell[at]))
+    tokens = cells.tokens.copy()
+    tokens[at] = tokens[at[order]]
+    return cells._replace(tokens=tokens)
+
+
+def _masked(cells: Sequences, vocab: Vocabulary) -> Sequences:
+    """`<mask>` in place of each gene."""
+    return cells._replace(tokens=np.where(_genes(cells), vocab["<mask>"], cells.tokens).astype(np.int32))
+
+
+def _dropped(cells: Sequences, share: float, *, top: bool) -> Sequences:
+    """Cells without their highest or lowest ranked genes."""
+    place = np.arange(len(cells.tokens)) - np.repeat(cells.indptr[:-1], cells.lengths) - 1
+    n_genes = np.repeat(cells.lengths - 2, cells.lengths)
+    n_lost = np.floor(share * n_genes)
+    lost = place < n_lost if top else place >= n_genes - n_lost
+    return _keep(cells, ~(lost & _genes(cells)))
+
+
+def _keep(sequences: Sequences, kept: np.ndarray) -> Sequences:
+    """Sequences with some of their tokens."""
+    ends = np.concatenate([[0], np.cumsum(kept)])
+    return Sequences(sequences.tokens[kept], ends[sequences.indptr])
+
+
+def _effects(table: pd.DataFrame, names: list[str], seed: int) -> pd.DataFrame:
+    """Difference that each ablation makes to the error, with donors as units."""
+    from statsmodels.stats.multitest import multipletests
+
+    true = table["lapse"].to_numpy(float)
+    unit = "donor" if "donor" in table else "query"
+    n_units = table[unit].nunique()
+    weights = left_out(table, unit, np.random.default_rng(seed))
+    intact = np.abs(table[INTACT].to_numpy() - true)
+    code, _ = pd.factorize(table[unit])
+    rows = []
+    for name in names:
+        error = np.abs(table[name].to_numpy() - true)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mean = weights @ (error - intact) / weights.sum(axis=1)
+        low, high = jackknife_interval(mean, n_units)
+        of_unit = np.bincount(code, error - intact) / np.bincount(code)
+        varies = table[name].std() > 0
+        rows.append(
+            {
+                "ablation": name,
+                "mean_error": error.mean(),
+                "mean_error_intact": intact.mean(),
+                "difference": mean[0],
+                "difference_low": low,
+                "difference_high": high,
+                "r": np.corrcoef(true, table[name])[0, 1] if varies else np.nan,
+                "r_intact": np.corrcoef(true, table[INTACT])[0, 1],
+                "p_value": _sign_flip_p(of_unit, np.random.default_rng(seed)),
+                "n_prompts": len(table),
+                "n_units": n_units,
+                "unit": "donor" if unit == "donor" else "query cell",
+            }
+        )
+    effects = pd.DataFrame(rows)
+    effects["q_value"] = multipletests(effects["p_value"], method="fdr_bh")[1]
+    return effects
+
+
+def _sign_flip_p(values: np.ndarray, rng: np.random.Generator, n: int = 5000) -> float:
+    """Two-sided p of a mean of 0, by flipping signs."""
+    if not values.any():
+        return 1.0
+    found = stats.permutation_test(
+        (values,),
+        lambda x, axis: x.mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=n,
+        rng=rng,
+    )
+    return float(found.pvalue)
