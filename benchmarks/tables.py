@@ -21,10 +21,13 @@ EMBEDDINGS = {
     "chance": "chance",
 }
 PREDICTORS = {
-    "MaxToki": "model",
+    "ridge_expression": "ridge on expression",
     "ridge clock, expression": "ridge on expression",
-    "ridge clock, embedding": "ridge on its embedding",
+    "ridge_embedding": "ridge on the embedding",
+    "ridge clock, embedding": "ridge on the embedding",
+    "sgd_expression": "SGD on expression",
     "SGD, expression": "SGD on expression",
+    "most_common": "most common lapse",
     "most common lapse": "most common lapse",
 }
 
@@ -69,34 +72,35 @@ def embedding() -> str:
     return markdown(rows)
 
 
-def _lapses(rows: list[dict]) -> list[dict]:
-    """One row a set and predictor: r, slope, median error."""
+def _lapses(rows: list[dict]) -> str:
+    """One row a set of cells: the model in full, and r and median error of the others."""
     table = []
-    for row in rows:
-        unit = row.get("time_unit", "months")
-        table.append(
-            {
-                "cells": row["set"],
-                "predictor": PREDICTORS.get(row["predictor"], row["predictor"]),
-                "r": ranged(row, "r", "{:.2f}"),
-                "slope": ranged(row, "slope", "{:.2f}"),
-                "median error": f"{ranged(row, 'median_error', '{:.0f}')} {unit}",
-            }
-        )
-    return table
+    for name in dict.fromkeys(row["set"] for row in rows):
+        found = {row["predictor"]: row for row in rows if row["set"] == name}
+        model = found.pop("MaxToki")
+        unit = model.get("time_unit", "months")
+        line = {
+            "cells": name,
+            "r of the model": ranged(model, "r", "{:.2f}"),
+            "slope": ranged(model, "slope", "{:.2f}"),
+            "median error": f"{ranged(model, 'median_error', '{:.0f}')} {unit}",
+        }
+        for key, row in found.items():
+            r = "none" if row["r"] is None else f"{row['r']:.2f}"
+            line[f"{PREDICTORS[key]}: r, error"] = f"{r}, {row['median_error']:.0f}"
+        table.append(line)
+    return markdown(table)
 
 
 def planted() -> str:
     """Simulated cells of donors that nobody was trained on."""
-    return markdown(_lapses(read("temporal")["parts"]["planted"]["rows"]))
+    return _lapses(read("temporal")["parts"]["planted"]["rows"])
 
 
 def real() -> str:
     """Real cells, the demo model fine-tuned on them."""
     parts = read("temporal")["parts"]
-    return markdown(
-        _lapses([row for name in ("myoblasts", "onek1k", "pancreas") for row in parts[name]["rows"]])
-    )
+    return _lapses([row for name in ("myoblasts", "onek1k", "pancreas") for row in parts[name]["rows"]])
 
 
 def time_heads() -> str:
