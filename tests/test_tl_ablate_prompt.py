@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import maxtoki_toolkit as mt
@@ -135,12 +136,21 @@ def test_effects_are_of_donors(cells, monkeypatch, shift, called):
     assert (effect["difference_low"] > 0) == called
 
 
-def test_null_p_values_are_uniform():
-    p = [
-        module._sign_flip_p(np.random.default_rng(i).normal(size=15), np.random.default_rng(0), n=500)
-        for i in range(300)
-    ]
-    assert 0.02 < np.mean(np.array(p) < 0.05) < 0.085
+@pytest.mark.parametrize("of_donors", [0.0, 1.0])
+def test_nothing_is_called_too_often(of_donors):
+    """Differences of prompts by chance, and of query donors by chance: 300 times at 5%."""
+    called = []
+    for i in range(300):
+        rng = np.random.default_rng(i)
+        donors = rng.integers(0, 20, (150, 3)).astype(str)
+        table = pd.DataFrame({"donor": donors[:, 0], "donor_0": donors[:, 1], "donor_1": donors[:, 2]})
+        table["lapse"] = rng.integers(-300, 300, 150)
+        table["intact"] = table["lapse"] + 100
+        of_donor = of_donors * rng.normal(0, 20, 20)
+        table["x"] = table["intact"] + rng.normal(0, 20, 150) + of_donor[donors[:, 0].astype(int)]
+        called.append(module._effects(table, ["x"], 0)["p_value"].iloc[0] < 0.05)
+    assert np.mean(called) < 0.08
+    assert of_donors == 0 or np.mean(called) > 0.005
 
 
 def test_cells_too_short_to_drop_keep_their_marks():

@@ -32,7 +32,7 @@ def ablation(adata: AnnData, *, key: str = _keys.ABLATION) -> pd.DataFrame:
     `r`, `r_intact`
         Correlation of predicted and true lapses, with the ablation and without.
     `p_value`, `q_value`
-        Two-sided, flipping the signs of the donors' mean differences; corrected for the ablations.
+        Two-sided t test with the error of that interval (jackknife over donors); corrected for the ablations.
     `n_prompts`, `n_units`, `unit`
         Prompts, and how many donors (or query cells, where no donor is known) their queries are of.
 

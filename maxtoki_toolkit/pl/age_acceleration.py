@@ -15,6 +15,7 @@ _LABELS = {
     "ridge_embedding": "ridge on embeddings",
     "ridge_expression": "ridge on expression",
 }
+_WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
 _COLORS = {"MaxToki": MODEL, "ridge_embedding": NULL, "ridge_expression": BASELINE}
 
 
@@ -95,7 +96,9 @@ def age_acceleration(
                 )
         unread = effects[effects["condition"] == condition].groupby("group")["effect"].count() == 0
         for group in unread.index[unread]:
-            ax.text(0, groups.index(group), "  age not read", color="0.5", fontsize=7.5, va="center")
+            ax.text(
+                0, groups.index(group), "  age not read", color="0.5", fontsize=7.5, va="center", bbox=_WHITE
+            )
         first = effects[(effects["condition"] == condition) & (effects["group"] == groups[0])].iloc[0]
         ax.set_title(
             f"{condition}\n{first['n_donors_condition']} against {first['n_donors_control']} donors",

@@ -116,17 +116,22 @@ def left_out(table: pd.DataFrame, unit: str, rng: np.random.Generator) -> np.nda
 
 def jackknife_interval(values: np.ndarray, n_units: int, forward=None, back=None) -> tuple[float, float]:
     """95% jackknife interval: the first value is that of all prompts, the others leave out a unit each."""
-    if n_units < 3:
-        return np.nan, np.nan
     with np.errstate(divide="ignore", invalid="ignore"):
         values = values if forward is None else forward(values)
-    if not np.isfinite(values).all():
+    error, df = jackknife_error(values, n_units)
+    if not np.isfinite(error):
         return np.nan, np.nan
-    n = len(values) - 1
-    error = np.sqrt((n - 1) * values[1:].var())
-    reach = stats.t.ppf(0.975, min(n_units, n) - 1) * error
+    reach = stats.t.ppf(0.975, df) * error
     ends = [values[0] - reach, values[0] + reach]
     return tuple(sorted(ends if back is None else map(back, ends)))
+
+
+def jackknife_error(values: np.ndarray, n_units: int) -> tuple[float, int]:
+    """Standard error and degrees of freedom; NaN for fewer than three units, or where a value is not known."""
+    n = len(values) - 1
+    if n_units < 3 or not np.isfinite(values).all():
+        return np.nan, 0
+    return float(np.sqrt((n - 1) * values[1:].var())), min(n_units, n) - 1
 
 
 def _measures(true: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
