@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from anndata import AnnData
@@ -15,19 +16,29 @@ from .models.load import CARD, load_model
 from .models.model import MaxTokiModel
 from .pipeline import cluster, draw_umap, save_figures, set_colors
 
+# Acceleration in years that the simulation plants in its conditions.
+PLANTED = {"accelerated_15y": 15, "accelerated_5y": 5, "accelerated_3y": 3, "resilient": 0}
 
-def run_demo(output: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Encode, embed, cluster and plot real heart nuclei; tell the time of simulated cells; write figures and tables.
+
+class Demo(NamedTuple):
+    """What the main job found."""
+
+    purity: pd.DataFrame
+    """Purity of the neighbours for the demo model, an untrained one, PCA and chance: on all nuclei, and on those that
+    the demo model never saw."""
+    timelapse: pd.DataFrame
+    """Scores of the lapses, as `mt.get.timelapse_scores` has them."""
+    acceleration: pd.DataFrame
+    """Effects of the conditions, as `mt.get.age_acceleration` has them, with the `planted` years."""
+
+
+def run_demo(output: str | Path) -> Demo:
+    """Embed and plot real heart nuclei; tell the time of simulated cells, and which conditions look older.
 
     Parameters
     ----------
     output
-        Folder to write to.
-
-    Returns
-    -------
-    Purity of the neighbours for the demo model, an untrained one, PCA and chance: on all nuclei, and on
-    those that the demo model never saw. And the scores of the lapses, as `mt.get.timelapse_scores` has them.
+        Folder to write figures and tables to.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -36,36 +47,63 @@ def run_demo(output: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     pp.map_genes(adata, model)
     pp.rank_value_encode(adata, model)
     tl.embed(adata, model, genes=True)
-    table = score(adata, model, groupby="cell_type", held_out=held_out_nuclei())
+    purity = score(adata, model, groupby="cell_type", held_out=held_out_nuclei())
     cluster(adata)
-
-    atlas = tell_time(model)
-    scores = get.timelapse_scores(atlas)
+    atlas = compare_ages(model)
+    controls = tell_time(atlas, model)
 
     set_colors(adata, ["cell_type", "leiden"])
-    table.round(4).to_csv(output / "neighbor_purity.csv", index=False)
     sizes = pd.crosstab(adata.obs["cell_type"], "cluster " + adata.obs["leiden"].astype(str))
     sizes.to_csv(output / "clusters_by_cell_type.csv")
+    effects = get.age_acceleration(atlas)
+    found = Demo(
+        purity, get.timelapse_scores(controls), effects.assign(planted=effects["condition"].map(PLANTED))
+    )
+    tables = {
+        "neighbor_purity": found.purity.round(4),
+        "timelapse": get.timelapse(controls),
+        "timelapse_scores": found.timelapse,
+        "age_acceleration": found.acceleration,
+    }
+    for name, table in tables.items():
+        table.to_csv(output / f"{name}.csv", index=False)
     figures = {
         "encoding_report": pl.encoding_report(adata, max_genes=model.max_length - 2),
         "rank_heatmap": pl.rank_heatmap(adata, groupby="cell_type"),
         "neighbor_purity": pl.neighbor_purity(adata).figure,
         "umap": draw_umap(adata, ["cell_type", "leiden"]),
-        "timelapse": pl.timelapse_scatter(atlas).figure,
+        "timelapse": pl.timelapse_scatter(controls).figure,
+        "matched_ages": pl.matched_ages(atlas, key="age_acceleration").figure,
+        "age_acceleration": pl.age_acceleration(atlas, truth=PLANTED),
     }
-    get.timelapse(atlas).to_csv(output / "timelapse.csv", index=False)
-    scores.to_csv(output / "timelapse_scores.csv", index=False)
     save_figures(figures, output)
     adata.write_h5ad(output / "heart_nuclei_embedded.h5ad", compression="gzip")
-    return table, scores
+    return found
 
 
-def tell_time(model: MaxTokiModel) -> AnnData:
-    """Simulated cells of donors that the demo model never saw, with lapses predicted in `.uns["timelapse"]`."""
-    adata = aging_atlas(1500, 30, seed=3)
-    adata = adata[adata.obs["condition"] == "control"].copy()
+def compare_ages(model: MaxTokiModel) -> AnnData:
+    """Simulated cells of donors that the demo model never saw, with the effects in `.uns["age_acceleration"]`."""
+    adata = aging_atlas(2400, 60, seed=7)
+    adata = adata[adata.obs["cell_type"].isin(["CD4 T cell", "fibroblast", "macrophage", "monocyte"])].copy()
     pp.map_genes(adata, model)
     pp.rank_value_encode(adata, model)
+    tl.age_acceleration(
+        adata,
+        model,
+        condition_key="condition",
+        control="control",
+        age_key="age_months",
+        donor_key="donor_id",
+        groupby="cell_type",
+        n_cells=8,
+        n_contexts=2,
+    )
+    return adata
+
+
+def tell_time(adata: AnnData, model: MaxTokiModel) -> AnnData:
+    """The controls, with lapses predicted in `.uns["timelapse"]`."""
+    adata = adata[adata.obs["condition"] == "control"].copy()
     pp.sample_prompts(
         adata,
         time_key="age_months",
