@@ -1,6 +1,6 @@
 """A screen: one gene at a time taken out of query cells that share a context, beside one forward pass each.
 
-    python benchmarks/screen.py                    # 217M shape on the CPU, some minutes
+    python benchmarks/screen.py --n-cells 2         # 217M shape on the CPU, some minutes
     python benchmarks/screen.py --device cuda --dtype bfloat16 --n-genes 1000
 
 The simple way is timed on some of the prompts, whose answers have to agree. Adds a row to `results/screen.json`.
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--n-cells", type=int, default=20)
     parser.add_argument("--n-edits", type=int, default=200)
     parser.add_argument("--n-genes", type=int, default=250)
+    parser.add_argument("--padded", type=int, default=2048, help="the original's default sequence length")
     parser.add_argument("--n-simple", type=int, default=10, help="prompts that the simple way is timed on")
     a = parser.parse_args()
     model = temporal_model(a.shape, device=a.device, dtype=a.dtype)
@@ -45,16 +46,19 @@ def main() -> None:
     sequences = prompts([context] * len(edited), edited, model.vocab)
     rows = np.linspace(0, len(edited) - 1, a.n_simple).astype(int)
     simple_way(model, sequences, rows[:1], 0)
+    with Timer(a.device) as padded:
+        simple_way(model, sequences, rows[::2], a.padded)
     with Timer(a.device) as simple:
         expected = simple_way(model, sequences, rows, 0)
     with Timer(a.device) as ours:
         lapses, _ = read_lapses(model, sequences)
     difference = np.abs(lapses[rows] - expected).max() / np.abs(expected).max()
+    first = padded.seconds / len(rows[::2])
     seconds = {
-        "one forward each, all logits": simple.seconds / a.n_simple,
+        f"one forward each, padded to {a.padded}, all logits": first,
+        "one forward each, not padded, all logits": simple.seconds / a.n_simple,
         "mt.tl.predict_timelapse": ours.seconds / len(edited),
     }
-    first = simple.seconds / a.n_simple
     report.add(
         "screen",
         [

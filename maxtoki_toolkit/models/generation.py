@@ -9,12 +9,14 @@ import torch
 
 from .._progress import hidden, progress
 from .cache import Prefix
-from .engine import DEFAULT_TOKENS, Batch, is_out_of_memory, last_states, run
+from .engine import Batch, is_out_of_memory, last_states, run
 from .masked import attending_by, one_by_one
 from .model import MaxTokiModel
 from .prefix import prefix_forest
 from .sequences import Sequences
 
+# Tokens whose keys and values are held at once.
+_HELD = {"cpu": 1 << 14, "mps": 1 << 15, "cuda": 1 << 17}
 # Keys and values are given room for so many tokens at a time.
 _GROWTH = 128
 
@@ -70,7 +72,7 @@ def generate_cells(
             "temperature must be at least 0, top_p in (0, 1], top_k at least 0 and n_samples at least 1; got "
             f"{temperature}, {top_p}, {top_k}, {n_samples}."
         )
-    max_tokens = max_tokens or DEFAULT_TOKENS.get(model.device.type, DEFAULT_TOKENS["cpu"])
+    max_tokens = max_tokens or _HELD.get(model.device.type, _HELD["cpu"])
     start, given = _open_cells(prompts, model)
     room = np.minimum(model.cell_length - 2, model.max_length - start - 2)
     limit = room if max_genes is None else np.minimum(room, max_genes)
