@@ -81,15 +81,21 @@ def _lapses(rows: list[dict]) -> str:
         unit = model.get("time_unit", "months")
         line = {
             "cells": name,
-            "r of the model": ranged(model, "r", "{:.2f}"),
+            "r of the model": f"{ranged(model, 'r', '{:.2f}')}{_star(model)}",
             "slope": ranged(model, "slope", "{:.2f}"),
             "median error": f"{ranged(model, 'median_error', '{:.0f}')} {unit}",
         }
         for key, row in found.items():
-            r = "none" if row["r"] is None else f"{row['r']:.2f}"
+            r = "none" if row["r"] is None else f"{row['r']:.2f}{_star(row)}"
             line[f"{PREDICTORS[key]}: r, error"] = f"{r}, {row['median_error']:.0f}"
         table.append(line)
     return markdown(table)
+
+
+def _star(row: dict) -> str:
+    """Marks what the null of permuted query donors gives as well."""
+    high = row["r_null_high"]
+    return "*" if high is not None and row["r"] <= high else ""
 
 
 def planted() -> str:

@@ -206,10 +206,10 @@ def myoblasts() -> list[dict]:
         time_key="hours",
         time_unit="hours",
         groupby=None,
-        context_size=(1, 2),
-        max_steps=600,
+        context_size=(1, 3),
+        max_steps=200,
         batch_size=16,
-        **FINE_TUNING | {"gene_dropout": 0.3},
+        **FINE_TUNING,
     )
 
 

@@ -1,5 +1,6 @@
 """What installs the package: environment file, constraints, README commands."""
 
+import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -82,3 +83,16 @@ def test_shipped_files_are_small():
     data = [resources / "heart_nuclei.h5ad", resources / "myoblast_timecourse.h5ad"]
     assert sum(path.stat().st_size for path in data) < 6e6
     assert sum(path.stat().st_size for path in (resources / "demo").iterdir()) < 16e6
+
+
+def test_numbers_in_the_readmes_are_those_on_record():
+    """Tables are written by benchmarks/tables.py from benchmarks/results, and nobody has touched either since."""
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    found = set()
+    for path in tables.FILES:
+        text = path.read_text()
+        assert tables.fill(text) == text, path
+        found |= {name for _, name, _ in tables.MARKED.findall(text)}
+    assert found == set(tables.TABLES)
