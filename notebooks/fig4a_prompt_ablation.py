@@ -48,7 +48,7 @@ ablations: list = [  # what to do; see mt.tl.ablate_prompt
     "drop_bottom",
 ]
 share: float = 0.25  # share of a cell's genes that the last two leave out
-n_prompts: int = 800  # prompts; the paper's number is not known
+n_prompts: int = 400  # prompts; the paper's number is not known
 context_size: list = [2, 3]  # fewest and most context cells a prompt
 n_cells: int = 5000  # simulated cells
 n_donors: int = 60  # simulated donors

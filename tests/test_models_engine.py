@@ -206,3 +206,19 @@ def test_rope_of_the_published_shapes(shape, shared):
         assert len(inverse) == case["n_freqs"]
         for i, value in case["inv_freq_at"].items():
             assert inverse[int(i)].item() == pytest.approx(value, rel=1e-5)
+
+
+def test_half_precision_reads_the_same_time():
+    """bfloat16 weights and states, against float32: 8 bits of precision, so a few months in lapses of decades."""
+    adata = mt.datasets.aging_atlas(200, 10)
+    exact, half = (mt.load_model("demo", device="cpu", dtype=name) for name in ("float32", "bfloat16"))
+    mt.pp.map_genes(adata, exact)
+    mt.pp.rank_value_encode(adata, exact)
+    mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=60)
+    found = []
+    for model in (exact, half):
+        mt.tl.predict_timelapse(adata, model)
+        found.append(mt.get.timelapse(adata)["predicted"].to_numpy())
+    assert half.hf.dtype == torch.bfloat16
+    assert np.corrcoef(*found)[0, 1] > 0.999
+    assert np.abs(found[0] - found[1]).max() < 0.05 * np.abs(found[0]).max()

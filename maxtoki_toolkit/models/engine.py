@@ -172,7 +172,10 @@ def _batch(
 ) -> tuple[Batch, SharedCache | None]:
     """The tokens of some rows and, where anything is shared, their cache."""
     device, shared = model.device, forest.shared[rows]
-    tokens = pad(sequences, rows, model.vocab["<pad>"], first=shared).to(device)
+    tokens = pad(sequences, rows, model.vocab["<pad>"], first=shared)
+    if device.type == "cuda":
+        tokens = tokens.pin_memory()
+    tokens = tokens.to(device, non_blocking=True)
     first = torch.from_numpy(shared).to(device)
     lengths = torch.from_numpy(sequences.lengths[rows] - shared).to(device)
     inputs = {"input_ids": tokens, "use_cache": False}
