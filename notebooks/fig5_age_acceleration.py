@@ -31,9 +31,7 @@
 # %% tags=["parameters"]
 path: str = ""  # .h5ad with raw counts, conditions, donors and ages; "" for the simulated atlas
 layer: str = ""  # layer with the raw counts; "" for .X
-model: str = (
-    "demo"  # "demo", or the folder of a model that mt.train.temporal wrote, from none of these donors
-)
+model: str = "demo"  # "demo", or the folder of a temporal model that learned from none of these donors
 condition_key: str = "condition"  # column of .obs with the condition of each donor
 control: str = "control"  # its value for controls
 age_key: str = "age_months"  # column of .obs with the age, in the whole units that the model tells

@@ -41,7 +41,7 @@ def age_acceleration(
     Examples
     --------
     >>> import maxtoki_toolkit as mt
-    >>> adata = mt.datasets.aging_atlas(600, 30)
+    >>> adata = mt.datasets.aging_atlas(800, 40)
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)

@@ -75,7 +75,7 @@ def match_ages(
     >>> settings = dict(condition_key="condition", control="control", age_key="age_months", donor_key="donor_id")
     >>> mt.pp.match_ages(adata, **settings, match_by="sex", tolerance=36)
     >>> adata.uns["matched_ages"]["balance"]["condition"].tolist()
-    ['accelerated +15', 'accelerated +3', 'accelerated +5', 'resilient']
+    ['accelerated_15y', 'accelerated_3y', 'accelerated_5y', 'resilient']
     """
     require_unique_names(adata)
     columns = [match_by] if isinstance(match_by, str) else list(match_by or [])
