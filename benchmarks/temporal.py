@@ -192,7 +192,7 @@ FINE_TUNING = {
 
 
 def myoblasts() -> list[dict]:
-    """200 cells of a differentiation course, five folds by cell."""
+    """200 cells of a differentiation course, five folds by cell; settings of notebooks/train_stage2_temporal.py."""
     adata = encode(mt.datasets.load("myoblast_timecourse"), mt.load_model("demo", device="cpu"), force=True)
     adata.obs["hours"] = adata.obs["Hours"].astype(int)
     names = adata.obs_names.to_numpy()
@@ -206,10 +206,10 @@ def myoblasts() -> list[dict]:
         time_key="hours",
         time_unit="hours",
         groupby=None,
-        context_size=(1, 3),
-        max_steps=200,
-        batch_size=16,
-        **FINE_TUNING,
+        context_size=(1, 2),
+        max_steps=160,
+        batch_size=12,
+        **FINE_TUNING | {"gene_dropout": 0.0},
     )
 
 

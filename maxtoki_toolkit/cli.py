@@ -76,6 +76,7 @@ def demo(
     )
     columns = ["condition", "planted", "effect", "effect_low", "effect_high", "q_value", "conclusion"]
     print(effects[columns].to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    print("\nq values permute donors and correct for the four conditions; a single interval does not.")
     for note in caught:
         if issubclass(note.category, UserWarning):
             print(f"  {note.message}")

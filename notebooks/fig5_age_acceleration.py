@@ -38,9 +38,7 @@ age_key: str = "age_months"  # column of .obs with the age, in the whole units t
 donor_key: str = "donor_id"  # column of .obs with the donor
 groupby: list = ["cell_type"]  # columns of .obs in which all cells of a prompt agree
 match_by: list = ["sex"]  # columns of .obs in which donors and their controls agree
-batch_key: str = (
-    "batch"  # column of .obs with the batch, to see whether the condition hides there; "" for none
-)
+batch_key: str = "batch"  # column of .obs with the batch, to warn of; "" for none
 cells: dict = {}  # cells to use, by columns of .obs, e.g. {"cell_type": ["fibroblast"]}; {} for all
 tolerance: int = 60  # largest difference in age between a donor and a control, in the unit of age_key
 n_queries: int = 8  # query cells of each donor and group, at most

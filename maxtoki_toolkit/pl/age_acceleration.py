@@ -61,7 +61,7 @@ def age_acceleration(
     shown = effects[["effect_low", "effect_high"]].to_numpy()
     shown = shown[np.isfinite(shown)]
     reach = 1.1 * np.quantile(np.abs(shown), 0.95) if len(shown) else 1.0
-    height = 0.9 + len(groups) * (0.14 + 0.13 * len(predictors))
+    height = 1.5 + len(groups) * (0.14 + 0.13 * len(predictors))
     figure, axes = plt.subplots(
         1,
         len(conditions),

@@ -60,7 +60,8 @@ def matched_ages(adata: AnnData, *, key: str = _keys.MATCHED_AGES, ax: Axes | No
     for label, color in (("condition", MODEL), ("control", BASELINE)):
         ax.scatter([], [], s=13, color=color, label=label)
     ax.scatter([], [], s=13, facecolor="none", edgecolor="0.3", label="no match")
-    ax.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+    ax.plot([], [], color="black", lw=2, label="mean of the matched")
+    ax.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
     ax.set_yticks(range(len(conditions)), conditions)
     ax.set(ylim=(len(conditions) - 0.5, -0.5), xlabel=result["params"]["age_key"])
     ax.tick_params(labelsize=9)

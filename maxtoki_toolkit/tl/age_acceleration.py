@@ -260,7 +260,7 @@ def _enough(matching: pd.DataFrame, min_donors: int) -> list[str]:
         found = {name: (int(row[True]), int(row[False])) for name, row in kept.iterrows()}
         raise ValueError(
             f"No condition has {min_donors} donors and {min_donors} controls of like age (donors, controls: "
-            f"{found or 'none'}). Nothing can be concluded from fewer: raise tolerance, match by less, or, to look at it "
+            f"{found or 'no two are of like age'}). Nothing can be concluded from fewer: raise tolerance, match by less, or, to look at it "
             "all the same, lower min_donors."
         )
     return enough

@@ -120,7 +120,11 @@ def timelapse_baselines(
     ['MaxToki', 'ridge_embedding', 'ridge_expression', 'sgd_expression', 'most_common']
     """
     require_unique_names(adata)
-    drawn = read_result(adata, train, f"mt.pp.sample_prompts(adata, ..., key_added={train!r})")
+    drawn = read_result(
+        adata,
+        train,
+        f'mt.pp.sample_prompts(adata, contexts="train", queries="train", key_added={train!r}, ...)',
+    )
     stored = read_result(adata, key or _keys.TIMELAPSE, "mt.tl.predict_timelapse(adata, model)")
     params, table = stored["params"], stored["prompts"].copy()
     if "predicted" not in table:
