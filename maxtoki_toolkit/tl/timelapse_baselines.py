@@ -123,7 +123,7 @@ def timelapse_baselines(
     drawn = read_result(
         adata,
         train,
-        f'mt.pp.sample_prompts(adata, contexts="train", queries="train", key_added={train!r}, ...)',
+        f"mt.pp.sample_prompts(adata, contexts='train', queries='train', key_added={train!r}, ...)",
     )
     stored = read_result(adata, key or _keys.TIMELAPSE, "mt.tl.predict_timelapse(adata, model)")
     params, table = stored["params"], stored["prompts"].copy()
