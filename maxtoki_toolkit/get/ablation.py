@@ -6,7 +6,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import read_result
+from ._table import read_table
 
 
 def ablation(adata: AnnData, *, key: str = _keys.ABLATION) -> pd.DataFrame:
@@ -45,7 +45,4 @@ def ablation(adata: AnnData, *, key: str = _keys.ABLATION) -> pd.DataFrame:
     ...     print(error.args[0])
     Did not find .uns['ablate_prompt']. Run mt.tl.ablate_prompt(adata, model) first.
     """
-    result = read_result(adata, key, "mt.tl.ablate_prompt(adata, model)")
-    table = result["effects"].copy()
-    table.attrs["unit"] = result["params"]["unit"]
-    return table
+    return read_table(adata, key, "effects", "mt.tl.ablate_prompt(adata, model)")

@@ -6,7 +6,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import read_result
+from ._table import read_table
 
 
 def age_acceleration(adata: AnnData, *, key: str = _keys.AGE_ACCELERATION) -> pd.DataFrame:
@@ -89,7 +89,6 @@ def donor_acceleration(adata: AnnData, *, key: str = _keys.AGE_ACCELERATION) -> 
 
 
 def _read(adata: AnnData, key: str, name: str) -> pd.DataFrame:
-    result = read_result(adata, key, "mt.tl.age_acceleration(adata, model, ...)")
-    table = result[name].copy()
-    table.attrs |= {"unit": result["params"]["unit"], "warnings": list(result["params"]["warnings"])}
+    table = read_table(adata, key, name, "mt.tl.age_acceleration(adata, model, ...)")
+    table.attrs["warnings"] = list(adata.uns[key]["params"]["warnings"])
     return table

@@ -7,6 +7,7 @@ from anndata import AnnData
 
 from .. import _keys
 from .._results import read_result
+from ._table import read_table
 
 
 def prompts(adata: AnnData, *, key: str = _keys.PROMPTS) -> pd.DataFrame:
@@ -135,7 +136,4 @@ def timelapse_scores(adata: AnnData, *, key: str = _keys.TIMELAPSE) -> pd.DataFr
 
 def _read(adata: AnnData, key: str, table: str) -> pd.DataFrame:
     function = "timelapse_baselines" if key == _keys.BASELINES else "predict_timelapse"
-    result = read_result(adata, key, f"mt.tl.{function}(adata, model)")
-    found = result[table].copy()
-    found.attrs["unit"] = str(result["params"]["unit"])
-    return found
+    return read_table(adata, key, table, f"mt.tl.{function}(adata, model)")

@@ -11,7 +11,7 @@ from anndata import AnnData
 from .. import _keys
 from .._results import write_result
 from .._validate import require_obs, require_unique_names
-from ._design import get_times
+from ._design import get_groups, get_times
 
 
 def match_ages(
@@ -112,15 +112,15 @@ def donor_table(
 ) -> pd.DataFrame:
     """One row a donor: `donor`, `condition`, `age`, `stratum`. Cells without a condition or stratum are left out."""
     require_obs(adata, condition_key, age_key, donor_key, *match_by)
-    obs = adata.obs[[donor_key, condition_key, *match_by]]
-    known = obs.notna().all(axis=1).to_numpy()
-    obs = obs[known].astype(str)
+    stratum, names = get_groups(adata, match_by)
+    known = adata.obs[[donor_key, condition_key]].notna().all(axis=1).to_numpy() & (stratum >= 0)
+    obs = adata.obs[known]
     table = pd.DataFrame(
         {
-            "donor": obs[donor_key],
-            "condition": obs[condition_key],
+            "donor": obs[donor_key].astype(str),
+            "condition": obs[condition_key].astype(str),
             "age": get_times(adata, age_key)[known],
-            "stratum": obs[list(match_by)].agg(" | ".join, axis=1) if len(match_by) else "all",
+            "stratum": np.array(names, dtype=object)[stratum[known]],
         }
     ).drop_duplicates(ignore_index=True)
     if (repeated := table["donor"].duplicated()).any():

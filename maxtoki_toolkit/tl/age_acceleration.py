@@ -330,19 +330,17 @@ def _read(
     adata: AnnData, model: MaxTokiModel, cells: _Cells, queries: np.ndarray, drawn: list, max_tokens
 ) -> Readings:
     """Age of each query cell after each context."""
+    width = max(len(chosen) for contexts in drawn for chosen in contexts)
     rows, query, context = [], [], []
     for group, contexts in enumerate(drawn):
         mine = np.flatnonzero(cells.group[queries] == group)
         for number, chosen in enumerate(contexts):
             others = mine[~np.isin(cells.donor[queries[mine]], cells.donor[chosen])]
-            rows += [chosen] * len(others)
+            padded = np.pad(chosen, (0, width - len(chosen)), constant_values=-1)
+            rows.append(np.tile(padded, (len(others), 1)))
             query.append(others)
             context.append(np.full(len(others), group * len(contexts) + number))
-    query, context = np.concatenate(query), np.concatenate(context)
-    width = max(len(chosen) for chosen in rows)
-    table = np.full((len(rows), width), -1, dtype=np.int64)
-    for i, chosen in enumerate(rows):
-        table[i, : len(chosen)] = chosen
+    table, query, context = np.concatenate(rows), np.concatenate(query), np.concatenate(context)
     time = np.where(table >= 0, cells.time[table], 0)
     size = (table >= 0).sum(axis=1)
     last = time[np.arange(len(table)), size - 1]
