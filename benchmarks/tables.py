@@ -187,7 +187,98 @@ def _pace(row: dict) -> str:
     raise KeyError(f"No pace in {row}.")
 
 
-TABLES = {f.__name__: f for f in (embedding, planted, real, time_heads, tokenize, speed)}
+def _part(name: str) -> list[dict]:
+    """Rows of a part of the age acceleration benchmark."""
+    return read("age_acceleration")["cases"][name]["rows"]
+
+
+CLOCKS = {
+    "MaxToki": "demo model",
+    "ridge_expression": "ridge on expression",
+    "ridge_embedding": "ridge on embeddings",
+}
+
+
+def acceleration() -> str:
+    """Conditions of known acceleration in 20 atlases."""
+    table = []
+    for row in _part("planted"):
+        table.append(
+            {
+                "clock": CLOCKS[row["predictor"]],
+                "planted, years": row["truth"],
+                "mean estimate (standard deviation)": f"{row['mean_effect']:.1f} ({row['sd_effect']:.1f})",
+                "half width of the interval": f"{row['median_half_width']:.1f}",
+                "truth in the interval": f"{row['covered']:.0%} of {row['n_with_interval']}",
+                "p < 0.05": f"{row['called_p']:.0%}",
+                "q < 0.05": f"{row['called_q']:.0%}",
+            }
+        )
+    return markdown(table)
+
+
+def power() -> str:
+    """Share of draws in which a condition is called, by the number of donors."""
+    rows = [row for row in _part("power") if row["predictor"] == "MaxToki"]
+    table = []
+    for condition in dict.fromkeys(row["condition"] for row in rows):
+        mine = [row for row in rows if row["condition"] == condition]
+        shares = {f"{row['donors_a_side']} donors a side": f"{row['called']:.0%}" for row in mine}
+        table.append({"condition": condition} | shares)
+    return markdown(table)
+
+
+def null_conditions() -> str:
+    """Conditions by lot."""
+    return markdown(
+        [
+            {
+                "unit": row["unit"],
+                "called at 0.05": f"{row['share']:.1%} ({100 * row['share_low']:.1f} to {100 * row['share_high']:.1f})",
+                "conditions": row["n"],
+            }
+            for row in _part("null")
+        ]
+    )
+
+
+def confounded() -> str:
+    """Older patients, and patients of half the counts."""
+    rows = [row for row in _part("confounded") if not row["refused"]]
+    table = []
+    for key in dict.fromkeys((row["design"], row["condition"]) for row in rows):
+        mine = [row for row in rows if (row["design"], row["condition"]) == key]
+
+        def mean(column, mine=mine):
+            known = [row[column] for row in mine if row[column] is not None]
+            return f"{sum(known) / len(known):.1f}" if known else "none"
+
+        table.append(
+            {
+                "design": key[0],
+                "planted, years": mine[0]["truth"],
+                "difference of means": mean("difference_of_means"),
+                "adjusted, not matched": mean("not_matched"),
+                "`mt.tl.age_acceleration`": mean("effect"),
+                "truth in the interval": f"{sum(row['covered'] for row in mine)} of {len(mine)}",
+            }
+        )
+    return markdown(table)
+
+
+_TABLES = (
+    embedding,
+    planted,
+    real,
+    acceleration,
+    power,
+    null_conditions,
+    confounded,
+    time_heads,
+    tokenize,
+    speed,
+)
+TABLES = {f.__name__: f for f in _TABLES}
 
 
 def fill(text: str) -> str:

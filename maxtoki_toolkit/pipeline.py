@@ -79,7 +79,8 @@ def embed_file(
         settings = {"layer": layer, "gene_key": gene_key, "force": force, "chunk_size": chunk_size}
         with open_shards(shards, n_shards, recipe) as todo:
             blocks = encoded_blocks(store, obs, var, model.vocab, numbers=todo, **settings)
-            with progress(total=len(todo) * chunk_size, desc="Embedding", unit="cell") as bar:
+            n_todo = sum(min(chunk_size, len(obs) - number * chunk_size) for number in todo)
+            with progress(total=n_todo, desc="Embedding", unit="cell") as bar:
                 for number, cells in zip(todo, blocks, strict=True):
                     with hidden():
                         tl.embed(cells, model)

@@ -189,6 +189,21 @@ def test_labels(cells, timelapse):
     assert batch["lapse"].dtype == torch.float32
 
 
+def test_every_cell_is_learned_from_those_before(cells):
+    prompts = sampler(timelapse=0.5).draw(0, 64)
+    answers = PromptCollator(cells, VOCAB, max_length=300)(prompts)
+    batch = PromptCollator(cells, VOCAB, max_length=300, every_cell=True)(prompts)
+    tokens, labels = batch["input_ids"], batch["labels"]
+    assert torch.equal(tokens, answers["input_ids"])
+    of_cell = torch.from_numpy(VOCAB.gene_of_token != "")[tokens] | (tokens == VOCAB["<eos>"])
+    # Every gene and end of a cell is the label of the token before it; and what was learned anyway.
+    assert torch.equal(labels[:, :-1][of_cell[:, 1:]], tokens[:, 1:][of_cell[:, 1:]])
+    learned = answers["labels"] != IGNORED
+    assert torch.equal(labels[learned], answers["labels"][learned])
+    others = labels[:, :-1][~of_cell[:, 1:] & ~learned[:, :-1]]
+    assert (others == IGNORED).all()
+
+
 def test_long_prompts_lose_genes_of_their_first_cell(cells):
     prompts = sampler(context_size=(3, 3)).draw(0, 64)
     longest = write_prompts(prompts, cells, VOCAB, max_length=300).sequences.lengths

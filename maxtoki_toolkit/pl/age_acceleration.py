@@ -36,7 +36,7 @@ def age_acceleration(
     Returns
     -------
     The figure: a panel a condition, a row a group; effects with 95% intervals over donors, of the model and the
-    baselines. Filled where q < 0.05; a dashed line at the truth.
+    baselines. Filled where q < 0.05; a dashed line at the truth; a triangle at the edge where an interval goes on.
 
     Examples
     --------
@@ -60,7 +60,7 @@ def age_acceleration(
     )
     shown = effects[["effect_low", "effect_high"]].to_numpy()
     shown = shown[np.isfinite(shown)]
-    reach = 1.1 * np.quantile(np.abs(shown), 0.95) if len(shown) else 1.0
+    reach = 1.1 * np.quantile(np.abs(shown), 0.8) if len(shown) else 1.0
     height = 1.5 + len(groups) * (0.14 + 0.13 * len(predictors))
     figure, axes = plt.subplots(
         1,
@@ -84,6 +84,15 @@ def age_acceleration(
             ax.hlines(
                 place[known], rows["effect_low"][known], rows["effect_high"][known], color=color, lw=1.4
             )
+            # What lies beyond the axis is pointed at.
+            for end, beyond, marker in (
+                (-reach, rows["effect_low"] < -reach, 4),
+                (reach, rows["effect_high"] > reach, 5),
+            ):
+                some = known & beyond.to_numpy()
+                ax.scatter(
+                    np.full(some.sum(), end), place[some], s=26, color=color, marker=marker, clip_on=False
+                )
             for filled in (True, False):
                 some = known & (called == filled)
                 ax.scatter(

@@ -140,7 +140,7 @@ def age_acceleration(
     ...     adata, model, condition_key="condition", control="control", age_key="age_months", donor_key="donor_id",
     ...     groupby=None, n_cells=5, n_contexts=2, baselines=False)
     >>> mt.get.age_acceleration(adata)["condition"].tolist()
-    ['accelerated_15y', 'accelerated_3y', 'accelerated_5y', 'resilient']
+    ['accelerated_3y', 'accelerated_5y', 'accelerated_15y', 'resilient']
     """
     require_temporal(model)
     require_unique_names(adata)
@@ -382,6 +382,7 @@ def _effects(
     readings: dict[str, Readings], cells: _Cells, queries, matching, factor: float, n_permutations, seed
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Effects of all predictors, conditions and groups; and donors."""
+    from natsort import natsorted
     from statsmodels.stats.multitest import multipletests
 
     donor = cells.names[cells.donor[queries]]
@@ -393,7 +394,8 @@ def _effects(
         parts += [(name, group == number) for number, name in enumerate(cells.groups)]
     effects, donors = [], []
     for predictor, read in readings.items():
-        for condition, match in matching.groupby("condition"):
+        for condition in natsorted(matching["condition"].unique()):
+            match = matching[matching["condition"] == condition]
             kept = match[match["matched"]].set_index("donor")["case"]
             ours = np.isin(donor, kept.index)
             for name, mine in parts:

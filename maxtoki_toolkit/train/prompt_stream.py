@@ -101,6 +101,8 @@ class PromptCollator:
         Share of the genes to leave out, drawn anew for each batch.
     replay
         Cells that are read again as in stage 1, one for every `_REPLAY` prompts, drawn anew for each batch.
+    every_cell
+        Learn the genes of every cell in a prompt, each from the cells before it, rather than those of the answer alone.
 
     Notes
     -----
@@ -118,11 +120,12 @@ class PromptCollator:
         age: np.ndarray | None = None,
         gene_dropout: float = 0.0,
         replay: Sequences | None = None,
+        every_cell: bool = False,
     ) -> None:
         if not 0 <= gene_dropout < 1:
             raise ValueError(f"The share of genes left out must be in [0, 1), got {gene_dropout}.")
         self.cells, self.vocab, self.max_length = cells, vocab, max_length
-        self.replay = replay
+        self.replay, self.every_cell = replay, every_cell
         self.age = np.full(len(cells.lengths), np.nan) if age is None else age.astype(float)
         self.gene_dropout, self.is_gene = gene_dropout, vocab.gene_of_token != ""
 
@@ -140,6 +143,9 @@ class PromptCollator:
         last = torch.from_numpy(written.sequences.lengths - 1)
         # What follows a token is scored from `<eoq>` on; in a timelapse prompt nothing does.
         scored = (position >= eoq[:, None]) & (position < last[:, None])
+        if self.every_cell:
+            of_cell = torch.from_numpy(self.is_gene)[tokens] | (tokens == self.vocab["<eos>"])
+            scored[:, :-1] |= of_cell[:, 1:]
         labels = torch.full_like(tokens, IGNORED)
         labels[:, :-1] = torch.where(scored[:, :-1], tokens[:, 1:], IGNORED)
         # The n-th `<eos>` of a prompt belongs to its n-th cell; the query is the last.

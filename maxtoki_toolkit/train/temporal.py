@@ -48,6 +48,7 @@ def temporal(
     curriculum: float = 0.3,
     clock: float = 1.0,
     replay: AnnData | str | Path | Sequence[AnnData | str | Path] | None = None,
+    every_cell: bool = False,
     gene_dropout: float = 0.0,
     lapses: tuple[int, int] | None = None,
     max_length: int = 16_384,
@@ -113,6 +114,9 @@ def temporal(
     replay
         Cells of stage 1 that are read again beside the prompts, one for every eight, and count to the cell task: what
         was learned of them is then kept. They need no times.
+    every_cell
+        Learn to predict every cell of a prompt from those before it, and not the answer alone: a model that is to
+        generate cells is taught several times as much by each prompt. (The original learns answers alone.)
     gene_dropout
         Share of the genes left out of a cell each time it is read, so that few cells go further.
     lapses
@@ -231,6 +235,7 @@ def temporal(
             age=_age(group, time, used),
             gene_dropout=gene_dropout,
             replay=again,
+            every_cell=every_cell,
         ),
         recipe=recipe,
         held_out=test,
