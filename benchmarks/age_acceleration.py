@@ -177,11 +177,13 @@ def power() -> list[dict]:
 def null() -> list[dict]:
     """Controls with conditions by lot, and the same readings with cells passed off as donors."""
     model = mt.load_model("demo", device="cpu")
-    adata = atlas(80, SEED + N_ATLASES + 1)
+    # Few donors of many cells, as studies are.
+    adata = atlas(40, SEED + N_ATLASES + 1, cells_per_donor=300)
     adata = encode(adata[adata.obs["condition"] == "control"].copy(), model)
-    types = adata.obs["cell_type"].value_counts().index[:2]
-    adata = adata[adata.obs["cell_type"].isin(types)].copy()
+    adata = adata[adata.obs["cell_type"] == adata.obs["cell_type"].mode()[0]].copy()
     names = adata.obs["donor_id"].astype(str).unique()
+    settings = {"match_by": None, "tolerance": 10_000, "n_cells": 30, "n_contexts": 1}
+    settings |= {"baselines": False, "n_permutations": 999}
     pooled = []
 
     def both(readings, cells, **settings):
@@ -196,8 +198,7 @@ def null() -> list[dict]:
             is_case = adata.obs["donor_id"].astype(str).isin(cases)
             adata.obs["condition"] = np.where(is_case, "case", "control")
             before = len(pooled)
-            effects, _ = effects_of(adata, model, rng=i, baselines=False, n_permutations=999)
-            # The first is over all cell types, as the effects here.
+            effects, _ = effects_of(adata, model, rng=i, **settings)
             tables.append(effects.assign(pooled_p=pooled[before]))
             if i % 20 == 19:
                 print(f"condition {i + 1} of {N_NULL}", flush=True)

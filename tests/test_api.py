@@ -27,7 +27,7 @@ ON_ANNDATA = {
     name: f for name, f in FUNCTIONS.items() if next(iter(inspect.signature(f).parameters)) == "adata"
 }
 # Functions whose result is cells of their own.
-NEW_CELLS = {"tl.generate"}
+NEW_CELLS = {"pp.simulate_doublets", "tl.generate"}
 EVERYTHING = (
     FUNCTIONS
     | {
@@ -126,6 +126,22 @@ ARGUMENTS = {
     "pp.match_queries": {"tolerance": None},
     "pp.sample_prompts": PROMPTS,
     "tl.age_acceleration": {**COMPARISON, "groupby": None, "n_cells": 2, "n_contexts": 1},
+    "tl.age_match": {"age_key": "age_months", "donor_key": "donor_id", "key": "cell_prompts"},
+    "tl.annotation_concordance": {"groupby": "cell_type", "key": "cell_prompts"},
+    "tl.train_on_generated": {
+        "groupby": "cell_type",
+        "donor_key": "donor_id",
+        "n_permutations": 2,
+        "key": "cell_prompts",
+    },
+    "pp.holdout_intervals": {"time_key": "age_months", "intervals": 0, "n_permutations": 1},
+    "tl.differential_rank": {
+        "time_key": "age_months",
+        "intervals": ((200, 620), (621, 1200)),
+        "key": "cell_prompts",
+    },
+    "tl.generation_diversity": {"key": "cell_prompts"},
+    "tl.attention": {"n_cells": 10, "key_added": "heads"},
     "tl.generate": {"n_given": 3, "max_genes": 6},
     "tl.neighbor_purity": {"groupby": "cell_type"},
 }
@@ -145,7 +161,20 @@ def encoded():
     mt.pp.hold_out(adata, donor_key="donor_id", donors=0.4, time_key="age_months")
     for part, key in [("train", "train_prompts"), ("held_out", "prompts")]:
         mt.pp.sample_prompts(adata, contexts=part, queries=part, key_added=key, **PROMPTS)
+    mt.pp.sample_prompts(
+        adata, contexts="held_out", queries="held_out", task="cell", key_added="cell_prompts", **PROMPTS
+    )
     return adata, model
+
+
+# Functions of what heads look at.
+ON_ATTENTION = {"tl.head_enrichment", "tl.head_profiles", "tl.head_segments", "tl.head_similarity"}
+
+
+def read_heads(adata, model):
+    """Write the attention that these build on."""
+    mt.tl.attention(adata, model, groupby="cell_type", donor_key="donor_id", n_cells=2)
+    mt.tl.attention(adata, model, key="prompts")
 
 
 def call(name, adata, model, **settings):
@@ -155,6 +184,8 @@ def call(name, adata, model, **settings):
     required = {
         key: second[key] for key in second if key in wanted and wanted[key].default is inspect.Parameter.empty
     }
+    if "generated" in wanted:
+        required["generated"] = mt.tl.generate(adata, model, key="cell_prompts", max_genes=6)
     return FUNCTIONS[name](adata, **required, **ARGUMENTS.get(name, {}), **settings)
 
 
@@ -167,6 +198,8 @@ def test_results_survive_a_round_trip(encoded, name, suffix, tmp_path):
         mt.tl.embed(adata, model)
     if name != "tl.predict_timelapse":
         mt.tl.predict_timelapse(adata, model)
+    if name in ON_ATTENTION:
+        read_heads(adata, model)
     before = set(adata.uns) | set(adata.obsm)
     if name in NEW_CELLS:
         adata = call(name, adata, model)
@@ -206,6 +239,7 @@ def test_copy_returns_and_leaves_alone(encoded):
     adata, model = encoded[0].copy(), encoded[1]
     mt.tl.embed(adata, model)
     mt.tl.predict_timelapse(adata, model)
+    read_heads(adata, model)
     for name, function in FUNCTIONS.items():
         if "copy" not in inspect.signature(function).parameters:
             continue

@@ -2,18 +2,65 @@
 
 from .ablation import ablation
 from .age_acceleration import age_acceleration, donor_acceleration
+from .age_match import age_match, read_ages
+from .annotation_concordance import annotation_concordance, annotation_matrix, annotation_types, annotations
+from .differential_rank import compared_cells, differential_rank, differential_rank_scores
+from .doublets import doublet_scores, doublets, singlet_fraction
+from .generation_diversity import generation_diversity
+from .heads import (
+    attention,
+    attention_genes,
+    head_enrichment,
+    head_profiles,
+    head_segments,
+    head_similarity,
+    head_specificity,
+    prompt_attention,
+)
+from .holdout_intervals import holdout_intervals, turning_genes
+from .interventions import ablate_heads, attribute, attribute_segments, patch
 from .results import encoding_report, gene_report, neighbor_purity, ranks
 from .timelapse import prompts, timelapse, timelapse_scores
+from .train_on_generated import train_on_generated, train_on_generated_donors
 
 __all__ = [
+    "generation_diversity",
+    "ablate_heads",
+    "attention",
+    "attention_genes",
+    "attribute",
+    "attribute_segments",
+    "head_enrichment",
+    "head_profiles",
+    "head_segments",
+    "head_similarity",
+    "head_specificity",
+    "patch",
+    "compared_cells",
+    "differential_rank",
+    "differential_rank_scores",
+    "holdout_intervals",
+    "prompt_attention",
+    "turning_genes",
     "ablation",
     "age_acceleration",
+    "age_match",
+    "annotation_concordance",
+    "annotation_matrix",
+    "annotation_types",
+    "annotations",
     "donor_acceleration",
+    "doublet_scores",
+    "doublets",
     "encoding_report",
     "gene_report",
     "neighbor_purity",
     "prompts",
     "ranks",
+    "singlet_fraction",
+    "read_ages",
     "timelapse",
     "timelapse_scores",
+    "train_on_generated",
+    "train_on_generated_donors",
 ]

@@ -4,22 +4,52 @@ A function of one panel returns matplotlib axes and takes `ax`; one of several r
 shows where it is the last line of a cell, and a script saves with `fig.savefig`.
 """
 
+from .ablate_heads import ablate_heads
 from .ablation import ablation
 from .age_acceleration import age_acceleration
+from .age_match import age_match
+from .annotation_concordance import annotation_concordance
+from .attribute import attribute
+from .differential_rank import differential_rank
+from .differential_rank_heatmap import differential_rank_heatmap
+from .doublets import doublets
 from .encoding_report import encoding_report
+from .generation_diversity import generation_diversity
+from .head_enrichment import head_enrichment
+from .head_profiles import head_profiles
+from .head_segments import head_segments
+from .head_similarity import head_similarity
 from .matched_ages import matched_ages
 from .neighbor_purity import neighbor_purity
+from .patch import patch
+from .prompt_attention import prompt_attention
 from .rank_heatmap import rank_heatmap
 from .timelapse_error import timelapse_error
 from .timelapse_scatter import timelapse_scatter
+from .train_on_generated import train_on_generated
 
 __all__ = [
+    "differential_rank",
+    "differential_rank_heatmap",
+    "generation_diversity",
+    "ablate_heads",
+    "attribute",
+    "patch",
     "ablation",
     "age_acceleration",
-    "matched_ages",
+    "age_match",
+    "annotation_concordance",
+    "doublets",
     "encoding_report",
+    "head_enrichment",
+    "head_profiles",
+    "head_segments",
+    "head_similarity",
+    "prompt_attention",
+    "matched_ages",
     "neighbor_purity",
     "rank_heatmap",
     "timelapse_error",
     "timelapse_scatter",
+    "train_on_generated",
 ]

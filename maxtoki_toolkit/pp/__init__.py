@@ -3,19 +3,23 @@
 from .encode_file import encode_file
 from .encode_files import encode_files
 from .hold_out import hold_out
+from .holdout_intervals import holdout_intervals
 from .map_genes import map_genes
 from .match_ages import match_ages
 from .match_queries import match_queries
 from .rank_value_encode import rank_value_encode
 from .sample_prompts import sample_prompts
+from .simulate_doublets import simulate_doublets
 
 __all__ = [
     "encode_file",
     "encode_files",
     "hold_out",
+    "holdout_intervals",
     "map_genes",
     "match_ages",
     "match_queries",
     "rank_value_encode",
     "sample_prompts",
+    "simulate_doublets",
 ]

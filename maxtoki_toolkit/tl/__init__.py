@@ -1,21 +1,49 @@
 """Analyse cells with a model."""
 
+from .ablate_heads import ablate_heads
 from .ablate_prompt import ablate_prompt
 from .age_acceleration import age_acceleration
+from .age_match import age_match
+from .annotation_concordance import annotation_concordance
+from .attention import attention
+from .attribute import attribute
+from .differential_rank import differential_rank
+from .doublets import doublets
 from .embed import embed
 from .generate import generate
+from .generation_diversity import generation_diversity
+from .head_enrichment import head_enrichment
+from .head_profiles import head_profiles
+from .head_segments import head_segments
+from .head_similarity import head_similarity
 from .log_likelihood import log_likelihood
 from .neighbor_purity import neighbor_purity
+from .patch import patch
 from .predict_timelapse import predict_timelapse
 from .timelapse_baselines import timelapse_baselines
+from .train_on_generated import train_on_generated
 
 __all__ = [
+    "generation_diversity",
+    "ablate_heads",
+    "attention",
+    "attribute",
+    "head_enrichment",
+    "head_profiles",
+    "head_segments",
+    "head_similarity",
+    "patch",
+    "differential_rank",
     "ablate_prompt",
     "age_acceleration",
+    "age_match",
+    "annotation_concordance",
+    "doublets",
     "embed",
     "generate",
     "log_likelihood",
     "neighbor_purity",
     "predict_timelapse",
     "timelapse_baselines",
+    "train_on_generated",
 ]

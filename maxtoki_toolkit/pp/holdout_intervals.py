@@ -1,0 +1,277 @@
+"""Hold out the intervals of time in which genes turn over: what no line through the other times can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from .. import _keys
+from .._results import write_result
+from .._validate import require_obs, require_rank, require_unique_names
+from ._design import get_groups, get_times
+from ._turnover import rank_scores, sample_means, two_lines
+from .hold_out import hold_out
+
+_MIN_SAMPLES = 6
+
+
+def holdout_intervals(
+    adata: AnnData,
+    *,
+    time_key: str,
+    intervals: int | Sequence[tuple[int, int]] = 1,
+    groupby: str | Sequence[str] | None = None,
+    donor_key: str | None = None,
+    n_bins: int = 8,
+    min_share: float = 0.1,
+    alpha: float = 0.05,
+    n_permutations: int = 19,
+    rng: int = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Find the intervals of time in which most genes turn over, and hold them out of training.
+
+    Parameters
+    ----------
+    adata
+        Rank-encoded cells.
+    time_key
+        Column of `.obs` with the time, in whole units (hours, months, pseudotime * 100).
+    intervals
+        How many to hold out, those with most turning genes; 0 to look only. Or the intervals (first, last) themselves.
+    groupby
+        Columns of `.obs`: genes are tested within each group. Intervals are held out in all groups.
+    donor_key
+        Column of `.obs` with the donor. The donors' means are then tested, and cells without it.
+    n_bins
+        Intervals that time is cut into, with as many samples each; a course of at most so many times is not cut.
+    min_share
+        Genes are tested in groups where this share of the cells expresses them.
+    alpha
+        False discovery rate at which a gene counts as turning.
+    n_permutations
+        Permutations of the samples' times: how many genes turn where time means nothing.
+    rng
+        Seed of the permutations.
+    key_added
+        Key in `.uns`, by default "holdout_intervals".
+    copy
+        Return a copy instead of writing to `adata`.
+
+    Returns
+    -------
+    `None`, or the copy. Writes the boolean columns of `.obs` that `mt.pp.hold_out` writes, with the cells inside the
+    intervals in `held_out_times`, and to `.uns["holdout_intervals"]` the tables `intervals`
+    (`mt.get.holdout_intervals`) and `genes` (`mt.get.turning_genes`).
+
+    Raises
+    ------
+    ValueError
+        If an interval has no times on both sides, there are too few samples, or intervals are asked for and no gene
+        turns over in enough of them.
+
+    Notes
+    -----
+    A gene turns in an interval if its slopes up to the interval's end and from the interval's beginning differ from 0
+    with opposite signs: the two-lines test (Simonsohn, Advances in Methods and Practices in Psychological Science 2018) on a
+    gene's rank within the cell, of donors' means at each time or of cells. Benjamini and Hochberg's correction is
+    over all genes, intervals and groups together. The first and the last interval cannot be tested.
+
+    Only cells inside the intervals are held out; to hold out donors as well, give the intervals that were found to
+    `mt.pp.hold_out(..., times=adata.uns["hold_out"]["params"]["times"])`.
+    The intervals are chosen with all cells, those that are then held out among them: this finds hard cases, and tells
+    a model nothing about them.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.load("myoblast_timecourse")
+    >>> mt.pp.rank_value_encode(adata, mt.load_model("demo"), force=True)
+    >>> mt.pp.holdout_intervals(adata, time_key="Hours", n_permutations=1)
+    >>> mt.get.holdout_intervals(adata)["first"].tolist()
+    [24, 48]
+    """
+    require_unique_names(adata)
+    require_rank(adata)
+    require_obs(adata, donor_key)
+    time = get_times(adata, time_key)
+    group, names = get_groups(adata, groupby)
+    chosen = None if isinstance(intervals, int) else [(int(a), int(b)) for a, b in intervals]
+    # A sample is a donor at a time, or a cell where donors are not known.
+    donor = np.arange(adata.n_obs) if donor_key is None else pd.factorize(adata.obs[donor_key].astype(str))[0]
+    candidates = _cut(time, donor, n_bins) if chosen is None else chosen
+    for first, last in candidates:
+        if not (time < first).any() or not (time > last).any():
+            raise ValueError(
+                f"No cell has a time before and after {first} to {last}: .obs[{time_key!r}] is from {time.min()} to "
+                f"{time.max()}. A turn needs both sides."
+            )
+    if not candidates or (isinstance(intervals, int) and intervals > len(candidates)):
+        raise ValueError(
+            f"Cannot hold out {intervals} intervals: of {len(np.unique(time))} times, {len(candidates)} intervals have times "
+            "on both sides."
+        )
+    scores = rank_scores(sp.csr_matrix(adata.layers[_keys.RANK]))
+    parts = []
+    for code, name in enumerate(names):
+        cells = np.flatnonzero(group == code)
+        part = _samples(scores[cells], time[cells], donor[cells], min_share)
+        if len(part["time"]) >= _MIN_SAMPLES:
+            parts.append((name, part))
+    if not parts:
+        raise ValueError(
+            f"No group has {_MIN_SAMPLES} samples ({'cells' if donor_key is None else 'donors at a time'}) to test."
+        )
+    candidates = list(dict.fromkeys(candidates))
+    tests, q_value = _test(parts, candidates)
+    found = _table(parts, candidates, tests, q_value < alpha)
+    generator = np.random.default_rng(rng)
+    null = []
+    for _ in range(n_permutations):
+        for _, part in parts:
+            part["order"] = generator.permutation(len(part["time"]))
+        shuffled, q_null = _test(parts, candidates)
+        null.append(_table(parts, candidates, shuffled, q_null < alpha)["n_turning"].to_numpy())
+    found["n_turning_null"] = np.mean(null, axis=0) if null else np.nan
+    # Against the most of any interval: the best of several is looked for.
+    most = np.max(null, axis=1)[:, None] if null else np.zeros((0, 1))
+    at_least = (most >= found["n_turning"].to_numpy()).sum(axis=0)
+    found["p_value"] = (1 + at_least) / (n_permutations + 1) if null else np.nan
+    found = _describe(found, time, donor, group, names)
+    if chosen is None:
+        chosen = _most(found, intervals)
+
+    adata = adata.copy() if copy else adata
+    found["held_out"] = [(a, b) in chosen for a, b in zip(found["first"], found["last"], strict=True)]
+    _hold_out(adata, time_key, time, donor, chosen)
+    genes = _genes(parts, candidates, tests, q_value, adata.var_names)
+    turning = genes[q_value < alpha].sort_values("q_value", kind="stable")
+    params = {
+        "time_key": time_key,
+        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
+        "donor_key": donor_key,
+        "unit": "cell" if donor_key is None else "donor at a time",
+        "test": "two lines, t tests; Benjamini-Hochberg over genes, intervals and groups",
+        "n_tests": len(q_value),
+        "min_share": min_share,
+        "alpha": alpha,
+        "n_permutations": n_permutations,
+        "seed": rng,
+    }
+    write_result(
+        adata,
+        key_added or _keys.HOLDOUT_INTERVALS,
+        params,
+        intervals=found,
+        genes=turning.reset_index(drop=True),
+    )
+    return adata if copy else None
+
+
+def _cut(time: np.ndarray, donor: np.ndarray, n_bins: int) -> list[tuple[int, int]]:
+    """Intervals that have others on both sides, with equally many samples in each."""
+    if n_bins < 3:
+        raise ValueError(
+            f"n_bins must be at least 3, for an interval with others on both sides; got {n_bins}."
+        )
+    distinct = np.unique(time)
+    if len(distinct) <= n_bins:
+        starts = distinct
+    else:
+        samples = np.unique(np.stack([time, donor], axis=1), axis=0)[:, 0]
+        starts = np.unique(np.quantile(samples, np.arange(n_bins) / n_bins, method="higher"))
+    ends = [distinct[distinct < start][-1] for start in starts[1:]]
+    return [(int(a), int(b)) for a, b in zip(starts[1:-1], ends[1:], strict=True)]
+
+
+def _samples(X: sp.csr_matrix, time: np.ndarray, donor: np.ndarray, min_share: float) -> dict:
+    """Means of the samples, for the genes that enough cells express."""
+    columns = np.flatnonzero(X.getnnz(axis=0) >= max(1, min_share * X.shape[0]))
+    pairs, sample = np.unique(np.stack([donor, time], axis=1), axis=0, return_inverse=True)
+    Y = sample_means(X[:, columns], sample.ravel())
+    return {
+        # Means of many cells have few zeros.
+        "Y": Y.toarray() if len(pairs) < X.shape[0] else Y,
+        "time": pairs[:, 1].astype(float),
+        "donor": pairs[:, 0],
+        "columns": columns,
+        "order": np.arange(len(pairs)),
+    }
+
+
+def _test(parts, candidates) -> tuple[list[tuple], np.ndarray]:
+    """Slopes and p values of each group's genes, interval by interval, and the q values of all of them."""
+    from statsmodels.stats.multitest import multipletests
+
+    tests = []
+    for _, part in parts:
+        time, donor = part["time"][part["order"]], part["donor"][part["order"]]
+        tests += [two_lines(part["Y"], time, first, last, donor) for first, last in candidates]
+    return tests, multipletests(np.concatenate([p for _, _, p in tests]), method="fdr_bh")[1]
+
+
+def _table(parts, candidates, tests, turns: np.ndarray) -> pd.DataFrame:
+    """Turning genes of each group and interval."""
+    rows, start = [], 0
+    for (name, _), (first, last), (before, _, p) in zip(*_crossed(parts, candidates), tests, strict=True):
+        here, start = turns[start : start + len(p)], start + len(p)
+        n_peak = int((here & (before > 0)).sum())
+        n = int(here.sum())
+        rows.append((name, first, last, n, n_peak, n - n_peak))
+    return pd.DataFrame(rows, columns=["group", "first", "last", "n_turning", "n_peak", "n_dip"])
+
+
+def _genes(parts, candidates, tests, q_value: np.ndarray, genes: pd.Index) -> pd.DataFrame:
+    """All tests, one row a gene, interval and group."""
+    tables = []
+    for (name, part), (first, last), (before, after, p) in zip(
+        *_crossed(parts, candidates), tests, strict=True
+    ):
+        columns = {"gene": genes[part["columns"]], "group": name, "first": first, "last": last}
+        columns |= {"direction": np.where(before > 0, "peak", "dip"), "slope_before": before}
+        tables.append(pd.DataFrame(columns | {"slope_after": after, "p_value": p}))
+    return pd.concat(tables, ignore_index=True).assign(q_value=q_value)
+
+
+def _crossed(parts, candidates) -> tuple[list, list]:
+    """Group and interval of each test."""
+    return [part for part in parts for _ in candidates], [interval for _ in parts for interval in candidates]
+
+
+def _describe(found: pd.DataFrame, time, donor, group, names) -> pd.DataFrame:
+    """Cells and samples of each interval and group."""
+    found = found.copy()
+    inside = [
+        (time >= row.first) & (time <= row.last) & (group == names.index(row.group))
+        for row in found.itertuples()
+    ]
+    found["n_cells"] = [int(mask.sum()) for mask in inside]
+    found["n_samples"] = [len(np.unique(np.stack([donor[m], time[m]], axis=1), axis=0)) for m in inside]
+    return found
+
+
+def _most(found: pd.DataFrame, n: int) -> list[tuple[int, int]]:
+    """Intervals with most turning genes over all groups."""
+    total = found.groupby(["first", "last"])["n_turning"].sum().sort_values(ascending=False, kind="stable")
+    if n and total.iloc[n - 1] == 0:
+        raise ValueError(
+            f"Asked for {n} intervals, but genes turn over in only {(total > 0).sum()} of {len(total)}. Look at them with "
+            "intervals=0, or name those to hold out: intervals=[(first, last)]."
+        )
+    return [(int(a), int(b)) for a, b in total.index[:n]]
+
+
+def _hold_out(adata: AnnData, time_key: str, time: np.ndarray, donor: np.ndarray, chosen) -> None:
+    """Write what `mt.pp.hold_out` writes, with samples in the place of donors."""
+    sample = [f"{d} at {t}" for d, t in zip(donor, time, strict=True)]
+    cells = AnnData(obs=pd.DataFrame({time_key: time, "sample": sample}, index=adata.obs_names))
+    hold_out(cells, donor_key="sample", donors=0.0, time_key=time_key, times=chosen)
+    for name in cells.obs.columns.difference([time_key, "sample"]):
+        adata.obs[name] = cells.obs[name].to_numpy()
+    params = cells.uns[_keys.HOLD_OUT]["params"]
+    adata.uns[_keys.HOLD_OUT] = {"params": {**params, "donor_key": ""}}

@@ -1,0 +1,150 @@
+"""What generated cells were asked for: the true cells of their prompts, and of which donors these are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from .. import _keys
+from .._results import read_result
+from .._validate import require_adata, require_obs, require_rank, require_unique_names
+from ..models.model import MaxTokiModel
+from ..pp._design import get_groups, get_mask
+from ..pp.sample_prompts import read_prompts
+from ._rank_features import rank_features
+
+
+class Prompted(NamedTuple):
+    """The prompt of each generated cell, by rows of the true cells."""
+
+    prompt: np.ndarray
+    """int, generated cells: number of the prompt, from 0."""
+    context: np.ndarray
+    """int, generated cells x most context cells: -1 after the last one; the cell that was gone on with, where there is no prompt."""
+    query: np.ndarray
+    """int, generated cells: the true cell that the prompt asks for."""
+    lapse: np.ndarray
+    """float, generated cells: time after the last context cell that was asked for, NaN where there is no prompt."""
+    asked: np.ndarray
+    """float, generated cells: lapse of the query cell."""
+    units: pd.DataFrame
+    """One row a generated cell: all donors of its prompt, or the prompt where no donor is known."""
+    unit: str
+    """ "donor" or "prompt"."""
+    taken: np.ndarray
+    """bool, true cells: of a donor in any of the prompts (or one of their cells, where no donor is known)."""
+
+    @property
+    def last(self) -> np.ndarray:
+        """Last context cell of each generated cell."""
+        return self.context[np.arange(len(self.context)), (self.context >= 0).sum(axis=1) - 1]
+
+
+def read_prompted(
+    adata: AnnData, model: MaxTokiModel, generated: AnnData, key: str | None, donor_key: str | None
+) -> Prompted:
+    """Find the true cells of the prompts that cells were generated from."""
+    require_unique_names(adata)
+    require_rank(adata)
+    require_adata(generated)
+    if "prompt" not in generated.obs or _keys.RANK not in generated.layers:
+        raise KeyError(
+            'generated= has no .obs["prompt"] or no .layers["rank"]. It should come from mt.tl.generate(adata, model).'
+        )
+    if not generated.n_obs:
+        raise ValueError("There are no generated cells.")
+    params = generated.uns.get(_keys.GENERATE, {}).get("params", {})
+    if params.get("model_sha256", model.sha256) != model.sha256:
+        raise ValueError(f"Another model than {model.name!r} generated these cells. Pass that one.")
+    named = generated.obs["prompt"].astype(str).to_numpy(dtype=object)
+    if "n_given" in params:
+        context, asked, default = _rows(adata, named)[:, None], np.full(len(named), np.nan), ""
+        query, lapse = context[:, 0], asked
+    else:
+        stored = read_result(adata, key or _keys.PROMPTS, 'mt.pp.sample_prompts(adata, task="cell", ...)')
+        table, default = stored["prompts"], stored["params"]["donor_key"]
+        row = _prompt_rows(table, generated, named)
+        found = read_prompts(table, adata, adata, task="cell")
+        context, query, asked = found.context[row], found.query[row], found.lapse[row].astype(float)
+        lapse = generated.obs["lapse"].to_numpy(dtype=float)
+    units, unit, taken = _units(adata, named, context, query, donor_key or default or None)
+    return Prompted(pd.factorize(named)[0], context, query, lapse, asked, units, unit, taken)
+
+
+def asked_groups(
+    adata: AnnData, prompted: Prompted, groupby: str | Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Group of each true cell, that which each generated cell was asked for, and the groups' names."""
+    group, names = get_groups(adata, groupby)
+    context = prompted.context
+    asked = group[prompted.last]
+    differs = ((group[context] != asked[:, None]) & (context >= 0)).any(axis=1) | (asked < 0)
+    if differs.any():
+        raise ValueError(
+            f"The context cells of {differs.sum()} of {len(asked)} generated cells differ in {groupby!r}, or have none: what "
+            "was asked for is not clear. Draw prompts by that column: mt.pp.sample_prompts(groupby=...)."
+        )
+    return group, asked, names
+
+
+def other_cells(adata: AnnData, prompted: Prompted, use: str | Sequence[bool] | None) -> np.ndarray:
+    """Which true cells are of donors without a part in the prompts."""
+    used = get_mask(adata, use, "use")
+    if not (apart := used & ~prompted.taken).any():
+        what = "is of a donor" if prompted.unit == "donor" else "is a cell"
+        raise ValueError(
+            f"Each of the {used.sum():,} true cells {what} of the prompts: none is left to compare with. Generate from prompts "
+            'of donors that are held out: mt.pp.hold_out, then mt.pp.sample_prompts(contexts="held_out", '
+            'queries="held_out", task="cell", ...).'
+        )
+    return apart
+
+
+def features_at(adata: AnnData, model: MaxTokiModel, rows: np.ndarray) -> sp.csr_matrix:
+    """Rank features of some rows, which may repeat."""
+    unique, place = np.unique(rows, return_inverse=True)
+    return rank_features(adata[unique], model)[place]
+
+
+def _rows(adata: AnnData, named: np.ndarray) -> np.ndarray:
+    rows = adata.obs_names.get_indexer(named)
+    if (missing := rows < 0).any():
+        raise KeyError(
+            f"{missing.sum()} cells that were gone on with are not in the AnnData (first: {named[missing][0]!r})."
+        )
+    return rows
+
+
+def _prompt_rows(table: pd.DataFrame, generated: AnnData, named: np.ndarray) -> np.ndarray:
+    """Row of the prompt of each generated cell."""
+    row = pd.Index(np.arange(len(table)).astype(str)).get_indexer(named)
+    same = (row >= 0).all() and "lapse" in generated.obs
+    if same and "group" in generated.obs:
+        same = (table["group"].astype(str).to_numpy()[row] == generated.obs["group"].astype(str)).all()
+    if not same:
+        raise ValueError(
+            "The cells were not generated from these prompts. Give the prompts' key in .uns (key=...), or generate again."
+        )
+    return row
+
+
+def _units(
+    adata: AnnData, named: np.ndarray, context: np.ndarray, query: np.ndarray, donor_key: str | None
+) -> tuple[pd.DataFrame, str, np.ndarray]:
+    """What intervals leave out, and the true cells that have a part in it."""
+    taken = np.zeros(adata.n_obs, dtype=bool)
+    members = np.column_stack([context, query])
+    if donor_key is None:
+        taken[members[members >= 0]] = True
+        return pd.DataFrame({"prompt": named}), "prompt", taken
+    require_obs(adata, donor_key)
+    donor = adata.obs[donor_key].astype(str).to_numpy(dtype=object)
+    taken = np.isin(donor.astype(str), np.unique(donor[members[members >= 0]].astype(str)))
+    named_donor = np.append(donor, "")[members]
+    columns = ["donor", *(f"donor_{i}" for i in range(context.shape[1]))]
+    return pd.DataFrame(np.roll(named_donor, 1, axis=1), columns=columns), "donor", taken

@@ -1,0 +1,226 @@
+"""Whether generated cells are of the age that was asked for, to a clock of true cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from .. import _keys
+from .._progress import progress
+from .._results import write_result
+from ..models.model import MaxTokiModel
+from ..pp._design import get_times
+from ._clock import N_GENES, fit_ridge
+from ._prompted import asked_groups, features_at, other_cells, read_prompted
+from ._rank_features import rank_features
+from ._timelapse_scores import score_lapses
+
+SEEN = 0.05  # share of a clock's cells that a gene is read of
+
+
+def age_match(
+    adata: AnnData,
+    model: MaxTokiModel,
+    *,
+    generated: AnnData,
+    age_key: str,
+    donor_key: str | None,
+    groupby: str | Sequence[str] | None = None,
+    use: str | Sequence[bool] | None = None,
+    key: str | None = None,
+    rng: int = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Read the age of generated cells with a clock of true cells, and compare with the age that was asked for.
+
+    Parameters
+    ----------
+    adata
+        Rank-encoded true cells, with the prompts: cells of the prompts' donors are compared, those of other donors train the
+        clock.
+    model
+        The model that generated.
+    generated
+        Cells generated from prompts: `mt.tl.generate(adata, model)`.
+    age_key
+        Column of `.obs` with the age, or any time, in the unit of the lapses.
+    donor_key
+        Column of `.obs` with the donor; `None` where there are none.
+    groupby
+        Column or columns of `.obs`: a clock for each group, e.g. "cell_type". The context cells of a prompt agree in it.
+        `None` for one clock.
+    use
+        Which true cells may train the clocks: boolean column of `.obs`, or one boolean a cell. All by default.
+    key
+        Key in `.uns` of the prompts, by default "prompts".
+    rng
+        Seed of the permutations, and of the folds where there are no donors.
+    key_added
+        Key in `.uns`, by default "age_match".
+    copy
+        Return a copy instead of writing to `adata`.
+
+    Returns
+    -------
+    `None`, or the copy. Writes to `.uns["age_match"]` the tables `scores`, see `mt.get.age_match`; `cells`, see
+    `mt.get.read_ages`; and `clocks`, with the training cells, donors and penalty of each clock.
+
+    Raises
+    ------
+    KeyError
+        If prompts or columns are missing.
+    ValueError
+        If the cells were not generated from prompts, all true cells are of the prompts' donors, or a group has too few others
+        for a clock.
+
+    Notes
+    -----
+    The prompted age is that of the last context cell and the lapse that was asked for. The clock is a ridge regression of age on
+    the ranks of the genes that the model reads (1 for the highest, falling evenly to 0; of those in 5% of the cells the 2,000 that vary
+    most), its penalty chosen between donors. It is no part of the model, and has seen no cell of any donor in the prompts (nor of the
+    prompts, where no donor is known). The same clock reads, prompt by prompt:
+
+    ``generated``
+        the generated cell;
+    ``query``
+        the true cell of that age: the ceiling. A clock of single cells shrinks ages towards their mean, so a slope below 1 is
+        to be expected here already. Left out where cells were generated after other lapses than those of the prompts;
+    ``context``
+        the last context cell: a model in which no time passes.
+
+    Intervals leave out each donor in turn with all prompts that he or she has a part in (jackknife). The null permutes the
+    prompted ages between the query donors' samples, within groups, and leaves context cells and readings: one-sided p of
+    r, with donors as units; `q_value` corrects for the groups (Benjamini and Hochberg). Where prompted ages go with those of the context cells (time that only moves
+    on, or the same lapse for all), the null does not take that away: compare with `context`.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(400, 12)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.pp.hold_out(adata, donor_key="donor_id", donors=0.5, time_key="age_months")
+    >>> mt.pp.sample_prompts(
+    ...     adata, time_key="age_months", groupby="cell_type", donor_key="donor_id", task="cell", n_prompts=4,
+    ...     context_size=1, contexts="held_out", queries="held_out")
+    >>> cells = mt.tl.generate(adata, model, max_genes=30)
+    >>> mt.tl.age_match(adata, model, generated=cells, age_key="age_months", donor_key="donor_id")
+    >>> mt.get.age_match(adata)["cells"].tolist()
+    ['generated', 'query', 'context']
+    """
+    prompted = read_prompted(adata, model, generated, key, donor_key)
+    if np.isnan(prompted.lapse).any():
+        raise ValueError(
+            "These cells go on with others, so no age was asked for. Generate from prompts: mt.tl.generate(adata, model)."
+        )
+    time = get_times(adata, age_key).astype(float)
+    group, asked, names = asked_groups(adata, prompted, groupby)
+    train = np.flatnonzero(other_cells(adata, prompted, use) & (group >= 0))
+    donor = adata.obs[donor_key].astype(str).to_numpy(dtype=object) if prompted.unit == "donor" else None
+    rows = {"query": prompted.query, "context": prompted.last}
+    if as_prompted := bool((prompted.lapse == prompted.asked).all()):
+        _require_same_times(time, prompted)
+    else:
+        del rows["query"]
+    features = {"generated": rank_features(generated, model)}
+    features |= {name: features_at(adata, model, row) for name, row in rows.items()}
+    X = features_at(adata, model, train)
+
+    read = {name: np.empty(len(asked)) for name in features}
+    clocks = []
+    for code in progress(np.unique(asked), desc="Fitting clocks", unit="group"):
+        mine, fitted = asked == code, group[train] == code
+        parts = {name: values[mine] for name, values in features.items()}
+        of_donor = None if donor is None else donor[train[fitted]].astype(str)
+        ages, alpha = _clock(X[fitted], time[train[fitted]], of_donor, parts, rng, names[code])
+        for name, values in ages.items():
+            read[name][mine] = values
+        n_donors = -1 if of_donor is None else len(np.unique(of_donor))
+        clocks.append((names[code], int(fitted.sum()), n_donors, alpha))
+
+    prompted_age = time[prompted.last] + prompted.lapse
+    cells = pd.DataFrame(
+        {
+            "cell": generated.obs_names.to_numpy(dtype=object),
+            "prompt": generated.obs["prompt"].astype(str).to_numpy(dtype=object),
+            "group": np.array(names, dtype=object)[asked],
+            "lapse": prompted.lapse,
+            "prompted": prompted_age,
+            **read,
+        }
+    )
+    adata = adata.copy() if copy else adata
+    params = {
+        "unit": model.time_head.unit if model.time_head is not None else "",
+        "age_key": age_key,
+        "donor_key": donor_key,
+        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
+        "n_train_cells": len(train),
+        "seed": rng,
+    }
+    write_result(
+        adata,
+        key_added or _keys.AGE_MATCH,
+        {**model.params, **params},
+        scores=_scores(cells, list(read), prompted, adata, donor, as_prompted, rng),
+        cells=cells,
+        clocks=pd.DataFrame(clocks, columns=["group", "n_cells", "n_donors", "alpha"]),
+    )
+    return adata if copy else None
+
+
+def _require_same_times(time: np.ndarray, prompted) -> None:
+    """Raise if ages and lapses are not of one column."""
+    if (wrong := time[prompted.query] != time[prompted.last] + prompted.lapse).any():
+        raise ValueError(
+            f"The lapses of {wrong.sum()} of {len(wrong)} generated cells are not the differences in age_key between the cells of "
+            "their prompts. Give the column that the prompts were drawn with (time_key)."
+        )
+
+
+def _clock(X, time: np.ndarray, donor: np.ndarray | None, parts: dict, seed: int, name: str) -> tuple:
+    """Age of some cells by a clock of others, and its penalty."""
+    n_units = len(time) if donor is None else len(np.unique(donor))
+    if n_units < 3 or len(np.unique(time)) < 2:
+        what = "cells" if donor is None else "donors"
+        raise ValueError(
+            f"Group {name!r} has {n_units} {what} without a part in the prompts, of {len(np.unique(time))} ages; a clock needs 3, of "
+            "different ages. Use a coarser groupby, hold out fewer donors, or leave its generated cells out."
+        )
+    mean = np.asarray(X.mean(axis=0)).ravel()
+    variance = np.asarray(X.multiply(X).mean(axis=0)).ravel() - mean**2
+    # Scaled to one variance, a gene of few cells would decide alone on the age of a cell that has it.
+    variance[X.getnnz(axis=0) < SEEN * X.shape[0]] = 0
+    genes = np.argsort(-variance, kind="stable")[:N_GENES]
+    genes = np.sort(genes[variance[genes] > 1e-9])
+    if not len(genes):
+        raise ValueError(f"Group {name!r}: no gene is read of {SEEN:.0%} of the cells for the clock.")
+    clock, alpha = fit_ridge(X[:, genes].toarray().astype(float), time, donor, seed)
+    return {part: clock.predict(values[:, genes].toarray()) for part, values in parts.items()}, alpha
+
+
+def _scores(cells, columns: list[str], prompted, adata, donor, as_prompted, seed: int) -> pd.DataFrame:
+    """Scores of the ages that were read, as of lapses from nothing."""
+    from statsmodels.stats.multitest import multipletests
+
+    units = prompted.units.copy()
+    if donor is None:
+        units = pd.DataFrame({"query": adata.obs_names.to_numpy(dtype=object)[prompted.query]})
+    elif not as_prompted:
+        # The age asked for is then no longer that of the query's donor, but goes with the last context cell.
+        units["donor"] = donor[prompted.last]
+    table = units.assign(
+        lapse=cells["prompted"], time=cells["prompted"], group=cells["group"], **cells[columns]
+    )
+    groupby = "group" if table["group"].nunique() > 1 else None
+    scores = score_lapses(table, {name: name for name in columns}, groupby=groupby, seed=seed)
+    scores["q_value"] = np.nan
+    tested = scores[(scores["group"] != "all") & scores["p_value"].notna()]
+    for rows in tested.groupby("predictor").groups.values():
+        scores.loc[rows, "q_value"] = multipletests(scores.loc[rows, "p_value"], method="fdr_bh")[1]
+    return scores.rename(columns={"predictor": "cells", "n_prompts": "n_cells"})

@@ -1,0 +1,238 @@
+"""Whether generated cells are of the type that was asked for, to a classifier of true cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from .. import _keys
+from .._results import write_result
+from ..models.model import MaxTokiModel
+from ._classify import fit_classifier, jackknife_weights, score_labels, with_share_intervals
+from ._prompted import asked_groups, features_at, other_cells, read_prompted
+from ._rank_features import rank_features
+from ._timelapse_scores import jackknife_interval
+
+
+def annotation_concordance(
+    adata: AnnData,
+    model: MaxTokiModel,
+    *,
+    generated: AnnData,
+    groupby: str | Sequence[str],
+    donor_key: str | None = None,
+    use: str | Sequence[bool] | None = None,
+    n_permutations: int = 1000,
+    key: str | None = None,
+    rng: int = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Annotate generated cells with a classifier of true cells, and compare with what was asked for.
+
+    Parameters
+    ----------
+    adata
+        Rank-encoded true cells, with the prompts: those of their donors are asked for, those of other donors
+        train the classifier.
+    model
+        The model that generated.
+    generated
+        Generated cells: `mt.tl.generate(adata, model)`.
+    groupby
+        Column or columns of `.obs` with the type. The context cells of a prompt agree in it; that is the prompted type.
+    donor_key
+        Column of `.obs` with the donor, by default that of the prompts.
+    use
+        Which true cells may train the classifier: boolean column of `.obs`, or one boolean a cell. All by default.
+    n_permutations
+        Permutations of the prompted types for chance.
+    key
+        Key in `.uns` of the prompts, by default "prompts".
+    rng
+        Seed of the permutations.
+    key_added
+        Key in `.uns`, by default "annotation_concordance".
+    copy
+        Return a copy instead of writing to `adata`.
+
+    Returns
+    -------
+    `None`, or the copy. Writes to `.uns["annotation_concordance"]`
+
+    `scores`
+        Accuracy and macro-F1, see `mt.get.annotation_concordance`.
+    `types`
+        Precision, recall and F1 of each type, see `mt.get.annotation_types`.
+    `cells`
+        Type of each generated cell, see `mt.get.annotations`; counted in `mt.get.annotation_matrix`.
+
+    Raises
+    ------
+    KeyError
+        If prompts or columns are missing.
+    ValueError
+        If all true cells are of the prompts' donors, the context cells of a prompt differ in `groupby`, or a prompted type
+        has no true cell to learn it from.
+
+    Notes
+    -----
+    The classifier is a logistic regression on the ranks of the genes that the model reads (1 for the highest, falling
+    evenly to 0), in which each type weighs the same. It has seen no cell of any donor in the prompts (nor of the prompts, where
+    no donor is known). The same classifier annotates, prompt by prompt:
+
+    ``generated``
+        the generated cell;
+    ``query``
+        the true cell that the prompt asks for: the ceiling;
+    ``context``
+        the last context cell: a model that copies it;
+    ``majority``
+        the most common prompted type, whatever the cell;
+    ``permuted``
+        the generated cell, its prompted type that of another prompt (mean and 95% range of the permutations). `p_value`
+        is the share of permutations with as high an accuracy, one-sided, without correction: it is one test.
+
+    **A context cell is of the prompted type by construction, so concordance alone proves nothing:** a model that copies its
+    context, or writes the average cell of its type, reaches the ceiling. Whether it does shows
+    `mt.tl.generation_diversity`; whether time passes shows `mt.tl.age_match`.
+
+    The 95% intervals leave out each donor in turn with all prompts that he or she has a part in (jackknife, on the scale of
+    the arcsine of the square root), or each prompt where no donor is known; with the classifier as it is. Where every cell is right, or none, they have no width;
+    that does not make it certain.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(400, 12)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.pp.hold_out(adata, donor_key="donor_id", donors=0.5, time_key="age_months")
+    >>> mt.pp.sample_prompts(
+    ...     adata, time_key="age_months", groupby="cell_type", donor_key="donor_id", task="cell", n_prompts=4,
+    ...     context_size=1, contexts="held_out", queries="held_out")
+    >>> cells = mt.tl.generate(adata, model, max_genes=30)
+    >>> mt.tl.annotation_concordance(adata, model, generated=cells, groupby="cell_type")
+    >>> mt.get.annotation_concordance(adata)["cells"].tolist()
+    ['generated', 'query', 'context', 'majority', 'permuted']
+    """
+    prompted = read_prompted(adata, model, generated, key, donor_key)
+    group, asked, names = asked_groups(adata, prompted, groupby)
+    train = np.flatnonzero(other_cells(adata, prompted, use) & (group >= 0))
+    _require_types(group[train], asked, names)
+    classifier = fit_classifier(features_at(adata, model, train), group[train])
+    sources = {
+        "generated": rank_features(generated, model),
+        "query": features_at(adata, model, prompted.query),
+        "context": features_at(adata, model, prompted.last),
+    }
+    found = {name: classifier.predict(X) for name, X in sources.items()}
+    probability = classifier.predict_proba(sources["generated"]).max(axis=1)
+    found["majority"] = np.full_like(asked, np.bincount(asked).argmax())
+
+    weights, n_units = jackknife_weights(prompted.units, prompted.unit, rng)
+    scores = {name: score_labels(asked, label, len(names), weights) for name, label in found.items()}
+    chance = _permuted(asked, found["generated"], prompted.prompt, len(names), n_permutations, rng)
+    head = {"n_cells": len(asked), "n_units": n_units, "unit": prompted.unit}
+    rows = [
+        {
+            "cells": name,
+            **with_share_intervals(n_units, accuracy=score.accuracy, macro_f1=score.macro_f1),
+            **_behind(scores["generated"].accuracy, score.accuracy, n_units),
+            "p_value": np.nan,
+            **head,
+        }
+        for name, score in scores.items()
+    ]
+    rows[0]["p_value"] = (1 + (chance[:, 0] >= scores["generated"].accuracy[0] - 1e-9).sum()) / (
+        n_permutations + 1
+    )
+    rows.append(_chance_row(chance, scores["generated"].accuracy[0]) | {"p_value": np.nan, **head})
+
+    adata = adata.copy() if copy else adata
+    params = {
+        "groupby": [groupby] if isinstance(groupby, str) else list(groupby),
+        "unit": prompted.unit,
+        "n_train_cells": len(train),
+        "n_types": len(np.unique(group[train])),
+        "n_permutations": n_permutations,
+        "seed": rng,
+    }
+    write_result(
+        adata,
+        key_added or _keys.CONCORDANCE,
+        {**model.params, **params},
+        scores=pd.DataFrame(rows),
+        types=_types({name: scores[name] for name in sources}, found, asked, names, n_units),
+        cells=pd.DataFrame(
+            {
+                "cell": generated.obs_names.to_numpy(dtype=object),
+                "prompt": generated.obs["prompt"].astype(str).to_numpy(dtype=object),
+                "prompted": np.array(names, dtype=object)[asked],
+                "annotated": np.array(names, dtype=object)[found["generated"]],
+                "probability": probability,
+            }
+        ),
+    )
+    return adata if copy else None
+
+
+def _require_types(known: np.ndarray, asked: np.ndarray, names: list[str]) -> None:
+    """Raise if there is nothing to tell apart, or a type that no true cell shows."""
+    if len(missing := np.setdiff1d(asked, known)):
+        raise ValueError(
+            f"{len(missing)} prompted types (first: {names[missing[0]]!r}) have no true cell of donors without a part in the "
+            "prompts: the classifier cannot learn them. Hold out fewer donors, or leave these generated cells out."
+        )
+    if len(np.unique(known)) < 2:
+        raise ValueError(
+            f"All true cells are of one type ({names[known[0]]!r}): there is nothing to tell apart."
+        )
+
+
+def _behind(generated: np.ndarray, other: np.ndarray, n_units: int) -> dict[str, float]:
+    """By how much generated cells are ahead in accuracy, with the interval of the paired difference."""
+    low, high = jackknife_interval(generated - other, n_units)
+    return {"difference": generated[0] - other[0], "difference_low": low, "difference_high": high}
+
+
+def _permuted(
+    asked: np.ndarray, found: np.ndarray, prompt: np.ndarray, n_types: int, n: int, seed: int
+) -> np.ndarray:
+    """Accuracy and macro-F1 when prompts exchange their types, permutations x 2."""
+    rng = np.random.default_rng(seed)
+    of_prompt = asked[np.unique(prompt, return_index=True)[1]]
+    drawn = [score_labels(rng.permutation(of_prompt)[prompt], found, n_types) for _ in range(n)]
+    return np.array([(score.accuracy[0], score.macro_f1[0]) for score in drawn])
+
+
+def _chance_row(chance: np.ndarray, accuracy: float) -> dict:
+    row = {"cells": "permuted"}
+    for name, values in zip(("accuracy", "macro_f1"), chance.T, strict=True):
+        low, high = np.quantile(values, [0.025, 0.975])
+        row |= {name: values.mean(), f"{name}_low": low, f"{name}_high": high}
+    ahead = accuracy - chance[:, 0]
+    low, high = np.quantile(ahead, [0.025, 0.975])
+    return row | {"difference": ahead.mean(), "difference_low": low, "difference_high": high}
+
+
+def _types(scores, found, asked: np.ndarray, names: list[str], n_units: int) -> pd.DataFrame:
+    """Precision, recall and F1 of each type that was asked for, or annotated."""
+    rows = []
+    for name, score in scores.items():
+        for code in np.unique(np.concatenate([asked, found[name]])):
+            values = {m: getattr(score, m)[:, code] for m in ("precision", "recall", "f1")}
+            rows.append(
+                {
+                    "cells": name,
+                    "type": names[code],
+                    **with_share_intervals(n_units, **values),
+                    "n_prompted": int((asked == code).sum()),
+                    "n_annotated": int((found[name] == code).sum()),
+                }
+            )
+    return pd.DataFrame(rows)

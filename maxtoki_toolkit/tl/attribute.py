@@ -1,0 +1,278 @@
+"""Which genes of which cells make the model say what it says? Integrated gradients."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import stats
+
+from .. import _keys
+from .._results import write_result
+from ..get.results import symbols
+from ..models.attribution import BASELINES, Attributions, integrated_gradients, require_captum
+from ..models.model import MaxTokiModel, require_model
+from ._paired import benjamini_hochberg, donor_mean, unit_name
+from ._readings import Readings, get_prompts, get_readings
+
+# Ranks are compared with themselves, higher ones with those up to a tenth above.
+_EXACT, _STEP = 10, 1.1
+
+
+def attribute(
+    adata: AnnData,
+    model: MaxTokiModel,
+    *,
+    target: str = "time",
+    key: str | None = None,
+    baseline: str = "mean",
+    n_steps: int = 32,
+    tolerance: float = 0.05,
+    n_prompts: int | None = 100,
+    donor_key: str | None = None,
+    max_tokens: int | None = None,
+    rng: int = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Attribute a reading to the genes, cells and lapses of each prompt, by integrated gradients.
+
+    Needs captum: `pip install "maxtoki_toolkit[interp]"`.
+
+    Parameters
+    ----------
+    adata
+        Rank-encoded cells with prompts (`mt.pp.sample_prompts`).
+    model
+        Model. One without time tokens reads the cells one by one, without prompts.
+    target
+        "time", the predicted lapse; or a gene (symbol, Ensembl id or `.var_names`): its log-probability at its place in the
+        query cell, given all that comes before. Prompts whose query cell lacks it are left out.
+    key
+        Key in `.uns` of the prompts, by default "prompts".
+    baseline
+        What stands for a token that says nothing: "mean", the mean embedding of all genes, for lapses that of all lapses;
+        "mask" or "pad", the embedding of that token. Marks (`<bos>`, `<eos>`, `<boq>`, `<eoq>`) stay and get nothing.
+    n_steps
+        Steps from the baseline to the prompt (Gauss-Legendre).
+    tolerance
+        Warn if attributions miss what they should add up to by more than this share.
+    n_prompts
+        Prompts to read, drawn at random where there are more; `None` for all.
+    donor_key
+        Column of `.obs` with the donor, for a model that reads cells one by one; prompts know theirs.
+    max_tokens
+        Tokens a batch.
+    rng
+        Seed of what is drawn.
+    key_added
+        Key in `.uns`, by default "attribute".
+    copy
+        Return a copy instead of writing to `adata`.
+
+    Returns
+    -------
+    `None`, or the copy. Writes to `.uns["attribute"]`
+
+    `genes`
+        One row a gene and part of the prompt ("context", "query" or "cell"); see `mt.get.attribute`.
+    `segments`
+        One row a segment of the prompt; see `mt.get.attribute_segments`.
+    `prompts`
+        The prompts with `value`, `baseline_value`, `residual` (what attributions miss) and, for each segment, the sum of its
+        attributions.
+
+    Raises
+    ------
+    ImportError
+        If captum is not installed.
+    ValueError
+        If the model cannot tell time and `target` is "time".
+
+    Notes
+    -----
+    Attributions of a prompt add up to its reading less that of the baseline input, but for `residual`, the error of the
+    steps. `params["relative_residual"]` is the sum over prompts of its size over that of the difference.
+
+    The trivial baseline is the rank alone: the mean attribution of all genes in the same segment at the same rank
+    (above 10, at ranks within a tenth). It is in `rank_alone`, and `excess` is what a gene has beyond it: if genes did not differ, it would be 0. The interval
+    and p value of `excess` (two-sided, t test) leave out each donor in turn, as those of `mt.tl.ablate_prompt` do; `q_value`
+    corrects for all genes and parts (Benjamini and Hochberg). `params["rank_correlation"]` is Spearman's, over genes in prompts, of
+    the rank with the size of the attribution.
+
+    An attribution says what the model uses, not what makes cells age.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=3, context_size=1)
+    >>> try:
+    ...     mt.tl.attribute(adata, model, n_steps=8, tolerance=1)
+    ...     found = mt.get.attribute_segments(adata)["segment"].tolist()
+    ... except ImportError:
+    ...     found = ["captum is not installed"]
+    """
+    require_model(model)
+    require_captum()
+    if baseline not in BASELINES:
+        raise ValueError(f"There is no baseline {baseline!r}; choose from {', '.join(BASELINES)}.")
+    if n_steps < 1 or not tolerance > 0:
+        raise ValueError(f"n_steps and tolerance must be positive, got {n_steps} and {tolerance}.")
+    if not isinstance(target, str) or target == "likelihood":
+        raise ValueError(
+            'target must be "time" or a gene: the genes of a likelihood are input and output at once.'
+        )
+    drawn = get_prompts(adata, model, target, key=key, n_prompts=n_prompts, rng=rng, donor_key=donor_key)
+    readings = get_readings(adata, model, target, *drawn)
+    found = integrated_gradients(
+        model, readings.sequences, readings.read, baseline=baseline, n_steps=n_steps, max_tokens=max_tokens
+    )
+    total = np.add.reduceat(found.tokens, readings.sequences.indptr[:-1])
+    residual = found.value - found.baseline - total
+    difference = np.abs(found.value - found.baseline).sum()
+    relative = float(np.abs(residual).sum() / difference) if difference else 0.0
+    if relative > tolerance:
+        warnings.warn(
+            f"Attributions miss {relative:.0%} of what they should add up to (tolerance {tolerance:.0%}): read them with care, "
+            f"or give more than n_steps={n_steps}.",
+            stacklevel=2,
+        )
+    genes, correlation = _genes(adata, model, readings, found, rng)
+    prompts, segments = _segments(readings, found, residual, rng)
+    adata = adata.copy() if copy else adata
+    params = {
+        "target": target,
+        "unit": readings.unit,
+        "baseline": baseline,
+        "n_steps": n_steps,
+        "tolerance": tolerance,
+        "relative_residual": relative,
+        "rank_correlation": correlation,
+        "n_prompts": len(prompts),
+        "donors": unit_name(prompts),
+        "seed": rng,
+    }
+    write_result(
+        adata,
+        key_added or _keys.ATTRIBUTE,
+        {**model.params, **params},
+        genes=genes,
+        segments=segments,
+        prompts=prompts,
+    )
+    return adata if copy else None
+
+
+def _genes(
+    adata: AnnData, model: MaxTokiModel, readings: Readings, found: Attributions, seed: int
+) -> tuple[pd.DataFrame, float]:
+    """Attribution of each gene, beside that of its rank alone; and how size goes with rank."""
+    sequences, parts = readings.sequences, readings.parts
+    of = np.repeat(np.arange(len(sequences.lengths)), sequences.lengths)
+    # A rank: genes of a cell from 1, after `<bos>`.
+    rank = np.arange(len(of)) - sequences.indptr[of] - parts.start[of, parts.segment]
+    is_gene = model.vocab.gene_of_token[sequences.tokens] != ""
+    names = np.array([name.partition("_")[0] for name in parts.names], dtype=object)
+    tokens = pd.DataFrame(
+        {
+            "prompt": of,
+            "token": sequences.tokens,
+            "part": names[parts.segment],
+            "rank": rank,
+            "place": np.where(
+                rank <= _EXACT, rank, _EXACT + np.log(np.maximum(rank, 1) / _EXACT) // np.log(_STEP)
+            ),
+            "segment": parts.segment,
+            "attribution": found.tokens,
+        }
+    )[is_gene]
+    tokens["rank_alone"] = tokens.groupby(["segment", "place"])["attribution"].transform("mean")
+    tokens["excess"] = tokens["attribution"] - tokens["rank_alone"]
+    varies = tokens["attribution"].abs().nunique() > 1 and tokens["rank"].nunique() > 1
+    correlation = stats.spearmanr(tokens["rank"], tokens["attribution"].abs()).statistic if varies else np.nan
+
+    # Of several context cells with the gene, the mean.
+    tokens["column"] = tokens.groupby(["part", "token"]).ngroup()
+    each = tokens.groupby(["prompt", "column"])[["attribution", "rank_alone", "excess"]].mean().reset_index()
+    shape = (len(sequences.lengths), tokens["column"].max() + 1)
+    wide = {name: np.full(shape, np.nan) for name in ("attribution", "rank_alone", "excess")}
+    for name, values in wide.items():
+        values[each["prompt"], each["column"]] = each[name]
+    effect, excess = (donor_mean(wide[name], readings.table, seed=seed) for name in ("attribution", "excess"))
+    first = tokens.drop_duplicates("column").sort_values("column")
+    ensembl = model.vocab.gene_of_token[first["token"]]
+    table = pd.DataFrame(
+        {
+            "gene": ensembl,
+            "symbol": _symbols(adata).reindex(ensembl).fillna("").to_numpy(),
+            "part": first["part"].to_numpy(),
+            "attribution": effect["estimate"],
+            "attribution_low": effect["low"],
+            "attribution_high": effect["high"],
+            "rank_alone": np.nanmean(wide["rank_alone"], axis=0),
+            "excess": excess["estimate"],
+            "excess_low": excess["low"],
+            "excess_high": excess["high"],
+            "p_value": excess["p_value"],
+            "q_value": benjamini_hochberg(excess["p_value"]),
+            "mean_rank": tokens.groupby("column")["rank"].mean().to_numpy(),
+            "n_prompts": np.isfinite(wide["attribution"]).sum(axis=0),
+            "n_units": effect["n_units"],
+            "unit": unit_name(readings.table),
+        }
+    )
+    return table.sort_values("attribution", key=np.abs, ascending=False, ignore_index=True), float(
+        correlation
+    )
+
+
+def _symbols(adata: AnnData) -> pd.Series:
+    """Name of each gene, by Ensembl id."""
+    names = pd.Series(symbols(adata), index=adata.var[_keys.ENSEMBL_ID].astype(str).to_numpy())
+    return names[~names.index.duplicated()]
+
+
+def _segments(
+    readings: Readings, found: Attributions, residual: np.ndarray, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Sum of the attributions of each segment, prompt by prompt and on average."""
+    sequences, parts = readings.sequences, readings.parts
+    of = np.repeat(np.arange(len(sequences.lengths)), sequences.lengths)
+    shape = parts.size.shape
+    total, size = np.zeros((2, *shape))
+    np.add.at(total, (of, parts.segment), found.tokens)
+    np.add.at(size, (of, parts.segment), np.abs(found.tokens))
+    has = parts.size > 0
+    mean = donor_mean(np.where(has, total, np.nan), readings.table, seed=seed)
+    with np.errstate(invalid="ignore"):
+        share = np.nan_to_num(size / size.sum(axis=1, keepdims=True))
+    share = donor_mean(np.where(has, share, np.nan), readings.table, seed=seed)
+    of_tokens = parts.size / sequences.lengths[:, None]
+    segments = pd.DataFrame(
+        {
+            "segment": parts.names,
+            "attribution": mean["estimate"],
+            "attribution_low": mean["low"],
+            "attribution_high": mean["high"],
+            "share": share["estimate"],
+            "share_low": share["low"],
+            "share_high": share["high"],
+            "share_of_tokens": [
+                column[there].mean() for column, there in zip(of_tokens.T, has.T, strict=True)
+            ],
+            "n_prompts": has.sum(axis=0),
+            "n_units": mean["n_units"],
+            "unit": unit_name(readings.table),
+        }
+    )
+    prompts = readings.table.copy()
+    prompts["value"], prompts["baseline_value"], prompts["residual"] = found.value, found.baseline, residual
+    for i, name in enumerate(parts.names):
+        prompts[f"attribution_{name}"] = np.where(has[:, i], total[:, i], np.nan)
+    return prompts, segments

@@ -1,0 +1,586 @@
+"""Is a cell one cell? A detector trained on simulated doublets, for cells of droplets and for generated ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from .. import _keys
+from .._progress import progress
+from .._results import write_result
+from .._validate import require_obs, require_rank, require_unique_names
+from ..models.embedding import embed_sequences
+from ..models.model import MaxTokiModel
+from ..pp._counts import check_counts, counts_hint, get_counts
+from ..pp._doublets import add_counts, draw_pairs, merge_ranks, uniform
+from ..pp.rank_value_encode import rank_value_encode
+from ..pp.simulate_doublets import KINDS, check_share, read_codes
+from ._binary_scores import at_odds, auroc_ap, bootstrap_weights, calibration_error
+from ._cells import get_sequences
+from ._doublet_features import features as describe
+from ._doublet_features import log_normalize, size_features
+from ._rank_features import rank_features
+
+FEATURES = ("embedding", "ranks", "expression", "size")
+OF_RANKS = ("embedding", "ranks")
+N_FOLDS = 5
+MIN_CELLS = 50
+HIDDEN = 5  # one in so many simulated doublets is hidden among scrublet's cells
+N_DRAWS = 500
+
+
+def doublets(
+    adata: AnnData,
+    model: MaxTokiModel,
+    *,
+    queries: AnnData | None = None,
+    kind: str = "counts",
+    features: Sequence[str] | None = None,
+    groupby: str | None = None,
+    same_type: float | None = None,
+    donor_key: str | None = None,
+    truth_key: str | None = None,
+    n_doublets: int | None = None,
+    capture: tuple[float, float] = (0.5, 1.0),
+    expected_rate: float = 0.05,
+    layer: str | None = None,
+    rng: int = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Tell doublets from cells, and score the detector beside scrublet.
+
+    Cells are told from doublets that are simulated from them. Every cell is judged by a detector that neither it nor
+    any cell of its donor had a part in.
+
+    Parameters
+    ----------
+    adata
+        Rank-encoded cells with raw counts, taken as singlets; doublets among them are few, and weaken the detector.
+    model
+        Model, with or without temporal training.
+    queries
+        Other rank-encoded cells to judge, e.g. generated ones (`mt.tl.generate`). Cells without counts are judged by
+        ranks alone.
+    kind
+        "counts" or "ranks": how doublets are simulated, see `mt.pp.simulate_doublets`.
+    features
+        Some of "embedding", "ranks", "expression" and "size" (see Notes); by default all that `adata` and `queries`
+        have.
+    groupby
+        Column of `.obs` with the cell type, which doublets of one type are told by.
+    same_type
+        Share (0-1) of simulated doublets of one type, with `groupby` half by default; without it any two cells meet.
+    donor_key
+        Column of `.obs` with the donor (or sample): doublets are of one donor. From three donors on, folds, intervals and
+        the null are by donor, else by cell.
+    truth_key
+        Column of `.obs` with what is known: boolean (true for a doublet) or "singlet" and "doublet" in any case,
+        anything else for not known. Used for scoring only.
+    n_doublets
+        Doublets to simulate, by default as many as there are cells.
+    capture
+        Share of both cells' molecules that a droplet yields, see `mt.pp.simulate_doublets`.
+    expected_rate
+        Share of doublets that is expected (0-1). It turns scores into probabilities and changes no order.
+    layer
+        Layer that holds the raw counts, `.X` by default.
+    rng
+        Seed of simulation, folds, fits, null and bootstrap.
+    key_added
+        Key in `.uns`, by default "doublets".
+    copy
+        Return a copy instead of writing to `adata`.
+
+    Returns
+    -------
+    `None`, or the copy. Writes
+
+    `.obs["doublet_probability"]`, `.obs["doublet"]`
+        Probability of being a doublet at the expected rate, and whether it is above one half.
+    `.uns["doublets"]["cells"]`
+        What each cell, simulated doublet and query was given; see `mt.get.doublets`.
+    `.uns["doublets"]["scores"]`
+        How well doublets are told, beside scrublet and permuted labels; see `mt.get.doublet_scores`.
+    `.uns["doublets"]["singlets"]`
+        Shares of singlets; see `mt.get.singlet_fraction`.
+
+    Raises
+    ------
+    KeyError
+        If a column or the ranks are missing.
+    ValueError
+        If the counts are no raw counts, there are fewer than 50 cells, no two cells can meet in some fold, queries have
+        names of cells, or features are asked for that the cells do not have.
+
+    Notes
+    -----
+    ``embedding``, ``ranks``, ``expression``
+        Spaces in which neighbours are looked for: the model's embedding (standardised); the ranks that the model
+        reads, and the log-normalised counts (to 10,000 a cell), both of the 2,000 most variable genes in 30 principal
+        directions. From each, the shares of simulated doublets among the nearest 5, 15 and 50 (as scrublet takes
+        them), the same weighted by nearness, and the score of a ridge regression.
+    ``size``
+        Counts and genes of the cell (logarithms), and by how much they are above those of the nearest cells: what
+        tells two cells of one type from one.
+
+    There are five folds of cells (or donors), and doublets are simulated within each. For each pair of folds the spaces,
+    neighbours and regressions are of the other three alone. A fold is judged by a gradient boosting (scikit-learn)
+    that was trained on the other folds, each of them described without itself and without the judged one: what is seen in training
+    is as unseen as what is judged, which keeps probabilities calibrated. Queries are judged by all of these, on average.
+
+    scrublet is `scanpy.pp.scrublet` as it is, on all cells together. It knows its own simulated doublets only, so a fifth of those
+    simulated here are hidden among the cells for it, and both are scored on these. The null permutes within folds who is
+    a doublet, before anything is trained.
+
+    Scores are probabilities at even odds. At a low expected rate few cells are called although many more look like doublets:
+    the fraction of singlets is counted at even odds, for cells, simulated doublets and queries alike.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.load("heart_nuclei")[:100].copy()
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.tl.doublets(adata, model, groupby="cell_type", features=["expression", "size"])
+    >>> mt.get.singlet_fraction(adata)["population"].tolist()
+    ['cells', 'same-type doublets', 'cross-type doublets']
+    """
+    require_unique_names(adata)
+    require_rank(adata)
+    require_obs(adata, groupby, donor_key, truth_key)
+    check_share(groupby, same_type)
+    if kind not in KINDS:
+        raise ValueError(f"There are no doublets of {kind!r}; choose from {', '.join(KINDS)}.")
+    if not 0 < expected_rate < 1:
+        raise ValueError(f"expected_rate must be between 0 and 1, got {expected_rate}.")
+    if adata.n_obs < MIN_CELLS:
+        raise ValueError(f"{adata.n_obs} cells are too few to learn from; at least {MIN_CELLS} are needed.")
+    used = _choose_features(features, kind, queries, layer)
+    if groupby is not None and same_type is None:
+        same_type = 0.5
+    truth = None if truth_key is None else _read_truth(adata, truth_key)
+
+    # In the order of their names, so that no result depends on the order they come in.
+    order = np.argsort(adata.obs_names.to_numpy(dtype=str), kind="stable")
+    donor, donor_names = read_codes(adata, donor_key)
+    donor = None if donor is None else donor[order]
+    by_donor = donor is not None and len(donor_names) >= 3
+    fold = _folds(donor if by_donor else np.arange(adata.n_obs), rng)
+    types, _ = read_codes(adata, groupby)
+    first, second = draw_pairs(
+        adata.obs_names.to_numpy(dtype=str)[order],
+        fold if donor is None else fold * (donor.max() + 1) + donor,
+        None if types is None else types[order],
+        n_doublets or adata.n_obs,
+        same_type=same_type,
+        seed=rng,
+    )
+    counts, first, second, simulated = _simulate(
+        adata, model, order, first, second, kind=kind, capture=capture, layer=layer, seed=rng
+    )
+    items = _Items(
+        is_doublet=np.repeat([0, 1], [adata.n_obs, len(first)]),
+        fold=np.concatenate([fold, fold[first]]),
+        donor=np.concatenate([donor, donor[first]]) if by_donor else None,
+        same=np.zeros(len(first), dtype=bool)
+        if types is None
+        else (types[order][first] == types[order][second]),
+        hidden=np.arange(len(first)) % HIDDEN == 0,
+    )
+    if len(np.unique(fold[first])) < fold.max() + 1:
+        raise ValueError(
+            "In some of the folds no two cells can meet, since donors (or types) have too few cells. Drop the small "
+            "ones, or leave out donor_key or same_type."
+        )
+    spaces, size = _spaces(adata, simulated, queries, model, used, order, counts, layer)
+    score, null, label_null, asked = _cross_fit(spaces, size, items, rng)
+
+    scrublet, scrublet_hidden = np.full((2, len(score)), np.nan)
+    n = adata.n_obs
+    if kind == "counts":
+        hidden = n + np.flatnonzero(items.hidden)
+        among = np.concatenate([np.arange(n), hidden])
+        scrublet_hidden[among] = _scrublet(counts[among], rng)
+        if truth is not None:
+            scrublet[:n] = _scrublet(counts[:n], rng)
+    known = None if truth is None else truth[order]
+    table = _cell_table(adata, order, items, known, score, scrublet, scrublet_hidden, types is not None)
+    if queries is not None:
+        asked = pd.DataFrame({"cell": queries.obs_names.to_numpy(), "population": "queries", "score": asked})
+        if by_donor and donor_key in queries.obs:
+            asked["donor"] = queries.obs[donor_key].astype(str).to_numpy()
+        table = pd.concat([table, asked], ignore_index=True)
+    if items.donor is not None:
+        table.loc[: len(score) - 1, "donor"] = donor_names[items.donor]
+    table["probability"] = at_odds(table["score"].to_numpy(), expected_rate)
+    for column in {"donor", "pair", "truth"} & set(table):
+        table[column] = table[column].fillna("")
+
+    adata = adata.copy() if copy else adata
+    probability = np.empty(n)
+    probability[order] = table["probability"].to_numpy()[:n]
+    adata.obs[_keys.DOUBLET_PROBABILITY] = probability
+    adata.obs[_keys.DOUBLET] = probability > 0.5
+    params = {
+        "kind": kind,
+        "features": list(used),
+        "groupby": groupby,
+        "same_type": same_type,
+        "donor_key": donor_key,
+        "truth_key": truth_key,
+        "folds": "donors" if by_donor else "cells",
+        "n_folds": int(fold.max()) + 1,
+        "capture": [float(x) for x in capture],
+        "expected_rate": float(expected_rate),
+        "layer": layer or "X",
+        "seed": rng,
+        "n_cells": n,
+        "n_doublets": len(first),
+        "n_without_genes": (n_doublets or n) - len(first),
+    }
+    write_result(
+        adata,
+        key_added or _keys.DOUBLETS,
+        {**model.params, **params},
+        cells=table,
+        scores=_score_table(table, null, label_null, items, expected_rate, rng),
+        singlets=_singlet_table(table, rng),
+    )
+    return adata if copy else None
+
+
+class _Items(NamedTuple):
+    """Cells, then simulated doublets."""
+
+    is_doublet: np.ndarray
+    """1 for doublets; items."""
+    fold: np.ndarray
+    """items."""
+    donor: np.ndarray | None
+    """items; `None` where cells are the units."""
+    same: np.ndarray
+    """Whether both cells are of one type; doublets."""
+    hidden: np.ndarray
+    """Whether scrublet is given it; doublets."""
+
+
+def _choose_features(
+    features: Sequence[str] | None, kind: str, queries: AnnData | None, layer: str | None
+) -> tuple[str, ...]:
+    """Features to use: those asked for, or all that cells and queries have."""
+    if unknown := sorted(set(features or ()) - set(FEATURES)):
+        raise ValueError(f"There are no features {unknown[0]!r}; choose from {', '.join(FEATURES)}.")
+    counted = queries is None or (queries.X is not None if layer is None else layer in queries.layers)
+    able = FEATURES if kind == "counts" and counted else OF_RANKS
+    if not features:
+        return able
+    if missing := [name for name in features if name not in able]:
+        who = "The queries have" if kind == "counts" else "Doublets of ranks have"
+        raise ValueError(f"{who} no counts, so {missing[0]!r} is not known. Choose from {', '.join(able)}.")
+    used = tuple(name for name in FEATURES if name in features)
+    if used == ("size",):
+        raise ValueError(
+            "'size' alone has no neighbours to compare with. Add 'expression', or other features."
+        )
+    return used
+
+
+def _read_truth(adata: AnnData, key: str) -> np.ndarray:
+    """1 for doublets, 0 for singlets, -1 for not known."""
+    column = adata.obs[key]
+    if pd.api.types.is_bool_dtype(column):
+        return column.to_numpy().astype(int)
+    truth = column.astype(str).str.lower().map({"singlet": 0, "doublet": 1}).fillna(-1).to_numpy(dtype=int)
+    if not {0, 1} <= set(truth):
+        raise ValueError(
+            f".obs[{key!r}] must be boolean, or name both 'singlet' and 'doublet'; it has "
+            f"{sorted(column.astype(str).unique())[:5]}."
+        )
+    return truth
+
+
+def _folds(unit: np.ndarray, seed: int) -> np.ndarray:
+    """Fold of each cell: units in random order, dealt out one by one."""
+    n = unit.max() + 1
+    fold = np.empty(n, dtype=np.int64)
+    fold[np.random.default_rng(seed).permutation(n)] = np.arange(n) % min(N_FOLDS, n)
+    return fold[unit]
+
+
+def _simulate(adata, model, order, first, second, *, kind, capture, layer, seed):
+    """Counts of cells and doublets, the pairs that are left, and the doublets, rank-encoded."""
+    uns = {key: adata.uns[key] for key in (_keys.MAP_GENES, _keys.ENCODING) if key in adata.uns}
+    if kind == "ranks":
+        ranks = merge_ranks(sp.csr_matrix(adata.layers[_keys.RANK])[order], first, second)
+        obs = pd.DataFrame({_keys.N_RANKED: np.diff(ranks.indptr)}, index=_names(len(first)))
+        return None, first, second, AnnData(obs=obs, var=adata.var, layers={_keys.RANK: ranks}, uns=uns)
+    low, high = capture
+    if not 0 < low <= high <= 1:
+        raise ValueError(f"capture must be two shares, 0 < low <= high <= 1; got ({low}, {high}).")
+    counts = sp.csr_matrix(get_counts(adata, layer)[:])
+    check_counts(counts, force=False, hint=counts_hint(adata))
+    counts = counts[order].astype(np.float32)
+    share = low + (high - low) * uniform(seed, np.arange(len(first)), 2)
+    made = add_counts(counts, first, second, share, seed=seed)
+    # A doublet of small cells may have lost all genes that the model knows.
+    token = adata.var[_keys.TOKEN_ID].to_numpy()
+    known = (token >= 0) & ~np.isnan(model.vocab.median_of_token[token])
+    left = made @ known.astype(np.float32) > 0
+    first, second, made = first[left], second[left], made[left]
+    simulated = AnnData(made, obs=pd.DataFrame(index=_names(len(first))), var=adata.var.copy(), uns=uns)
+    rank_value_encode(simulated, model)
+    return sp.vstack([counts, made], format="csr"), first, second, simulated
+
+
+def _names(n: int) -> list[str]:
+    return [f"doublet_{i}" for i in range(n)]
+
+
+def _spaces(adata, simulated, queries, model, used, order, counts, layer):
+    """What neighbours are looked for in, and sizes: cells, doublets, queries."""
+    others = [simulated] if queries is None else [simulated, queries]
+    if queries is not None:
+        require_unique_names(queries)
+        if len(both := queries.obs_names.intersection(adata.obs_names)):
+            raise ValueError(
+                f"{len(both)} queries have the name of a cell (first: {both[0]!r}). Queries must be other cells."
+            )
+    spaces = {}
+    if "embedding" in used:
+        settings = adata.uns.get(_keys.EMBED, {}).get("params", {})
+        how = {"layer": int(settings.get("layer", -1)), "pool": str(settings.get("pool", "mean"))}
+        if settings.get("model_sha256") == model.sha256 and _keys.EMBEDDING in adata.obsm:
+            own = np.asarray(adata.obsm[_keys.EMBEDDING])
+        else:
+            own = embed_sequences(model, get_sequences(adata, model), **how).cells
+        rest = [embed_sequences(model, get_sequences(other, model), **how).cells for other in others]
+        spaces["embedding"] = np.vstack([own[order], *rest])
+    if "ranks" in used:
+        parts = [rank_features(adata, model)[order], *(rank_features(other, model) for other in others)]
+        spaces["ranks"] = sp.vstack(parts, format="csr")
+    if {"expression", "size"} & set(used):
+        if queries is not None:
+            if len(absent := adata.var_names.difference(queries.var_names)):
+                raise ValueError(
+                    f"The queries lack {len(absent)} of the genes (first: {absent[0]!r}). Give both the same genes."
+                )
+            asked = sp.csr_matrix(get_counts(queries, layer)[:])
+            check_counts(asked, force=False, hint=counts_hint(queries))
+            asked = asked[:, queries.var_names.get_indexer(adata.var_names)].astype(np.float32)
+            counts = sp.vstack([counts, asked], format="csr")
+        if "expression" in used:
+            spaces["expression"] = log_normalize(counts)
+    return spaces, size_features(counts) if "size" in used else None
+
+
+def _cross_fit(spaces, size, items: _Items, seed: int):
+    """Scores at even odds of cells and doublets; those and the labels of the null; scores of queries."""
+    n = len(items.fold)
+    n_queries = next(iter(spaces.values())).shape[0] - n
+    rng = np.random.default_rng(seed)
+    permuted = items.is_doublet.copy()
+    folds = range(items.fold.max() + 1)
+    for f in folds:
+        permuted[items.fold == f] = rng.permutation(permuted[items.fold == f])
+    labels = np.zeros((2, n + n_queries), dtype=np.int8)
+    labels[:, :n] = items.is_doublet, permuted
+    is_cell = np.append(items.is_doublet == 0, np.zeros(n_queries, dtype=bool))
+    rows = [np.flatnonzero(items.fold == f) for f in folds]
+    asked = np.arange(n, n + n_queries)
+
+    described = {}
+    for f, g in progress(list(combinations(folds, 2)), desc="Looking for neighbours", unit="pair of folds"):
+        reference = np.flatnonzero((items.fold != f) & (items.fold != g))
+        parts = (rows[f], rows[g], asked)
+        found = describe(spaces, size, reference, np.concatenate(parts), is_cell, labels, seed=seed)
+        ends = np.cumsum([len(part) for part in parts])[:-1]
+        of_f, of_g, of_asked = zip(*(np.split(array, ends) for array in found), strict=True)
+        described[f, g], described[g, f] = (of_f, of_asked), (of_g, of_asked)
+
+    scores, of_queries = np.zeros((2, n)), np.zeros(n_queries)
+    for f in folds:
+        others = [g for g in folds if g != f]
+        trained = np.concatenate([rows[g] for g in others])
+        for which in range(2):
+            fitted = _fit(
+                np.vstack([described[g, f][0][which] for g in others]), labels[which][trained], seed
+            )
+            share = labels[which][trained].mean()
+            judged = [_judge(fitted, described[f, g][0][which], share) for g in others]
+            scores[which, rows[f]] = np.mean(judged, axis=0)
+            if n_queries and which == 0:
+                judged = [_judge(fitted, described[f, g][1][0], share) for g in others]
+                of_queries += np.mean(judged, axis=0) / len(folds)
+    return scores[0], scores[1], permuted, of_queries
+
+
+def _fit(X: np.ndarray, label: np.ndarray, seed: int):
+    """Boosted trees, small and slow enough to stay calibrated."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    trees = HistGradientBoostingClassifier(
+        max_iter=120,
+        learning_rate=0.1,
+        max_leaf_nodes=6,
+        min_samples_leaf=20,
+        l2_regularization=5,
+        early_stopping=False,
+        random_state=seed,
+    )
+    return trees.fit(X, label)
+
+
+def _judge(trees, X: np.ndarray, share: float) -> np.ndarray:
+    """Probabilities at even odds, after training on this share of doublets."""
+    # Weights in training would say the same, but make scikit-learn's binning many times slower.
+    return at_odds(trees.predict_proba(X)[:, 1], 1 - share)
+
+
+def _balanced(label: np.ndarray) -> np.ndarray:
+    """Weights with which both labels have one half."""
+    share = label.mean()
+    return np.where(label == 1, 0.5 / max(share, 1e-12), 0.5 / max(1 - share, 1e-12))
+
+
+def _scrublet(counts: sp.csr_matrix, seed: int) -> np.ndarray:
+    """Scanpy's scrublet, with its defaults; NaN for cells that it leaves out."""
+    import scanpy as sc
+
+    plain = AnnData(counts.copy())
+    plain.obs_names = plain.obs_names.astype(str)
+    # No calls are wanted, so any threshold that needs no second package will do; fewer components than cells.
+    n_components = int(min(30, min(counts.shape) - 1))
+    sc.pp.scrublet(plain, threshold=0.0, n_prin_comps=n_components, verbose=False, random_state=seed)
+    return plain.obs["doublet_score"].to_numpy(dtype=float)
+
+
+def _cell_table(adata, order, items, truth, score, scrublet, scrublet_hidden, typed) -> pd.DataFrame:
+    """One row a cell or simulated doublet."""
+    names = adata.obs_names.to_numpy()[order]
+    n_doublets = len(items.same)
+    pair = np.where(items.same, "same type", "cross type") if typed else np.full(n_doublets, "any")
+    table = pd.DataFrame(
+        {
+            "cell": np.concatenate([names, np.array(_names(n_doublets), dtype=object)]),
+            "population": np.repeat(["cells", "doublets"], [len(names), n_doublets]),
+            "pair": np.concatenate([np.full(len(names), ""), pair]),
+            "fold": items.fold.astype(float),
+            "score": score,
+            "scrublet_hidden": scrublet_hidden,
+        }
+    )
+    if truth is not None:
+        known = np.array(["", "singlet", "doublet"], dtype=object)[truth + 1]
+        table["truth"] = np.concatenate([known, np.full(n_doublets, "")])
+        table["scrublet"] = scrublet
+    return table
+
+
+def _score_table(table, null, label_null, items: _Items, rate: float, seed: int) -> pd.DataFrame:
+    """Detectors on simulated doublets, all and by pair, and on known ones."""
+    given = table.iloc[: len(null)]
+    cell = (given["population"] == "cells").to_numpy()
+    counted = given["scrublet_hidden"].notna().any()
+    kinds = {"all": ~cell}
+    for name in ("same type", "cross type"):
+        if (given["pair"] == name).any():
+            kinds[name] = (given["pair"] == name).to_numpy()
+    rows = []
+    for name, some in kinds.items():
+        both = cell | some
+        compared = cell | (some & given["scrublet_hidden"].notna().to_numpy() if counted else some)
+        columns = {"detector": "score", "scrublet": "scrublet_hidden"} if counted else {"detector": "score"}
+        part = _compare(given[compared], columns, some[compared], items, compared, seed)
+        probability, weight = given["score"].to_numpy()[both], _balanced(some[both])
+        part[0] |= _calibrated(probability, some[both], weight)
+        rows += [{"set": "simulated", "doublets": name, **row} for row in part]
+    permuted = given.assign(score=null)
+    part = _compare(permuted, {"permuted labels": "score"}, label_null == 1, items, slice(None), seed)
+    part[0] |= _calibrated(null, label_null == 1, _balanced(label_null))
+    rows += [{"set": "simulated", "doublets": "all", **row} for row in part]
+    if "truth" in given:
+        known = given["truth"].ne("").to_numpy()
+        positive = given["truth"].eq("doublet").to_numpy()[known]
+        columns = {"detector": "score"} | ({"scrublet": "scrublet"} if counted else {})
+        part = _compare(given[known], columns, positive, items, known, seed)
+        probability = at_odds(given["score"].to_numpy()[known], rate)
+        part[0] |= _calibrated(probability, positive, np.ones(known.sum()))
+        rows += [{"set": "truth", "doublets": "all", **row} for row in part]
+    return pd.DataFrame(rows)
+
+
+def _compare(part: pd.DataFrame, columns: dict, positive, items: _Items, rows, seed: int) -> list[dict]:
+    """Both areas of each detector, and what the first is ahead, with intervals from the same draws."""
+    unit = None if items.donor is None else items.donor[rows]
+    rng = np.random.default_rng(seed)
+    weight = np.vstack(
+        [np.ones((1, len(part)), np.float32), bootstrap_weights(unit, len(part), N_DRAWS, rng)]
+    )
+    # scrublet has no score for cells that it leaves out: they come last.
+    areas = {
+        name: auroc_ap(part[c].fillna(part[c].min()).to_numpy(), positive, weight)
+        for name, c in columns.items()
+    }
+    best = next(iter(areas.values()))
+    found = []
+    for name, pair in areas.items():
+        row = {"detector": name}
+        for measure, own, ahead in zip(("auroc", "average_precision"), pair, best, strict=True):
+            for key, values in ((measure, own), (f"{measure}_lead", ahead - own)):
+                row[key] = values[0]
+                row[f"{key}_low"], row[f"{key}_high"] = np.nanquantile(values[1:], [0.025, 0.975])
+        row |= {"calibration_error": np.nan, "brier": np.nan, "rate": positive.mean()}
+        row |= {"n_cells": int((~positive).sum()), "n_doublets": int(positive.sum())}
+        row |= {"n_units": len(part) if unit is None else len(np.unique(unit))}
+        found.append(row | {"unit": "cell" if unit is None else "donor"})
+    return found
+
+
+def _calibrated(probability: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> dict:
+    """Expected calibration error and Brier score."""
+    brier = np.average((probability - positive) ** 2, weights=weight)
+    return {"calibration_error": calibration_error(probability, positive, weight), "brier": float(brier)}
+
+
+def _singlet_table(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Share of singlets in each population, with its interval."""
+    from scipy.stats import binomtest
+
+    name = table["population"].to_numpy(dtype=object)
+    kinds = {"same type": "same-type doublets", "cross type": "cross-type doublets"}
+    name = np.where(table["pair"].isin(kinds), table["pair"].map(kinds), name)
+    rows = []
+    for population in dict.fromkeys(["cells", *kinds.values(), *name]):
+        if not (some := name == population).any():
+            continue
+        part = table[some]
+        single = (part["score"] < 0.5).to_numpy()
+        by_donor = "donor" in part and part["donor"].ne("").all()
+        if by_donor:
+            weight = bootstrap_weights(
+                part["donor"].to_numpy(dtype=str), len(part), N_DRAWS, np.random.default_rng(seed)
+            )
+            total = weight.sum(axis=1)
+            low, high = np.quantile((weight @ single)[total > 0] / total[total > 0], [0.025, 0.975])
+        else:
+            low, high = binomtest(int(single.sum()), len(single)).proportion_ci(method="wilson")
+        rows.append(
+            {
+                "population": population,
+                "singlet_fraction": single.mean(),
+                "ci_low": low,
+                "ci_high": high,
+                "called_singlet": (part["probability"] <= 0.5).mean(),
+                "n_cells": len(part),
+                "n_units": part["donor"].nunique() if by_donor else len(part),
+                "unit": "donor" if by_donor else "cell",
+            }
+        )
+    return pd.DataFrame(rows)

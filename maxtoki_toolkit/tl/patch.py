@@ -1,0 +1,261 @@
+"""Where in the model and the prompt is what makes two prompts differ? Activation patching."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from .. import _keys
+from .._results import read_result, write_result
+from ..models.hooks import Site
+from ..models.layout import Layout
+from ..models.model import MaxTokiModel, require_model
+from ..models.patching import ALIGN, LEVELS, Patched, level_sites, patch_states
+from ..pp.sample_prompts import read_prompts
+from ._cells import get_sequences
+from ._paired import benjamini_hochberg, donor_ratio, unit_name
+from ._readings import draw_partners, get_prompts, get_readings
+from .ablate_prompt import ABLATIONS, _ablate
+
+
+def patch(
+    adata: AnnData,
+    model: MaxTokiModel,
+    *,
+    corrupted: str = "mask_query",
+    queries: AnnData | None = None,
+    key: str | None = None,
+    level: str = "residual",
+    align: str = "tokens",
+    metric: str | Callable = "time",
+    n_prompts: int | None = 100,
+    max_tokens: int | None = None,
+    rng: int = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Put states of clean prompts into corrupted ones, and see how much of the clean reading comes back.
+
+    Parameters
+    ----------
+    adata
+        Rank-encoded cells with the clean prompts (`mt.pp.sample_prompts`).
+    model
+        A model that reads prompts.
+    corrupted
+        What is done to the clean prompts: an ablation of `mt.tl.ablate_prompt`, such as "mask_query" or "replace_context"; or
+        the key in `.uns` of other prompts, row by row with the clean ones, such as those of `mt.pp.match_queries`.
+    queries
+        The AnnData with the query cells of `mt.pp.match_queries`, rank-encoded.
+    key
+        Key in `.uns` of the clean prompts, by default "prompts".
+    level
+        What is put in: "residual", the stream after so many blocks; "attention" or "mlp", what a block's part adds to it;
+        "head", each head by itself.
+    align
+        "tokens": all tokens of a segment, which must be as many in both prompts; "last": the last token of each segment.
+    metric
+        "time", "likelihood", a gene or a function: see `mt.tl.ablate_heads`.
+    n_prompts
+        Prompts to read, drawn at random where there are more; `None` for all.
+    max_tokens
+        Padded tokens a batch; halved whenever memory runs out.
+    rng
+        Seed of what is drawn.
+    key_added
+        Key in `.uns`, by default "patch".
+    copy
+        Return a copy instead of writing to `adata`.
+
+    Returns
+    -------
+    `None`, or the copy. Writes `.uns["patch"]["effects"]`, one row a layer (or head) and segment of the prompt; see
+    `mt.get.patch`.
+
+    Raises
+    ------
+    ValueError
+        If clean and corrupted prompts are not of the same segments and tokens, or are all read alike.
+
+    Notes
+    -----
+    The effect is 0 where the corrupted reading stays and 1 where the clean one comes back: the slope, over prompts and
+    through 0, of what comes back on what was lost, so that prompts in which little was lost count little and the sign does not
+    matter. Intervals and p values leave out each donor in turn, as those of `mt.tl.ablate_prompt` do.
+
+    States of another clean prompt are the null: they bring back what any states would that are not the corrupted ones. `p_value`
+    is of the difference to it, `q_value` corrects for all rows (Benjamini and Hochberg). The trivial baseline is layer 0 of
+    "residual": to put in the tokens themselves.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=3, context_size=1)
+    >>> mt.tl.patch(adata, model, corrupted="mask_query", level="attention")
+    >>> mt.get.patch(adata)["layer"].max()
+    np.int64(3)
+    """
+    require_model(model)
+    for name, value, choices in (("level", level, LEVELS), ("align", align, ALIGN)):
+        if value not in choices:
+            raise ValueError(f"There is no {name}={value!r}; choose from {', '.join(choices)}.")
+    if not model.vocab.is_temporal:
+        raise ValueError(
+            f"{model.name!r} has no time tokens and reads no prompts, so there is nothing to patch."
+        )
+    table, prompts, cells = get_prompts(adata, model, metric, key=key, n_prompts=None, rng=rng)
+    if corrupted in ABLATIONS:
+        if corrupted == "drop_lapses":
+            raise ValueError(
+                '"drop_lapses" takes segments out of the prompt: there is nothing to align it with.'
+            )
+        # As in `mt.tl.ablate_prompt`: each has numbers of its own.
+        generator = np.random.default_rng([rng, ABLATIONS.index(corrupted)])
+        other, *changed = _ablate(corrupted, prompts, cells, model.vocab, 0.25, generator)
+    else:
+        rows, other_table = _other_prompts(adata, corrupted, len(table))
+        table, prompts = table.iloc[rows], prompts[rows]
+        elsewhere = adata if queries is None else queries
+        other = read_prompts(
+            other_table, adata, elsewhere, task="timelapse" if prompts.timelapse.all() else "cell"
+        )
+        changed = [cells, cells if queries is None else get_sequences(queries, model)]
+    if n_prompts is not None and n_prompts < len(table):
+        rows = np.sort(np.random.default_rng(rng).permutation(len(table))[:n_prompts])
+        table, prompts, other = table.iloc[rows], prompts[rows], other[rows]
+
+    clean = get_readings(adata, model, metric, table, prompts, cells)
+    dirty = get_readings(adata, model, metric, table, other, *changed)
+    both = np.intersect1d(clean.rows, dirty.rows)
+    if len(both) < 2:
+        raise ValueError(
+            f"Only {len(both)} prompts have {metric!r} in both query cells; at least 2 are needed."
+        )
+    if len(both) < len(table):
+        table, prompts, other = table.iloc[both], prompts[both], other[both]
+        clean = get_readings(adata, model, metric, table, prompts, cells)
+        dirty = get_readings(adata, model, metric, table, other, *changed)
+    _require_aligned(clean.parts, dirty.parts, align)
+    layers, sites = zip(*level_sites(model, level), strict=True)
+    found = patch_states(
+        model,
+        clean.sequences,
+        dirty.sequences,
+        clean.parts,
+        dirty.parts,
+        clean.read,
+        dirty.read,
+        sites,
+        align=align,
+        partners=draw_partners(clean.parts, rng),
+        max_tokens=max_tokens,
+    )
+    effects = _effects(table, found, layers, sites, clean.parts.names, rng)
+    adata = adata.copy() if copy else adata
+    params = {
+        "metric": clean.metric,
+        "unit": clean.unit,
+        "corrupted": corrupted,
+        "level": level,
+        "align": align,
+        "n_prompts": len(table),
+        "clean": float(found.clean.mean()),
+        "corrupted_value": float(found.corrupted.mean()),
+        "mean_difference": float(np.abs(found.clean - found.corrupted).mean()),
+        "share_different": float((found.clean != found.corrupted).mean()),
+        "donors": unit_name(table),
+        "seed": rng,
+    }
+    write_result(adata, key_added or _keys.PATCH, {**model.params, **params}, effects=effects)
+    return adata if copy else None
+
+
+def _other_prompts(adata: AnnData, key: str, n_clean: int) -> tuple[np.ndarray, pd.DataFrame]:
+    """Corrupted prompts, and the row of the clean one for each."""
+    if key not in adata.uns:
+        raise KeyError(
+            f"corrupted={key!r} is neither an ablation ({', '.join(ABLATIONS)}) nor a key in .uns of prompts. Make some with "
+            "mt.pp.match_queries(adata, ...)."
+        )
+    table = read_result(adata, key, "mt.pp.match_queries(adata, ...)")["prompts"]
+    rows = table["prompt"].to_numpy(dtype=np.int64) if "prompt" in table else np.arange(len(table))
+    if rows.max(initial=-1) >= n_clean or ("prompt" not in table and len(table) != n_clean):
+        raise ValueError(
+            f".uns[{key!r}] has {len(table)} prompts, for {n_clean} clean ones. They must be row by row: make them "
+            "with mt.pp.match_queries from the clean ones."
+        )
+    return rows, table
+
+
+def _require_aligned(clean: Layout, corrupted: Layout, align: str) -> None:
+    """Raise if prompts cannot be put onto each other."""
+    same = clean.names == corrupted.names
+    unlike = (
+        ((clean.size > 0) != (corrupted.size > 0)).any(axis=1) if same else np.ones(len(clean.size), bool)
+    )
+    if unlike.any():
+        raise ValueError(
+            f"{unlike.sum()} of {len(unlike)} corrupted prompts have other segments than the clean ones ({', '.join(clean.names)} "
+            f"against {', '.join(corrupted.names)}, at most). Both need as many context cells."
+        )
+    if align == "tokens" and (unlike := (clean.size != corrupted.size).any(axis=1)).any():
+        row = np.flatnonzero(unlike)[0]
+        at = np.flatnonzero(clean.size[row] != corrupted.size[row])[0]
+        raise ValueError(
+            f"{unlike.sum()} of {len(unlike)} corrupted prompts have segments of another length (the first: {clean.names[at]} "
+            f'of {corrupted.size[row, at]} tokens, the clean one of {clean.size[row, at]}). Pass align="last" to patch the '
+            "last token of each segment, or corrupt without changing the length."
+        )
+
+
+def _effects(
+    table: pd.DataFrame,
+    found: Patched,
+    layers: tuple[int, ...],
+    sites: tuple[Site, ...],
+    names: list[str],
+    seed: int,
+) -> pd.DataFrame:
+    """Share of the clean reading that comes back, with donors as units."""
+    lost = found.clean - found.corrupted
+    if not lost.any():
+        raise ValueError(
+            "Clean and corrupted prompts are all read alike: nothing was lost that could come back."
+        )
+    shape = (len(lost), -1)
+    back, other = (
+        (part - found.corrupted[:, None, None]).reshape(shape) for part in (found.values, found.null)
+    )
+    known = np.isfinite(back)
+    weight = np.where(known, lost[:, None] ** 2, 0)
+
+    def slope(change: np.ndarray) -> pd.DataFrame:
+        return donor_ratio(np.where(known, change * lost[:, None], 0), weight, table, seed=seed)
+
+    effect, null, difference = slope(back), slope(other), slope(back - other)
+    effects = pd.DataFrame(
+        {
+            "layer": np.repeat(layers, len(names)),
+            "head": np.repeat([-1 if site.head is None else site.head for site in sites], len(names)),
+            "segment": np.tile(names, len(sites)),
+        }
+    )
+    for name, part in (("effect", effect), ("null", null)):
+        effects[name], effects[f"{name}_low"], effects[f"{name}_high"] = (
+            part["estimate"],
+            part["low"],
+            part["high"],
+        )
+    effects["p_value"] = difference["p_value"]
+    effects["q_value"] = benjamini_hochberg(difference["p_value"])
+    effects["n_prompts"] = known.sum(axis=0)
+    effects["n_units"] = effect["n_units"]
+    effects["unit"] = unit_name(table)
+    return effects
