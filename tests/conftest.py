@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +15,9 @@ import pytest
 from maxtoki_toolkit import settings
 
 matplotlib.use("Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Side by side, each test takes one core.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARED = Path(__file__).parents[2] / "shared"
 
 

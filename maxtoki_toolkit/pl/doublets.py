@@ -57,7 +57,7 @@ def doublets(adata: AnnData, *, scored_on: str = "simulated", key: str = _keys.D
     scores = scores[(scores["set"] == scored_on) & (scores["detector"] != "permuted labels")]
     if scores.empty:
         raise ValueError(f"Nothing was scored on {scored_on!r}. Give truth_key to mt.tl.doublets.")
-    fig, axes = plt.subplots(2, 2, figsize=(9.2, 8.2), layout="constrained")
+    fig, axes = plt.subplots(2, 2, figsize=(8.4, 8.6), layout="constrained")
     (roc, pr), (reliability, histogram) = axes
     types = [name for name in scores["doublets"].unique() if name != "all"] or ["all"]
     for pair in types:
@@ -88,8 +88,6 @@ def doublets(adata: AnnData, *, scored_on: str = "simulated", key: str = _keys.D
             title=f"{what} [95% over {over}]",
             loc="upper center",
             bbox_to_anchor=(0.5, -0.16),
-            ncols=1 if len(types) == 1 else 2,
-            columnspacing=1.2,
             **legend,
         )
 
@@ -114,7 +112,7 @@ def doublets(adata: AnnData, *, scored_on: str = "simulated", key: str = _keys.D
     histogram.axvline(0.5, color=NULL, lw=1)
     histogram.set(xlabel="probability at even odds", ylabel="cells (%)", xlim=(0, 1))
     histogram.set_title("scores", loc="left", fontsize=10)
-    histogram.legend(frameon=False, fontsize=8)
+    histogram.legend(frameon=False, fontsize=8, loc="upper center")
     for ax in axes.flat:
         ax.tick_params(labelsize=9)
         clean(ax)
@@ -184,6 +182,6 @@ def _reliability(
         xlim=(-0.03, 1.03),
         ylim=(-0.03, 1.05),
     )
-    legend = ax.legend(frameon=False, fontsize=8, loc="upper left")
+    legend = ax.legend(frameon=False, fontsize=8, loc="lower right")
     for handle in legend.legend_handles:
         handle.set_sizes([30])

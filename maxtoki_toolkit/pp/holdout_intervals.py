@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
+from .._correction import benjamini_hochberg
 from .._results import write_result
 from .._validate import require_obs, require_rank, require_unique_names
 from ._design import get_groups, get_times
@@ -206,13 +207,11 @@ def _samples(X: sp.csr_matrix, time: np.ndarray, donor: np.ndarray, min_share: f
 
 def _test(parts, candidates) -> tuple[list[tuple], np.ndarray]:
     """Slopes and p values of each group's genes, interval by interval, and the q values of all of them."""
-    from statsmodels.stats.multitest import multipletests
-
     tests = []
     for _, part in parts:
         time, donor = part["time"][part["order"]], part["donor"][part["order"]]
         tests += [two_lines(part["Y"], time, first, last, donor) for first, last in candidates]
-    return tests, multipletests(np.concatenate([p for _, _, p in tests]), method="fdr_bh")[1]
+    return tests, benjamini_hochberg(np.concatenate([p for _, _, p in tests]))
 
 
 def _table(parts, candidates, tests, turns: np.ndarray) -> pd.DataFrame:

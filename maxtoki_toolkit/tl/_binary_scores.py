@@ -33,6 +33,7 @@ def auroc_ap(score: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> tup
 
 
 def _areas(weight: np.ndarray, positive: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    weight = weight.astype(np.float64)
     hits = np.add.reduceat(weight * positive, starts, axis=1)
     misses = np.add.reduceat(weight * ~positive, starts, axis=1)
     n_hits, n_misses = hits.cumsum(axis=1), misses.cumsum(axis=1)

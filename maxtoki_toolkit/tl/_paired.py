@@ -59,17 +59,6 @@ def donor_mean(values: np.ndarray, table: pd.DataFrame, *, seed: int = 0) -> pd.
     return donor_ratio(np.where(known, values, 0), known.astype(float), table, seed=seed)
 
 
-def benjamini_hochberg(p_values: np.ndarray) -> np.ndarray:
-    """Correct the p values that are known: q values."""
-    from statsmodels.stats.multitest import multipletests
-
-    p_values = np.asarray(p_values, float)
-    q_values = np.full(len(p_values), np.nan)
-    if (known := np.isfinite(p_values)).any():
-        q_values[known] = multipletests(p_values[known], method="fdr_bh")[1]
-    return q_values
-
-
 def unit_name(table: pd.DataFrame) -> str:
     """What the units are."""
     return "donor" if "donor" in table else "query cell"

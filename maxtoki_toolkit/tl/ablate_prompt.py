@@ -10,6 +10,7 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
+from .._correction import benjamini_hochberg
 from .._results import read_result, write_result
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
@@ -240,8 +241,6 @@ def _keep(sequences: Sequences, kept: np.ndarray) -> Sequences:
 
 def _effects(table: pd.DataFrame, names: list[str], seed: int) -> pd.DataFrame:
     """Difference that each ablation makes to the error, with donors as units."""
-    from statsmodels.stats.multitest import multipletests
-
     true = table["lapse"].to_numpy(float)
     unit = "donor" if "donor" in table else "query"
     n_units = table[unit].nunique()
@@ -272,5 +271,5 @@ def _effects(table: pd.DataFrame, names: list[str], seed: int) -> pd.DataFrame:
             }
         )
     effects = pd.DataFrame(rows)
-    effects["q_value"] = multipletests(effects["p_value"], method="fdr_bh")[1]
+    effects["q_value"] = benjamini_hochberg(effects["p_value"])
     return effects

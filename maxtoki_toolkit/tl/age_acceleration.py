@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
+from .._correction import benjamini_hochberg
 from .._progress import progress
 from .._results import write_result
 from .._validate import require_obs, require_rank, require_unique_names
@@ -383,7 +384,6 @@ def _effects(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Effects of all predictors, conditions and groups; and donors."""
     from natsort import natsorted
-    from statsmodels.stats.multitest import multipletests
 
     donor = cells.names[cells.donor[queries]]
     table = pd.DataFrame({"donor": donor, "time": cells.time[queries].astype(float)})
@@ -427,9 +427,7 @@ def _effects(
     effects = pd.DataFrame(effects)
     effects["q_value"] = np.nan
     for _, rows in effects.groupby(["predictor", effects["group"] == "all"]).groups.items():
-        p = effects.loc[rows, "p_value"].dropna()
-        if len(p):
-            effects.loc[p.index, "q_value"] = multipletests(p, method="fdr_bh")[1]
+        effects.loc[rows, "q_value"] = benjamini_hochberg(effects.loc[rows, "p_value"])
     effects["conclusion"] = effects.apply(_conclusion, axis=1)
     return effects, pd.concat(donors, ignore_index=True)
 

@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
+from .._correction import benjamini_hochberg
 from .._progress import progress
 from .._results import write_result
 from ..models.model import MaxTokiModel
@@ -206,8 +207,6 @@ def _clock(X, time: np.ndarray, donor: np.ndarray | None, parts: dict, seed: int
 
 def _scores(cells, columns: list[str], prompted, adata, donor, as_prompted, seed: int) -> pd.DataFrame:
     """Scores of the ages that were read, as of lapses from nothing."""
-    from statsmodels.stats.multitest import multipletests
-
     units = prompted.units.copy()
     if donor is None:
         units = pd.DataFrame({"query": adata.obs_names.to_numpy(dtype=object)[prompted.query]})
@@ -220,7 +219,6 @@ def _scores(cells, columns: list[str], prompted, adata, donor, as_prompted, seed
     groupby = "group" if table["group"].nunique() > 1 else None
     scores = score_lapses(table, {name: name for name in columns}, groupby=groupby, seed=seed)
     scores["q_value"] = np.nan
-    tested = scores[(scores["group"] != "all") & scores["p_value"].notna()]
-    for rows in tested.groupby("predictor").groups.values():
-        scores.loc[rows, "q_value"] = multipletests(scores.loc[rows, "p_value"], method="fdr_bh")[1]
+    for rows in scores[scores["group"] != "all"].groupby("predictor").groups.values():
+        scores.loc[rows, "q_value"] = benjamini_hochberg(scores.loc[rows, "p_value"])
     return scores.rename(columns={"predictor": "cells", "n_prompts": "n_cells"})

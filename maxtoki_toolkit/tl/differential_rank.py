@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
+from .._correction import benjamini_hochberg
 from .._results import write_result
 from ..models.model import MaxTokiModel
 from ..pp._design import get_mask, get_times
@@ -147,8 +148,6 @@ def differential_rank(
     >>> mt.get.differential_rank_scores(adata)["predictor"].tolist()
     ['generated', 'permuted', 'interpolation', 'no change', 'true halves']
     """
-    from statsmodels.stats.multitest import multipletests
-
     if n_top < 1:
         raise ValueError(f"n_top must be at least 1, got {n_top}.")
     if n_bootstrap < 2 or n_permutations < 1:
@@ -224,10 +223,7 @@ def differential_rank(
             stacklevel=2,
         )
     scores = pd.concat(scores, ignore_index=True)
-    scores["q_value"] = np.nan
-    tested = scores["p_value"].notna()
-    if tested.any():
-        scores.loc[tested, "q_value"] = multipletests(scores.loc[tested, "p_value"], method="fdr_bh")[1]
+    scores["q_value"] = benjamini_hochberg(scores["p_value"])
 
     adata = adata.copy() if copy else adata
     params = {
@@ -300,13 +296,11 @@ def _trend(X: sp.csr_matrix, about: About, rows: np.ndarray) -> np.ndarray:
 
 def _gene_table(units: dict[str, Units], trend, guess, n_top: int) -> pd.DataFrame:
     """Changes of each gene."""
-    from statsmodels.stats.multitest import multipletests
-
     table = {}
     for source in ("true", "generated"):
         found = change_table(units[source])
         table |= {f"{source}_{name}": values for name, values in found.items()}
-        table[f"{source}_q_value"] = multipletests(found["p_value"], method="fdr_bh")[1]
+        table[f"{source}_q_value"] = benjamini_hochberg(found["p_value"])
     table = pd.DataFrame(table)
     table["interpolated_change"] = np.nan if guess is None else guess
     table["trend"] = np.nan if trend is None else trend

@@ -137,7 +137,7 @@ def doublets(
 
     scrublet is `scanpy.pp.scrublet` as it is, on all cells together. It knows its own simulated doublets only, so a fifth of those
     simulated here are hidden among the cells for it, and both are scored on these. The null permutes within folds who is
-    a doublet, before anything is trained.
+    a doublet, before anything is trained; its areas are those of one permutation, around 0.5.
 
     Scores are probabilities at even odds. At a low expected rate few cells are called although many more look like doublets:
     the fraction of singlets is counted at even odds, for cells, simulated doublets and queries alike.

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
+from .._correction import benjamini_hochberg
 from .._results import write_result
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
@@ -143,8 +144,6 @@ def generation_diversity(
     >>> mt.get.generation_diversity(adata)["cells"].tolist()
     ['generated', 'held-out', 'copies', 'average', 'shuffled']
     """
-    from statsmodels.stats.multitest import multipletests
-
     if space not in SPACES:
         raise ValueError(f"There is no space {space!r}; choose from {', '.join(SPACES)}.")
     if n_neighbors < 1:
@@ -194,9 +193,8 @@ def generation_diversity(
     scores["q_value"] = np.nan
     # All cells together are no further test of the groups.
     for rows in (scores["group"] == "all", scores["group"] != "all"):
-        tested = rows & (scores["cells"] == "generated") & scores["p_value"].notna()
-        if tested.any():
-            scores.loc[tested, "q_value"] = multipletests(scores.loc[tested, "p_value"], method="fdr_bh")[1]
+        tested = rows & (scores["cells"] == "generated")
+        scores.loc[tested, "q_value"] = benjamini_hochberg(scores.loc[tested, "p_value"])
 
     adata = adata.copy() if copy else adata
     params = {

@@ -10,6 +10,7 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
+from .._correction import benjamini_hochberg
 from .._results import write_result
 from ..get._head_sums import head_table
 from ._gene_sets import MIN_GENES, TRANSCRIPTION_FACTORS, find_members
@@ -156,8 +157,6 @@ def _heads(
     sums: DonorSums, kept: np.ndarray, member: np.ndarray, strata: np.ndarray, n: int, seed: int
 ) -> tuple[pd.DataFrame, dict]:
     """Effect on each head, and how well it replicates."""
-    from statsmodels.stats.multitest import multipletests
-
     sums = DonorSums(*(part[:, kept] for part in sums[:4]), sums.donors)
     weight = other_weights(member, strata)
     total = sums.total()
@@ -175,7 +174,7 @@ def _heads(
             "null_mean": middle,
             "null_sd": spread,
             "p_value": p,
-            "q_value": multipletests(p, method="fdr_bh")[1],
+            "q_value": benjamini_hochberg(p),
         }
     )
     replication = {"share_exchanged": moved, "replication_r": np.nan, "replication_sign": np.nan}

@@ -8,6 +8,7 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
+from .._correction import benjamini_hochberg
 from .._results import write_result
 from ..get._head_sums import head_table
 from ._head_sums import FLAT, read_attention
@@ -250,9 +251,5 @@ def _test(
 
 def _corrected(table: pd.DataFrame) -> pd.DataFrame:
     """With q values for all rows that have a p."""
-    from statsmodels.stats.multitest import multipletests
-
-    known = table["p_value"].notna()
-    table["q_value"] = np.nan
-    table.loc[known, "q_value"] = multipletests(table.loc[known, "p_value"], method="fdr_bh")[1]
+    table["q_value"] = benjamini_hochberg(table["p_value"])
     return table

@@ -8,6 +8,7 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
+from .._correction import benjamini_hochberg
 from .._results import write_result
 from ..get._head_sums import head_table
 from ..models.attention import ATTENDING
@@ -164,11 +165,6 @@ def _compare(
 
 def _corrected(table: pd.DataFrame) -> pd.DataFrame:
     """With q values, and what may be said."""
-    from statsmodels.stats.multitest import multipletests
-
-    known = table["p_value"].notna()
-    table["q_value"] = np.nan
-    if known.any():
-        table.loc[known, "q_value"] = multipletests(table.loc[known, "p_value"], method="fdr_bh")[1]
+    table["q_value"] = benjamini_hochberg(table["p_value"])
     table["specialised"] = (table["q_value"] < 0.05) & (table["log2_ratio"] >= np.log2(MIN_RATIO))
     return table

@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
+from .._correction import benjamini_hochberg
 from .._results import read_result, write_result
 from ..models.hooks import Site
 from ..models.layout import Layout
@@ -16,7 +17,7 @@ from ..models.model import MaxTokiModel, require_model
 from ..models.patching import ALIGN, LEVELS, Patched, level_sites, patch_states
 from ..pp.sample_prompts import read_prompts
 from ._cells import get_sequences
-from ._paired import benjamini_hochberg, donor_ratio, unit_name
+from ._paired import donor_ratio, unit_name
 from ._readings import draw_partners, get_prompts, get_readings
 from .ablate_prompt import ABLATIONS, _ablate
 
