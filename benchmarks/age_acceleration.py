@@ -182,7 +182,11 @@ def null() -> list[dict]:
     adata = encode(adata[adata.obs["condition"] == "control"].copy(), model)
     adata = adata[adata.obs["cell_type"] == adata.obs["cell_type"].mode()[0]].copy()
     names = adata.obs["donor_id"].astype(str).unique()
-    settings = {"match_by": None, "tolerance": 10_000, "n_cells": 30, "n_contexts": 1}
+    # People are a few years older or younger than their passport; simulated donors are not, so the passports are changed.
+    years = np.random.default_rng(19).normal(0, 6, len(names))
+    shift = dict(zip(names, (12 * years).round().astype(int), strict=True))
+    adata.obs["age_months"] += adata.obs["donor_id"].astype(str).map(shift).astype(int)
+    settings = {"match_by": None, "tolerance": 10_000, "n_cells": 20, "n_contexts": 1}
     settings |= {"baselines": False, "n_permutations": 999}
     pooled = []
 

@@ -16,6 +16,12 @@ SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "nu
 SETTINGS = {"groupby": "cell_type", "donor_key": "donor_id"}
 
 
+@pytest.fixture(autouse=True)
+def few_trees(monkeypatch):
+    """Enough for all but what is asked of `judged`, which is made before."""
+    monkeypatch.setattr(importlib.import_module("maxtoki_toolkit.tl.doublets"), "N_TREES", 25)
+
+
 def prepare(n_cells, n_donors, **settings):
     adata = mt.datasets.aging_atlas(n_cells, n_donors, n_genes=500, **settings)
     planted = adata.obs_names.isin(adata.uns.pop("truth")["doublets"]["cell"])
@@ -263,10 +269,11 @@ def test_too_few(atlas):
 
 
 @pytest.mark.slow
-def test_hashtags(source):
+def test_hashtags(source, monkeypatch):
     """Real doublets of four cell lines: at least as good as scrublet, which is told nothing either."""
     import anndata
 
+    monkeypatch.undo()
     adata = anndata.read_h5ad(source / "hto_doublets_2000.h5ad")
     adata.var_names = adata.var["ensembl_id"].astype(str)
     model = mt.load_model("demo")

@@ -6,6 +6,7 @@ from .age_match import age_match, read_ages
 from .annotation_concordance import annotation_concordance, annotation_matrix, annotation_types, annotations
 from .differential_rank import compared_cells, differential_rank, differential_rank_scores
 from .doublets import doublet_scores, doublets, singlet_fraction
+from .gene_network import gene_network, gene_network_scores
 from .generation_diversity import generation_diversity
 from .heads import (
     attention,
@@ -39,6 +40,8 @@ __all__ = [
     "compared_cells",
     "differential_rank",
     "differential_rank_scores",
+    "gene_network",
+    "gene_network_scores",
     "holdout_intervals",
     "prompt_attention",
     "turning_genes",

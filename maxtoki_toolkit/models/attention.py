@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,6 +55,17 @@ class HeadSums(NamedTuple):
     """As `given`, of `AttentionStatistics.expected`."""
     statistics: np.ndarray
     """float32, sequences x heads x `STATISTICS`: means over all tokens but the first, which can only see itself."""
+
+
+class PairSums(NamedTuple):
+    """Sums over pairs of tokens of some sequences; a weight is the sum of those of the chosen heads."""
+
+    units: np.ndarray
+    """int64: units that the sequences belong to."""
+    pairs: np.ndarray
+    """float32, units x genes x genes: weight that tokens of a gene (first axis) give to earlier ones of another."""
+    places: np.ndarray
+    """float64, 2 x units x classes of places: weight over that of an even spread, and number, of all pairs of genes."""
 
 
 def attention_statistics(
@@ -160,6 +171,117 @@ def stream_attention(
     yield from run(model, sequences, compute, max_tokens=max_tokens, desc=desc)
 
 
+def stream_pairs(
+    model: MaxTokiModel,
+    sequences: Sequences,
+    genes: np.ndarray,
+    n_genes: int,
+    unit: np.ndarray,
+    *,
+    heads: Sequence[tuple[int, int]],
+    max_tokens: int | None = None,
+    desc: str = "Reading attention",
+) -> Iterator[PairSums]:
+    """Read many sequences, in batches, and sum up the attention between each two genes.
+
+    Parameters
+    ----------
+    model
+        Model.
+    sequences
+        What to read.
+    genes
+        Gene of each token of `sequences.tokens`: 0 and up, `n_genes` for any other gene, -1 for what is no gene.
+    n_genes
+        Genes whose pairs are told apart.
+    unit
+        Unit of each sequence; sums are by unit.
+    heads
+        Pairs of layer and head, whose weights are added.
+    max_tokens
+        Padded tokens a batch; halved whenever memory runs out.
+    desc
+        What the progress bar says.
+
+    Yields
+    ------
+    Sums of a batch.
+    """
+    if len(sequences.lengths) and (longest := sequences.lengths.max()) > model.max_length:
+        raise ValueError(f"{longest} tokens are more than the {model.max_length} that the model reads.")
+    if len(genes) != len(sequences.tokens):
+        raise ValueError(f"genes has {len(genes)} entries, for {len(sequences.tokens)} tokens.")
+    heads_of: dict[int, list[int]] = {}
+    for layer, head in heads:
+        heads_of.setdefault(layer, []).append(head)
+    steps = torch.from_numpy(place_steps(model.max_length)).to(model.device)
+    # Sums of many numbers, where the device has them.
+    exact = torch.float32 if model.device.type == "mps" else torch.float64
+
+    def compute(batch: Batch) -> PairSums:
+        device = batch.tokens.device
+        units, local = np.unique(unit[batch.rows], return_inverse=True)
+        column = np.arange(batch.tokens.shape[1])
+        inside = column < sequences.lengths[batch.rows][:, None]
+        padded = np.full(inside.shape, -1)
+        padded[inside] = genes[(sequences.indptr[batch.rows][:, None] + column)[inside]]
+        code, of = (torch.from_numpy(part).to(device) for part in (padded, local))
+        position = torch.arange(inside.shape[1], device=device)
+        member = torch.nn.functional.one_hot(of, len(units)).T.float()
+        pairs = torch.zeros(len(units) * n_genes**2, device=device)
+        places = torch.zeros(2, len(units), n_pair_classes(steps), dtype=exact, device=device)
+
+        def add(layer: int, rows: slice, weights: torch.Tensor) -> None:
+            if layer not in heads_of:
+                return
+            given = weights[:, heads_of[layer]].sum(dim=1)
+            later, earlier = code[:, rows, None], code[:, None, : rows.stop]
+            at, before = position[rows, None], position[: rows.stop]
+            counted = (later >= 0) & (earlier >= 0) & (before < at)
+            named = counted & (later < n_genes) & (earlier < n_genes)
+            which, q, k = torch.nonzero(named, as_tuple=True)
+            index = (of[which] * n_genes + code[which, rows.start + q]) * n_genes + code[which, k]
+            pairs.index_add_(0, index, given[named])
+            classes = pair_classes(at, torch.minimum(at, before), steps).flatten()
+            sums = [given * (at + 1) * counted]
+            if layer == min(heads_of):
+                sums.append(counted.float())
+            for i, values in enumerate(sums):
+                places[i].index_add_(1, classes, (member @ values.flatten(1)).to(exact))
+
+        with attending_by(model, _by_block):
+            model.hf.model(**batch.inputs, collect=add)
+        return PairSums(
+            units,
+            pairs.reshape(-1, n_genes, n_genes).cpu().numpy(),
+            places.cpu().double().numpy(),
+        )
+
+    for _, sums in run(model, sequences, compute, max_tokens=max_tokens, desc=desc):
+        yield sums
+
+
+def place_steps(length: int) -> np.ndarray:
+    """Class of each place or distance below a length: exact up to 8, then in steps of a quarter."""
+    return np.searchsorted(_distance_edges(length), np.arange(length), side="right") - 1
+
+
+def pair_classes(later, earlier, steps):
+    """Class of pairs of places: the later one with their distance or the earlier one, whichever is smaller.
+
+    The third of the three is then known about as well. Arrays or tensors.
+    """
+    distance = later - earlier
+    near = (distance < earlier) * 1
+    smaller = near * distance + (1 - near) * earlier
+    return (2 * steps[later] + near) * (int(steps[-1]) + 1) + steps[smaller]
+
+
+def n_pair_classes(steps) -> int:
+    """How many classes of pairs there can be."""
+    return 2 * (int(steps[-1]) + 1) ** 2
+
+
 def _attend(
     model: MaxTokiModel,
     inputs: dict,
@@ -215,6 +337,32 @@ def _distance_edges(length: int) -> np.ndarray:
     return np.array(edges)
 
 
+def _blocks(query: torch.Tensor) -> Iterator[slice]:
+    """Stretches of tokens whose weights fit in a block."""
+    n, n_heads, length, _ = query.shape
+    size = max(_BLOCK // (4 * n * n_heads * length), 1)
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))
+
+
+def _scores(query: torch.Tensor, key: torch.Tensor, rows: slice, scaling: float) -> torch.Tensor:
+    """Scores of some tokens with all up to the last of them, -inf for those that come later."""
+    position = torch.arange(rows.stop, device=query.device)
+    scores = (query[:, :, rows] @ key[:, :, : rows.stop].transpose(2, 3)).float() * scaling
+    return scores.masked_fill_(position > position[rows, None], -torch.inf)
+
+
+def _by_block(module, query, key, value, attention_mask, *, scaling, collect, **_):
+    """Causal attention, a block of tokens at a time, whose weights are handed over; padding is on the right."""
+    key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
+    out = torch.empty_like(query)
+    for rows in _blocks(query):
+        weights = _scores(query, key, rows, scaling).softmax(dim=3)
+        out[:, :, rows] = weights.to(value.dtype) @ value[:, :, : rows.stop]
+        collect(module.layer_idx, rows, weights)
+    return out.transpose(1, 2), None
+
+
 def _streamed(_module, query, key, value, attention_mask, *, scaling, groups, lengths, collect, **_):
     """Causal attention, a block of tokens at a time, with its statistics; sequences are padded on the right."""
     n, n_heads, length, _ = query.shape
@@ -225,15 +373,12 @@ def _streamed(_module, query, key, value, attention_mask, *, scaling, groups, le
     received, last = (torch.zeros(n, n_heads, length, device=device) for _ in range(2))
     entropy, distance, to_first = (torch.empty(n, n_heads, length, device=device) for _ in range(3))
     to_groups, expected = (torch.empty(n, n_heads, length, groups.shape[2], device=device) for _ in range(2))
-    size = max(_BLOCK // (4 * n * n_heads * length), 1)
     position = torch.arange(length, device=device)
     edges = torch.from_numpy(_distance_edges(length)).to(device)
     before = torch.nn.functional.pad(groups.cumsum(dim=1), (0, 0, 1, 0))
-    for start in range(0, length, size):
-        rows = slice(start, min(start + size, length))
+    for rows in _blocks(query):
         seen, at = rows.stop, position[rows]
-        scores = (query[:, :, rows] @ key[:, :, :seen].transpose(2, 3)).float() * scaling
-        scores.masked_fill_(position[:seen] > at[:, None], -torch.inf)
+        scores = _scores(query, key, rows, scaling)
         log_sum = scores.logsumexp(dim=3, keepdim=True)
         weights = (scores - log_sum).exp_()
         # -sum p log p = log of the sum - mean score; hidden tokens have weight 0 and a score that is no number.
@@ -247,7 +392,7 @@ def _streamed(_module, query, key, value, attention_mask, *, scaling, groups, le
         if groups.shape[2]:
             expected[:, :, rows] = _spread(weights, groups, before, at, edges)
         ends = torch.nonzero((lengths > rows.start) & (lengths <= rows.stop))[:, 0]
-        last[ends, :, :seen] = weights[ends, :, lengths[ends] - 1 - start]
+        last[ends, :, :seen] = weights[ends, :, lengths[ends] - 1 - rows.start]
         # What padding attends to does not count.
         weights *= (at < lengths[:, None])[:, None, :, None]
         received[:, :, :seen] += weights.sum(dim=2)

@@ -14,6 +14,7 @@ from .differential_rank import differential_rank
 from .differential_rank_heatmap import differential_rank_heatmap
 from .doublets import doublets
 from .encoding_report import encoding_report
+from .gene_network import gene_network
 from .generation_diversity import generation_diversity
 from .head_enrichment import head_enrichment
 from .head_profiles import head_profiles
@@ -41,6 +42,7 @@ __all__ = [
     "annotation_concordance",
     "doublets",
     "encoding_report",
+    "gene_network",
     "head_enrichment",
     "head_profiles",
     "head_segments",

@@ -58,9 +58,15 @@ def age_acceleration(
     conditions, groups, predictors = (
         list(dict.fromkeys(effects[c])) for c in ("condition", "group", "predictor")
     )
-    shown = effects[["effect_low", "effect_high"]].to_numpy()
-    shown = shown[np.isfinite(shown)]
-    reach = 1.1 * np.quantile(np.abs(shown), 0.8) if len(shown) else 1.0
+    # Room for the effects and most of their intervals; a few wide ones leave the figure.
+    known = effects.dropna(subset="effect_low")
+    points = [
+        *known["effect"].abs(),
+        *(abs(truth[name]) for name in conditions if truth and name in truth),
+        0.0,
+    ]
+    ends = known[["effect_low", "effect_high"]].abs().to_numpy()
+    reach = 1.1 * max(1.3 * np.quantile(points, 0.95), np.quantile(ends, 0.8) if len(ends) else 1.0)
     height = 1.5 + len(groups) * (0.14 + 0.13 * len(predictors))
     figure, axes = plt.subplots(
         1,

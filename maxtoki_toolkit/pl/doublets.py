@@ -15,6 +15,7 @@ from ._style import BASELINE, MODEL, NULL, clean
 
 _COLORS = {"detector": MODEL, "scrublet": BASELINE, "permuted labels": NULL}
 _STYLES = {"all": "-", "any": "-", "same type": "-", "cross type": (0, (4, 2))}
+_FEW = 0.005  # share of the cells that a bin needs to be drawn
 _POPULATIONS = {"cells": "0.25", "doublets": "#D55E00", "queries": "#009E73"}
 
 
@@ -33,7 +34,7 @@ def doublets(adata: AnnData, *, scored_on: str = "simulated", key: str = _keys.D
     Returns
     -------
     The figure: ROC and precision-recall curves of the detector and of scrublet, with areas and 95% intervals; the
-    share of doublets against the probability (points as large as their share of cells); scores of cells, simulated
+    share of doublets against the probability (points as large as their share of cells, from 0.5% on); scores of cells, simulated
     doublets and queries. Doublets of one type are solid lines, of two types dashed.
 
     Raises
@@ -162,6 +163,8 @@ def _reliability(
         else:
             weight = np.where(positive, 0.5 / positive.mean(), 0.5 / (1 - positive.mean()))
         bins = calibration(score, positive, weight)
+        enough = bins["weight"] >= _FEW
+        bins = {name: values[enough] for name, values in bins.items()}
         row = scores[(scores["doublets"] == pair) & (scores["detector"] == "detector")].iloc[0]
         label = f"{'' if pair == 'all' else pair + ': '}calibration error {row['calibration_error']:.3f}"
         filled = pair != "cross type"
@@ -182,6 +185,6 @@ def _reliability(
         xlim=(-0.03, 1.03),
         ylim=(-0.03, 1.05),
     )
-    legend = ax.legend(frameon=False, fontsize=8, loc="lower right")
+    legend = ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     for handle in legend.legend_handles:
         handle.set_sizes([30])

@@ -70,7 +70,15 @@ def head_segments(adata: AnnData, *, key: str = _keys.HEAD_SEGMENTS) -> Figure:
     bars.set_ylabel(f"attention of {whose} (%)", fontsize=9)
     bars.tick_params(axis="y", labelsize=8)
     clean(bars)
-    bars.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    bars.legend(
+        frameon=False,
+        fontsize=8,
+        loc="lower right",
+        bbox_to_anchor=(1, 0.98),
+        ncol=5,
+        columnspacing=1.2,
+        handlelength=1.2,
+    )
     first = table.iloc[0]
     bars.set_title(
         f"{first['n_prompts']:,} prompts, {first['n_units']} donors"

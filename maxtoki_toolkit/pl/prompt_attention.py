@@ -126,7 +126,7 @@ def _name(ax, tokens, value: np.ndarray, reach: float, n: int) -> None:
                 (tokens["position"].iloc[row], value[row]),
                 xytext=(0, 3),
                 textcoords="offset points",
-                ha="center",
+                ha="left" if row < room / 2 else "center",
                 fontsize=7,
             )
             placed.append(row)

@@ -10,6 +10,7 @@ from .attribute import attribute
 from .differential_rank import differential_rank
 from .doublets import doublets
 from .embed import embed
+from .gene_network import gene_network
 from .generate import generate
 from .generation_diversity import generation_diversity
 from .head_enrichment import head_enrichment
@@ -40,6 +41,7 @@ __all__ = [
     "annotation_concordance",
     "doublets",
     "embed",
+    "gene_network",
     "generate",
     "log_likelihood",
     "neighbor_purity",

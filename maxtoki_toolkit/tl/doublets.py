@@ -31,6 +31,7 @@ FEATURES = ("embedding", "ranks", "expression", "size")
 OF_RANKS = ("embedding", "ranks")
 N_FOLDS = 5
 MIN_CELLS = 50
+N_TREES = 120
 HIDDEN = 5  # one in so many simulated doublets is hidden among scrublet's cells
 N_DRAWS = 500
 
@@ -138,6 +139,9 @@ def doublets(
     scrublet is `scanpy.pp.scrublet` as it is, on all cells together. It knows its own simulated doublets only, so a fifth of those
     simulated here are hidden among the cells for it, and both are scored on these. The null permutes within folds who is
     a doublet, before anything is trained; its areas are those of one permutation, around 0.5.
+
+    Doublets that are simulated are easier to tell than real ones, which differ from them in more than is known: scores on
+    those held out are an upper bound, and so is the calibration. With a truth both are scored side by side.
 
     Scores are probabilities at even odds. At a low expected rate few cells are called although many more look like doublets:
     the fraction of singlets is counted at even odds, for cells, simulated doublets and queries alike.
@@ -426,7 +430,7 @@ def _fit(X: np.ndarray, label: np.ndarray, seed: int):
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     trees = HistGradientBoostingClassifier(
-        max_iter=120,
+        max_iter=N_TREES,
         learning_rate=0.1,
         max_leaf_nodes=6,
         min_samples_leaf=20,

@@ -1,0 +1,500 @@
+"""Which genes attend to which, beyond what their places explain, against coexpression and a table of regulons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+from scipy.stats import rankdata
+
+from .. import _keys
+from .._results import write_result
+from .._validate import require_obs
+from ..get.results import find_genes, symbols
+from ..models.attention import n_pair_classes, pair_classes, place_steps, stream_pairs
+from ..models.hooks import n_heads, n_layers
+from ..models.model import MaxTokiModel
+from ..models.sequences import Sequences
+from ..pp._counts import get_counts
+from ._cells import count_truncated, get_sequences
+from ._regulons import MIN_SOURCES, MIN_TARGETS, find_edges, score_regulons
+from .attention import _read_cells, _rows
+
+_GENES = 300  # by default, and up to which the whole matrix is kept
+_MOST_GENES = 1000
+_CHUNK = 1 << 23  # cells x genes x genes at a time
+_LOWEST = -20.0  # log2 of a weight that is nothing
+ATTENTION, COEXPRESSION = "attention", "coexpression"
+
+
+def gene_network(
+    adata: AnnData,
+    model: MaxTokiModel,
+    *,
+    groupby: str | Sequence[str] | None = None,
+    donor_key: str | None = None,
+    genes: Sequence[str] | None = None,
+    heads: Sequence[tuple[int, int]] | None = None,
+    directed: bool = False,
+    n_cells: int = 100,
+    min_cells: int = 10,
+    regulons: pd.DataFrame | None = None,
+    layer: str | None = None,
+    n_edges: int = 1000,
+    n_permutations: int = 499,
+    max_tokens: int | None = None,
+    rng: int = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Sum up the attention between each two genes, and compare it with coexpression and with known regulons.
+
+    Parameters
+    ----------
+    adata
+        Rank-encoded cells.
+    model
+        Model; temporal training is not needed.
+    groupby
+        Column or columns of `.obs`, e.g. the cell type: a network for each group. All cells by default.
+    donor_key
+        Column of `.obs` with the donor. Coexpression is then within donors, and the halves are of donors.
+    genes
+        Genes of the network (symbols, Ensembl ids or `.var_names`), at most 1,000. By default the 300 that are read most
+        often; with `regulons`, the 100 sources (of those with three targets) and then the targets that are read most often, up
+        to 300 together.
+    heads
+        Pairs of layer and head (from 0) whose weights are averaged; all by default. Choose them before the scores are seen,
+        or on other cells.
+    directed
+        Whether the attention from the target's token to the source's alone counts. By default that from either
+        to the other does, and the network has no direction.
+    n_cells
+        Cells of each group and donor, at most (of each group, where no donor is known). Which ones depends on `rng` and
+        their names alone.
+    min_cells
+        Cells of a group in which one token of a pair can see the other; pairs with fewer have no score.
+    regulons
+        Known edges as decoupler has them: columns `source` and `target` (symbols, Ensembl ids or `.var_names`);
+        a `weight` of 0 is no edge.
+    layer
+        Layer with the raw counts, for coexpression; `.X` by default. Where there are none, the ranks stand in
+        (`params["expression"]`).
+    n_edges
+        Edges of each group to keep in the table, those with the highest scores.
+    n_permutations
+        Draws of the regulons for the null.
+    max_tokens
+        Padded tokens a batch; halved whenever memory runs out.
+    rng
+        Seed of the cells, the halves and the permutations.
+    key_added
+        Key in `.uns`, by default "gene_network".
+    copy
+        Return a copy instead of writing to `adata`.
+
+    Returns
+    -------
+    `None`, or the copy. Writes `.uns["gene_network"]`:
+
+    `edges`
+        The highest edges of each group, see `mt.get.gene_network`.
+    `scores`
+        Where there are regulons: each predictor against them, see `mt.get.gene_network_scores`.
+    `groups`
+        Cells, donors and pairs of each group, and how well its two halves agree over all pairs (`replication_attention`,
+        `replication_coexpression`; Spearman).
+    `genes`
+        Genes of the network, in the order of `matrix`, with the share of cells that they are read in (`detection`).
+    `matrix`
+        float32, groups x sources x targets: log2 of attention over expectation, NaN where there is no score. Only of up to 300
+        genes.
+
+    Raises
+    ------
+    KeyError
+        If a column or a gene is not found.
+    ValueError
+        If a head does not exist, there are too few or too many genes, no pair is seen often enough, or no group has
+        three sources to score.
+
+    Notes
+    -----
+    A token only sees tokens at higher ranks, and heads prefer places and distances. So genes that are often next to each other or
+    at the top have much attention from any head. The sum over cells is divided by its expectation: for each pair of
+    tokens the mean weight, over that of an even spread, of all pairs of genes of the group at like places (classes
+    of the later place and of the distance or the earlier place, whichever is smaller; exact up to 8, then in
+    steps of a quarter). A head that looks at places alone has a score of 0, log2 of 1, for all pairs but for noise.
+
+    Regulons are scored source by source: its targets among the network's genes against targets of other sources, over pairs that
+    have a score; three targets and three others at least. Values are means over sources with a t interval (that of the
+    jackknife); sources are the unit, and those that share targets are not independent. The p value therefore permutes the
+    edges, with as many for each source and each target as they have (two-sided; smallest 1 / (`n_permutations` + 1)),
+    and is corrected over all predictors and groups (Benjamini and Hochberg). The predictors, higher for an edge:
+
+    ``attention``
+        log2 of attention over expectation;
+    ``attention_sum``
+        the sum of weights as it is, which places explain to a large part;
+    ``attention_marginal``
+        how much both genes have with all others (log2, added up): what is not about the pair;
+    ``coexpression``
+        absolute Spearman correlation of log-normalised counts in the same cells, ranks within donors centred;
+    ``order``
+        share of cells with both genes in which the target ranks lower;
+    ``target_rank``
+        mean rank of the target, the highest first; cells that lack it count as the place after the last;
+    ``target_variance``
+        variance of the target's log-normalised counts;
+    ``expression``
+        product of both genes' mean log-normalised counts.
+
+    A baseline far below 0.5 tells as much as one above: turn it round. What a head attends to is no evidence
+    that one gene acts on another.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.tl.gene_network(adata, model, donor_key="donor_id", n_cells=10)
+    >>> mt.get.gene_network(adata).shape[0]
+    1000
+    """
+    for name, value in [("n_cells", n_cells), ("min_cells", min_cells), ("n_edges", n_edges)]:
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    if n_permutations < 99:
+        raise ValueError(f"n_permutations must be at least 99, got {n_permutations}.")
+    groupby = [groupby] if isinstance(groupby, str) else list(groupby or [])
+    require_obs(adata, *groupby, donor_key)
+    chosen = _heads(model, heads)
+    read = _read_cells(adata, get_sequences(adata, model), groupby, donor_key, n_cells, rng)
+    columns, table, n_unread = _choose_genes(adata, model, read.sequences, genes, regulons)
+    known = None
+    if regulons is not None:
+        known = np.zeros((len(table), len(table)), dtype=bool)
+        known[find_edges(regulons, table)] = True
+    place = _places(read.sequences, adata.var[_keys.TOKEN_ID].to_numpy()[columns], model.vocab.size)
+    table["detection"] = (place > 0).mean(axis=0)
+    names, group = np.unique(read.table["group"].to_numpy(dtype=str), return_inverse=True)
+    half = _halves(read.table["donor"].to_numpy(dtype=str), rng)
+    sums = _sum_pairs(model, read.sequences, place, columns, adata, 2 * group + half, chosen, max_tokens)
+    values, expression = _log_normalised(adata, read.cells, columns, layer, place)
+
+    edges, scores, groups, matrix = [], [], [], []
+    draws = np.random.default_rng([rng, 11])
+    for i, name in enumerate(names):
+        cells = np.flatnonzero(group == i)
+        donor = read.table["donor"].to_numpy(dtype=str)[cells]
+        halves = [sums.unit(2 * i + k) for k in (0, 1)]
+        both = Pairs(*(a + b for a, b in zip(*halves, strict=True)))
+        score = both.score(min_cells, directed=directed)
+        seen = np.isfinite(score)
+        known_donors = donor if read.donors_known else np.zeros(len(cells), dtype=int)
+        correlation = _spearman(values[cells], known_donors)
+        by_half = [h.score(max(min_cells // 2, 1), directed=directed) for h in halves]
+        again = [_spearman(values[cells[own]], known_donors[own]) for own in _split(half[cells])]
+        counted = seen if directed else np.triu(seen)
+        groups.append(
+            {
+                "group": name,
+                "n_cells": len(cells),
+                "n_donors": len(np.unique(donor)) if read.donors_known else 0,
+                "n_pairs": int(counted.sum()),
+                "replication_attention": _agreement(*by_half, counted),
+                "replication_coexpression": _agreement(*again, counted),
+            }
+        )
+        matrix.append(score)
+        edges.append(
+            _edge_table(name, score, counted, both, by_half, correlation, known, table, n_edges, directed)
+        )
+        if known is not None:
+            predictors = _predictors(both, score, correlation, values[cells], place[cells], directed)
+            found = score_regulons(predictors, known, seen, n_permutations, draws, reference=COEXPRESSION)
+            scores.append(found.assign(group=name))
+    if not any(g["n_pairs"] for g in groups):
+        raise ValueError(
+            f"No pair of the {len(table)} genes is read together in {min_cells} cells of a group ({len(place)} cells of "
+            f"{len(names)} groups were read). Read more cells (n_cells), or lower min_cells."
+        )
+    tables = {"edges": pd.concat(edges, ignore_index=True), "groups": pd.DataFrame(groups), "genes": table}
+    if known is not None:
+        tables["scores"] = _corrected(scores, known, regulons, table)
+    if len(table) <= _GENES:
+        tables["matrix"] = np.array(matrix, dtype=np.float32)
+
+    adata = adata.copy() if copy else adata
+    params = {
+        "unit": "log2 of attention over expectation",
+        "groupby": read.groupby,
+        "donor_key": read.donor_key,
+        "unit_of_inference": "source",
+        "directed": directed,
+        "heads": [f"L{i:02d}H{j}" for i, j in chosen],
+        "n_genes": len(table),
+        "n_genes_unread": n_unread,
+        "n_cells": n_cells,
+        "min_cells": min_cells,
+        "n_edges": n_edges,
+        "n_permutations": n_permutations,
+        "expression": expression,
+        "n_truncated": count_truncated(adata[read.cells], model),
+        "seed": rng,
+    }
+    write_result(adata, key_added or _keys.GENE_NETWORK, {**model.params, **params}, **tables)
+    return adata if copy else None
+
+
+class Pairs(NamedTuple):
+    """Sums over cells, of units or one of them; the last two axes are sources (seen) and targets (which attend)."""
+
+    mass: np.ndarray
+    """Weight of the targets' tokens on the sources', mean of the heads."""
+    expected: np.ndarray
+    """What pairs of tokens at the same places have on average."""
+    n: np.ndarray
+    """Cells in which the target comes after the source."""
+
+    def unit(self, i: int) -> Pairs:
+        """Sums of one unit."""
+        return Pairs(*(part[i] for part in self))
+
+    def either(self) -> Pairs:
+        """The same without direction."""
+        return Pairs(*(part + part.T for part in self))
+
+    def score(self, min_cells: int, *, directed: bool) -> np.ndarray:
+        """Log2 of the weight over its expectation; NaN for pairs that are seen in fewer cells."""
+        mass, expected, n = self if directed else self.either()
+        seen = (n >= min_cells) & (expected > 0)
+        ratio = np.where(seen, mass, 1) / np.where(seen, expected, 1)
+        # Sums of float32 are known about as well; what differs by less is equal.
+        return np.where(seen, np.log2(np.maximum(ratio, 2**_LOWEST)).round(4), np.nan)
+
+
+def _heads(model: MaxTokiModel, heads: Sequence[tuple[int, int]] | None) -> list[tuple[int, int]]:
+    """The chosen heads, or all."""
+    layers, width = n_layers(model), n_heads(model)
+    if heads is None:
+        return [(i, j) for i in range(layers) for j in range(width)]
+    chosen = sorted({(int(i), int(j)) for i, j in heads})
+    if not chosen:
+        raise ValueError("heads is empty. Give pairs of layer and head, or None for all heads.")
+    for i, j in chosen:
+        if not (0 <= i < layers and 0 <= j < width):
+            raise ValueError(f"There is no head ({i}, {j}); this model has {layers} layers of {width} heads.")
+    return chosen
+
+
+def _choose_genes(
+    adata, model, sequences: Sequences, genes, regulons
+) -> tuple[np.ndarray, pd.DataFrame, int]:
+    """Columns of the genes and what they are called; and how many of those asked for no cell has among its tokens."""
+    token = adata.var[_keys.TOKEN_ID].to_numpy()
+    n_read = np.bincount(sequences.tokens, minlength=model.vocab.size)
+    n_read = np.where(token >= 0, n_read[token], 0)
+    name = pd.DataFrame(
+        {
+            "gene": adata.var_names.to_numpy(dtype=object),
+            "ensembl_id": np.where(token >= 0, model.vocab.gene_of_token[token], ""),
+            "symbol": symbols(adata).astype(object),
+        }
+    )
+    n_unread = 0
+    if genes is not None:
+        wanted = find_genes(adata, list(dict.fromkeys(genes)))
+        columns = wanted[n_read[wanted] > 0]
+        n_unread = len(wanted) - len(columns)
+    else:
+        # Columns of one gene share its token.
+        columns = np.argsort(-n_read, kind="stable")
+        columns = columns[n_read[columns] > 0]
+        if regulons is not None:
+            source, target = find_edges(regulons, name.iloc[columns])
+            if not len(source):
+                raise ValueError(
+                    f"None of the {len(regulons)} edges of the regulons is between two genes that are read in these cells. Give "
+                    "symbols, Ensembl ids or .var_names as `source` and `target`."
+                )
+            found, n_targets = np.unique(np.unique(np.stack([source, target]), axis=1)[0], return_counts=True)
+            first = found[n_targets >= MIN_TARGETS][: _GENES // 3]
+            rest = np.setdiff1d(target[np.isin(source, first)], first)[: _GENES - len(first)]
+            columns = columns[np.sort(np.concatenate([first, rest]))]
+    columns = columns[np.sort(np.unique(token[columns], return_index=True)[1])]
+    columns = columns if genes is not None else columns[:_GENES]
+    if not 3 <= len(columns) <= _MOST_GENES:
+        raise ValueError(
+            f"{len(columns)} of the genes are read in the cells; from 3 to {_MOST_GENES} make a network. "
+            + ("Give fewer genes." if len(columns) > 3 else "Give genes that the model reads of these cells.")
+        )
+    return columns, name.iloc[columns].reset_index(drop=True), n_unread
+
+
+def _places(sequences: Sequences, tokens: np.ndarray, size: int) -> np.ndarray:
+    """Place of each gene in each cell's sequence, cells x genes; 0 where it is not read."""
+    gene = np.full(size, -1)
+    gene[tokens] = np.arange(len(tokens))
+    cell = np.repeat(np.arange(len(sequences.lengths)), sequences.lengths)
+    at = np.arange(len(sequences.tokens)) - sequences.indptr[cell]
+    own = gene[sequences.tokens]
+    out = np.zeros((len(sequences.lengths), len(tokens)), dtype=np.int64)
+    out[cell[own >= 0], own[own >= 0]] = at[own >= 0]
+    return out
+
+
+def _halves(donor: np.ndarray, seed: int) -> np.ndarray:
+    """0 or 1: a random half of the donors."""
+    names, code = np.unique(donor, return_inverse=True)
+    return (np.random.default_rng([seed, 7]).permutation(len(names)) % 2)[code]
+
+
+def _split(half: np.ndarray) -> list[np.ndarray]:
+    return [np.flatnonzero(half == k) for k in (0, 1)]
+
+
+def _sum_pairs(model, sequences, place, columns, adata, unit, heads, max_tokens) -> Pairs:
+    """Weights between genes, and their expectation, of each unit: two of each group."""
+    vocab, size = model.vocab, len(columns)
+    gene = np.where(vocab.gene_of_token != "", size, -1)
+    gene[adata.var[_keys.TOKEN_ID].to_numpy()[columns]] = np.arange(size)
+    n_units = 2 * (unit.max() // 2 + 1)
+    steps = place_steps(model.max_length)
+    mass = np.zeros((n_units, size, size))
+    by_class = np.zeros((2, n_units // 2, n_pair_classes(steps)))
+    batches = stream_pairs(
+        model, sequences, gene[sequences.tokens], size, unit, heads=heads, max_tokens=max_tokens
+    )
+    for found in batches:
+        mass[found.units] += found.pairs / len(heads)
+        for i, of_unit in enumerate(found.units):
+            by_class[:, of_unit // 2] += found.places[:, i]
+    level = by_class[0] / np.maximum(by_class[1], 1) / len(heads)
+    expected, n = np.zeros_like(mass), np.zeros_like(mass)
+    step = max(_CHUNK // size**2, 1)
+    for i in range(n_units):
+        cells = np.flatnonzero(unit == i)
+        for start in range(0, len(cells), step):
+            own = place[cells[start : start + step]]
+            cell, later, earlier = np.nonzero((own[:, None, :] > 0) & (own[:, :, None] > own[:, None, :]))
+            at, before = own[cell, later], own[cell, earlier]
+            pair = later * size + earlier
+            # An even spread gives each of the tokens that are seen as much.
+            evenly = level[i // 2, pair_classes(at, before, steps)] / (at + 1)
+            expected[i] += np.bincount(pair, evenly, size**2).reshape(size, size)
+            n[i] += np.bincount(pair, minlength=size**2).reshape(size, size)
+    return Pairs(*(part.transpose(0, 2, 1) for part in (mass, expected, n)))
+
+
+def _log_normalised(adata, cells, columns, layer, place) -> tuple[np.ndarray, str]:
+    """Log of counts per 10,000, cells x genes; or the places, where there are no counts, and what it is."""
+    if adata.X is None and layer is None:
+        lowest = place.max(axis=1, keepdims=True) + 1
+        return (lowest - np.where(place > 0, place, lowest)).astype(float), "ranks"
+    counts = sp.csr_matrix(get_counts(adata, layer)[cells], dtype=np.float64)
+    total = np.maximum(np.asarray(counts.sum(axis=1)), 1e-12).reshape(-1, 1)
+    return np.log1p(1e4 * counts[:, columns].toarray() / total), "log1p of counts per 10,000"
+
+
+def _spearman(values: np.ndarray, donor: np.ndarray) -> np.ndarray:
+    """Correlation of ranks within donors, genes x genes; 0 for genes that do not vary."""
+    if len(values) < 3:
+        return np.full((values.shape[1],) * 2, np.nan)
+    ranks = rankdata(values, axis=0)
+    code = np.unique(donor, return_inverse=True)[1]
+    member = np.eye(code.max() + 1)[code]
+    ranks -= member @ ((member.T @ ranks) / member.sum(axis=0)[:, None])
+    length = np.sqrt((ranks**2).sum(axis=0))
+    ranks = np.where(length > 1e-9, ranks / np.maximum(length, 1e-9), 0)
+    return ranks.T @ ranks
+
+
+def _agreement(first: np.ndarray, second: np.ndarray, counted: np.ndarray) -> float:
+    """Spearman correlation of two halves over the pairs that both have."""
+    both = counted & np.isfinite(first) & np.isfinite(second)
+    if both.sum() < 3:
+        return np.nan
+    ranks = [rankdata(values[both]) for values in (first, second)]
+    return float(np.corrcoef(ranks)[0, 1]) if min(np.ptp(r) for r in ranks) > 0 else np.nan
+
+
+def _predictors(both: Pairs, score, correlation, values, place, directed: bool) -> dict[str, np.ndarray]:
+    """What may tell edges from others, sources x targets."""
+    mass, expected, n = both if directed else both.either()
+    counted = np.isfinite(score)
+    tiny = np.finfo(float).tiny
+    sent, received = (
+        np.log2(
+            np.maximum(np.where(counted, mass, 0).sum(axis=axis), tiny)
+            / np.maximum(np.where(counted, expected, 0).sum(axis=axis), tiny)
+        )
+        for axis in (0, 1)
+    )
+    last = place.max(axis=1, keepdims=True) + 1
+    rank = np.where(place > 0, place, last).mean(axis=0)
+    mean, variance = values.mean(axis=0), values.var(axis=0)
+    together = np.maximum(both.n + both.n.T, 1)
+    everywhere = np.ones_like(score)
+    return {
+        ATTENTION: np.where(counted, score, 0),
+        "attention_sum": mass,
+        "attention_marginal": received[:, None] + sent,
+        COEXPRESSION: np.abs(correlation),
+        "order": both.n / together,
+        "target_rank": -rank * everywhere,
+        "target_variance": variance * everywhere,
+        "expression": np.outer(mean, mean),
+    }
+
+
+def _edge_table(
+    name, score, counted, both: Pairs, halves, correlation, known, genes, n_edges: int, directed: bool
+) -> pd.DataFrame:
+    """The highest edges of a group."""
+    source, target = np.nonzero(counted)
+    order = np.argsort(-score[source, target], kind="stable")[:n_edges]
+    source, target = source[order], target[order]
+    sums = both if directed else both.either()
+    edges = pd.DataFrame({"group": name, "source": genes["gene"].to_numpy()[source]})
+    edges["target"] = genes["gene"].to_numpy()[target]
+    edges["source_symbol"] = genes["symbol"].to_numpy()[source]
+    edges["target_symbol"] = genes["symbol"].to_numpy()[target]
+    for column, values in [
+        ("log2_ratio", score),
+        ("half_1", halves[0]),
+        ("half_2", halves[1]),
+        ("mass", sums.mass),
+        ("expected", sums.expected),
+        ("coexpression", correlation),
+    ]:
+        edges[column] = values[source, target]
+    edges["n_cells"] = sums.n[source, target].astype(int)
+    if known is not None:
+        edges["known"] = (known if directed else known | known.T)[source, target]
+    return edges
+
+
+def _corrected(scores: list[pd.DataFrame], known: np.ndarray, regulons, genes) -> pd.DataFrame:
+    """Scores of all groups with q values, or say that there are none."""
+    from statsmodels.stats.multitest import multipletests
+
+    table = pd.concat(scores, ignore_index=True)
+    if "p_value" not in table:
+        raise ValueError(
+            f"No group has {MIN_SOURCES} sources with {MIN_TARGETS} targets, and {MIN_TARGETS} targets of other sources, whose "
+            f"pairs are seen often enough ({int(known.sum())} of {len(regulons)} edges are between the {len(genes)} genes). "
+            "Give the regulons' genes as `genes`, read more cells (n_cells), or lower min_cells."
+        )
+    table.insert(0, "group", table.pop("group"))
+    place = table.columns.get_loc("p_value") + 1
+    table.insert(place, "q_value", multipletests(table["p_value"], method="fdr_bh")[1])
+    for column in ("n_sources", "n_targets", "n_edges", "n_pairs"):
+        table[column] = table[column].astype(int)
+    return table
