@@ -41,12 +41,13 @@ def gene_network(adata: AnnData, *, key: str = _keys.GENE_NETWORK) -> Figure:
     Examples
     --------
     >>> import maxtoki_toolkit as mt
-    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> adata = mt.datasets.aging_atlas(600, 10)
     >>> regulons = adata.uns["truth"]["drivers"].rename(columns={"tf": "source"})
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.tl.gene_network(adata, model, donor_key="donor_id", n_cells=10, regulons=regulons, n_permutations=99)
+    >>> mt.tl.gene_network(
+    ...     adata, model, donor_key="donor_id", n_cells=40, min_cells=3, regulons=regulons, n_permutations=99)
     >>> len(mt.pl.gene_network(adata).axes)
     1
     """

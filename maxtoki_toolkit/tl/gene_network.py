@@ -22,7 +22,7 @@ from ..models.sequences import Sequences
 from ..pp._counts import get_counts
 from ._cells import count_truncated, get_sequences
 from ._regulons import MIN_SOURCES, MIN_TARGETS, find_edges, score_regulons
-from .attention import _read_cells, _rows
+from .attention import _read_cells
 
 _GENES = 300  # by default, and up to which the whole matrix is kept
 _MOST_GENES = 1000
@@ -139,7 +139,7 @@ def gene_network(
     ``attention``
         log2 of attention over expectation;
     ``attention_sum``
-        the sum of weights as it is, which places explain to a large part;
+        the sum of weights as it is, which places and how often both are read explain to a large part;
     ``attention_marginal``
         how much both genes have with all others (log2, added up): what is not about the pair;
     ``coexpression``
@@ -214,10 +214,12 @@ def gene_network(
         )
         matrix.append(score)
         edges.append(
-            _edge_table(name, score, counted, both, by_half, correlation, known, table, n_edges, directed)
+            _edge_table(
+                name, score, counted, both, by_half, correlation, known, table, n_edges, directed=directed
+            )
         )
         if known is not None:
-            predictors = _predictors(both, score, correlation, values[cells], place[cells], directed)
+            predictors = _predictors(both, score, correlation, values[cells], place[cells], directed=directed)
             found = score_regulons(predictors, known, seen, n_permutations, draws, reference=COEXPRESSION)
             scores.append(found.assign(group=name))
     if not any(g["n_pairs"] for g in groups):
@@ -425,7 +427,7 @@ def _agreement(first: np.ndarray, second: np.ndarray, counted: np.ndarray) -> fl
     return float(np.corrcoef(ranks)[0, 1]) if min(np.ptp(r) for r in ranks) > 0 else np.nan
 
 
-def _predictors(both: Pairs, score, correlation, values, place, directed: bool) -> dict[str, np.ndarray]:
+def _predictors(both: Pairs, score, correlation, values, place, *, directed: bool) -> dict[str, np.ndarray]:
     """What may tell edges from others, sources x targets."""
     mass, expected, n = both if directed else both.either()
     counted = np.isfinite(score)
@@ -455,7 +457,7 @@ def _predictors(both: Pairs, score, correlation, values, place, directed: bool) 
 
 
 def _edge_table(
-    name, score, counted, both: Pairs, halves, correlation, known, genes, n_edges: int, directed: bool
+    name, score, counted, both: Pairs, halves, correlation, known, genes, n_edges: int, *, directed: bool
 ) -> pd.DataFrame:
     """The highest edges of a group."""
     source, target = np.nonzero(counted)
