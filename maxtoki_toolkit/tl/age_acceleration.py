@@ -261,7 +261,7 @@ def _enough(matching: pd.DataFrame, min_donors: int) -> list[str]:
         found = {name: (int(row[True]), int(row[False])) for name, row in kept.iterrows()}
         raise ValueError(
             f"No condition has {min_donors} donors and {min_donors} controls of like age (donors, controls: "
-            f"{found or 'no two are of like age'}). Nothing can be concluded from fewer: raise tolerance, match by less, or, to look at it "
+            f"{found or 'no two are of like age'}). Nothing can be concluded from fewer: find controls of their age, match by less, raise tolerance if the ages are near, or, to look at it "
             "all the same, lower min_donors."
         )
     return enough
@@ -390,8 +390,9 @@ def _effects(
     table["stratum"] = cells.stratum[cells.donor[queries]]
     group = cells.group[queries]
     parts = [("all", np.ones(len(queries), bool))]
-    if len(cells.groups) > 1:
-        parts += [(name, group == number) for number, name in enumerate(cells.groups)]
+    asked_groups = np.unique(group)
+    if len(asked_groups) > 1:
+        parts += [(cells.groups[number], group == number) for number in asked_groups]
     effects, donors = [], []
     for predictor, read in readings.items():
         for condition in natsorted(matching["condition"].unique()):
@@ -435,7 +436,9 @@ def _effects(
 def _conclusion(effect: pd.Series) -> str:
     """What may be said."""
     if not effect["age_slope_low"] > 0:
-        return "none: the age of controls is not read from these cells"
+        return (
+            "none: age is not read from the controls (cells that do not tell it, or controls of too few ages)"
+        )
     if not effect["q_value"] < 0.05:
         return "not distinguishable from controls"
     return "older than controls" if effect["effect"] > 0 else "younger than controls"
