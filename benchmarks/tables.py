@@ -228,6 +228,17 @@ def power() -> str:
     return markdown(table)
 
 
+def ablation() -> str:
+    """What the parts of a prompt are worth."""
+    table = {}
+    for row in read("ablation")["rows"]:
+        what = row["ablation"].replace("_", " ")
+        line = table.setdefault(what, {"what was done": what})
+        q = f"q {row['q_value']:.2g}" if row["q_value"] >= 0.001 else "q < 0.001"
+        line[f"{row['cells']}: months more error"] = f"{ranged(row, 'difference', '{:.0f}')}, {q}"
+    return markdown(list(table.values()))
+
+
 def null_conditions() -> str:
     """Conditions by lot."""
     return markdown(
@@ -270,6 +281,7 @@ _TABLES = (
     embedding,
     planted,
     real,
+    ablation,
     acceleration,
     power,
     null_conditions,
