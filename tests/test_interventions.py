@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import maxtoki_toolkit as mt
+from maxtoki_toolkit._correction import benjamini_hochberg
 from maxtoki_toolkit.models.attribution import Attributions
 from maxtoki_toolkit.models.hooks import head_slice
-from maxtoki_toolkit.tl._paired import benjamini_hochberg, donor_mean
+from maxtoki_toolkit.tl._paired import donor_mean
 
 module = importlib.import_module("maxtoki_toolkit.tl.attribute")
 needs_captum = pytest.mark.skipif(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -151,7 +152,10 @@ def _on_dask(jobs, vocab, settings, scheduler, n_workers):
     cluster = (
         nullcontext()
         if scheduler
-        else LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None)
+        # Workers that are slow to stop are no news.
+        else LocalCluster(
+            n_workers=n_workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR
+        )
     )
     with cluster as local, Client(scheduler or local) as client:
         shared = client.scatter(vocab, broadcast=True)
