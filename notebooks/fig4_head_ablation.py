@@ -221,9 +221,10 @@ print(
 patched.nlargest(8, "effect")[[*columns, "p_value", "q_value"]].round(3).set_index(["layer", "segment"])
 
 # %% [markdown]
-# The parts where something comes back, with 95% intervals over donors. Grey: states of another original prompt in the same place. They bring
-# something back too, as a query that fits its context is read otherwise than any cell at all; only what lies between the two lines
-# is of this prompt. With the defaults that difference is not settled: raise `n_patched`.
+# The parts where something comes back, with 95% intervals over donors. Grey: states of another original prompt in the same place, which
+# bring some other lapse. Bands that leave the figure go on. With the defaults the blue intervals are narrow and the grey ones are not: the lapse
+# passes from the query to the last token between the first block and the third, but that it takes this prompt's states, rather than any, is not settled by so few
+# prompts. Raise `n_patched`.
 
 # %%
 parts = [part for part, of in patched.groupby("segment", sort=False) if (of["effect"].abs() > 0.05).any()]
@@ -252,7 +253,7 @@ for ax, part in zip(axes[0], parts, strict=True):
     clean(ax)
 axes[0, 0].set_ylim(patched["effect"].min() - 0.8, patched["effect"].max() + 0.8)
 axes[0, 0].set_ylabel("share of the lapse that comes back", fontsize=9)
-axes[0, -1].legend(frameon=False, fontsize=8, loc="upper left")
+axes[0, -1].legend(frameon=False, fontsize=8, loc="lower left")
 save(figure, "fig4_patching_by_depth")
 
 # %% [markdown]

@@ -16,6 +16,23 @@ QUICK = {
     "fig1_timelapse": {"n_cells": [1500, 1500], "n_prompts": 40, "n_train_prompts": 100},
     "fig1_scaling_law": {"hidden_sizes": [8, 12, 16, 24], "max_steps": 4, "seeds": [0], "n_bootstrap": 5},
     "fig4a_prompt_ablation": {"n_cells": 1500, "n_prompts": 30},
+    "fig4_attention_heads": {
+        "n_simulated": 1200,
+        "n_donors": 20,
+        "n_cells": 1,
+        "n_permutations": 99,
+        "n_prompts": 16,
+        "n_examples": 2,
+    },
+    "fig4_head_ablation": {
+        "n_cells": 1500,
+        "n_donors": 20,
+        "n_prompts": 8,
+        "n_searched": 8,
+        "n_random": 2,
+        "max_heads": 2,
+        "n_patched": 4,
+    },
     "fig5_age_acceleration": {
         "n_cells": 2000,
         "n_queries": 2,
