@@ -35,14 +35,14 @@ cells: dict = {  # cells to use, by columns of .obs; {} for all. Here: types who
     "cell_type": ["fibroblast", "monocyte", "macrophage"]
 }
 how: str = "mean"  # what a head hands on instead: "mean", "zero" or "resample"; see mt.tl.ablate_heads
-n_prompts: int = 48  # prompts to read without each head
+n_prompts: int = 40  # prompts to read without each head
 max_heads: int = 3  # most heads to take out together
 n_random: int = 8  # random sets of as many heads
-n_searched: int = 36  # prompts of the search for sets, half to choose on and half to score on
+n_searched: int = 28  # prompts of the search for sets, half to choose on and half to score on
 corrupted: str = "replace_query"  # what is done to prompts before states are put back; see mt.tl.patch
 level: str = "residual"  # states to put back: "residual", "attention", "mlp" or "head"
 align: str = "tokens"  # "tokens", or "last" where replaced cells have other numbers of genes
-n_patched: int = 16  # prompts to put states into
+n_patched: int = 12  # prompts to put states into
 context_size: list = [2, 2]  # fewest and most context cells a prompt
 n_cells: int = 5000  # simulated cells
 n_donors: int = 60  # simulated donors
@@ -253,7 +253,9 @@ for ax, part in zip(axes[0], parts, strict=True):
     clean(ax)
 axes[0, 0].set_ylim(patched["effect"].min() - 0.8, patched["effect"].max() + 0.8)
 axes[0, 0].set_ylabel("share of the lapse that comes back", fontsize=9)
-axes[0, -1].legend(frameon=False, fontsize=8, loc="lower left")
+figure.legend(
+    *axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside upper center", ncol=2
+)
 save(figure, "fig4_patching_by_depth")
 
 # %% [markdown]
