@@ -34,6 +34,7 @@ from scipy import sparse
 
 import maxtoki_toolkit as mt
 from benchmarks import report
+from benchmarks.temporal import FINE_TUNING, encode
 from maxtoki_toolkit.tl._effects import Readings, estimate_effect, permutation_p
 
 module = import_module("maxtoki_toolkit.tl.age_acceleration")
@@ -60,13 +61,6 @@ def atlas(n_donors: int, seed: int, *, cells_per_donor: int = 70) -> AnnData:
     types = set(adata.uns["truth"]["age_genes"]["cell_type"]) - set(HELD_OUT["groups"]["cell_type"])
     adata = adata[adata.obs["cell_type"].isin(types)].copy()
     adata.uns = {}
-    return adata
-
-
-def encode(adata: AnnData, model) -> AnnData:
-    """Map the genes and rank them."""
-    mt.pp.map_genes(adata, model)
-    mt.pp.rank_value_encode(adata, model)
     return adata
 
 
@@ -312,17 +306,11 @@ def onek1k(path: str, covid: str) -> list[dict]:
             context_size=(1, 3),
             max_steps=200,
             batch_size=16,
-            curriculum=0.3,
-            timelapse=1.0,
-            learning_rate=1e-3,
-            warmup=0.1,
-            gene_dropout=0.2,
-            eval_every=1000,
-            save_every=1000,
             device="cpu",
             tensorboard=False,
+            **FINE_TUNING,
         )
-    rest = encode(adata[~adata.obs["train"].to_numpy()].copy(), model)
+    rest = adata[~adata.obs["train"].to_numpy()].copy()
     settings = {"age_key": "age", "donor_key": "donor_id", "match_by": None, "tolerance": 10}
     tables = []
     for i in range(100):

@@ -19,6 +19,7 @@ from ..models.timelapse import read_lapses, require_temporal
 from ..models.vocabulary import Vocabulary
 from ..pp.sample_prompts import read_prompts
 from ._cells import get_sequences
+from ._paired import unit_name
 from ._timelapse_scores import jackknife_error, jackknife_interval, left_out
 
 INTACT = "intact"
@@ -267,7 +268,7 @@ def _effects(table: pd.DataFrame, names: list[str], seed: int) -> pd.DataFrame:
                 "p_value": float(2 * stats.t.sf(abs(mean[0]) / of_mean, df)) if of_mean > 0 else 1.0,
                 "n_prompts": len(table),
                 "n_units": n_units,
-                "unit": "donor" if unit == "donor" else "query cell",
+                "unit": unit_name(table),
             }
         )
     effects = pd.DataFrame(rows)
