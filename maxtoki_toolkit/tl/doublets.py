@@ -338,7 +338,9 @@ def _simulate(adata, model, order, first, second, *, kind, capture, layer, seed)
     known = (token >= 0) & ~np.isnan(model.vocab.median_of_token[token])
     left = made @ known.astype(np.float32) > 0
     first, second, made = first[left], second[left], made[left]
-    simulated = AnnData(made, obs=pd.DataFrame(index=_names(len(first))), var=adata.var.copy(), uns=uns)
+    # Names of genes need not be unique to be encoded.
+    var = adata.var.set_axis(np.arange(adata.n_vars).astype(str))
+    simulated = AnnData(made, obs=pd.DataFrame(index=_names(len(first))), var=var, uns=uns)
     rank_value_encode(simulated, model)
     return sp.vstack([counts, made], format="csr"), first, second, simulated
 
