@@ -195,6 +195,10 @@ def test_patching_recovers_the_planted_path(cells, one):
     np.testing.assert_allclose(table["query"], [1, 1, 0, 0], atol=2e-3)
     np.testing.assert_allclose(table["eoq"], [0, 0, 1, 1], atol=2e-3)
     assert table[["context_0", "lapse_0", "context_1", "boq"]].abs().max().max() < 2e-3
+    # States before the query are the same in both prompts, so that nothing is tested there.
+    before = effects["segment"].isin(["context_0", "lapse_0", "context_1", "boq"])
+    assert effects.loc[before, "p_value"].isna().all()
+    assert effects.loc[~before & (effects["layer"] < LAYERS), "q_value"].notna().any()
     here = effects[(effects["layer"] == 2) & (effects["segment"] == "eoq")].iloc[0]
     np.testing.assert_allclose(here[["effect_low", "effect_high"]].astype(float), 1, atol=2e-3)
     assert here["null"] < 0.9

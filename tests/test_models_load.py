@@ -167,7 +167,7 @@ def test_device_that_is_not_there(folder):
 
 
 def test_unknown_source():
-    with pytest.raises(FileNotFoundError, match="neither 'demo', 'maxtoki-217m'"):
+    with pytest.raises(FileNotFoundError, match="neither 'demo', 'demo-cells'"):
         mt.load_model("no_such_model")
 
 

@@ -82,7 +82,8 @@ def patch(adata: AnnData, *, key: str = _keys.PATCH) -> pd.DataFrame:
     `null`, `null_low`, `null_high`
         The same with the states of another clean prompt.
     `p_value`, `q_value`
-        Two-sided t test of the difference of both (jackknife over donors); corrected for all rows.
+        Two-sided t test of the difference of both (jackknife over donors); corrected for all rows. NaN where no
+        prompt's reading changes at all.
     `n_prompts`, `n_units`, `unit`
         Prompts that have the segment, and how many donors (or query cells) their queries are of.
 

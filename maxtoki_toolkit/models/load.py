@@ -24,6 +24,7 @@ _DICTIONARIES = (
     "Pass vocab=mt.models.Vocabulary.from_json('token_dictionary_v1.json', gene_medians="
     "'gene_median_dictionary_v1.json'); mt.datasets.fetch('maxtoki-dictionaries') downloads both."
 )
+SHIPPED = ("demo", "demo-cells")
 _ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 
@@ -42,7 +43,8 @@ def load_model(
     Parameters
     ----------
     source
-        - "demo": the small model shipped with the package;
+        - "demo": the small model shipped with the package, which embeds cells and tells time; "demo-cells", which
+          writes cells;
         - "maxtoki-217m" or "maxtoki-1b": the published stage-1 weights, at the revision and with the
           checksums of `data_manifests/`;
         - a folder with `config.json` and `model.safetensors` (Hugging Face layout);
@@ -218,8 +220,8 @@ def _locate(source: str, revision: str | None, *, download: bool) -> tuple[Path,
     Without `download`, what is not on disk is an error: published weights come without dictionaries, and it is
     better to hear of that before gigabytes are fetched.
     """
-    if source == "demo":
-        folder = resource("demo")
+    if source in SHIPPED:
+        folder = resource(source.replace("-", "_"))
         return folder, json.loads((folder / CARD).read_text())["weights_sha256"]
     if (path := Path(source)).is_dir():
         return path, None
@@ -235,7 +237,7 @@ def _locate(source: str, revision: str | None, *, download: bool) -> tuple[Path,
     parts = source.split("/")
     if len(parts) not in (2, 3) or not all(parts) or source.startswith((".", "~")):
         raise FileNotFoundError(
-            f"Did not find a model {source!r}: no such folder, and neither 'demo', 'maxtoki-217m', 'maxtoki-1b' "
+            f"Did not find a model {source!r}: no such folder, and neither 'demo', 'demo-cells', 'maxtoki-217m', 'maxtoki-1b' "
             "nor a hub id 'owner/name[/subfolder]'."
         )
     if revision is None or len(revision) != 40:

@@ -18,13 +18,15 @@ SEGMENT_COLORS = {
     "special": "#999999",
     "first": "#000000",
 }
-SEGMENT_LABELS = {"special": "marks", "first": "first token", "genes": "genes"}
+SEGMENT_LABELS = {"special": "marks", "first": "first token", "boq": "<boq>", "eoq": "<eoq>"}
 
 
 def segment_label(name: str) -> str:
     """What a part of a prompt is called in a figure."""
     if name.startswith("context_"):
         return f"context cell {int(name.removeprefix('context_')) + 1}"
+    if name.startswith("lapse_"):
+        return f"lapse {int(name.removeprefix('lapse_')) + 1}"
     return SEGMENT_LABELS.get(name, name)
 
 

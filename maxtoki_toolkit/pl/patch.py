@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..get import patch as get_effects
+from ._heads import segment_label
 from ._style import clean
 
 _LEVELS = {
@@ -16,7 +17,6 @@ _LEVELS = {
     "mlp": "MLP of layer",
     "head": "head",
 }
-_SEGMENTS = {"boq": "<boq>", "eoq": "<eoq>"}
 
 
 def patch(adata: AnnData, *, key: str = _keys.PATCH, ax: Axes | None = None) -> Axes:
@@ -76,7 +76,7 @@ def patch(adata: AnnData, *, key: str = _keys.PATCH, ax: Axes | None = None) -> 
     )
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
-    names = [_SEGMENTS.get(name, name.replace("_", " ")) for name in columns]
+    names = [segment_label(name) for name in columns]
     ax.set_xticks(range(len(columns)), names, rotation=45, ha="right", fontsize=8.5)
     labels = [f"L{layer}H{head}" if of_head else str(layer) for layer, head in rows]
     ax.set_yticks(range(len(rows)), labels, fontsize=7 if of_head else 9)

@@ -10,11 +10,10 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from .. import _keys
-from .._results import read_result
 from .._validate import require_obs
 from ..models.model import MaxTokiModel
 from ..pp._design import get_groups
+from ._prompted import named_rows, stored_prompts
 from ._rank_features import rank_features
 
 
@@ -105,7 +104,9 @@ def about_generated(
         for name in wanted:
             obs[name] = source[name].to_numpy()
     elif wanted:
-        obs = _from_prompts(obs, adata, wanted, time_key, donor_key, columns, key)
+        obs = _from_prompts(
+            obs, adata, wanted, time_key, donor_key, columns, stored_prompts(adata, generated, key)
+        )
     obs.index = obs.index.astype(str)
     found = about_cells(
         AnnData(obs=obs),
@@ -118,15 +119,13 @@ def about_generated(
     )
 
 
-def _from_prompts(obs, adata, wanted, time_key, donor_key, columns, key) -> pd.DataFrame:
+def _from_prompts(obs, adata, wanted, time_key, donor_key, columns, stored) -> pd.DataFrame:
     """Columns filled from the temporal prompts."""
-    stored = read_result(adata, key or _keys.PROMPTS, 'mt.pp.sample_prompts(adata, task="cell", ...)')
     params, table = stored["params"], stored["prompts"]
     number = obs["prompt"].astype(int).to_numpy()
     if number.max() >= len(table):
         raise ValueError(
-            f"The generated cells are of {number.max() + 1} prompts at least, .uns[{key or _keys.PROMPTS!r}] has "
-            f"{len(table)}. Name the prompts that they were generated after: key=..."
+            f"The generated cells are of {number.max() + 1} prompts at least, and there are {len(table)}. Name the prompts that they were generated after: key=..."
         )
     prompt = table.iloc[number].reset_index(drop=True)
     for name in wanted:
@@ -148,9 +147,4 @@ def _from_prompts(obs, adata, wanted, time_key, donor_key, columns, key) -> pd.D
 
 def _rows(adata: AnnData, names: pd.Series) -> pd.DataFrame:
     """`.obs` of the cells named."""
-    rows = adata.obs_names.get_indexer(names.astype(str))
-    if (rows < 0).any():
-        raise KeyError(
-            f"{(rows < 0).sum()} cells of the prompts are not in the AnnData (first: {names[rows < 0].iloc[0]!r})."
-        )
-    return adata.obs.iloc[rows]
+    return adata.obs.iloc[named_rows(adata, names.astype(str).to_numpy(dtype=object))]

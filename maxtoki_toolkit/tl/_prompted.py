@@ -58,15 +58,15 @@ def read_prompted(
         )
     if not generated.n_obs:
         raise ValueError("There are no generated cells.")
-    params = generated.uns.get(_keys.GENERATE, {}).get("params", {})
+    params = generation_params(generated)
     if params.get("model_sha256", model.sha256) != model.sha256:
         raise ValueError(f"Another model than {model.name!r} generated these cells. Pass that one.")
     named = generated.obs["prompt"].astype(str).to_numpy(dtype=object)
     if "n_given" in params:
-        context, asked, default = _rows(adata, named)[:, None], np.full(len(named), np.nan), ""
+        context, asked, default = named_rows(adata, named)[:, None], np.full(len(named), np.nan), ""
         query, lapse = context[:, 0], asked
     else:
-        stored = read_result(adata, key or _keys.PROMPTS, 'mt.pp.sample_prompts(adata, task="cell", ...)')
+        stored = stored_prompts(adata, generated, key)
         table, default = stored["prompts"], stored["params"]["donor_key"]
         row = _prompt_rows(table, generated, named)
         found = read_prompts(table, adata, adata, task="cell")
@@ -111,11 +111,23 @@ def features_at(adata: AnnData, model: MaxTokiModel, rows: np.ndarray) -> sp.csr
     return rank_features(adata[unique], model)[place]
 
 
-def _rows(adata: AnnData, named: np.ndarray) -> np.ndarray:
+def generation_params(generated: AnnData) -> dict:
+    """What `mt.tl.generate` noted of these cells, if it wrote them."""
+    return generated.uns.get(_keys.GENERATE, {}).get("params", {})
+
+
+def stored_prompts(adata: AnnData, generated: AnnData, key: str | None) -> dict:
+    """Result of `mt.pp.sample_prompts` that the cells were generated from."""
+    key = key or generation_params(generated).get("prompts", _keys.PROMPTS)
+    return read_result(adata, key, 'mt.pp.sample_prompts(adata, task="cell", ...)')
+
+
+def named_rows(adata: AnnData, named: np.ndarray) -> np.ndarray:
+    """Rows of the cells named."""
     rows = adata.obs_names.get_indexer(named)
     if (missing := rows < 0).any():
         raise KeyError(
-            f"{missing.sum()} cells that were gone on with are not in the AnnData (first: {named[missing][0]!r})."
+            f"{missing.sum()} cells of the prompts are not in the AnnData (first: {named[missing][0]!r})."
         )
     return rows
 

@@ -131,7 +131,7 @@ def ablate_prompt(
     for name in dict.fromkeys(ablations):
         # Each has numbers of its own, whatever else is asked for.
         seed = [rng, (*ABLATIONS, INTACT).index(name)]
-        changed = _ablate(name, prompts, cells, model.vocab, share, np.random.default_rng(seed))
+        changed = ablated(name, prompts, cells, model.vocab, share, np.random.default_rng(seed))
         table[name] = _predict(model, *changed, max_tokens, lapses=name != "drop_lapses")
 
     adata = adata.copy() if copy else adata
@@ -165,7 +165,7 @@ def _predict(
     return read_lapses(model, written, max_tokens=max_tokens)[0].astype(float)
 
 
-def _ablate(
+def ablated(
     name: str,
     prompts: Prompts,
     cells: Sequences,

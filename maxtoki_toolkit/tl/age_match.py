@@ -57,7 +57,7 @@ def age_match(
     use
         Which true cells may train the clocks: boolean column of `.obs`, or one boolean a cell. All by default.
     key
-        Key in `.uns` of the prompts, by default "prompts".
+        Key in `.uns` of the prompts, by default that which the cells were generated from.
     rng
         Seed of the permutations, and of the folds where there are no donors.
     key_added

@@ -51,7 +51,7 @@ def annotation_concordance(
     n_permutations
         Permutations of the prompted types for chance.
     key
-        Key in `.uns` of the prompts, by default "prompts".
+        Key in `.uns` of the prompts, by default that which the cells were generated from.
     rng
         Seed of the permutations.
     key_added

@@ -160,7 +160,7 @@ def attention(
     require_obs(adata, groupby, donor_key)
     cells = get_sequences(adata, model)
     read = (
-        _read_cells(adata, cells, groupby, donor_key, n_cells, rng)
+        read_cells(adata, cells, groupby, donor_key, n_cells, rng)
         if key is None
         else _read_prompts(adata, model, cells, key, groupby, donor_key)
     )
@@ -250,7 +250,8 @@ class _Read(NamedTuple):
     n_clipped: int = 0
 
 
-def _read_cells(adata, cells: Sequences, groupby, donor_key, n_cells: int, seed: int) -> _Read:
+def read_cells(adata, cells: Sequences, groupby, donor_key, n_cells: int, seed: int) -> _Read:
+    """Cells drawn by group and donor, the same whatever else there is."""
     group, groups = get_groups(adata, groupby)
     known = donor_key is not None
     donor = adata.obs[donor_key].astype(str).to_numpy() if known else np.full(adata.n_obs, "")

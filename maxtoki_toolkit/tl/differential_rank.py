@@ -83,7 +83,7 @@ def differential_rank(
     n_bootstrap, n_permutations
         Draws for the intervals, and permutations for the p values, of the scores.
     key
-        Key in `.uns` of the prompts, by default "prompts".
+        Key in `.uns` of the prompts, by default that which the cells were generated from.
     rng
         Seed.
     key_added

@@ -22,7 +22,7 @@ from ..models.sequences import Sequences
 from ..pp._counts import get_counts
 from ._cells import count_truncated, get_sequences
 from ._regulons import MIN_SOURCES, MIN_TARGETS, find_edges, score_regulons
-from .attention import _read_cells
+from .attention import read_cells
 
 _GENES = 300  # by default, and up to which the whole matrix is kept
 _MOST_GENES = 1000
@@ -175,7 +175,7 @@ def gene_network(
     groupby = [groupby] if isinstance(groupby, str) else list(groupby or [])
     require_obs(adata, *groupby, donor_key)
     chosen = _heads(model, heads)
-    read = _read_cells(adata, get_sequences(adata, model), groupby, donor_key, n_cells, rng)
+    read = read_cells(adata, get_sequences(adata, model), groupby, donor_key, n_cells, rng)
     columns, table, n_unread = _choose_genes(adata, model, read.sequences, genes, regulons)
     known = None
     if regulons is not None:

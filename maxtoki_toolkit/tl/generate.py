@@ -181,7 +181,7 @@ def _temporal_prompts(
     return (
         Sequences(opened, written.indptr + np.arange(len(written.indptr))),
         about,
-        {"time_key": params["time_key"], "unit": model.time_head.unit},
+        {"prompts": key or _keys.PROMPTS, "time_key": params["time_key"], "unit": model.time_head.unit},
     )
 
 

@@ -68,7 +68,7 @@ def generation_diversity(
     n_permutations
         Permutations for the p value of `nearer`.
     key
-        Key in `.uns` of the prompts, by default "prompts".
+        Key in `.uns` of the prompts, by default that which the cells were generated from.
     rng
         Seed.
     key_added

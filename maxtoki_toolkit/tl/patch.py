@@ -19,7 +19,7 @@ from ..pp.sample_prompts import read_prompts
 from ._cells import get_sequences
 from ._paired import donor_ratio, unit_name
 from ._readings import draw_partners, get_prompts, get_readings
-from .ablate_prompt import ABLATIONS, _ablate
+from .ablate_prompt import ABLATIONS, ablated
 
 
 def patch(
@@ -88,7 +88,8 @@ def patch(
     matter. Intervals and p values leave out each donor in turn, as those of `mt.tl.ablate_prompt` do.
 
     States of another clean prompt are the null: they bring back what any states would that are not the corrupted ones. `p_value`
-    is of the difference to it, `q_value` corrects for all rows (Benjamini and Hochberg). The trivial baseline is layer 0 of
+    is of the difference to it, `q_value` corrects for all rows (Benjamini and Hochberg) but those where no
+    prompt's reading changes at all, such as the context's where the query was replaced. The trivial baseline is layer 0 of
     "residual": to put in the tokens themselves.
 
     Examples
@@ -119,7 +120,7 @@ def patch(
             )
         # As in `mt.tl.ablate_prompt`: each has numbers of its own.
         generator = np.random.default_rng([rng, ABLATIONS.index(corrupted)])
-        other, *changed = _ablate(corrupted, prompts, cells, model.vocab, 0.25, generator)
+        other, *changed = ablated(corrupted, prompts, cells, model.vocab, 0.25, generator)
     else:
         rows, other_table = _other_prompts(adata, corrupted, len(table))
         table, prompts = table.iloc[rows], prompts[rows]
@@ -254,8 +255,10 @@ def _effects(
             part["low"],
             part["high"],
         )
-    effects["p_value"] = difference["p_value"]
-    effects["q_value"] = benjamini_hochberg(difference["p_value"])
+    # States before the first change are the same in both prompts: nothing can come back, and nothing was tested.
+    fixed = ~(known & (back != 0)).any(axis=0)
+    effects["p_value"] = np.where(fixed, np.nan, difference["p_value"])
+    effects["q_value"] = benjamini_hochberg(effects["p_value"])
     effects["n_prompts"] = known.sum(axis=0)
     effects["n_units"] = effect["n_units"]
     effects["unit"] = unit_name(table)

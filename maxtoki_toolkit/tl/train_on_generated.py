@@ -60,7 +60,7 @@ def train_on_generated(
     n_permutations
         Trainings with permuted labels.
     key
-        Key in `.uns` of the prompts, by default "prompts".
+        Key in `.uns` of the prompts, by default that which the cells were generated from.
     rng
         Seed of the draws of training cells, of the shuffled genes and of the permutations.
     key_added
