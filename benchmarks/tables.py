@@ -277,6 +277,53 @@ def confounded() -> str:
     return markdown(table)
 
 
+DOUBLETS = {
+    ("planted", "truth", "all"): "simulated cells, planted doublets of one type",
+    ("hashtags", "truth", "all"): "four cell lines, doublets known from hashtags",
+    ("heart", "simulated", "same type"): "heart nuclei, made of two of one type",
+    ("heart", "simulated", "cross type"): "heart nuclei, made of two types",
+}
+
+
+def _doublet_rows(features: str) -> list[tuple[str, dict]]:
+    cases = read("doublets")["cases"]
+    return [
+        (name, row)
+        for (case, where, kind), name in DOUBLETS.items()
+        for row in cases[case]["rows"]
+        if (row["set"], row.get("doublets"), row.get("features")) == (where, kind, features)
+    ]
+
+
+def doublets() -> str:
+    """Doublets beside scrublet's."""
+    table = {}
+    for name, row in _doublet_rows("all"):
+        units = f"{row['n_doublets']:.0f} among {row['n_cells']:,} ({row['n_units']:.0f} {row['unit']}s)"
+        line = table.setdefault(name, {"cells": name, "doublets": units})
+        which = "`mt.tl.doublets`" if row["detector"] == "detector" else row["detector"]
+        line[f"{which}: AUROC"] = ranged(row, "auroc", "{:.2f}")
+        line[f"{which}: average precision"] = ranged(row, "average_precision", "{:.2f}")
+        if row.get("calibration_error") is not None:
+            line["calibration error"] = f"{row['calibration_error']:.3f}"
+    return markdown(list(table.values()))
+
+
+def doublet_features() -> str:
+    """The same detector with some of its features."""
+    rows = read("doublets")["cases"]["heart"]["rows"]
+    table = []
+    for features in dict.fromkeys(row["features"] for row in rows if "features" in row):
+        line = {"features": features}
+        line |= {
+            name: ranged(row, "auroc", "{:.3f}")
+            for name, row in _doublet_rows(features)
+            if row["detector"] == "detector"
+        }
+        table.append(line)
+    return markdown(table)
+
+
 _TABLES = (
     embedding,
     planted,
@@ -286,6 +333,8 @@ _TABLES = (
     power,
     null_conditions,
     confounded,
+    doublets,
+    doublet_features,
     time_heads,
     tokenize,
     speed,

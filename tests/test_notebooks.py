@@ -15,6 +15,9 @@ PRESETS = sorted(ROOT.glob("notebooks/presets/*.yaml"))
 QUICK = {
     "fig1_timelapse": {"n_cells": [1500, 1500], "n_prompts": 40, "n_train_prompts": 100},
     "fig1_scaling_law": {"hidden_sizes": [8, 12, 16, 24], "max_steps": 4, "seeds": [0], "n_bootstrap": 5},
+    "fig2_generated_cells": {"n_cells": 1500, "n_donors": 20, "n_prompts": 30, "n_samples": 1},
+    "fig3_inflection_intervals": {"max_steps": 2, "batch_size": 4, "n_prompts": 40},
+    "doublet_detector_training": {"n_cells": 200, "n_donors": 10, "features": [["ranks"]]},
     "fig4a_prompt_ablation": {"n_cells": 1500, "n_prompts": 30},
     "fig4_attention_heads": {
         "n_simulated": 1200,
