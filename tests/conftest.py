@@ -9,16 +9,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
-import matplotlib
 import pytest
 
 from maxtoki_toolkit import settings
 
-matplotlib.use("Agg")
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Side by side, each test takes one core.
+    # Side by side, each test takes one core. NumPy looks at this when it is loaded, so nothing above may load it.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_configure():
+    import matplotlib
+
+    matplotlib.use("Agg")
 
 
 @pytest.fixture(autouse=True)

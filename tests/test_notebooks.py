@@ -13,6 +13,15 @@ NOTEBOOKS = [source for source in SOURCES if source.parent.name == "notebooks"]
 PRESETS = sorted(ROOT.glob("notebooks/presets/*.yaml"))
 # What makes each notebook quick; what it shows with so little is not looked at.
 QUICK = {
+    "cellxpert_mcmc_steering": {
+        "n_simulated": 600,
+        "n_cells": 2,
+        "n_steps": 4,
+        "n_chains": 2,
+        "temperatures": [],
+        "n_steps_temperature": 2,
+    },
+    "fig6_validation_panels": {"n_simulated": 150},
     "fig1_timelapse": {"n_cells": [1500, 1500], "n_prompts": 40, "n_train_prompts": 100},
     "fig1_scaling_law": {"hidden_sizes": [8, 12, 16, 24], "max_steps": 4, "seeds": [0], "n_bootstrap": 5},
     "fig2_generated_cells": {"n_cells": 1500, "n_donors": 20, "n_prompts": 30, "n_samples": 1},

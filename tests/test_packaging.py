@@ -49,7 +49,17 @@ def test_flash_attention_is_never_required(project):
 
 
 def test_extras(project):
-    expected = {"train", "interp", "notebook", "distributed", "flash-attn", "all", "test"}
+    expected = {
+        "train",
+        "interp",
+        "validation",
+        "notebook",
+        "distributed",
+        "flash-attn",
+        "all",
+        "docs",
+        "test",
+    }
     assert set(project["optional-dependencies"]) == expected
 
 

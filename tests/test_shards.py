@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit import _shards
+from maxtoki_toolkit import _shards, pipeline
 from maxtoki_toolkit._shards import open_shards, process_index, shard_path, take_shards
 from maxtoki_toolkit.pipeline import embed_file
 
@@ -84,6 +84,13 @@ def test_nothing_is_left_of_a_job_that_did_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def summarise(cells, output, *_, **__):
+    """In the place of clusters and figures."""
+    output.mkdir()
+    cells.write_h5ad(output / "embedded.h5ad")
+    return cells
+
+
 @pytest.fixture(scope="module")
 def counts(tmp_path_factory):
     path = tmp_path_factory.mktemp("counts") / "cells.h5ad"
@@ -92,6 +99,8 @@ def counts(tmp_path_factory):
 
 
 def test_a_file_in_shards_is_as_one(counts, tmp_path, monkeypatch):
+    # What follows the embedding takes all cells, in shards or not: tests/test_cli.py looks at it.
+    monkeypatch.setattr(pipeline, "_summarise", summarise)
     model = mt.load_model("demo", device="cpu")
     whole = embed_file(counts, tmp_path / "whole", model)
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -52,6 +52,12 @@ def atlas(model):
     return adata
 
 
+@pytest.fixture(scope="module")
+def three(atlas):
+    """Three of its cell types: each group takes a mixed model for each condition."""
+    return atlas[atlas.obs["cell_type"].isin(["CD4 T cell", "fibroblast", "monocyte"])].copy()
+
+
 @pytest.fixture
 def oracle(monkeypatch):
     """Reads the biological age, shrunk to 0.6 and with noise of donors and cells; remembers what it was asked."""
@@ -81,13 +87,21 @@ def oracle(monkeypatch):
     return answer
 
 
-def test_what_is_asked(atlas, model, oracle):
-    asked = oracle(atlas)
-    mt.tl.age_acceleration(
-        atlas, model, **SETTINGS, match_by="sex", n_cells=3, n_contexts=4, baselines=False, tolerance=60
+def test_what_is_asked(three, model, oracle):
+    asked = oracle(three)
+    result = mt.tl.age_acceleration(
+        three,
+        model,
+        **SETTINGS,
+        match_by="sex",
+        n_cells=3,
+        n_contexts=4,
+        baselines=False,
+        tolerance=60,
+        copy=True,
     )
     (prompts,) = asked
-    obs = atlas.obs
+    obs = three.obs
     contexts, queries = obs.iloc[prompts.context.ravel()], obs.iloc[prompts.query]
     assert prompts.context.shape[1] == 3
     assert (contexts["condition"] == "control").all()
@@ -107,18 +121,17 @@ def test_what_is_asked(atlas, model, oracle):
         .groupby(["donor_id", "cell_type"], observed=True)
     )
     assert per_donor.size().max() == 3
-    matching = atlas.uns["age_acceleration"]["matching"]
+    matching = result.uns["age_acceleration"]["matching"]
     matched = matching.loc[matching["matched"], "donor"]
     assert set(queries["donor_id"]) <= set(matched)
 
 
-def test_planted_conditions_are_found(atlas, model, oracle):
-    oracle(atlas)
-    before = atlas.copy()
+def test_planted_conditions_are_found(three, model, oracle):
+    oracle(three)
     result = mt.tl.age_acceleration(
-        atlas, model, **SETTINGS, n_cells=10, n_contexts=2, baselines=False, copy=True
+        three, model, **SETTINGS, n_cells=10, n_contexts=2, baselines=False, copy=True
     )
-    assert "age_acceleration" not in atlas.uns or atlas.uns.keys() == before.uns.keys()
+    assert "age_acceleration" not in three.uns
     effects = mt.get.age_acceleration(result)
     assert effects.attrs["unit"] == "years"
     whole = effects[effects["group"] == "all"].set_index("condition")
@@ -140,7 +153,11 @@ def test_planted_conditions_are_found(atlas, model, oracle):
 
 def test_a_seed_gives_the_same_in_any_batches(atlas, model):
     """Of a model of random weights, with all baselines."""
-    few = atlas[atlas.obs["cell_type"].isin(["fibroblast", "monocyte"])].copy()
+    obs = atlas.obs
+    few = atlas[
+        obs["cell_type"].isin(["fibroblast", "monocyte"])
+        & obs["condition"].isin(["control", "accelerated_15y"])
+    ].copy()
     found = [
         mt.get.age_acceleration(
             mt.tl.age_acceleration(
@@ -254,7 +271,7 @@ def test_the_demo_model_ranks_the_conditions():
     adata = mt.datasets.aging_atlas(4000, 80, seed=11)
     mt.pp.map_genes(adata, model)
     mt.pp.rank_value_encode(adata, model)
-    mt.tl.age_acceleration(adata, model, **SETTINGS, n_cells=6, n_contexts=2)
+    mt.tl.age_acceleration(adata, model, **SETTINGS, n_cells=6, n_contexts=2, baselines=False)
     effects = mt.get.age_acceleration(adata)
     whole = effects[(effects["group"] == "all") & (effects["predictor"] == "MaxToki")].set_index("condition")
     for condition, years in TRUTH.items():
@@ -266,10 +283,10 @@ def test_the_demo_model_ranks_the_conditions():
     assert {"B cell", "mural cell", "natural killer cell"} <= set(unread["group"])
 
 
-def test_results_survive_a_file(atlas, model, oracle, tmp_path):
-    oracle(atlas)
+def test_results_survive_a_file(three, model, oracle, tmp_path):
+    oracle(three)
     result = mt.tl.age_acceleration(
-        atlas, model, **SETTINGS, n_cells=2, n_contexts=2, baselines=False, copy=True
+        three, model, **SETTINGS, n_cells=2, n_contexts=2, baselines=False, copy=True
     )
     result.write_h5ad(tmp_path / "cells.h5ad")
     read = mt.get.age_acceleration(anndata.read_h5ad(tmp_path / "cells.h5ad"))

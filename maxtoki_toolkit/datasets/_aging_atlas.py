@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 import anndata as ad
 import numpy as np
@@ -203,6 +204,7 @@ def _panel(n_genes: int, spec: dict) -> pd.DataFrame:
     return panel
 
 
+@cache
 def _design(n_genes: int) -> _Design:
     """Everything that is the same for each seed."""
     spec = yaml.safe_load(resource("atlas_markers.yaml").read_text(encoding="utf-8"))

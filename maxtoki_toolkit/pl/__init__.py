@@ -23,13 +23,27 @@ from .head_similarity import head_similarity
 from .matched_ages import matched_ages
 from .neighbor_purity import neighbor_purity
 from .patch import patch
+from .perturbation import perturbation
+from .perturbation_concordance import perturbation_concordance
+from .perturbation_dose import perturbation_dose
+from .perturbation_heatmap import perturbation_heatmap
+from .perturbation_metrics import perturbation_metrics
+from .perturbation_volcano import perturbation_volcano
 from .prompt_attention import prompt_attention
 from .rank_heatmap import rank_heatmap
+from .steer import steer
 from .timelapse_error import timelapse_error
 from .timelapse_scatter import timelapse_scatter
 from .train_on_generated import train_on_generated
 
 __all__ = [
+    "perturbation",
+    "perturbation_concordance",
+    "perturbation_dose",
+    "perturbation_heatmap",
+    "perturbation_volcano",
+    "perturbation_metrics",
+    "steer",
     "differential_rank",
     "differential_rank_heatmap",
     "generation_diversity",

@@ -44,7 +44,7 @@ def ablate_heads(
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=8, donor_key="donor_id")
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=4, donor_key="donor_id")
     >>> mt.tl.ablate_heads(adata, model, heads=[(0, 1), (2, 0)])
     >>> mt.pl.ablate_heads(adata).get_ylabel()
     'layer'

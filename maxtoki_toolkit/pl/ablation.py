@@ -50,7 +50,7 @@ def ablation(adata: AnnData, *, key: str = _keys.ABLATION, ax: Axes | None = Non
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=20, donor_key="donor_id")
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=6, donor_key="donor_id")
     >>> mt.tl.ablate_prompt(adata, model, ablations=["shuffle_genes", "drop_bottom"])
     >>> mt.pl.ablation(adata).get_xlabel()
     'change of the mean error (months)'

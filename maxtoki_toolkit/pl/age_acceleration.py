@@ -41,13 +41,13 @@ def age_acceleration(
     Examples
     --------
     >>> import maxtoki_toolkit as mt
-    >>> adata = mt.datasets.aging_atlas(800, 40)
+    >>> adata = mt.datasets.aging_atlas(400, 40)
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.age_acceleration(
     ...     adata, model, condition_key="condition", control="control", age_key="age_months", donor_key="donor_id",
-    ...     groupby=None, n_cells=5, n_contexts=2, baselines=False)
+    ...     groupby=None, n_cells=2, n_contexts=1, baselines=False)
     >>> len(mt.pl.age_acceleration(adata).axes)
     4
     """

@@ -35,7 +35,7 @@ def head_segments(adata: AnnData, *, key: str = _keys.HEAD_SEGMENTS) -> Figure:
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=20, donor_key="donor_id")
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=6, donor_key="donor_id")
     >>> mt.tl.attention(adata, model, key="prompts")
     >>> mt.tl.head_segments(adata)
     >>> len(mt.pl.head_segments(adata).axes)

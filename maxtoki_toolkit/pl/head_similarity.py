@@ -35,7 +35,7 @@ def head_similarity(adata: AnnData, *, key: str = _keys.HEAD_SIMILARITY, ax: Axe
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.tl.attention(adata, model, donor_key="donor_id", n_cells=10)
+    >>> mt.tl.attention(adata, model, donor_key="donor_id", n_cells=3)
     >>> mt.tl.head_similarity(adata)
     >>> mt.pl.head_similarity(adata).get_title(loc="left").split(":")[0]
     'lower left'

@@ -48,7 +48,7 @@ def prompt_attention(
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=20, donor_key="donor_id")
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=6, donor_key="donor_id")
     >>> mt.tl.attention(adata, model, key="prompts")
     >>> len(mt.pl.prompt_attention(adata, layer=1, head=2).axes)
     2

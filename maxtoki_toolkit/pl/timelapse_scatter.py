@@ -46,7 +46,7 @@ def timelapse_scatter(
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=20, donor_key="donor_id")
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=6, donor_key="donor_id")
     >>> mt.tl.predict_timelapse(adata, model)
     >>> mt.pl.timelapse_scatter(adata).get_xlabel()
     'true lapse (months)'

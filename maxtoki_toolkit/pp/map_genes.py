@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -109,7 +110,7 @@ def resolve_genes(
     if gene_key is not None and gene_key not in names:
         raise KeyError(f"Did not find .var[{gene_key!r}]. Columns with text: {sorted(names)}.")
     known = set() if vocab is None else set(vocab.genes)
-    symbols, given = _symbol_table(known), pd.Series(mapping or {}, dtype=object)
+    symbols, given = _symbol_table(frozenset(known)), pd.Series(mapping or {}, dtype=object)
     found = {key: _lookup(column, known, symbols, given) for key, column in names.items()}
     score = {key: (table["id"] != "").sum() for key, table in found.items()}
     best = gene_key or max(score, key=score.get)
@@ -204,7 +205,8 @@ def _lookup(names: pd.Series, known: set[str], symbols: pd.Series, mapping: pd.S
     )
 
 
-def _symbol_table(known: set[str]) -> pd.Series:
+@lru_cache(maxsize=4)
+def _symbol_table(known: frozenset[str]) -> pd.Series:
     """Symbol to Ensembl id; where a symbol names several genes, one of the vocabulary goes first."""
     genes = gene_table()
     order = np.argsort(~genes["ensembl_id"].isin(known).to_numpy(), kind="stable")

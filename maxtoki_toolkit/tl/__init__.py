@@ -10,6 +10,7 @@ from .attribute import attribute
 from .differential_rank import differential_rank
 from .doublets import doublets
 from .embed import embed
+from .expression_age_slope import expression_age_slope
 from .gene_network import gene_network
 from .generate import generate
 from .generation_diversity import generation_diversity
@@ -20,11 +21,18 @@ from .head_similarity import head_similarity
 from .log_likelihood import log_likelihood
 from .neighbor_purity import neighbor_purity
 from .patch import patch
+from .perturb import perturb
+from .perturbation_concordance import perturbation_concordance
+from .perturbation_metrics import perturbation_metrics
+from .perturbation_stats import perturbation_stats
 from .predict_timelapse import predict_timelapse
+from .steer import steer
 from .timelapse_baselines import timelapse_baselines
 from .train_on_generated import train_on_generated
 
 __all__ = [
+    "perturbation_metrics",
+    "steer",
     "generation_diversity",
     "ablate_heads",
     "attention",
@@ -45,6 +53,10 @@ __all__ = [
     "generate",
     "log_likelihood",
     "neighbor_purity",
+    "expression_age_slope",
+    "perturb",
+    "perturbation_concordance",
+    "perturbation_stats",
     "predict_timelapse",
     "timelapse_baselines",
     "train_on_generated",

@@ -112,7 +112,7 @@ def ablate_prompt(
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=20, donor_key="donor_id")
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=6, donor_key="donor_id")
     >>> mt.tl.ablate_prompt(adata, model, ablations=["intact", "shuffle_genes"])
     >>> mt.get.ablation(adata).set_index("ablation").loc["intact", "difference"]
     np.float64(0.0)

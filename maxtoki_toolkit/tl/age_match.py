@@ -109,7 +109,7 @@ def age_match(
     >>> mt.pp.sample_prompts(
     ...     adata, time_key="age_months", groupby="cell_type", donor_key="donor_id", task="cell", n_prompts=4,
     ...     context_size=1, contexts="held_out", queries="held_out")
-    >>> cells = mt.tl.generate(adata, model, max_genes=30)
+    >>> cells = mt.tl.generate(adata, model, max_genes=10)
     >>> mt.tl.age_match(adata, model, generated=cells, age_key="age_months", donor_key="donor_id")
     >>> mt.get.age_match(adata)["cells"].tolist()
     ['generated', 'query', 'context']

@@ -115,7 +115,7 @@ def annotation_concordance(
     >>> mt.pp.sample_prompts(
     ...     adata, time_key="age_months", groupby="cell_type", donor_key="donor_id", task="cell", n_prompts=4,
     ...     context_size=1, contexts="held_out", queries="held_out")
-    >>> cells = mt.tl.generate(adata, model, max_genes=30)
+    >>> cells = mt.tl.generate(adata, model, max_genes=10)
     >>> mt.tl.annotation_concordance(adata, model, generated=cells, groupby="cell_type")
     >>> mt.get.annotation_concordance(adata)["cells"].tolist()
     ['generated', 'query', 'context', 'majority', 'permuted']

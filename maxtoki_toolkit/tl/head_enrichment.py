@@ -91,8 +91,8 @@ def head_enrichment(
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.tl.attention(adata, model, donor_key="donor_id", n_cells=10)
-    >>> mt.tl.head_enrichment(adata, n_permutations=500)
+    >>> mt.tl.attention(adata, model, donor_key="donor_id", n_cells=3)
+    >>> mt.tl.head_enrichment(adata, n_permutations=99)
     >>> mt.get.head_enrichment(adata).shape[0]
     16
     """

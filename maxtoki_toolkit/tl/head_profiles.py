@@ -79,8 +79,8 @@ def head_profiles(
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.tl.attention(adata, model, groupby="cell_type", donor_key="donor_id", n_cells=2)
-    >>> mt.tl.head_profiles(adata, n_permutations=200)
+    >>> mt.tl.attention(adata, model, groupby="cell_type", donor_key="donor_id", n_cells=1)
+    >>> mt.tl.head_profiles(adata, n_permutations=99)
     >>> mt.get.head_specificity(adata).shape[0]
     16
     """

@@ -78,7 +78,7 @@ def head_segments(
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=20, donor_key="donor_id")
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=6, donor_key="donor_id")
     >>> mt.tl.attention(adata, model, key="prompts")
     >>> mt.tl.head_segments(adata)
     >>> mt.get.head_segments(adata)["segment"].unique().tolist()

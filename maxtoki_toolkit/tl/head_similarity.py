@@ -67,7 +67,7 @@ def head_similarity(
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.tl.attention(adata, model, donor_key="donor_id", n_cells=10)
+    >>> mt.tl.attention(adata, model, donor_key="donor_id", n_cells=3)
     >>> mt.tl.head_similarity(adata)
     >>> mt.get.head_similarity(adata).shape[0]
     120

@@ -106,12 +106,12 @@ def timelapse_baselines(
     Examples
     --------
     >>> import maxtoki_toolkit as mt
-    >>> adata = mt.datasets.aging_atlas(600, 10)
+    >>> adata = mt.datasets.aging_atlas(300, 10)
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.pp.hold_out(adata, donor_key="donor_id", donors=0.4, time_key="age_months")
-    >>> settings = dict(time_key="age_months", groupby="cell_type", donor_key="donor_id", n_prompts=50)
+    >>> settings = dict(time_key="age_months", groupby="cell_type", donor_key="donor_id", n_prompts=10, context_size=1)
     >>> mt.pp.sample_prompts(adata, contexts="train", queries="train", key_added="train_prompts", **settings)
     >>> mt.pp.sample_prompts(adata, contexts="held_out", queries="held_out", **settings)
     >>> mt.tl.predict_timelapse(adata, model)

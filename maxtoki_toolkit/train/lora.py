@@ -54,7 +54,7 @@ def lora(
     >>> mt.pp.rank_value_encode(adata, model, force=True)  # FPKM
     >>> adata.obs["hours"] = adata.obs["Hours"].astype(int)
     >>> tuned = mt.train.lora(adata, model, tempfile.mkdtemp(), time_key="hours", time_unit="hours", groupby=None,
-    ...                       max_steps=2, tensorboard=False)
+    ...                       max_steps=1, batch_size=2, tensorboard=False)
     >>> tuned.time_head.unit
     'hours'
     """

@@ -173,7 +173,7 @@ def temporal(
     ...              max_position_embeddings=64)
     >>> model = mt.models.build_model(shape, vocab)
     >>> temporal = mt.train.temporal(adata, model, tempfile.mkdtemp(), time_key="age_months", groupby="cell_type",
-    ...                              max_length=512, max_steps=2, tensorboard=False)
+    ...                              max_length=512, max_steps=2, batch_size=4, tensorboard=False)
     >>> temporal.is_temporal, temporal.time_head.unit
     (True, 'months')
     """
@@ -346,7 +346,7 @@ def _lapse_metrics(unit: str):
         predicted, true = predicted[asked], true[asked]
         error = np.abs(predicted - true)
         return {
-            "r": float(np.corrcoef(predicted, true)[0, 1]),
+            "r": float(np.corrcoef(predicted, true)[0, 1]) if np.ptp(predicted) > 0 else np.nan,
             "slope": float(np.polyfit(true, predicted, 1)[0]),
             f"median_error_{unit}": float(np.median(error)),
             f"mean_error_{unit}": float(error.mean()),

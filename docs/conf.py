@@ -1,0 +1,72 @@
+"""Sphinx: `sphinx-build -W docs docs/_build` (extra `docs`)."""
+
+import shutil
+from importlib.metadata import version as installed
+from pathlib import Path
+
+import maxtoki_toolkit as mt
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+# Pages that live elsewhere in the repository, so that there is one of each.
+COPIED = {
+    "tutorials": ["*.ipynb"],
+    "notebooks": ["*.ipynb", "README.md", "presets/*.yaml"],
+    "benchmarks": ["README.md"],
+    "data_manifests": ["README.md"],
+    ".": ["README.md"],
+}
+MODULES = {
+    "pp": "Preprocessing",
+    "tl": "Tools",
+    "pl": "Plots",
+    "get": "Tables behind results",
+    "models": "Models",
+    "train": "Training",
+    "datasets": "Data",
+    "reports": "Reports",
+    "widgets": "Widgets",
+}
+
+
+def gather() -> None:
+    """Copy the pages that live elsewhere, and list every public function."""
+    for folder, patterns in COPIED.items():
+        if folder != ".":
+            shutil.rmtree(DOCS / folder, ignore_errors=True)
+        for page in (page for pattern in patterns for page in (ROOT / folder).glob(pattern)):
+            target = DOCS / page.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(page, target)
+    lines = ["# API", "", "`import maxtoki_toolkit as mt`", ""]
+    lines += ["```{eval-rst}", ".. currentmodule:: maxtoki_toolkit", "```", ""]
+    sections = {"": ("Loading and settings", ["load_model", "settings"])}
+    sections |= {
+        name: (title, sorted(getattr(mt, name).__all__))
+        for name, title in MODULES.items()
+        if hasattr(mt, name)
+    }
+    for name, (title, members) in sections.items():
+        prefix = f"{name}." if name else ""
+        lines += [f"## {title}" + (f": `mt.{name}`" if name else ""), "", "```{eval-rst}"]
+        lines += [".. autosummary::", "   :toctree: generated", ""]
+        lines += [f"   {prefix}{member}" for member in members]
+        lines += ["```", ""]
+    (DOCS / "api.md").write_text("\n".join(lines))
+
+
+gather()
+
+project = "maxtoki_toolkit"
+version = release = installed("maxtoki_toolkit")
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "maxtoki_toolkit"
+nb_execution_mode = "off"
+suppress_warnings = ["mystnb.unknown_mime_type"]  # live figures have a still one beside them
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+autosummary_generate = True
+autodoc_typehints = "none"
+napoleon_google_docstring = False

@@ -1,0 +1,143 @@
+"""Which edits move the reading most."""
+
+from __future__ import annotations
+
+import numpy as np
+from anndata import AnnData
+from matplotlib.axes import Axes
+
+from .. import _keys
+from ..get import perturbation_stats as get_effects
+from ._style import MODEL, NULL, clean
+
+WORDS = {
+    "inhibit": "inhibition",
+    "delete": "deletion",
+    "activate": "activation",
+    "overexpress": "overexpression",
+    "shift": "shift",
+}
+
+
+def effect_label(effects) -> str:
+    """What the effects are, for an axis."""
+    what = {
+        "timelapse": "change of the age read",
+        "likelihood": "change of the likelihood",
+        "embedding": "change of the embedding",
+    }
+    name = what[effects.attrs["readout"]]
+    if effects.attrs["readout"] == "timelapse" and effects.attrs["on"] != "query":
+        name = "change of the lapse read"
+    return f"{name} on {WORDS[effects.attrs['mode']]} ({effects.attrs['unit']})"
+
+
+def pick(effects, group: str, k: int | None):
+    """Rows of a group, that were asked for and have an effect."""
+    if group not in set(effects["group"]):
+        raise KeyError(
+            f"There is no group {group!r}; there are {', '.join(dict.fromkeys(effects['group']))}."
+        )
+    known = sorted(effects["k"].unique())
+    k = known[-1] if k is None else k
+    if k not in known:
+        raise KeyError(f"There is no k = {k}; there are {', '.join(map(str, known))}.")
+    mine = (effects["group"] == group) & (effects["k"] == k) & (effects["matched_to"] == "")
+    return effects[mine & effects["effect"].notna()]
+
+
+def first_group(effects) -> str:
+    """All cells together, or the first group."""
+    return "all" if "all" in set(effects["group"]) else effects["group"].iloc[0]
+
+
+def perturbation(
+    adata: AnnData,
+    *,
+    group: str | None = None,
+    k: int | None = None,
+    n_genes: int = 20,
+    key: str = _keys.PERTURBATION_STATS,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the genes with the largest effects, in order.
+
+    Parameters
+    ----------
+    adata
+        Cells with a result of `mt.tl.perturbation_stats`.
+    group
+        Group of cells; by default "all", or the first.
+    k
+        Ranks, where there are several; by default the most.
+    n_genes
+        Genes to draw: half from each end.
+    key
+        Key in `.uns`.
+    ax
+        Axes to draw on.
+
+    Returns
+    -------
+    The axes: a point a gene, with its 95% interval over donors; filled where q < 0.05. Grey: where the middle 95% of matched genes lie.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby=None, n_prompts=2, context_size=1, donor_key="donor_id")
+    >>> mt.tl.perturb(adata, model, genes="all")
+    >>> mt.tl.perturbation_stats(adata, min_donors=2)
+    >>> mt.pl.perturbation(adata).get_xlabel()
+    'change of the age read on inhibition (years)'
+    """
+    import matplotlib.pyplot as plt
+
+    effects = get_effects(adata, key=key)
+    group = group or first_group(effects)
+    part = pick(effects, group, k)
+    measured = part[part["n_null"] > 0] if (part["n_null"] > 0).any() else part
+    part = measured.sort_values("effect", kind="stable")
+    if len(part) > n_genes:
+        half = n_genes // 2
+        part = part.iloc[np.r_[: n_genes - half, len(part) - half : len(part)]]
+    place = np.arange(len(part))
+    if ax is None:
+        _, ax = plt.subplots(figsize=(4.8, 1.2 + 0.2 * len(part)), layout="constrained")
+    ax.axvline(0, color="black", lw=0.8)
+    ax.hlines(
+        place,
+        part["null_low"],
+        part["null_high"],
+        color=NULL,
+        lw=5,
+        alpha=0.45,
+        label="matched genes, middle 95%",
+    )
+    ax.hlines(place, part["effect_low"], part["effect_high"], color=MODEL, lw=1.4)
+    called = (part["q_value"] < 0.05).to_numpy()
+    for filled, label in ((True, "q < 0.05"), (False, "q ≥ 0.05")):
+        some = called == filled
+        ax.scatter(
+            part["effect"][some],
+            place[some],
+            s=22,
+            facecolor=MODEL if filled else "white",
+            edgecolor=MODEL,
+            zorder=3,
+            label=label,
+        )
+    # Intervals of few donors may be far wider than the effects.
+    ends = part[["effect", "null_low", "null_high"]].to_numpy()
+    reach = 1.25 * np.nanmax(np.abs(ends))
+    ax.set(xlim=(-reach, reach), ylim=(len(part) - 0.5, -0.5), xlabel=effect_label(effects))
+    ax.set_yticks(place, part["symbol"].astype(str), fontsize=8)
+    ax.set_title(
+        f"{group}: {len(measured):,} genes, up to {part['n_units'].max()} {part['unit'].iloc[0]}s", fontsize=9
+    )
+    ax.legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(1, 1))
+    clean(ax)
+    return ax

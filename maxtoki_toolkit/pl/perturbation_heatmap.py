@@ -1,0 +1,91 @@
+"""Effects of genes in each group of cells."""
+
+from __future__ import annotations
+
+import numpy as np
+from anndata import AnnData
+from matplotlib.axes import Axes
+
+from .. import _keys
+from ..get import perturbation_stats as get_effects
+from .perturbation import effect_label
+
+
+def perturbation_heatmap(
+    adata: AnnData,
+    *,
+    k: int | None = None,
+    n_genes: int = 25,
+    key: str = _keys.PERTURBATION_STATS,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the effects of the strongest genes in all groups of cells.
+
+    Parameters
+    ----------
+    adata
+        Cells with a result of `mt.tl.perturbation_stats`.
+    k
+        Ranks, where there are several; by default the most.
+    n_genes
+        Genes to draw: those that lie furthest from matched genes in any group.
+    key
+        Key in `.uns`.
+    ax
+        Axes to draw on.
+
+    Returns
+    -------
+    The axes: genes x groups; a dot where q < 0.05, grey where the model does not read the gene.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=4, donor_key="donor_id")
+    >>> mt.tl.perturb(adata, model, genes=["CD74", "FTL", "TPT1"])
+    >>> mt.tl.perturbation_stats(adata, min_donors=2)
+    >>> len(mt.pl.perturbation_heatmap(adata).get_yticks())
+    3
+    """
+    import matplotlib.pyplot as plt
+
+    effects = get_effects(adata, key=key)
+    effects = effects[
+        (effects["matched_to"] == "") & (effects["k"] == (effects["k"].max() if k is None else k))
+    ]
+    groups = [name for name in dict.fromkeys(effects["group"]) if name != "all"] or ["all"]
+    wide = {
+        c: effects.pivot(index="gene", columns="group", values=c)[groups] for c in ("effect", "q_value", "z")
+    }
+    size = (
+        wide["z"].abs().max(axis=1).fillna(-1)
+        if wide["z"].notna().any(axis=None)
+        else wide["effect"].abs().max(axis=1)
+    )
+    chosen = (
+        size[wide["effect"].notna().any(axis=1)].sort_values(ascending=False, kind="stable").index[:n_genes]
+    )
+    if not len(chosen):
+        raise ValueError("No gene has an effect in any group.")
+    shown = wide["effect"].loc[chosen]
+    shown = shown.loc[shown.mean(axis=1).sort_values(kind="stable").index]
+    names = effects.drop_duplicates("gene").set_index("gene")["symbol"].reindex(shown.index)
+    if ax is None:
+        _, ax = plt.subplots(figsize=(2.6 + 0.45 * len(groups), 1.6 + 0.2 * len(shown)), layout="constrained")
+    values = shown.to_numpy()
+    reach = np.nanquantile(np.abs(values), 0.98) or 1.0
+    ax.set_facecolor("0.85")
+    image = ax.imshow(values, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="auto")
+    row, column = np.nonzero(wide["q_value"].loc[shown.index].to_numpy() < 0.05)
+    ax.scatter(column, row, s=9, color="black", lw=0)
+    ax.set_xticks(range(len(groups)), groups, rotation=45, ha="right", fontsize=8)
+    ax.set_yticks(range(len(shown)), names.astype(str), fontsize=7.5)
+    ax.set_title("dot: q < 0.05, grey: not read", fontsize=8)
+    bar = ax.figure.colorbar(image, ax=ax, shrink=0.7, aspect=25)
+    bar.set_label(effect_label(effects), fontsize=8)
+    bar.ax.tick_params(labelsize=7.5)
+    return ax

@@ -1,0 +1,89 @@
+"""Scores of predicted responses beside their baselines."""
+
+from __future__ import annotations
+
+import numpy as np
+from anndata import AnnData
+from matplotlib.figure import Figure
+
+from .. import _keys
+from ..get import perturbation_metrics as get_scores
+from ._style import BASELINE, MODEL, clean
+
+_LABELS = {
+    "pearson_control": "Pearson r, change\nfrom control",
+    "pearson_control_top": "Pearson r, change\nfrom control, top genes",
+    "pearson_perturbed": "Pearson r, change\nfrom mean perturbed",
+    "spearman_control": "Spearman r, change\nfrom control",
+    "top_overlap": "top genes\nfound (share)",
+    "top_direction": "top genes, right\ndirection (share)",
+    "mse": "mean squared\nerror",
+    "mse_top": "mean squared\nerror, top genes",
+    "discrimination": "nearer to the right\nthan to others (share)",
+}
+
+
+def perturbation_metrics(
+    adata: AnnData, *, perturbation: str = "all", key: str = _keys.PERTURBATION_METRICS
+) -> Figure:
+    """Draw each score of each prediction, with its interval, beside the baselines.
+
+    Parameters
+    ----------
+    adata
+        Cells with a result of `mt.tl.perturbation_metrics`.
+    perturbation
+        Which one; "all" for the mean over all.
+    key
+        Key in `.uns`.
+
+    Returns
+    -------
+    A panel a score: predictions blue, baselines orange, with 95% intervals. Scores that are not defined are left out.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> adata.layers["same"] = adata.X.copy()
+    >>> mt.tl.perturbation_metrics(adata, predicted="same", perturbation_key="sex", control="female", n_bootstrap=10)
+    >>> len(mt.pl.perturbation_metrics(adata).axes)
+    7
+    """
+    import matplotlib.pyplot as plt
+
+    table = get_scores(adata, key=key)
+    if perturbation not in set(table["perturbation"]):
+        raise KeyError(
+            f"Did not find the perturbation {perturbation!r}; there are {table['perturbation'].unique().tolist()}."
+        )
+    table = table[table["perturbation"] == perturbation]
+    known = table.groupby("score", sort=False)["value"].transform(lambda values: values.notna().any())
+    table = table[known.to_numpy(dtype=bool)]
+    methods, scores = list(table["method"].unique()), list(table["score"].unique())
+    n_columns = min(4, len(scores))
+    n_rows = -(-len(scores) // n_columns)
+    figure, axes = plt.subplots(
+        n_rows,
+        n_columns,
+        figsize=(1.6 + 1.9 * n_columns, n_rows * (0.9 + 0.24 * len(methods))),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    place = np.arange(len(methods))
+    for ax, score in zip(axes.ravel(), scores, strict=False):
+        part = table[table["score"] == score].set_index("method").loc[methods]
+        color = np.where(part["is_baseline"], BASELINE, MODEL)
+        ax.hlines(place, part["low"], part["high"], color=color, lw=1.6)
+        ax.scatter(part["value"], place, s=22, color=color, zorder=3)
+        if not score.startswith("mse"):
+            ax.axvline(0.5 if score == "discrimination" else 0, color="black", lw=0.6, zorder=0)
+        ax.set_xlabel(_LABELS[score], fontsize=8)
+        ax.tick_params(axis="x", labelsize=8)
+        clean(ax)
+    for ax in axes.ravel()[len(scores) :]:
+        ax.remove()
+    axes[0, 0].set_yticks(place, methods, fontsize=8)
+    axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)
+    return figure

@@ -1,0 +1,124 @@
+"""Effects of all genes of a screen against how sure they are."""
+
+from __future__ import annotations
+
+import numpy as np
+from anndata import AnnData
+from matplotlib.figure import Figure
+
+from .. import _keys
+from ..get import perturbation_stats as get_effects
+from ._style import BASELINE, MODEL, NULL, clean
+from .perturbation import effect_label, first_group, pick
+
+
+def perturbation_volcano(
+    adata: AnnData,
+    *,
+    group: str | None = None,
+    k: int | None = None,
+    n_labels: int = 8,
+    interactive: bool = False,
+    key: str = _keys.PERTURBATION_STATS,
+) -> Figure:
+    """Draw the effect of each gene against its p beside matched genes.
+
+    Parameters
+    ----------
+    adata
+        Cells with a result of `mt.tl.perturbation_stats`.
+    group
+        Group of cells; by default "all", or the first.
+    k
+        Ranks, where there are several; by default the most.
+    n_labels
+        Genes to name, those with the smallest p.
+    interactive
+        Whether to return a figure of plotly (`pip install plotly`), which names a gene under the pointer.
+    key
+        Key in `.uns`.
+
+    Returns
+    -------
+    The figure: a point a gene, coloured where q < 0.05; in grey the band in which the middle 95% of matched genes lie, and
+    where p would be if genes were no more than those.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby=None, n_prompts=2, context_size=1, donor_key="donor_id")
+    >>> mt.tl.perturb(adata, model, genes="all")
+    >>> mt.tl.perturbation_stats(adata, min_donors=2)
+    >>> mt.pl.perturbation_volcano(adata).axes[0].get_ylabel()
+    '-log10 p, against matched genes'
+    """
+    effects = get_effects(adata, key=key)
+    group = group or first_group(effects)
+    part = pick(effects, group, k)
+    part = part[part["p_value"].notna()].sort_values("p_value", kind="stable")
+    if not len(part):
+        raise ValueError(
+            f"No gene of {group!r} has a p value: too few donors, or too few genes to compare with."
+        )
+    y = -np.log10(part["p_value"].clip(lower=1e-300).to_numpy())
+    x = part["effect"].to_numpy()
+    color = np.where(part["q_value"] >= 0.05, NULL, np.where(x > 0, BASELINE, MODEL))
+    band = (part["null_low"].median(), part["null_high"].median())
+    axis, title = (
+        effect_label(effects),
+        f"{group}: {len(part):,} genes, {(part['q_value'] < 0.05).sum()} with q < 0.05",
+    )
+    if interactive:
+        return _interactive(part, x, y, color, band, axis, title)
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(5, 3.8), layout="constrained")
+    ax.axvspan(*band, color=NULL, alpha=0.2, lw=0, label="matched genes, middle 95%")
+    ax.axvline(0, color="black", lw=0.8)
+    ax.scatter(x, y, s=12, color=color, lw=0)
+    for colour, label in ((MODEL, "q < 0.05, lower"), (BASELINE, "q < 0.05, higher"), (NULL, "q ≥ 0.05")):
+        ax.scatter([], [], s=14, color=colour, label=label)
+    taken: list[float] = []
+    span = (y.max() - y.min()) or 1.0
+    for i in range(min(n_labels, len(part))):
+        # A name that would cover another is pushed down.
+        height = y[i]
+        while any(abs(height - other) < 0.04 * span for other in taken):
+            height -= 0.04 * span
+        taken.append(height)
+        left = x[i] > 0
+        ax.annotate(
+            str(part["symbol"].iloc[i]), (x[i], y[i]), xytext=(x[i], height), textcoords="data", fontsize=7.5,
+            ha="right" if left else "left", va="center",
+        ).set_x(x[i] + (-1 if left else 1) * 0.015 * np.ptp(x))  # fmt: skip
+    ax.set(xlabel=axis, ylabel="-log10 p, against matched genes", title=title)
+    ax.title.set_size(9)
+    ax.legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(1, 1))
+    clean(ax)
+    return figure
+
+
+def _interactive(part, x, y, color, band, axis: str, title: str):
+    try:
+        import plotly.graph_objects as go
+    except ImportError:
+        raise ImportError("The interactive figure needs plotly: pip install plotly.") from None
+    text = [
+        f"{row.symbol}<br>{row.gene}<br>effect {row.effect:.2g} ({row.effect_low:.2g} to {row.effect_high:.2g})<br>"
+        f"q {row.q_value:.2g}, {row.n_units} {row.unit}s, rank {row.mean_rank:.0f}"
+        for row in part.itertuples()
+    ]
+    figure = go.Figure(
+        go.Scattergl(
+            x=x, y=y, mode="markers", marker={"color": color, "size": 7}, text=text, hoverinfo="text"
+        )
+    )
+    figure.add_vrect(x0=band[0], x1=band[1], fillcolor=NULL, opacity=0.2, line_width=0)
+    figure.update_layout(
+        title=title, xaxis_title=axis, yaxis_title="-log10 p, against matched genes", template="simple_white"
+    )
+    return figure
