@@ -14,15 +14,22 @@ _hidden = False
 
 
 def progress(
-    iterable=None, *, total: int | None = None, desc: str = "", unit: str = "it", disable: bool = False
+    iterable=None,
+    *,
+    total: int | None = None,
+    initial: int = 0,
+    desc: str = "",
+    unit: str = "it",
+    disable: bool = False,
 ):
-    """Text progress bar: silent for two seconds, off by `settings.progress`.
+    """Text progress bar: silent for two seconds, off by `settings.progress`; `initial` was done before.
 
     Text rather than a widget, because a widget leaves a dead placeholder in a papermill output.
     """
     return tqdm(
         iterable,
         total=total,
+        initial=initial,
         desc=desc,
         unit=unit,
         unit_scale=True,

@@ -79,8 +79,10 @@ def embed_file(
         settings = {"layer": layer, "gene_key": gene_key, "force": force, "chunk_size": chunk_size}
         with open_shards(shards, n_shards, recipe) as todo:
             blocks = encoded_blocks(store, obs, var, model.vocab, numbers=todo, **settings)
-            n_todo = sum(min(chunk_size, len(obs) - number * chunk_size) for number in todo)
-            with progress(total=n_todo, desc="Embedding", unit="cell") as bar:
+            size = {number: min(chunk_size, len(obs) - number * chunk_size) for number in range(n_shards)}
+            done = sum(size[number] for number in size if shard_path(shards, number).is_file())
+            total = done + sum(size[number] for number in todo)
+            with progress(total=total, initial=done, desc="Embedding", unit="cell") as bar:
                 for number, cells in zip(todo, blocks, strict=True):
                     with hidden():
                         tl.embed(cells, model)
@@ -127,9 +129,17 @@ def cluster(adata: AnnData, *, seed: int = 0) -> None:
     """Neighbours, UMAP and Leiden clusters on the embedding, by scanpy."""
     import scanpy as sc
 
-    sc.pp.neighbors(adata, n_neighbors=min(15, adata.n_obs - 1), use_rep=_keys.EMBEDDING, random_state=seed)
-    sc.tl.umap(adata, random_state=seed)
-    sc.tl.leiden(adata, flavor="igraph", n_iterations=2, directed=False, resolution=0.5, random_state=seed)
+    with progress(total=3, desc="Neighbours, UMAP, clusters", unit="step") as bar:
+        sc.pp.neighbors(
+            adata, n_neighbors=min(15, adata.n_obs - 1), use_rep=_keys.EMBEDDING, random_state=seed
+        )
+        bar.update()
+        sc.tl.umap(adata, random_state=seed)
+        bar.update()
+        sc.tl.leiden(
+            adata, flavor="igraph", n_iterations=2, directed=False, resolution=0.5, random_state=seed
+        )
+        bar.update()
 
 
 def set_colors(adata: AnnData, names: list[str]) -> None:
