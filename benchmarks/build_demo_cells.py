@@ -88,7 +88,10 @@ def main() -> None:
         "recipe": recipe,
         "metrics": {
             name: {
-                key: value for key, value in [e for e in log if "eval_loss" in e][-1].items() if "eval" in key
+                # No lapse is learned in the short phase, and none measured.
+                key: value
+                for key, value in [e for e in log if "eval_loss" in e][-1].items()
+                if key in ("eval_loss", "eval_r", "eval_slope") and value == value
             }
             for name, log in logs.items()
         },

@@ -1,7 +1,7 @@
 """MaxToki for biologists: rank-encode, embed and read single cells in AnnData.
 
 >>> import maxtoki_toolkit as mt
->>> adata = mt.datasets.load("heart_nuclei")
+>>> adata = mt.datasets.load("heart_nuclei")[:50].copy()
 >>> model = mt.load_model("demo")
 >>> mt.pp.map_genes(adata, model)
 >>> mt.pp.rank_value_encode(adata, model)
@@ -23,8 +23,8 @@ __version__ = version("maxtoki_toolkit")
 # torch and scanpy take seconds to import, so each namespace is loaded when it is first used.
 __getattr__, _, __all__ = lazy_loader.attach(
     __name__,
-    submodules={"datasets", "get", "models", "pl", "pp", "tl", "train"},
-    submod_attrs={"models.load": ["load_model"]},
+    submodules={"datasets", "get", "models", "pl", "pp", "reports", "tl", "train", "widgets"},
+    submod_attrs={"_doctor": ["doctor"], "models.load": ["load_model"]},
 )
 __all__ += ["__version__", "settings"]
 

@@ -1,4 +1,4 @@
-"""The command line: `maxtoki demo`, `embed`, `encode`, `convert`, `train`."""
+"""The command line: `maxtoki demo`, `embed`, `encode`, `convert`, `screen`, `report`, `train`, `doctor`."""
 
 from __future__ import annotations
 
@@ -218,6 +218,130 @@ def convert(
     to = to or ("hf" if original else "megatron")
     (save_model if to == "hf" else to_megatron)(model, output)
     print(f"{model!r}\nis in {output}/, in the layout {to}.")
+
+
+@app.command()
+def screen(
+    config: Annotated[
+        Path,
+        typer.Option("--config", "-c", help="YAML: cells, output, model; sections prompts, perturb, stats."),
+    ],
+) -> None:
+    """Edit genes and read the cells again: tables and figures of a screen; called again, it goes on."""
+    from .screen import read_settings, run_screen
+
+    output = read_settings(config)["output"]
+    stats = run_screen(config)
+    if stats is None:
+        print(f"This process has done its share; the last one to finish writes {output}/.")
+        return
+    for group, part in stats.groupby("group", sort=False):
+        known, called = part["effect"].notna().sum(), (part["q_value"] < 0.05).sum()
+        print(f"{group}: {known:,} genes read, {called} beyond matched genes (q < 0.05).")
+    print(f"Tables and figures are in {output}/.")
+
+
+@app.command()
+def report(
+    notebook: Annotated[
+        str | None, typer.Argument(help="Name or path of a notebook, or all; --list has the names.")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", help="NAME=VALUE; lists as YAML: -p 'genes=[A, B]'."),
+    ] = None,
+    parameters: Annotated[
+        str | None,
+        typer.Option(
+            "--parameters",
+            "-y",
+            help="YAML file or name of a preset; a list of parameter sets makes a batch.",
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("maxtoki_report"),
+    on: Annotated[
+        list[Path] | None, typer.Option(help="Your cells (.h5ad, .zarr); given several times, each of them.")
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="Say which notebooks there are.")] = False,
+    help_notebook: Annotated[
+        bool, typer.Option("--help-notebook", help="Say which parameters NOTEBOOK has.")
+    ] = False,
+) -> None:
+    """Run a notebook, or all that your cells allow, with other parameters: executed notebook and HTML page."""
+    from . import reports
+
+    if listed:
+        for row in reports.catalogue().itertuples():
+            print(f"{row.notebook}: {row.title}\n    path: {row.data}\n    columns of .obs: {row.columns}")
+        return
+    if notebook is None:
+        raise ValueError("Give a notebook, or all; maxtoki report --list says which there are.")
+    if help_notebook:
+        for row in reports.parameters(notebook).itertuples():
+            print(f"{row.name}: {row.type} = {row.default}\n    {row.help}")
+        return
+    sets, given = _parameters(parameter, parameters)
+    try:
+        if notebook == "all":
+            if sets:
+                raise ValueError("all takes one set of parameters, not a list of them.")
+            table = reports.run_all(on or None, output, **given)
+        elif sets or len(on or []) > 1:
+            table = reports.run_batch(notebook, output, sets, on=on, **given)
+        else:
+            path = reports.run(notebook, output, **({"path": on[0]} if on else {}), **given)
+            print(f"{path.with_suffix('.html')} and {path.name} are there.")
+            return
+    except RuntimeError as error:
+        print(f"maxtoki: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    for row in table.itertuples():
+        where = row.report if row.status in ("done", "kept") else row.why
+        print(f"{row.notebook}: {row.status}. {where}")
+    print(f"{output / 'index.html'} lists them all.")
+    if "failed" in set(table["status"]):
+        raise typer.Exit(1)
+
+
+def _parameters(single: list[str] | None, file: str | None) -> tuple[list | None, dict]:
+    """Sets of parameters, if the file has a list of them, and those of every report."""
+    from .reports._sources import read_preset
+
+    pairs = [text.partition("=") for text in single or []]
+    if wrong := [name for name, sign, _ in pairs if not sign]:
+        raise ValueError(f"-p takes NAME=VALUE, not {', '.join(wrong)}.")
+    given = {name.strip(): value for name, _, value in pairs}
+    content = read_preset(file) if file else {}
+    if isinstance(content, list):
+        return content, given
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold parameters as `name: value`, or a list of such sets.")
+    return None, {**content, **given}
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For a report of a bug.")] = False,
+) -> None:
+    """Check Python, packages, device, memory, data, models and kernel; say what will be slow, and why."""
+    import textwrap
+
+    from ._doctor import BROKEN
+    from ._doctor import doctor as examine
+
+    table = examine()
+    if as_json:
+        print(table.to_json(orient="records", indent=2))
+    else:
+        width = max(map(len, table["check"]))
+        for row in table.itertuples():
+            print(f"{row.status:<6}  {row.check:<{width}}  {row.found}")
+            print(
+                textwrap.indent(textwrap.fill(row.advice, 100), " " * (width + 10)) + "\n" * bool(row.advice),
+                end="",
+            )
+    if BROKEN in set(table["status"]):
+        raise typer.Exit(1)
 
 
 train_app = typer.Typer(help="Train a model from a YAML file of settings.", no_args_is_help=True)

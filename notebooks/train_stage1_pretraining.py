@@ -29,7 +29,9 @@ donor_key: str = "donor_id"  # column of .obs with the donor: a fifth of them is
 label: str = "cell_type"  # column of .obs with known labels, to score the embedding
 tokens: str = ""  # published token dictionary (JSON); "" makes a vocabulary of the training cells
 medians: str = ""  # published gene medians (JSON), with tokens
-shape: dict = {  # "217m", "1b" or fields of a LlamaConfig; max_position_embeddings is the tokens read of a cell
+shape: (
+    dict | str
+) = {  # "217m", "1b" or fields of a LlamaConfig; max_position_embeddings is the tokens read of a cell
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,

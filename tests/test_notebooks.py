@@ -45,6 +45,13 @@ QUICK = {
         "max_heads": 2,
         "n_patched": 4,
     },
+    "fig6_perturbation_screen": {
+        "n_cells": 1000,
+        "n_prompts": 4,
+        "groups": ["fibroblast"],
+        "doses": [-5, 5],
+        "min_donors": 2,
+    },
     "fig5_age_acceleration": {
         "n_cells": 2000,
         "n_queries": 2,
@@ -111,12 +118,13 @@ class TestNotebook:
         assert any("image/png" in output.get("data", {}) for output in outputs)
 
     def test_parameters_are_explained(self, source):
-        """Each has a type and a comment, which `papermill --help-notebook` shows."""
+        """Each has a type and a comment, which `maxtoki report NAME --help-notebook` shows."""
         text = parameters(source)
         lines = text.splitlines()
         for statement in ast.parse(text).body:
             assert isinstance(statement, ast.AnnAssign), "a parameter without a type"
-            assert "  # " in lines[statement.lineno - 1], f"{statement.target.id} has no comment"
+            value = lines[statement.lineno - 1 : statement.end_lineno]
+            assert any("# " in line for line in value), f"{statement.target.id} has no comment"
 
     def test_is_tidy(self, source):
         """Nothing of the machine that ran it, and no more than a reader wants to load."""

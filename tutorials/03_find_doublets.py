@@ -34,19 +34,26 @@ mt.settings.progress = False
 # %% [markdown]
 # ## 1. Your cells
 #
-# What is needed: raw counts, and the cell type if you have it. Instead of the nuclei, read your own file: `sc.read_h5ad("my_cells.h5ad")`.
+# What is needed: raw counts, and the cell type if you have it. Put your own file into `path`.
+
+# %% tags=["parameters"]
+path: str = ""  # your .h5ad with raw counts; "" for the nuclei
+type_key: str = "cell_type"  # column of .obs with the cell type
+donor_key: str = ""  # column of .obs with the donor or sample; "" for one
+expected_rate: float = 0.05  # share of doublets that is expected
+seed: int = 0  # seed of doublets, folds and fits
 
 # %%
-adata = mt.datasets.load("heart_nuclei")
+adata = sc.read_h5ad(path) if path else mt.datasets.load("heart_nuclei")
 model = mt.load_model("demo")
 mt.pp.map_genes(adata, model)
 mt.pp.rank_value_encode(adata, model)
-adata.obs["cell_type"].value_counts().head(6)
+adata.obs[type_key].value_counts().head(6)
 
 # %% [markdown]
 # ## 2. Look for doublets
 #
-# Name the donor or sample in `donor_key` if you have several: two cells of different samples never share a droplet, and from three
+# Set `donor_key` if you have several donors or samples: two cells of different samples never share a droplet, and from three
 # donors on every cell is judged by a detector that has not seen its donor. These nuclei are of one donor, so the folds are of
 # cells, and what follows says nothing about other donors.
 #
@@ -60,9 +67,11 @@ adata.obs["cell_type"].value_counts().head(6)
 mt.tl.doublets(
     adata,
     model,
-    groupby="cell_type",
+    groupby=type_key,
+    donor_key=donor_key or None,
     features=["ranks", "expression", "size"],
-    expected_rate=0.05,
+    expected_rate=expected_rate,
+    rng=seed,
 )
 adata.obs[["doublet_probability", "doublet"]].describe(include="all").loc[
     ["count", "mean", "max", "top", "freq"]
@@ -117,7 +126,7 @@ sc.pp.neighbors(adata, random_state=0)
 sc.tl.umap(adata, random_state=0)
 adata.obs["log10 counts"] = np.log10(np.asarray(adata.layers["counts"].sum(axis=1)).ravel())
 fig, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-for ax, color in zip(axes, ["cell_type", "doublet_probability", "log10 counts"], strict=True):
+for ax, color in zip(axes, [type_key, "doublet_probability", "log10 counts"], strict=True):
     sc.pl.umap(
         adata, color=color, ax=ax, show=False, frameon=False, legend_fontsize=6, cmap="viridis", size=30
     )
@@ -125,7 +134,7 @@ plt.show()
 
 # %%
 called = adata.obs[adata.obs["doublet"]]
-by_type = adata.obs.groupby("cell_type", observed=True)["doublet"].agg(["sum", "size", "mean"])
+by_type = adata.obs.groupby(type_key, observed=True)["doublet"].agg(["sum", "size", "mean"])
 by_type.sort_values("mean", ascending=False).head(6).round(3)
 
 # %% [markdown]

@@ -20,11 +20,32 @@ from .heads import (
 )
 from .holdout_intervals import holdout_intervals, turning_genes
 from .interventions import ablate_heads, attribute, attribute_segments, patch
+from .perturbation import (
+    concordant_genes,
+    expression_age_slope,
+    perturbation,
+    perturbation_concordance,
+    perturbation_controls,
+    perturbation_stats,
+)
+from .perturbation_metrics import perturbation_metrics
 from .results import encoding_report, gene_report, neighbor_purity, ranks
+from .steer import steer, steer_cells, steer_genes, steer_trace
 from .timelapse import prompts, timelapse, timelapse_scores
 from .train_on_generated import train_on_generated, train_on_generated_donors
 
 __all__ = [
+    "perturbation_metrics",
+    "steer",
+    "steer_cells",
+    "steer_genes",
+    "steer_trace",
+    "concordant_genes",
+    "expression_age_slope",
+    "perturbation",
+    "perturbation_concordance",
+    "perturbation_controls",
+    "perturbation_stats",
     "generation_diversity",
     "ablate_heads",
     "attention",

@@ -48,8 +48,8 @@ def perturbation_heatmap(
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=4, donor_key="donor_id")
     >>> mt.tl.perturb(adata, model, genes=["CD74", "FTL", "TPT1"])
     >>> mt.tl.perturbation_stats(adata, min_donors=2)
-    >>> len(mt.pl.perturbation_heatmap(adata).get_yticks())
-    3
+    >>> mt.pl.perturbation_heatmap(adata).get_title()
+    'dot: q < 0.05, grey: not read'
     """
     import matplotlib.pyplot as plt
 

@@ -1,0 +1,84 @@
+"""Effects of a screen in a file of their own, with what they were made from beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from .._files import atomic, sha256
+
+SUFFIXES = (".csv", ".gz", ".parquet")
+CATEGORIES = ("cell", "group", "donor", "gene", "symbol")
+
+
+def check_path(path: Path) -> None:
+    """Refuse a path that no table can be written to."""
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path} must end with .csv, .csv.gz or .parquet.")
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError:
+            raise ImportError(f"{path} needs pyarrow (pip install pyarrow), or write a .csv.gz.") from None
+
+
+def write_effects(path: Path, table: pd.DataFrame, recipe: dict) -> None:
+    """Write the table, then its recipe and checksum to `path`.json."""
+    with atomic(path) as temporary:
+        if path.suffix == ".parquet":
+            table.to_parquet(temporary, index=False)
+        else:
+            table.to_csv(temporary, index=False)
+    with atomic(_beside(path)) as temporary:
+        temporary.write_text(json.dumps({"recipe": recipe, "sha256": sha256(path)}, indent=2))
+
+
+def is_written(path: Path, recipe: dict) -> bool:
+    """Whether a screen of this recipe is there, complete; refuse to write over another one."""
+    beside = _beside(path)
+    if not beside.is_file():
+        if path.exists():
+            raise ValueError(f"{path} exists and is no screen. Choose another path.")
+        return False
+    found = json.loads(beside.read_text())
+    # As it reads from the file.
+    if found["recipe"] != json.loads(json.dumps(recipe)):
+        changed = sorted(k for k in {**found["recipe"], **recipe} if found["recipe"].get(k) != recipe.get(k))
+        raise ValueError(
+            f"{path} holds a screen with other settings or data ({', '.join(changed)}). Delete it, or choose another path."
+        )
+    return path.is_file() and sha256(path) == found["sha256"]
+
+
+def read_effects(path: Path, checksum: str | None = None) -> pd.DataFrame:
+    """Read the table; refuse one that is not that of the checksum."""
+    if not path.is_file():
+        raise FileNotFoundError(f"Did not find {path}, which the result refers to. Was it moved?")
+    if checksum is not None and sha256(path) != checksum:
+        raise ValueError(f"{path} has changed since the result was made. Run mt.tl.perturb again.")
+    if path.suffix == ".parquet":
+        table = pd.read_parquet(path)
+    else:
+        table = pd.read_csv(
+            path,
+            float_precision="round_trip",
+            dtype=dict.fromkeys(CATEGORIES, str),
+            keep_default_na=False,
+            na_values=[""],
+        )
+    return as_categories(table)
+
+
+def as_categories(table: pd.DataFrame) -> pd.DataFrame:
+    """Names as categories, in the order in which they come."""
+    for name in CATEGORIES:
+        if name in table:
+            values = table[name].astype(str)
+            table[name] = pd.Categorical(values, categories=list(dict.fromkeys(values)))
+    return table
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")

@@ -1,0 +1,11 @@
+"""Run the project's notebooks, or your own, with other parameters: an executed notebook, an HTML page, and how they were made.
+
+Needs the extra "notebook": `pip install "maxtoki_toolkit[notebook]"`.
+"""
+
+from .catalogue import catalogue, parameters, preset
+from .run import run
+from .run_all import run_all
+from .run_batch import run_batch
+
+__all__ = ["catalogue", "parameters", "preset", "run", "run_all", "run_batch"]

@@ -1,0 +1,85 @@
+"""Which notebooks a file of cells allows, and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ._parameters import UNKNOWN, Parameter
+
+# Notebooks that read time with the model as it is given. The others train one first, or ask nothing about time.
+READS_TIME = frozenset(
+    {
+        "fig1_timelapse",
+        "fig2_generated_cells",
+        "fig4_attention_heads",
+        "fig4_head_ablation",
+        "fig4a_prompt_ablation",
+        "fig5_age_acceleration",
+        "fig6_perturbation_screen",
+    }
+)
+DEMO = ("demo", "demo-cells")
+# What the notebooks know of their own cells, and what it is where yours have no such column.
+_OPTIONAL = {"batch_key": "", "truth_key": ""}
+_COLUMN, _COLUMNS = ("label", "train_donors"), ("groupby", "match_by")
+_VALUES = ("cells", "held_out_groups", "no_ageing", "start", "target")
+
+
+def columns(values: Mapping[str, Any]) -> Iterator[tuple[str, str, list]]:
+    """Parameters that name columns of `.obs`: parameter, column, values that have to occur in it."""
+    for key, value in values.items():
+        if not value or value == UNKNOWN:
+            continue
+        if (key.endswith("_key") or key in _COLUMN) and isinstance(value, str):
+            control = values.get("control") if key == "condition_key" else None
+            yield key, value, [control] if control else []
+        elif key in _COLUMNS and isinstance(value, list):
+            yield from ((key, column, []) for column in value)
+        elif key in _VALUES and isinstance(value, dict):
+            for column, found in value.items():
+                yield key, column, found if isinstance(found, list) else [found]
+
+
+def read_cells(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
+    """`.obs` and the names of the layers of a file, without its counts."""
+    from ..pp._store import open_store, read_frames
+
+    with open_store(path) as store:
+        obs, _ = read_frames(store)
+        return obs, list(store["layers"]) if "layers" in store else []
+
+
+def own_values(known: Mapping[str, Parameter], given: Mapping[str, Any], obs: pd.DataFrame) -> dict[str, Any]:
+    """Return the given parameters, and none of what is only true of the notebook's own cells."""
+    values = {
+        key: instead
+        for key, instead in _OPTIONAL.items()
+        if key in known and key not in given and known[key].default not in obs
+    }
+    if "truth" in known and "truth" not in given:
+        values["truth"] = {}
+    return values | dict(given)
+
+
+def why_not(
+    name: str, known: Mapping[str, Parameter], given: Mapping[str, Any], obs: pd.DataFrame, layers: list[str]
+) -> str:
+    """Why a notebook cannot be run on these cells; "" if it can."""
+    if "path" not in known:
+        return "It takes no cells."
+    values = {key: parameter.default for key, parameter in known.items()} | dict(given)
+    if name in READS_TIME and values.get("model") in DEMO:
+        return "It reads time, and the time of the demo models is that of a simulation: give model."
+    reasons = []
+    if (layer := values.get("layer")) and layer not in layers:
+        reasons.append(f"there is no layer {layer!r} (layer)")
+    for key, column, needed in columns(values):
+        if column not in obs:
+            reasons.append(f".obs has no column {column!r} ({key})")
+        elif missing := [value for value in needed if str(value) not in set(obs[column].astype(str))]:
+            reasons.append(f"no cell has {', '.join(map(repr, missing))} in .obs[{column!r}] ({key})")
+    return "; ".join(dict.fromkeys(reasons))

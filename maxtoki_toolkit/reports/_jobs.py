@@ -1,0 +1,73 @@
+"""Many reports, one after the other: those that are there already are left alone, and a page lists all."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from .._progress import hidden, progress
+from ._execute import execute, is_done, prepare
+from ._provenance import METADATA
+from ._summary import thumbnails, write_summary
+
+DONE, KEPT, FAILED, NOT = "done", "kept", "failed", "not possible"
+
+
+class Job(NamedTuple):
+    """A report to make, or why it cannot be made."""
+
+    notebook: str | Path
+    folder: Path
+    parameters: Mapping[str, Any]
+    why_not: str = ""
+
+
+def run_jobs(jobs: list[Job], output: str | Path) -> pd.DataFrame:
+    """Make the reports; `output`/index.html is written after each."""
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    with progress(total=len(jobs), desc="reports", unit="report") as bar:
+        for job in jobs:
+            with hidden():
+                row = _run(job)
+            rows.append(row | {"images": thumbnails(row["report"])})
+            write_summary(rows, len(jobs), output)
+            bar.update()
+    return pd.DataFrame(rows).drop(columns="images")
+
+
+def _run(job: Job) -> dict[str, Any]:
+    row = {
+        "notebook": Path(job.notebook).stem
+        if Path(job.notebook).suffix in (".ipynb", ".py")
+        else str(job.notebook),
+        "status": NOT,
+        "minutes": float("nan"),
+        "why": job.why_not,
+        "parameters": json.dumps(dict(job.parameters), default=str),
+        "report": "",
+    }
+    if job.why_not:
+        return row
+    start = time.monotonic()
+    try:
+        task = prepare(job.notebook, job.folder, job.parameters)
+    except (ValueError, OSError) as error:
+        # One set of parameters may suit one notebook and not another.
+        return row | {"why": str(error).split(" It has:\n")[0]}
+    if is_done(task):
+        minutes = json.loads(task.path.read_text(encoding="utf-8"))["metadata"][METADATA]["minutes"]
+        return row | {"status": KEPT, "minutes": minutes, "report": str(task.path.with_suffix(".html"))}
+    try:
+        execute(task)
+    except RuntimeError as error:
+        found = {"status": FAILED, "why": str(error), "report": str(task.partial)}
+    else:
+        found = {"status": DONE, "report": str(task.path.with_suffix(".html"))}
+    return row | found | {"minutes": round((time.monotonic() - start) / 60, 2)}

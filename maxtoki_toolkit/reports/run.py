@@ -1,0 +1,51 @@
+"""Run one notebook."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ._execute import execute, prepare
+from ._require import require_reports
+
+
+def run(notebook: str | Path, output: str | Path, /, **parameters: Any) -> Path:
+    """Run a notebook with other parameters, and make a page of it.
+
+    Relative paths, in parameters too, are those of the folder you are in. The notebook says under its parameters with
+    which versions, model, data and seed it was made, with checksums, and holds the same in its metadata.
+
+    Parameters
+    ----------
+    notebook
+        Name of one of the project's notebooks (`mt.reports.catalogue()`), or path of an .ipynb or .py file.
+    output
+        Folder to write: NAME.ipynb (executed), NAME.html (one file that opens offline), and in NAME_files the figures and
+        tables that the notebook writes.
+    **parameters
+        Parameters of the notebook (`mt.reports.parameters(notebook)`), those not given as they are.
+
+    Returns
+    -------
+    Path of the executed notebook; the page is beside it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ImportError
+        If the extra "notebook" is not installed.
+    ValueError
+        If there is no such notebook or parameter, or a value is of another type.
+    RuntimeError
+        If a cell fails; NAME.partial.ipynb holds what was done until then.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> mt.reports.run("fig5_age_acceleration", "report", n_cels=100)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: fig5_age_acceleration has no parameter 'n_cels'. Did you mean 'n_cells'? It has:...
+    """
+    require_reports()
+    return execute(prepare(notebook, output, parameters))

@@ -1,0 +1,62 @@
+"""What is read of edited cells and prompts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..models.embedding import embed_sequences
+from ..models.likelihood import token_log_likelihoods
+from ..models.model import MaxTokiModel
+from ..models.prompts import Prompts, write_prompts
+from ..models.sequences import Sequences
+from ..models.timelapse import read_lapses
+
+READOUTS = ("timelapse", "likelihood", "embedding")
+
+
+def join(*parts: Sequences) -> Sequences:
+    """Sequences one after the other."""
+    before = np.cumsum([0, *(len(part.tokens) for part in parts)])
+    indptr = [part.indptr[:-1] + at for part, at in zip(parts, before, strict=False)]
+    return Sequences(np.concatenate([part.tokens for part in parts]), np.concatenate([*indptr, before[-1:]]))
+
+
+def some(sequences: Sequences, rows: np.ndarray) -> Sequences:
+    """Some of the sequences."""
+    lengths = sequences.lengths[rows]
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    at = np.arange(indptr[-1]) + np.repeat(sequences.indptr[rows] - indptr[:-1], lengths)
+    return Sequences(sequences.tokens[at], indptr)
+
+
+def read_prompted_lapses(
+    model: MaxTokiModel, prompts: Prompts, cells: Sequences, max_tokens: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lapse of each prompt, and genes of its first cell that were left out for it to fit."""
+    written = write_prompts(prompts, cells, model.vocab, max_length=model.max_length, answer=False)
+    return read_lapses(model, written.sequences, max_tokens=max_tokens)[0].astype(float), written.n_clipped
+
+
+def read_likelihoods(
+    model: MaxTokiModel, cells: Sequences, targets: Sequences | None, max_tokens: int | None
+) -> np.ndarray:
+    """Mean log-probability of the genes of a target cell after each cell, or of each cell's own genes."""
+    if targets is None:
+        sequences, first = cells, np.ones(len(cells.lengths), dtype=np.int64)
+    else:
+        n = len(cells.lengths)
+        order = np.arange(2 * n).reshape(2, n).T.ravel()
+        both = some(join(cells, targets), order)
+        sequences = Sequences(both.tokens, both.indptr[::2])
+        first = cells.lengths + 1
+    found = token_log_likelihoods(model, sequences, first=first, max_tokens=max_tokens).astype(float)
+    found[sequences.indptr[1:] - 1] = np.nan  # `<eos>`
+    known = np.isfinite(found)
+    total = np.add.reduceat(np.where(known, found, 0), sequences.indptr[:-1])
+    return total / np.add.reduceat(known.astype(float), sequences.indptr[:-1])
+
+
+def likeness(model: MaxTokiModel, cells: Sequences, to: np.ndarray, max_tokens: int | None) -> np.ndarray:
+    """Cosine of the angle between each cell's embedding and a vector of its own."""
+    found = embed_sequences(model, cells, max_tokens=max_tokens).cells.astype(float)
+    return (found * to).sum(axis=1) / np.sqrt((found**2).sum(axis=1) * (to**2).sum(axis=1))

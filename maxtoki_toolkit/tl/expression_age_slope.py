@@ -1,0 +1,196 @@
+"""Which genes rise or fall with the age of the donor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+from scipy import stats
+
+from .. import _keys
+from .._correction import benjamini_hochberg
+from .._results import write_result
+from .._validate import require_obs
+from ..get.results import symbols
+from ..pp._counts import check_counts, counts_hint, get_counts
+from ..pp._design import get_groups, get_mask, get_times
+
+
+def expression_age_slope(
+    adata: AnnData,
+    *,
+    time_key: str,
+    donor_key: str,
+    groupby: str | Sequence[str] | None = None,
+    covariates: str | Sequence[str] | None = None,
+    use: str | Sequence[bool] | None = None,
+    time_unit: str = "months",
+    min_cells: int = 5,
+    min_donors: int = 6,
+    layer: str | None = None,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Regress the expression of each gene on age, over donors.
+
+    Parameters
+    ----------
+    adata
+        Cells with raw counts.
+    time_key, donor_key
+        Columns of `.obs` with the age and the donor. A donor of several ages is one sample at each.
+    groupby
+        Columns of `.obs` with the group of cells, e.g. "cell_type"; slopes are those of a group.
+    covariates
+        Columns of `.obs` to adjust for, such as sex and batch: numbers as they are, anything else as categories. They belong to
+        a sample, so all of its cells must agree.
+    use
+        Cells to use: boolean column of `.obs`, or one boolean a cell. All by default.
+    time_unit
+        Unit of `time_key`; months become years.
+    min_cells
+        Fewest cells of a group for a sample to count.
+    min_donors
+        Fewest donors of a group; others have no slopes.
+    layer
+        Layer with the raw counts; `.X` by default.
+    key_added
+        Key in `.uns`, by default "expression_age_slope".
+    copy
+        Return a copy instead of writing to `adata`.
+
+    Returns
+    -------
+    `None`, or the copy. Writes `.uns["expression_age_slope"]` with the table `slopes`; see `mt.get.expression_age_slope`.
+
+    Raises
+    ------
+    ValueError
+        If these are no counts, no group has enough donors, or age cannot be told from the covariates.
+
+    Notes
+    -----
+    The counts of a sample's cells are summed (pseudobulk), turned into log2 of counts per million + 1, and regressed on age and
+    covariates by least squares; tests are two-sided t tests over samples. A line misses genes that turn over with age.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(1000, 20, n_genes=500)
+    >>> mt.tl.expression_age_slope(adata, time_key="age_months", donor_key="donor_id", covariates=["sex"])
+    >>> mt.get.expression_age_slope(adata).attrs["unit"]
+    'log2 expression per year'
+    """
+    columns = [covariates] if isinstance(covariates, str) else list(covariates or [])
+    require_obs(adata, donor_key, *columns)
+    group, names = get_groups(adata, groupby)
+    time = get_times(adata, time_key)
+    used = get_mask(adata, use, "use") & (group >= 0) & adata.obs[donor_key].notna().to_numpy()
+    rows = np.flatnonzero(used)
+    counts = sp.csr_matrix(get_counts(adata, layer)[rows])
+    check_counts(counts, force=False, hint=counts_hint(adata))
+    unit, factor = ("year", 12.0) if time_unit == "months" else (time_unit.removesuffix("s"), 1.0)
+
+    obs = adata.obs.iloc[rows]
+    samples = pd.DataFrame(
+        {"group": group[rows], "donor": obs[donor_key].astype(str).to_numpy(), "time": time[rows] / factor}
+    )
+    number = samples.groupby(["group", "donor", "time"], sort=False).ngroup().to_numpy()
+    for name in columns:
+        samples[name] = obs[name].to_numpy()
+        if (varies := samples[name].groupby(number).nunique(dropna=False) > 1).any():
+            raise ValueError(
+                f".obs[{name!r}] varies within {varies.sum()} samples; a covariate belongs to the donor."
+            )
+    if (missing := samples[columns].isna().any(axis=1)).any():
+        raise ValueError(
+            f"{missing.sum()} cells lack a covariate. Drop them first, or leave them out with use=."
+        )
+    n_samples = int(number.max(initial=-1)) + 1
+    member = sp.csr_matrix(
+        (np.ones(len(number)), (number, np.arange(len(number)))), shape=(n_samples, len(number))
+    )
+    total = np.asarray((member @ counts).todense(), dtype=float)
+    seen = np.asarray((member @ (counts > 0).astype(float)).todense())
+    samples = samples.assign(number=number).groupby("number").agg(lambda column: column.iloc[0])
+    samples["n_cells"] = np.bincount(number, minlength=n_samples)
+    level = np.log2(1e6 * total / np.maximum(total.sum(axis=1, keepdims=True), 1) + 1)
+
+    ids = adata.var[_keys.ENSEMBL_ID] if _keys.ENSEMBL_ID in adata.var else adata.var_names
+    head = pd.DataFrame(
+        {"gene": np.asarray(ids, dtype=str).astype(object), "symbol": symbols(adata).astype(object)}
+    )
+    tables, few = [], {}
+    for number_of, name in enumerate(names):
+        mine = np.flatnonzero((samples["group"] == number_of) & (samples["n_cells"] >= min_cells))
+        n_donors = samples["donor"].iloc[mine].nunique()
+        if n_donors < min_donors:
+            few[name] = n_donors
+            continue
+        X = _design(samples.iloc[mine], columns)
+        table = pd.concat([head, fit_slopes(level[mine], X)], axis=1)
+        table.insert(2, "group", name)
+        table["detection"] = seen[mine].sum(axis=0) / samples["n_cells"].iloc[mine].sum()
+        table["n_donors"] = n_donors
+        tables.append(table)
+    if not tables:
+        raise ValueError(f"No group has {min_donors} donors with {min_cells} cells each (donors: {few}).")
+
+    adata = adata.copy() if copy else adata
+    params = {
+        "unit": f"log2 expression per {unit}",
+        "time_key": time_key,
+        "donor_key": donor_key,
+        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
+        "covariates": columns,
+        "min_cells": min_cells,
+        "min_donors": min_donors,
+        "groups_left_out": list(few),
+    }
+    write_result(adata, key_added or _keys.AGE_SLOPE, params, slopes=pd.concat(tables, ignore_index=True))
+    return adata if copy else None
+
+
+def _design(samples: pd.DataFrame, columns: list[str]) -> np.ndarray:
+    """Intercept, age, covariates."""
+    parts = [np.ones(len(samples)), samples["time"].to_numpy(float)]
+    for name in columns:
+        if pd.api.types.is_numeric_dtype(samples[name]) and not pd.api.types.is_bool_dtype(samples[name]):
+            parts.append(samples[name].to_numpy(float))
+        else:
+            parts += list(pd.get_dummies(samples[name].astype(str), drop_first=True).to_numpy(float).T)
+    X = np.column_stack(parts)
+    others = np.delete(X, 1, axis=1)
+    if np.linalg.matrix_rank(X) == np.linalg.matrix_rank(others) or len(X) <= np.linalg.matrix_rank(X):
+        raise ValueError(
+            f"Age cannot be told from the covariates ({', '.join(columns) or 'none'}) in {len(samples)} samples: they give it "
+            "away, or there are too few samples. Adjust for less."
+        )
+    return X
+
+
+def fit_slopes(level: np.ndarray, X: np.ndarray) -> pd.DataFrame:
+    """Least squares of each column of `level` (samples x genes) on X, whose second column is age."""
+    inverse = np.linalg.pinv(X.T @ X)
+    beta = inverse @ (X.T @ level)
+    df = len(X) - np.linalg.matrix_rank(X)
+    error = np.sqrt(((level - X @ beta) ** 2).sum(axis=0) / df * inverse[1, 1])
+    slope, reach = beta[1], stats.t.ppf(0.975, df) * error
+    # A gene without counts has no slope.
+    varies = np.ptp(level, axis=0) > 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = np.where(varies, 2 * stats.t.sf(np.abs(slope) / error, df), np.nan)
+    slope, reach = np.where(varies, slope, np.nan), np.where(varies, reach, np.nan)
+    return pd.DataFrame(
+        {
+            "slope": slope,
+            "slope_low": slope - reach,
+            "slope_high": slope + reach,
+            "p_value": p,
+            "q_value": benjamini_hochberg(p),
+            "mean_expression": level.mean(axis=0),
+        }
+    )

@@ -1,0 +1,192 @@
+"""Whether what an edit does and how the gene goes with age say the same of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import stats
+
+from .. import _keys
+from .._correction import benjamini_hochberg
+from .._results import read_result, write_result
+from ..get.perturbation import expression_age_slope, perturbation_stats
+from ._gene_covariates import COVARIATES
+from ._matched_sets import make_strata
+
+MIN_GENES = 10
+_DIRECTION = {"inhibit": -1, "delete": -1, "activate": 1, "overexpress": 1}
+
+
+def perturbation_concordance(
+    adata: AnnData,
+    *,
+    key: str | None = None,
+    slopes_key: str | None = None,
+    alpha: float = 0.05,
+    n_permutations: int = 2000,
+    rng: int = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Compare the effects of a screen with the slopes of expression with age.
+
+    A gene is concordant if taking it down makes the cell look younger and its expression rises with age, or older and it falls;
+    for activation the other way round.
+
+    Parameters
+    ----------
+    adata
+        Cells with results of `mt.tl.perturbation_stats` and `mt.tl.expression_age_slope`.
+    key, slopes_key
+        Their keys in `.uns`, by default "perturbation_stats" and "expression_age_slope". Groups are compared by name.
+    alpha
+        q below which a gene is "ageing" (by its slope) or "called" (by its effect).
+    n_permutations
+        Exchanges of the slopes between matched genes.
+    rng
+        Seed.
+    key_added
+        Key in `.uns`, by default "perturbation_concordance".
+    copy
+        Return a copy instead of writing to `adata`.
+
+    Returns
+    -------
+    `None`, or the copy. Writes `.uns["perturbation_concordance"]` with the tables `concordance` and `genes`; see
+    `mt.get.perturbation_concordance` and `mt.get.concordant_genes`.
+
+    Raises
+    ------
+    ValueError
+        If the screen is of no lapses or of sets, moves genes up and down, or no group has `MIN_GENES` genes with both.
+
+    Notes
+    -----
+    Slopes are exchanged between genes alike in rank, detection and expression (16 to 31 of them): what depth or rank do to
+    both is in the null. Effects of an edit of the context count the other way round.
+
+    Both sides look at the same association of expression with age, one through the model. That they agree says that
+    the model has learned it, not that the gene does anything. The interval treats genes as independent, which they are not: it is too
+    short where genes go together.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(600, 12)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby=None, n_prompts=2, context_size=1, donor_key="donor_id")
+    >>> mt.tl.perturb(adata, model, genes="all")
+    >>> mt.tl.perturbation_stats(adata, min_donors=2)
+    >>> mt.tl.expression_age_slope(adata, time_key="age_months", donor_key="donor_id")
+    >>> mt.tl.perturbation_concordance(adata, n_permutations=200)
+    >>> mt.get.perturbation_concordance(adata)["genes"].tolist()[:1]
+    ['all']
+    """
+    if n_permutations < 99:
+        raise ValueError(f"n_permutations must be at least 99, got {n_permutations}.")
+    key, slopes_key = key or _keys.PERTURBATION_STATS, slopes_key or _keys.AGE_SLOPE
+    params = read_result(adata, key, "mt.tl.perturbation_stats(adata)")["params"]
+    if params["readout"] != "timelapse":
+        raise ValueError(
+            f"The screen read {params['readout']!r}, which has no direction in age. Screen with readout='timelapse'."
+        )
+    effects, slopes = perturbation_stats(adata, key=key), expression_age_slope(adata, key=slopes_key)
+    slope_unit, unit = slopes.attrs["unit"], effects.attrs["unit"]
+    effects = effects[effects["n_units"] >= int(params["min_donors"])]
+    effects = effects[(effects["n_genes"] == 1) & (effects["matched_to"] == "")]
+    direction = _DIRECTION.get(str(params["mode"]), np.sign(effects["k"]))
+    if params["on"] == "both":
+        raise ValueError(
+            "Context and query were edited together: which way is older is not known. Screen with on='query'."
+        )
+    effects = effects.assign(direction=direction * (-1 if params["on"] == "context" else 1))
+    if effects["k"].nunique() > 1:
+        raise ValueError("The screen has several k; compare one of them.")
+    kept = ["gene", "group", "slope", "slope_low", "slope_high", "q_value"]
+    slopes = slopes[kept].drop_duplicates(["gene", "group"]).rename(columns={"q_value": "slope_q"})
+    table = effects.rename(columns={"q_value": "effect_q"}).merge(slopes, on=["gene", "group"])
+    table = table.dropna(subset=["effect", "slope", "mean_rank"]).reset_index(drop=True)
+    table["concordant"] = np.sign(table["effect"]) * table["direction"] == np.sign(table["slope"])
+
+    rows = []
+    for group, part in table.groupby("group", sort=False):
+        if len(part) < 2 * MIN_GENES:
+            continue
+        columns = [name for name in COVARIATES if name in part]
+        strata = make_strata(part[columns].to_numpy(float))
+        sets = {
+            "all": np.ones(len(part), bool),
+            "ageing": part["slope_q"] < alpha,
+            "called": part["effect_q"] < alpha,
+        }
+        drawn = _exchange(part["slope"].to_numpy(), strata, n_permutations, np.random.default_rng(rng))
+        signed = part["effect"].to_numpy() * part["direction"].to_numpy()
+        for name, some in sets.items():
+            some = np.asarray(some)
+            if some.sum() >= MIN_GENES:
+                values = _compare(signed[some], part["slope"].to_numpy()[some], drawn[:, some], rng)
+                rows.append({"group": group, "genes": name, **values})
+    if not rows:
+        raise ValueError(
+            f"No group has {2 * MIN_GENES} genes with an effect and a slope. Were both made with the same groups (groupby)?"
+        )
+    found = pd.DataFrame(rows)
+    found["q_value"] = benjamini_hochberg(found["p_value"])
+    adata = adata.copy() if copy else adata
+    settings = {
+        "unit": unit,
+        "slope_unit": slope_unit,
+        "mode": params["mode"],
+        "on": params["on"],
+        "alpha": alpha,
+    }
+    settings |= {"n_permutations": n_permutations, "seed": rng, "effects": key, "slopes": slopes_key}
+    shown = ["gene", "symbol", "group", "effect", "effect_low", "effect_high", "effect_q"]
+    shown += ["slope", "slope_low", "slope_high", "slope_q", "concordant"]
+    write_result(
+        adata, key_added or _keys.PERTURBATION_CONCORDANCE, settings, concordance=found, genes=table[shown]
+    )
+    return adata if copy else None
+
+
+def _exchange(values: np.ndarray, strata: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Values permuted within strata, draws x genes."""
+    order = np.argsort(strata, kind="stable")
+    drawn = np.empty((n, len(values)))
+    # Sorted by stratum, then by lot: each draw is a permutation within strata.
+    lots = rng.random((n, len(values)), dtype=np.float32) * 0.5 + strata
+    drawn[:, order] = values[np.argsort(lots, axis=1)]
+    return drawn
+
+
+def _compare(signed: np.ndarray, slope: np.ndarray, drawn: np.ndarray, seed: int) -> dict:
+    """Concordance and correlation with their nulls."""
+
+    def shares(slopes: np.ndarray, effects: np.ndarray) -> np.ndarray:
+        return (np.sign(slopes) == np.sign(effects)).mean(axis=-1)
+
+    def rho(slopes: np.ndarray) -> np.ndarray:
+        a = stats.rankdata(np.atleast_2d(slopes), axis=1)
+        b = stats.rankdata(signed)
+        a, b = a - a.mean(axis=1, keepdims=True), b - b.mean()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (a @ b) / np.sqrt((a**2).sum(axis=1) * (b @ b))
+
+    def p_of(value: float, null: np.ndarray) -> float:
+        far = np.abs(null - null.mean()) >= np.abs(value - null.mean()) * (1 - 1e-9)
+        return (1 + far.sum()) / (len(null) + 1)
+
+    share, null = float(shares(slope, signed)), shares(drawn, signed)
+    r, r_null = float(rho(slope)[0]), rho(drawn)
+    rows = np.random.default_rng(seed).integers(0, len(signed), (1000, len(signed)))
+    low, high = np.quantile(shares(slope[rows], signed[rows]), [0.025, 0.975])
+    found = {"n_genes": len(signed), "share": share, "share_low": low, "share_high": high}
+    found["null_low"], found["null_high"] = np.quantile(null, [0.025, 0.975])
+    found["p_value"] = p_of(share, null)
+    found["rho"] = r
+    found["rho_null_low"], found["rho_null_high"] = np.quantile(r_null, [0.025, 0.975])
+    found["rho_p_value"] = p_of(r, r_null)
+    return found

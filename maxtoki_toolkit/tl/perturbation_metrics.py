@@ -1,0 +1,286 @@
+"""How good predicted responses to perturbations are, whoever predicted them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from .. import _keys
+from .._results import write_result
+from .._validate import require_adata, require_obs, require_unique_names
+from ..pp._design import get_mask
+from ._response_scores import SCORES, Truth, discrimination, score_response
+
+PREDICTION = "prediction"
+BASELINES = ("perturbation mean", "no change")
+Predicted = str | AnnData
+
+
+def perturbation_metrics(
+    adata: AnnData,
+    *,
+    predicted: Predicted | Mapping[str, Predicted],
+    perturbation_key: str,
+    control: str,
+    layer: str | None = None,
+    train: str | Sequence[bool] | None = None,
+    n_top: int = 20,
+    donor_key: str | None = None,
+    n_bootstrap: int = 200,
+    rng: int = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Score predicted mean responses beside two predictions that anyone could make.
+
+    Parameters
+    ----------
+    adata
+        True cells, controls among them. Values should be of one depth and on one scale: normalised and logarithms, or
+        rank levels.
+    predicted
+        Predictions: an AnnData with the same genes and column `perturbation_key`, one row a predicted cell or mean (it
+        needs no controls); or the
+        layer of `adata` in which treated cells hold what was predicted for them; or several by name.
+    perturbation_key, control
+        Column of `.obs` with the perturbation, and its value for controls.
+    layer
+        Layer of the true values, and of those of a predicted AnnData; by default `.X`.
+    train
+        Cells that predictions may have learned from: boolean column of `.obs`, or one boolean a cell. The baselines
+        are of these, and all others are
+        scored. By default all cells are scored, and the perturbation mean is that of the *other* perturbations.
+    n_top
+        Genes that change most.
+    donor_key
+        Column of `.obs` with the donor: intervals are then over donors, and not over cells.
+    n_bootstrap
+        Resamples.
+    rng
+        Seed.
+    key_added
+        Key in `.uns`, by default "perturbation_metrics".
+    copy
+        Return a copy instead of writing to `adata`.
+
+    Returns
+    -------
+    `None`, or the copy. Writes `.uns["perturbation_metrics"]` with the table `scores`; see `mt.get.perturbation_metrics`.
+
+    Raises
+    ------
+    KeyError
+        If a column or layer is not there.
+    ValueError
+        If there are no controls or no perturbed cells to score, or predictions have other genes or lack a perturbation.
+
+    Notes
+    -----
+    With p the predicted, m the true mean of a perturbation's cells, and c that of the controls that are scored:
+
+    `pearson_control`
+        r(p - c, m - c), over all genes; `_top` over the `n_top` genes with the largest Welch's t between treated and
+        control cells.
+    `pearson_perturbed`
+        r(p - o, m - o), with o the mean over perturbations of their true means: what all perturbations have in common
+        no longer counts. This is the
+        reference of Systema (Viñas Torné et al., Nature Biotechnology 2025); NaN with a single perturbation, whose o
+        is its own mean.
+    `spearman_control`
+        Rank correlation of p - c and m - c.
+    `top_overlap`, `top_direction`
+        Share of the top genes among the `n_top` largest predicted changes; share that change in the predicted direction.
+    `mse`, `mse_top`
+        Mean squared error.
+    `discrimination`
+        Share of other perturbations whose true mean is further from the prediction than the right one; 0.5 by chance.
+
+    The baselines are "perturbation mean", the mean of all treated training cells (the non-control mean of Systema),
+    and "no change", the mean of the training
+    controls. A score that they reach as well says nothing of the perturbation. c is in both differences, so that its
+    noise alone correlates
+    them: "no change" shows by how much. Where it is exactly c (no `train`), it has no direction, and NaN stands there.
+
+    Intervals are 95%, from resampling the true cells, or donors with all their cells; predictions are taken as they are. A
+    resample has the noise of the data twice, which lowers r: its spread is put around the value.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt, scanpy as sc
+    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> sc.pp.normalize_total(adata)
+    >>> sc.pp.log1p(adata)
+    >>> adata.layers["same"] = adata.X.copy()
+    >>> mt.tl.perturbation_metrics(adata, predicted="same", perturbation_key="sex", control="female", n_bootstrap=10)
+    >>> round(float(mt.get.perturbation_metrics(adata, wide=True).loc["prediction", "pearson_control"]), 3)
+    1.0
+    """
+    require_unique_names(adata)
+    require_obs(adata, perturbation_key, donor_key)
+    if n_top < 1 or n_bootstrap < 2:
+        raise ValueError(
+            f"n_top must be at least 1 and n_bootstrap at least 2, got {n_top} and {n_bootstrap}."
+        )
+    label = adata.obs[perturbation_key].astype(str).to_numpy(dtype=object)
+    label[adata.obs[perturbation_key].isna().to_numpy()] = ""
+    learned = np.zeros(adata.n_obs, dtype=bool) if train is None else get_mask(adata, train, "train")
+    scored = ~learned & (label != "")
+    names = sorted(set(label[scored]) - {control})
+    if not names or not (scored & (label == control)).any():
+        raise ValueError(
+            f"There are {(scored & (label == control)).sum()} controls ({perturbation_key!r} is {control!r}) and {len(names)} perturbations "
+            "among the cells to score; both are needed."
+        )
+    X = _values(adata, layer)
+    every = [control, *names]
+    cells = np.flatnonzero(scored & np.isin(label, every))
+    code = pd.Index(every).get_indexer(label[cells])
+    draws = _weights(
+        None if donor_key is None else adata.obs[donor_key].astype(str).to_numpy()[cells],
+        code,
+        n_bootstrap,
+        rng,
+    )
+    mean, t = _moments(X[cells], code, len(every), draws)
+    control_mean, treated = mean[:, 0], mean[:, 1:]
+    common = treated.mean(axis=1) if len(names) > 1 else None
+    methods = predicted if isinstance(predicted, Mapping) else {PREDICTION: predicted}
+    guesses = {
+        str(name): _predicted(adata, value, layer, perturbation_key, label, scored, names)
+        for name, value in methods.items()
+    }
+    if repeated := set(guesses) & set(BASELINES):
+        raise ValueError(f"{sorted(repeated)[0]!r} is the name of a baseline. Name the prediction otherwise.")
+    guesses |= _baselines(X, label, learned, control, names, mean[0])
+    rows = []
+    for method, guess in guesses.items():
+        found = [
+            score_response(guess[i], Truth(treated[:, i], control_mean, t[:, i], common), n_top)
+            for i in range(len(names))
+        ]
+        told = discrimination(guess, treated)
+        for i, name in enumerate(names):
+            values = {**found[i], "discrimination": told[:, i]}
+            rows += [
+                {"perturbation": name, "method": method, "score": s, **_interval(values[s])}
+                for s in (*SCORES, "discrimination")
+            ]
+        for s in (*SCORES, "discrimination"):
+            values = np.stack(
+                [told[:, i] if s == "discrimination" else found[i][s] for i in range(len(names))]
+            )
+            rows.append({"perturbation": "all", "method": method, "score": s, **_interval(_nan_mean(values))})
+    table = pd.DataFrame(rows)
+    table.insert(2, "is_baseline", table["method"].isin(BASELINES))
+    adata = adata.copy() if copy else adata
+    params = {
+        "unit": layer or "X",
+        "perturbation_key": perturbation_key,
+        "control": control,
+        "perturbations": names,
+        "n_cells": len(cells),
+        "n_train": int(learned.sum()),
+        "n_top": n_top,
+        "n_bootstrap": n_bootstrap,
+        "resampled": "cells" if donor_key is None else "donors",
+        "seed": rng,
+    }
+    write_result(adata, key_added or _keys.PERTURBATION_METRICS, params, scores=table)
+    return adata if copy else None
+
+
+def _values(adata: AnnData, layer: str | None) -> sp.csr_matrix:
+    if layer is not None and layer not in adata.layers:
+        raise KeyError(f"Did not find .layers[{layer!r}]. Available: {sorted(adata.layers)}.")
+    X = adata.X if layer is None else adata.layers[layer]
+    if X is None:
+        raise KeyError("There is no .X. Name the layer with the values (layer=...).")
+    return sp.csr_matrix(X, dtype=np.float64)
+
+
+def _weights(donor: np.ndarray | None, code: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """How often each cell (or donor, with all his or her cells) counts, draws x cells; once in the first draw."""
+    rng = np.random.default_rng(seed)
+    weights = np.ones((n + 1, len(code)))
+    if donor is not None:
+        number, names = pd.factorize(donor)
+        weights[1:] = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=n)[:, number]
+        return weights
+    for c in np.unique(code):
+        of = np.flatnonzero(code == c)
+        weights[1:, of] = rng.multinomial(len(of), np.full(len(of), 1 / len(of)), size=n)
+    return weights
+
+
+def _moments(
+    X: sp.csr_matrix, code: np.ndarray, n: int, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means of the perturbations, draws x perturbations x genes, and Welch's t of all but the first against the first."""
+    mean, error = np.full((2, len(weights), n, X.shape[1]), np.nan)
+    for c in range(n):
+        of = np.flatnonzero(code == c)
+        part, w = X[of], weights[:, of]
+        total = w.sum(axis=1, keepdims=True)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mean[:, c] = np.asarray(part.T @ w.T).T / total
+            square = np.asarray(part.multiply(part).T @ w.T).T / total
+            error[:, c] = np.maximum(square - mean[:, c] ** 2, 0) / np.maximum(total - 1, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = (mean[:, 1:] - mean[:, :1]) / np.sqrt(error[:, 1:] + error[:, :1])
+    return mean, np.nan_to_num(t, posinf=0, neginf=0)
+
+
+def _predicted(adata, value, layer, key, label, scored, names) -> np.ndarray:
+    """Predicted mean of each perturbation, perturbations x genes."""
+    if isinstance(value, str):
+        X, of = _values(adata, value), np.where(scored, label, "")
+    else:
+        require_adata(value)
+        require_obs(value, key)
+        if not value.var_names.equals(adata.var_names):
+            raise ValueError(
+                f"The prediction has other genes than the true cells, or another order ({value.n_vars} and {adata.n_vars}). Reorder it: "
+                "predicted[:, adata.var_names]."
+            )
+        X, of = _values(value, layer), value.obs[key].astype(str).to_numpy(dtype=object)
+    if missing := [name for name in names if not (of == name).any()]:
+        raise ValueError(
+            f"Nothing is predicted for {missing[0]!r} ({len(missing)} of {len(names)} perturbations)."
+        )
+    return np.stack([np.asarray(X[np.flatnonzero(of == name)].mean(axis=0)).ravel() for name in names])
+
+
+def _baselines(X, label, learned, control, names, means) -> dict[str, np.ndarray]:
+    """Predictions that anyone could make, of training cells or, without these, of the other perturbations."""
+    nothing = np.full((len(names), X.shape[1]), np.nan)
+    if learned.any():
+        treated, still = learned & (label != control) & (label != ""), learned & (label == control)
+        parts = [
+            np.asarray(X[mask].mean(axis=0)).ravel() if mask.any() else nothing[0]
+            for mask in (treated, still)
+        ]
+        return {name: np.tile(part, (len(names), 1)) for name, part in zip(BASELINES, parts, strict=True)}
+    others = nothing
+    if len(names) > 1:
+        others = np.stack([np.delete(means[1:], i, axis=0).mean(axis=0) for i in range(len(names))])
+    return {BASELINES[0]: others, BASELINES[1]: np.tile(means[0], (len(names), 1))}
+
+
+def _nan_mean(values: np.ndarray) -> np.ndarray:
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)
+
+
+def _interval(values: np.ndarray) -> dict[str, float]:
+    """The value, with the spread of 95% of the resamples around it."""
+    drawn = values[1:][np.isfinite(values[1:])]
+    low = high = np.nan
+    if len(drawn) > 1 and np.isfinite(values[0]):
+        # A resample has the noise of the data twice, so that its r is lower: only its spread is of use.
+        low, high = values[0] + np.quantile(drawn, [0.025, 0.975]) - np.median(drawn)
+    return {"value": values[0], "low": low, "high": high}

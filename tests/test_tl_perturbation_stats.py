@@ -1,0 +1,305 @@
+"""Screens summed up: donors as units, matched nulls that hold, and genes that matter found among them."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+import maxtoki_toolkit as mt
+from maxtoki_toolkit._results import write_result
+from maxtoki_toolkit.tl._matched_null import matched_null, moderated_error, storey, tail_df, two_sided_p
+
+N_GENES, N_DONORS, N_CELLS = 300, 20, 3
+
+
+def screened(rng, *, planted=(), strength=0.0, noise="normal", groups=("a",), lapses=False):
+    """Cells with the result of a screen that was made up: effects depend on rank, and on the donor."""
+    detection = rng.uniform(0.3, 1, N_GENES)
+    rank = rng.permutation(N_GENES) + 1.0
+    n = N_DONORS * N_CELLS * len(groups)
+    has = rng.random((n, N_GENES)) < detection
+    ranks = np.where(
+        has, np.argsort(np.argsort(rank + rng.normal(0, 3, (n, N_GENES)), axis=1), axis=1) + 1, 0
+    )
+    counts = np.where(has, rng.poisson(1000 / rank, (n, N_GENES)) + 1, 0)
+    names = np.array([f"ENSG{i:011d}" for i in range(N_GENES)], dtype=object)
+    obs = pd.DataFrame(index=[f"c{i}" for i in range(n)])
+    obs["donor"] = [f"D{i % N_DONORS:02d}" for i in range(n)]
+    obs["group"] = np.repeat(groups, N_DONORS * N_CELLS)
+    adata = anndata.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs, var=pd.DataFrame(index=names))
+    adata.var["ensembl_id"], adata.var["token_id"] = names, np.arange(N_GENES) + 4
+    adata.layers["rank"] = sp.csr_matrix(ranks.astype(np.uint16))
+    # What the model makes of a gene: high ranked ones matter more, whatever they are.
+    draw = {"normal": rng.normal, "heavy": lambda *_: stats.t.rvs(4, size=N_GENES, random_state=rng)}[noise]
+    own = 20 / np.sqrt(rank) * draw(0, 1, N_GENES)
+    effect = own + strength * 20 / np.sqrt(rank) * np.isin(np.arange(N_GENES), planted)
+    donor = rng.normal(0, 3, (N_DONORS, N_GENES))
+    cell, gene = np.nonzero(has)
+    table = pd.DataFrame({"prompt": cell, "cell": obs.index[cell], "group": obs["group"].to_numpy()[cell]})
+    table["donor"] = obs["donor"].to_numpy()[cell]
+    if lapses:
+        table["lapse"] = np.where(cell % 2, 100.0, -100.0)
+    table["gene"] = table["symbol"] = names[gene]
+    table["k"] = 0
+    code = cell % N_DONORS
+    table["effect"] = effect[gene] + donor[code, gene] + rng.normal(0, 3, len(cell))
+    table["took_effect"] = table["present"] = True
+    genes = pd.DataFrame({"gene": names, "symbol": names, "members": names, "n_genes": 1, "matched_to": ""})
+    genes["n_read"] = genes["n_took_effect"] = 1
+    params = {"unit": "months", "path": "", "mode": "inhibit", "on": "query", "readout": "timelapse"}
+    params |= {"model": "none", "model_sha256": "", "whole_vocabulary": True, "n_genes": N_GENES}
+    write_result(adata, "perturbation", params, effects=table, genes=genes)
+    return adata
+
+
+def stats_of(adata, **settings):
+    mt.tl.perturbation_stats(adata, **settings)
+    return mt.get.perturbation_stats(adata)
+
+
+def test_means_over_donors():
+    rng = np.random.default_rng(0)
+    adata = screened(rng, groups=("a", "b"), lapses=True)
+    effects, table = stats_of(adata), mt.get.perturbation(adata)
+    assert effects.attrs["unit"] == "years"
+    assert effects["group"].drop_duplicates().tolist() == ["all", "a", "b"]
+    for group in ("all", "b"):
+        part = effects[effects["group"] == group].set_index("gene")
+        for gene in part.index[[0, 50, 299]]:
+            rows = table[(table["gene"] == gene) & ((table["group"] == group) | (group == "all"))]
+            means = rows.groupby("donor", observed=True)["effect"].mean() / 12
+            expected = stats.ttest_1samp(means, 0)
+            interval = expected.confidence_interval()
+            row = part.loc[gene]
+            assert row["effect"] == pytest.approx(means.mean())
+            assert (row["effect_low"], row["effect_high"]) == pytest.approx(tuple(interval))
+            assert row["p_donors"] == pytest.approx(expected.pvalue)
+            assert row["n_units"] == len(means)
+            assert row["share_same_sign"] == pytest.approx((np.sign(means) == np.sign(means.mean())).mean())
+            younger = rows.loc[rows["lapse"] > 0, "effect"].mean() / 12
+            assert row["effect_younger_context"] == pytest.approx(younger)
+            ranks = mt.get.ranks(adata[rows["cell"].drop_duplicates()], [gene])
+            assert row["mean_rank"] == pytest.approx(ranks[gene].mean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", ["normal", "heavy"])
+def test_nothing_is_found_where_nothing_is(noise):
+    """40 screens in which genes differ by their rank alone: p is even, and q calls nothing."""
+    shares, called = [], []
+    for seed in range(40):
+        effects = stats_of(screened(np.random.default_rng(seed), noise=noise))
+        shares.append((effects["p_value"] < 0.05).mean())
+        called.append((effects["q_value"] < 0.05).any())
+    # Tails are heavier rather than lighter, which also takes some from 5% where genes are few.
+    assert 0.02 <= np.mean(shares) <= 0.08
+    assert np.mean(called) <= 0.05
+
+
+def test_planted_genes_are_found():
+    rng = np.random.default_rng(3)
+    planted = rng.permutation(N_GENES)[:30]
+    strength = 25.0 * np.where(rng.random(N_GENES) < 0.5, -1, 1)
+    effects = stats_of(screened(rng, planted=planted, strength=strength)).set_index("gene")
+    names = [f"ENSG{i:011d}" for i in planted]
+    is_planted = effects.index.isin(names)
+    assert roc_auc_score(is_planted, effects["z"].abs()) > 0.95
+    called = effects[effects["q_value"] < 0.05]
+    assert called.index.isin(names).mean() > 0.9
+    assert len(called) > 15
+    sign = dict(zip([f"ENSG{i:011d}" for i in range(N_GENES)], np.sign(strength), strict=True))
+    true = called[called.index.isin(names)]
+    assert (np.sign(true["effect"]) == true.index.map(sign)).mean() >= 0.95
+    assert (effects["storey_q"] <= effects["q_value"]).all()
+
+
+def test_controls():
+    rng = np.random.default_rng(4)
+    adata = screened(rng)
+    names = adata.uns["perturbation"]["genes"]["gene"].tolist()
+    mt.tl.perturbation_stats(adata, housekeeping=names[:5])
+    controls = mt.get.perturbation_controls(adata).set_index("genes")
+    assert controls.loc["housekeeping", "n_genes"] == 5
+    assert controls.loc["absent", "n_genes"] == 0
+    assert controls.loc["all", "n_known"] == N_GENES
+    # A screen of one gene with its controls: only the gene is asked about.
+    table, genes = adata.uns["perturbation"]["effects"], adata.uns["perturbation"]["genes"]
+    genes["matched_to"] = [""] + [names[0]] * (N_GENES - 1)
+    effects = stats_of(adata)
+    assert effects["q_value"].notna().sum() == 1
+    assert effects["q_value"].iloc[0] == effects["p_value"].iloc[0]
+    assert len(table)
+
+
+def test_too_little_to_say():
+    adata = screened(np.random.default_rng(5))
+    part = adata.uns["perturbation"]["effects"]
+    adata.uns["perturbation"]["effects"] = part[part["donor"].isin(["D00", "D01"])]
+    effects = stats_of(adata)
+    assert effects["p_value"].isna().all()
+    assert effects["effect"].notna().any()
+    adata.uns["perturbation"]["effects"] = part.assign(took_effect=False)
+    with pytest.raises(ValueError, match="No edit of the screen took effect"):
+        mt.tl.perturbation_stats(adata)
+    adata.uns["perturbation"]["effects"] = part
+    with pytest.raises(KeyError, match="not in the AnnData"):
+        mt.tl.perturbation_stats(adata[10:].copy())
+    with pytest.raises(ValueError, match="n_null must be"):
+        mt.tl.perturbation_stats(adata, n_null=3)
+
+
+class TestNull:
+    def test_the_gene_itself_is_left_out(self):
+        x = np.linspace(0, 1, 41)[:, None]
+        effects = np.zeros(41)
+        effects[20] = 100
+        null = matched_null(effects, x, 40)
+        assert null.mean[20] == 0
+        assert null.n[20] == 40
+        assert np.isnan(null.z[20])
+        assert (null.z[:20] == 0).all()
+
+    @pytest.mark.parametrize("df", [4, np.inf])
+    def test_tails(self, df):
+        z = (
+            stats.t.rvs(df, size=100_000, random_state=0)
+            if np.isfinite(df)
+            else np.random.default_rng(0).normal(size=100_000)
+        )
+        assert tail_df(z) == pytest.approx(df, rel=0.3) or tail_df(z) >= min(df, 30)
+        unit = np.quantile(np.abs(z), 0.68)
+        assert (two_sided_p(z / unit, tail_df(z)) < 0.05).mean() == pytest.approx(0.05, abs=0.01)
+
+    def test_few_donors_that_agree_are_no_certainty(self):
+        error = moderated_error(np.array([1.0, 0.01]), np.array([4, 4]))
+        assert error[1] > 0.3
+
+    def test_storey(self):
+        p = np.r_[np.full(50, 1e-4), np.linspace(0, 1, 50)]
+        assert storey(p)[0] < 1.2e-4 * 2
+        assert np.isnan(storey(np.array([np.nan]))).all()
+
+
+class TestSlopes:
+    SETTINGS = {"time_key": "age_months", "donor_key": "donor_id", "groupby": "cell_type"}
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def atlas():
+        return mt.datasets.aging_atlas(4000, 30, n_genes=500, seed=2)
+
+    def test_is_that_of_statsmodels(self, atlas):
+        import statsmodels.formula.api as smf
+
+        mt.tl.expression_age_slope(atlas, **self.SETTINGS, covariates=["sex", "batch"])
+        slopes = mt.get.expression_age_slope(atlas)
+        row = slopes[slopes["group"] == "fibroblast"].set_index("gene").iloc[40]
+        cells = atlas[atlas.obs["cell_type"] == "fibroblast"]
+        sums = pd.DataFrame(cells.X.toarray()).groupby(cells.obs["donor_id"].astype(str).to_numpy()).sum()
+        n = cells.obs["donor_id"].astype(str).value_counts().reindex(sums.index)
+        level = np.log2(1e6 * sums[atlas.var_names.get_loc(row.name)] / sums.sum(axis=1) + 1)
+        donors = (
+            cells.obs.astype({"donor_id": str})
+            .drop_duplicates("donor_id")
+            .set_index("donor_id")
+            .loc[sums.index]
+        )
+        table = donors.assign(y=level, years=donors["age_months"] / 12)[(n >= 5).to_numpy()]
+        fitted = smf.ols("y ~ years + C(sex) + C(batch)", table).fit()
+        assert row["slope"] == pytest.approx(fitted.params["years"])
+        assert row["p_value"] == pytest.approx(fitted.pvalues["years"])
+        assert [row["slope_low"], row["slope_high"]] == pytest.approx(fitted.conf_int().loc["years"].tolist())
+
+    def test_planted_genes_are_found_and_others_not(self, atlas):
+        mt.tl.expression_age_slope(atlas, **self.SETTINGS, covariates="sex")
+        slopes = mt.get.expression_age_slope(atlas)
+        truth = atlas.uns["truth"]["age_genes"].query("direction != 'turnover'")
+        both = slopes.merge(truth, left_on=["gene", "group"], right_on=["ensembl_id", "cell_type"])
+        called = both[both["q_value"] < 0.05]
+        assert len(called) > 20
+        assert (np.sign(called["slope"]) == np.sign(called["log2_fold"])).all()
+        null = mt.datasets.aging_atlas(4000, 30, n_genes=500, seed=3, null=True)
+        mt.tl.expression_age_slope(null, **self.SETTINGS, covariates="sex")
+        nothing = mt.get.expression_age_slope(null)
+        assert 0.03 < (nothing["p_value"].dropna() < 0.05).mean() < 0.08
+
+    def test_refusals(self, atlas):
+        atlas = atlas.copy()
+        atlas.obs["copy"] = atlas.obs["age_months"]
+        with pytest.raises(ValueError, match="Age cannot be told"):
+            mt.tl.expression_age_slope(atlas, **self.SETTINGS, covariates="copy")
+        with pytest.raises(ValueError, match="varies within"):
+            mt.tl.expression_age_slope(
+                atlas, time_key="age_months", donor_key="donor_id", covariates="cell_type"
+            )
+        with pytest.raises(ValueError, match="No group has 99 donors"):
+            mt.tl.expression_age_slope(atlas, **self.SETTINGS, min_donors=99)
+        atlas.X = np.log1p(atlas.X.toarray())
+        with pytest.raises(ValueError, match="log-normalised"):
+            mt.tl.expression_age_slope(atlas, **self.SETTINGS)
+
+
+class TestConcordance:
+    @staticmethod
+    def both(seed, *, follow):
+        """A screen and slopes; with `follow`, inhibition of a rising gene makes cells younger."""
+        rng = np.random.default_rng(seed)
+        adata = screened(rng)
+        mt.tl.perturbation_stats(adata)
+        effects = mt.get.perturbation_stats(adata)
+        slope = (-follow * effects["effect"] + rng.normal(0, effects["effect"].std(), N_GENES)).to_numpy()
+        table = effects[["gene", "symbol", "group"]].assign(
+            slope=slope, q_value=np.where(np.abs(slope) > 0.3, 0.01, 1)
+        )
+        table["slope_low"], table["slope_high"] = slope - 1, slope + 1
+        write_result(adata, "expression_age_slope", {"unit": "log2 expression per year"}, slopes=table)
+        return adata
+
+    def test_found_where_it_is(self):
+        adata = self.both(0, follow=3)
+        mt.tl.perturbation_concordance(adata, n_permutations=300)
+        found = mt.get.perturbation_concordance(adata).set_index("genes")
+        assert found.loc["all", "share"] > 0.8
+        assert found.loc["all", "rho"] > 0.6
+        assert found.loc["ageing", "q_value"] < 0.05
+        genes = mt.get.concordant_genes(adata)
+        assert (genes["concordant"] == (np.sign(genes["effect"]) != np.sign(genes["slope"]))).all()
+
+    def test_not_found_where_it_is_not(self):
+        p = []
+        for seed in range(12):
+            adata = self.both(seed, follow=0)
+            mt.tl.perturbation_concordance(adata, n_permutations=199)
+            p.append(mt.get.perturbation_concordance(adata).set_index("genes").loc["all", "rho_p_value"])
+        assert (np.array(p) < 0.05).sum() <= 2
+        assert stats.kstest(p, "uniform").pvalue > 0.01
+
+    def test_refusals(self):
+        adata = self.both(1, follow=0)
+        adata.uns["perturbation_stats"]["params"]["readout"] = "likelihood"
+        with pytest.raises(ValueError, match="no direction in age"):
+            mt.tl.perturbation_concordance(adata)
+        adata.uns["perturbation_stats"]["params"] |= {"readout": "timelapse", "on": "both"}
+        with pytest.raises(ValueError, match="which way is older"):
+            mt.tl.perturbation_concordance(adata)
+
+
+def test_figures():
+    import matplotlib.pyplot as plt
+
+    adata = TestConcordance.both(2, follow=3)
+    mt.tl.perturbation_concordance(adata, n_permutations=99)
+    assert len(mt.pl.perturbation(adata, n_genes=10).get_yticks()) == 10
+    assert mt.pl.perturbation_volcano(adata).axes[0].get_title().startswith("a: 300 genes")
+    assert len(mt.pl.perturbation_heatmap(adata, n_genes=7).get_yticks()) == 7
+    assert "concordant" in mt.pl.perturbation_concordance(adata).get_title()
+    pytest.importorskip("plotly")
+    assert len(mt.pl.perturbation_volcano(adata, interactive=True).data[0].x) == N_GENES
+    with pytest.raises(KeyError, match="no group 'b'"):
+        mt.pl.perturbation(adata, group="b")
+    with pytest.raises(ValueError, match="several k"):
+        mt.pl.perturbation_dose(adata)
+    plt.close("all")
