@@ -324,6 +324,102 @@ def doublet_features() -> str:
     return markdown(table)
 
 
+def generated() -> str:
+    """Generated cells beside true and trivial ones, at each temperature."""
+    rows, table = read("generated_cells")["rows"], []
+
+    def one(temperature: float, part: str, form: str, measure: str, **which: str) -> str:
+        (row,) = [
+            r
+            for r in rows
+            if (r["part"], r.get("temperature"), r.get("group", "all")) == (part, temperature, "all")
+            and all(r[k] == v for k, v in which.items())
+        ]
+        ends = {"_low": "ci_low", "_high": "ci_high"} if "ci_low" in row else {}
+        return ranged(
+            {measure + e: row.get(ends.get(e, measure + e)) for e in ("", "_low", "_high")}, measure, form
+        )
+
+    def line(what: str, temperature: float, who: str, cells: str, training: str) -> None:
+        table.append(
+            {
+                "cells": what,
+                "singlets": one(temperature, "singlets", "{:.0%}", "singlet_fraction", population=who),
+                "of the type asked for": one(temperature, "concordance", "{:.0%}", "accuracy", cells=cells),
+                "trained on them (macro F1)": one(
+                    temperature, "train on generated", "{:.2f}", "macro_f1", training=training
+                ),
+                "the same, genes shuffled": one(
+                    temperature,
+                    "train on generated",
+                    "{:.2f}",
+                    "macro_f1",
+                    training=f"{training}, genes shuffled",
+                ),
+                "age: r": one(temperature, "age", "{:.2f}", "r", cells=cells),
+            }
+        )
+
+    for temperature in dict.fromkeys(r["temperature"] for r in rows if "temperature" in r):
+        line(f"written, temperature {temperature:g}", temperature, "queries", "generated", "generated")
+    line("true cells", temperature, "cells", "query", "true")
+    return markdown(table)
+
+
+def steering() -> str:
+    """A real response predicted, on genes that were not edited."""
+    found = read("steering")
+    rows = [
+        {
+            "prediction": row["method"],
+            "Pearson-delta": ranged(row | {"r": row["pearson_control"]}, "r", "{:.2f}"),
+            "mean squared error": f"{row['mse']:.4f}",
+            "right direction of the 20 most changed": f"{row['top_direction']:.0%}",
+            f"known genes in the top {found['known_in_top_of']}": f"{row['known_in_top']} of {row['n_known']}",
+        }
+        for row in found["rows"]
+        if row["genes"] == "genes not edited" and row["pearson_control"] is not None
+    ]
+    return markdown(rows)
+
+
+def screens() -> str:
+    """Whether a screen finds the genes that go with age."""
+    rows = []
+    for row in read("perturbation")["cases"]["planted"]["rows"]:
+        called, planted = row["n_called"], row["planted_called"]
+        rows.append(
+            {
+                "cells": row["group"],
+                "genes": row["genes"],
+                "of them go with age": f"{row['n_planted']} of {row['n_genes']}",
+                "AUROC, beyond matched genes": f"{row['auroc_matched']:.2f}",
+                "AUROC, size of the effect": f"{row['auroc_effect']:.2f}",
+                "called": f"{called}, of which {planted} go with age",
+                "sign right": f"{row['sign_right_planted']:.0%} of those that go with age"
+                + (f", {row['sign_right_called']:.0%} of those called" if planted else ""),
+            }
+        )
+    return markdown(rows)
+
+
+def screen_nulls() -> str:
+    """What screens call where there is nothing."""
+    cases = read("perturbation")["cases"]
+    return markdown(
+        [
+            {
+                "null": row["null"],
+                "screens": row["n_screens"],
+                "p < 0.05": f"{row['share_p_below']:.1%}",
+                "screens with a gene called at q 0.05": f"{row['screens_with_a_call']:.1%}",
+            }
+            for case in ("null", "models")
+            for row in cases[case]["rows"]
+        ]
+    )
+
+
 _TABLES = (
     embedding,
     planted,
@@ -335,6 +431,10 @@ _TABLES = (
     confounded,
     doublets,
     doublet_features,
+    generated,
+    screens,
+    screen_nulls,
+    steering,
     time_heads,
     tokenize,
     speed,

@@ -66,7 +66,8 @@ def start(n, *, state=STATES[7], clamped=(), excluded=(), seed=0):
 
 def distance(cells, rows):
     """Some energy: the place of one gene, which the model knows nothing of."""
-    return 0.8 * (as_genes(cells) == TOKENS[2]) @ np.arange(LENGTH)
+    genes = as_genes(cells)
+    return 0.8 * (genes == TOKENS[2]) @ np.arange(genes.shape[1])
 
 
 def target(model, *, energy=None, temperature=1.0, kept=slice(None)):

@@ -127,6 +127,9 @@ def metropolis(
     yield Step(genes.copy(), found.sum(axis=1), cost.copy(), nothing, nothing)
     length = {"block": block_size, "suffix": genes.shape[1], "position": 1}[proposal]
     for step in progress(range(n_steps), desc="Sampling", unit="step"):
+        if not (n_free > 0).any():
+            yield Step(genes.copy(), found.sum(axis=1), cost.copy(), nothing, nothing)
+            continue
         some = np.flatnonzero(n_free > 0)
         first = places[some, (uniform(chains.key[some], step, 0) * n_free[some]).astype(np.int64)]
         last = np.minimum(first + length, run_end[some, first])
