@@ -67,6 +67,16 @@ def test_the_best_column_is_found_and_gaps_are_filled(ids):
     assert adata.var["ensembl_id"].tolist() == [ids[0], "", ids[2]]
 
 
+def test_ids_of_a_column_are_kept_when_the_vocabulary_comes_later(ids, vocab):
+    """Names of the authors' own beside ids: the ids count, also after `ensembl_id` was rewritten."""
+    adata = make(["TTN", "my gene", *NAMES[2:]], ensembl_id=[*ids[:9], ""])
+    mt.pp.map_genes(adata)
+    assert adata.var["ensembl_id"].tolist() == ids
+    mt.pp.rank_value_encode(adata, vocab)
+    assert adata.var["ensembl_id"].tolist() == ids
+    assert adata.var["token_id"].tolist()[:8] == vocab.gene_ids.tolist()
+
+
 def test_categorical_columns(ids):
     adata = make(["0", "1"], names=pd.Categorical(["TTN", "MYH7"]))
     mt.pp.map_genes(adata)

@@ -115,6 +115,11 @@ def resolve_genes(
     score = {key: (table["id"] != "").sum() for key, table in found.items()}
     best = gene_key or max(score, key=score.get)
     table = found[best]
+    if _keys.GENE_STATUS in var:
+        # Ids that were found before, perhaps in a column that they have taken the place of.
+        found[_keys.ENSEMBL_ID] = _lookup(
+            var[_keys.ENSEMBL_ID].astype(str).reset_index(drop=True), known, symbols, given
+        )
     for key, other in found.items():
         if gene_key is None and key != best:
             # A gene that one column cannot name may be named by another: old ids by their symbol.
