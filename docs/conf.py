@@ -37,7 +37,10 @@ def gather() -> None:
         for page in (page for pattern in patterns for page in (ROOT / folder).glob(pattern)):
             target = DOCS / page.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(page, target)
+            if page.suffix == ".md":
+                target.write_text(page.read_text().replace("](docs/", "]("))
+            else:
+                shutil.copy(page, target)
     lines = ["# API", "", "`import maxtoki_toolkit as mt`", ""]
     lines += ["```{eval-rst}", ".. currentmodule:: maxtoki_toolkit", "```", ""]
     sections = {"": ("Loading and settings", ["load_model", "settings"])}
@@ -60,7 +63,7 @@ gather()
 project = "maxtoki_toolkit"
 version = release = installed("maxtoki_toolkit")
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "jupyter_execute"]
 html_theme = "furo"
 html_title = "maxtoki_toolkit"
 nb_execution_mode = "off"
