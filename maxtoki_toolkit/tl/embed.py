@@ -42,7 +42,7 @@ def embed(
         Padded tokens a batch; halved whenever memory runs out. Neither batch size nor the order of the
         cells changes the result beyond rounding (about 1e-6).
     key_added
-        Key in `.obsm`, by default "X_maxtoki"; the gene embeddings have it without "X_".
+        Key in `.obsm`, by default "X_maxtoki"; that of the gene embeddings is without the `X_`.
     copy
         Return a copy instead of writing to `adata`.
 
