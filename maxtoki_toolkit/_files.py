@@ -40,3 +40,13 @@ def sha256(path: str | Path) -> str:
     """SHA-256 of a file, as 64 hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_yaml(path: str | Path) -> dict:
+    """Settings of a YAML file, by name."""
+    import yaml
+
+    settings = yaml.safe_load(Path(path).read_text())
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must hold settings as `name: value`.")
+    return settings

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import anndata as ad
 import pandas as pd
-import yaml
 
 from . import _keys, get, pl, pp, tl
-from ._files import atomic
+from ._files import atomic, read_yaml
 from .models.load import load_model
 
 # Sections of the file, with what they are passed to.
@@ -29,9 +28,7 @@ def read_settings(path: str | Path) -> dict:
         YAML with `cells` (.h5ad with raw counts), `output` (a folder), `model` (as in `mt.load_model`), and as sections
         `prompts`, `perturb` and `stats` the parameters of `mt.pp.sample_prompts`, `mt.tl.perturb` and `mt.tl.perturbation_stats`.
     """
-    settings = yaml.safe_load(Path(path).read_text())
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} must hold settings as `name: value`.")
+    settings = read_yaml(path)
     _refuse(path, "", set(settings), _OWN)
     for name, function in SECTIONS.items():
         section = settings.setdefault(name, {}) or {}

@@ -135,13 +135,13 @@ def test_samples_have_the_probabilities_of_the_model(model):
 
 
 def test_numbers_are_uniform_and_unrelated():
-    number = generation._hash(torch.arange(200_000))
+    number = generation.scrambled(torch.arange(200_000))
     assert len(number.unique()) == 200_000
     uniform = ((number >> 40) & 0xFFFFFF).double().numpy() / (1 << 24)
     assert stats.kstest(uniform, "uniform").pvalue > 1e-3
     assert abs(np.corrcoef(uniform[:-1], uniform[1:])[0, 1]) < 0.01
     # The published first output of SplitMix64 from the state 0.
-    assert generation._hash(torch.tensor([0])).item() & (2**64 - 1) == 0xE220A8397B1DCDAF
+    assert generation.scrambled(torch.tensor([0])).item() & (2**64 - 1) == 0xE220A8397B1DCDAF
 
 
 def test_memory_back_off_gives_the_same_cells(model, prompts, monkeypatch):

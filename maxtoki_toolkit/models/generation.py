@@ -83,8 +83,8 @@ def generate_cells(
             f"{model.max_length} tokens, and a cell {model.cell_length}). Use fewer context cells or given genes."
         )
     request = np.repeat(np.arange(len(given)), n_samples)
-    of_prompt = _hash(_hash(torch.tensor([seed])) + torch.arange(len(given)))
-    key = _hash(of_prompt[request] + torch.arange(n_samples).repeat(len(given)))
+    of_prompt = scrambled(scrambled(torch.tensor([seed])) + torch.arange(len(given)))
+    key = scrambled(of_prompt[request] + torch.arange(n_samples).repeat(len(given)))
     cells: list[np.ndarray | None] = [None] * len(request)
     likelihood = np.zeros(len(request))
     # Long ones first: a width too large for the memory shows at once.
@@ -269,8 +269,9 @@ class _Slots:
             value = value.masked_fill(before >= self.top_p, -torch.inf)
             scaled = torch.empty_like(scaled).scatter_(1, place, value)
         # The first of exponential waiting times with these rates is a draw from the softmax.
-        number = _hash(
-            _hash(self.key + self.n_written)[:, None] + torch.arange(scaled.shape[1], device=scaled.device)
+        number = scrambled(
+            scrambled(self.key + self.n_written)[:, None]
+            + torch.arange(scaled.shape[1], device=scaled.device)
         )
         uniform = (((number >> 40) & 0xFFFFFF).float() + 0.5) / (1 << 24)
         return (scaled - (-torch.log1p(-uniform)).log()).argmax(dim=1)
@@ -313,7 +314,7 @@ def _take(sequences: Sequences, rows: np.ndarray) -> Sequences:
     return Sequences(np.concatenate(parts), np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def _hash(number: torch.Tensor) -> torch.Tensor:
+def scrambled(number: torch.Tensor) -> torch.Tensor:
     """Scramble 64-bit numbers (the finalizer of SplitMix64; Steele et al., OOPSLA 2014), on any device alike."""
     number = number + _signed(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

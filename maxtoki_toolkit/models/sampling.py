@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from .._progress import hidden, progress
 from .engine import DEFAULT_TOKENS, is_out_of_memory, token_batches
-from .generation import _hash
+from .generation import scrambled
 from .likelihood import token_log_likelihoods
 from .masked import attending_by, masked
 from .model import MaxTokiModel
@@ -200,13 +200,13 @@ def chain_keys(seed: int, names: Sequence[str], n_chains: int) -> np.ndarray:
     of_name = [
         int.from_bytes(hashlib.sha256(str(name).encode()).digest()[:8], "big", signed=True) for name in names
     ]
-    of_name = _hash(_hash(torch.tensor([seed])) ^ torch.tensor(of_name, dtype=torch.int64))
-    return _hash(of_name[:, None] + torch.arange(n_chains)).numpy()
+    of_name = scrambled(scrambled(torch.tensor([seed])) ^ torch.tensor(of_name, dtype=torch.int64))
+    return scrambled(of_name[:, None] + torch.arange(n_chains)).numpy()
 
 
 def uniform(key: np.ndarray, step: int, what: int) -> np.ndarray:
     """A number in (0, 1) for each key, float64."""
-    number = _hash(_hash(torch.from_numpy(key) + step) + what)
+    number = scrambled(scrambled(torch.from_numpy(key) + step) + what)
     return (((number >> 11) & ((1 << 53) - 1)).numpy() + 0.5) / (1 << 53)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-import yaml
-
+from .._files import read_yaml
 from ..models.load import load_model
 from ..models.model import MaxTokiModel
 from ..models.vocabulary import Vocabulary
@@ -37,9 +36,7 @@ def train_from_yaml(kind: str, path: str | Path) -> MaxTokiModel:
     ValueError
         If a parameter is unknown or missing.
     """
-    settings = yaml.safe_load(Path(path).read_text())
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} must hold settings as `name: value`.")
+    settings = read_yaml(path)
     parameters = dict(inspect.signature(KINDS[kind]).parameters)
     if parameters.pop("settings", None):
         parameters = dict(inspect.signature(temporal).parameters) | parameters
