@@ -1,16 +1,21 @@
 """Does a screen find the genes that drive age, and nothing where nothing is?
 
-    python benchmarks/perturbation.py                  # all parts, some minutes
-    python benchmarks/perturbation.py planted          # one of them: planted, null, models, speed
+    python benchmarks/perturbation.py                  # all parts but panel, half an hour
+    python benchmarks/perturbation.py planted          # one of them: planted, panel, null, models, speed
+    python benchmarks/perturbation.py panel --panel runs/panel/model
     python benchmarks/perturbation.py --n-prompts 10 --n-null 4 --n-models 2      # a small run
 
 Each part is written to `results/perturbation.json` under its name; the others stay.
 
 planted
     A screen of all genes that the demo model reads, in cells of simulated donors that it was not trained on. The ruler is the
-    simulation: genes whose expression goes with age in that cell type, against all others.
+    simulation: genes whose expression goes with age in that cell type, against those that go with age in no cell type, and against all others,
+    among which are genes that the model may take for ageing because they are elsewhere.
+panel
+    The same for a panel of 500 genes, of which a model reads all that a cell has, and which it was taught on two cell types only
+    (`build_panel_model.py`): what a screen finds if the model knows its cells.
 null
-    What is a null here? The demo model has learned which genes go with age, and says so of any cell, also of an atlas in which
+    For both. What is a null here? The demo model has learned which genes go with age, and says so of any cell, also of an atlas in which
     nothing ages: its effects are of the model, not of the atlas. So a "null atlas" is no null for the matched test. What is: the planted
     atlas's genes that do not go with age in any cell type. They are drawn anew for each of many screens of as many genes, from the
     effects on other donors by lot, and tested against each other.
@@ -41,17 +46,17 @@ import maxtoki_toolkit as mt
 from benchmarks import report
 from benchmarks.temporal import encode
 
-PARTS = ("planted", "null", "models", "speed")
+PARTS = ("planted", "panel", "null", "models", "speed")
 TYPES = ("fibroblast", "monocyte")
 SEED = 300  # the demo model was trained on seeds 0 and 1
-OFTEN = 10  # donors
+OFTEN = 30  # donors
 
 
 def atlas(
-    seed: int, *, n_cells: int = 3000, n_donors: int = 60, null: bool = False
+    seed: int, *, n_cells: int = 16_000, n_donors: int = 250, n_genes: int = 2000, null: bool = False
 ) -> tuple[AnnData, pd.DataFrame]:
     """Cells of the types of the benchmark, and the genes that go with age."""
-    adata = mt.datasets.aging_atlas(n_cells, n_donors, seed=seed, null=null)
+    adata = mt.datasets.aging_atlas(n_cells, n_donors, n_genes=n_genes, seed=seed, null=null)
     truth = adata.uns["truth"]["age_genes"]
     adata = adata[adata.obs["cell_type"].isin(TYPES)].copy()
     adata.uns = {}
@@ -70,7 +75,7 @@ def screen(adata: AnnData, model, n_prompts: int, seed: int) -> pd.DataFrame:
 
 
 def score(effects: pd.DataFrame, truth: pd.DataFrame, model: str) -> list[dict]:
-    """AUROC and sign of the genes that go with age, by cell type and how often a gene is read."""
+    """AUROC and sign of the genes that go with age, by cell type, how often a gene is read, and what it is held against."""
     from sklearn.metrics import roc_auc_score
 
     rows = []
@@ -78,48 +83,52 @@ def score(effects: pd.DataFrame, truth: pd.DataFrame, model: str) -> list[dict]:
     for group in TYPES:
         fold = known[known["cell_type"] == group].set_index("ensembl_id")
         part = effects[(effects["group"] == group) & effects["p_value"].notna()]
-        direct = part["gene"].map(fold["log2_fold"]).fillna(0).to_numpy()
-        turns = (part["gene"].map(fold["direction"]) == "turnover").to_numpy()
-        for name, some in [
-            ("all read in 3 donors", part["n_units"] > 0),
-            (f"read in {OFTEN} donors", part["n_units"] >= OFTEN),
-        ]:
-            some = some.to_numpy() & ~turns
-            is_planted = direct[some] != 0
-            mine = part[some]
-            called = (mine["q_value"] < 0.05).to_numpy()
-            right = np.sign(mine["effect"]) == -np.sign(direct[some])
-            both = called & is_planted
-            size, effect = mine["z"].abs(), mine["effect"].abs()
-            enough = is_planted.any() and not is_planted.all()
-            rows.append(
-                {
-                    "model": model,
-                    "group": group,
-                    "genes": name,
-                    "n_genes": int(some.sum()),
-                    "n_planted": int(is_planted.sum()),
-                    "auroc_matched": roc_auc_score(is_planted, size) if enough else None,
-                    "auroc_effect": roc_auc_score(is_planted, effect) if enough else None,
-                    "n_called": int(called.sum()),
-                    "planted_called": int(both.sum()),
-                    "sign_right_called": float(right[both].mean()) if both.any() else None,
-                    "sign_right_planted": float(right[is_planted].mean()) if enough else None,
-                    "null_p_below": float((mine["p_value"][~is_planted] < 0.05).mean()),
-                }
-            )
+        part = part[part["gene"].map(fold["direction"]) != "turnover"]
+        direct = part["gene"].map(fold["log2_fold"]).fillna(0)
+        never = ~part["gene"].isin(truth["ensembl_id"])
+        for least in (3, OFTEN):
+            often = part["n_units"] >= least
+            for against, others in (("of no cell type", never), ("all others", direct == 0)):
+                some = often & ((direct != 0) | others)
+                mine, is_planted = part[some], (direct[some] != 0).to_numpy()
+                if not is_planted.any() or is_planted.all():
+                    continue
+                called = (mine["q_value"] < 0.05).to_numpy()
+                right = np.sign(mine["effect"].to_numpy()) == -np.sign(direct[some].to_numpy())
+                rows.append(
+                    {
+                        "model": model,
+                        "group": group,
+                        "read_in": least,
+                        "against": against,
+                        "n_genes": len(mine),
+                        "n_planted": int(is_planted.sum()),
+                        "auroc_z": roc_auc_score(is_planted, mine["z"].abs()),
+                        "auroc_excess": roc_auc_score(is_planted, mine["excess"].abs()),
+                        "n_called": int(called.sum()),
+                        "planted_called": int((called & is_planted).sum()),
+                        "sign_right_called": float(right[called & is_planted].mean())
+                        if (called & is_planted).any()
+                        else None,
+                        "sign_right_planted": float(right[is_planted].mean()),
+                        "null_p_below": float((mine["p_value"][~is_planted] < 0.05).mean()),
+                    }
+                )
     return rows
 
 
-def planted(a) -> tuple[list[dict], pd.DataFrame, AnnData]:
-    """Genes that go with age against all others."""
-    model = mt.load_model(a.model, device="cpu")
-    adata, truth = atlas(SEED)
+def planted(a, name: str, n_genes: int = 2000) -> tuple[list[dict], AnnData, pd.DataFrame]:
+    """Genes that go with age, of donors that the model does not know."""
+    model = mt.load_model(a.panel if name == "panel" else a.model, device="cpu")
+    adata, truth = atlas(SEED, n_genes=n_genes)
     effects = screen(encode(adata, model), model, a.n_prompts, SEED)
-    return score(effects, truth, a.model), adata, truth
+    mt.tl.predict_timelapse(adata, model)
+    scores = mt.get.timelapse_scores(adata).set_index("group")["r"]
+    rows = score(effects, truth, name)
+    return [row | {"r_of_the_model": float(scores[row["group"]])} for row in rows], adata, truth
 
 
-def null(a, adata: AnnData, truth: pd.DataFrame) -> list[dict]:
+def null(a, name: str, adata: AnnData, truth: pd.DataFrame) -> list[dict]:
     """Screens of genes that drive nothing: half of the donors by lot, their labels exchanged, other genes in each."""
     ageing = set(truth["ensembl_id"])
     whole, genes = adata.uns["perturbation"]["effects"], adata.uns["perturbation"]["genes"]
@@ -139,7 +148,7 @@ def null(a, adata: AnnData, truth: pd.DataFrame) -> list[dict]:
         shares.append((effects["p_value"].dropna() < 0.05).mean())
         called.append((effects["q_value"] < 0.05).any())
     adata.uns["perturbation"]["effects"], adata.uns["perturbation"]["genes"] = whole, genes
-    return [summary(f"{a.model}: genes that do not go with age", shares, called)]
+    return [summary(f"{name}: genes that do not go with age", shares, called)]
 
 
 def summary(name: str, shares: list[float], called: list[bool]) -> dict:
@@ -176,7 +185,7 @@ def models(a) -> list[dict]:
 def speed(a) -> list[dict]:
     """All genes that are read of some cells, beside one forward pass each on a few."""
     model = mt.load_model(a.model, device="cpu")
-    adata, _ = atlas(SEED)
+    adata, _ = atlas(SEED, n_cells=3000, n_donors=60)
     adata = encode(adata, model)
     mt.pp.sample_prompts(
         adata, time_key="age_months", groupby="cell_type", n_prompts=a.n_cells, donor_key="donor_id"
@@ -212,7 +221,8 @@ def main() -> None:
     )
     parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)}; all by default")
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--n-prompts", type=int, default=60, help="a cell type")
+    parser.add_argument("--panel", default="", help="folder of the model that build_panel_model.py trains")
+    parser.add_argument("--n-prompts", type=int, default=350, help="a cell type")
     parser.add_argument("--n-null", type=int, default=40)
     parser.add_argument("--n-models", type=int, default=40)
     parser.add_argument("--n-model-prompts", type=int, default=8, help="a cell type")
@@ -221,17 +231,26 @@ def main() -> None:
     mt.settings.progress = False
     if unknown := set(a.parts) - set(PARTS):
         parser.error(f"there is no part {sorted(unknown)[0]!r}")
+    if "panel" in a.parts and not a.panel:
+        parser.error("give --panel, the folder of the model that build_panel_model.py trains")
     parts = a.parts or PARTS
-    facts = {
-        "model_sha256": mt.load_model(a.model, device="cpu").sha256,
-        "n_prompts": a.n_prompts,
-        "types": list(TYPES),
-    }
-    if {"planted", "null"} & set(parts):
-        rows, adata, truth = planted(a)
-        report.add("perturbation", rows, case="planted", device="cpu", **facts)
-    if "null" in parts:
-        report.add("perturbation", null(a, adata, truth), case="null", device="cpu", **facts)
+    shared = {"device": "cpu", "n_prompts": a.n_prompts, "types": list(TYPES)}
+    for name, n_genes in (("planted", 2000), ("panel", 500)):
+        if name not in parts or (name == "panel" and not a.panel):
+            continue
+        what = "panel" if name == "panel" else a.model
+        rows, adata, truth = planted(a, what, n_genes)
+        sha256 = adata.uns["perturbation"]["params"]["model_sha256"]
+        report.add("perturbation", rows, case=name, model_sha256=sha256, **shared)
+        if "null" in parts:
+            found = null(a, what, adata, truth)
+            report.add(
+                "perturbation",
+                found,
+                case="null" if name == "planted" else "null_panel",
+                model_sha256=sha256,
+                **shared,
+            )
     if "models" in parts:
         report.add(
             "perturbation",
@@ -242,7 +261,7 @@ def main() -> None:
             types=list(TYPES),
         )
     if "speed" in parts:
-        report.add("perturbation", speed(a), case="speed", device="cpu", model_sha256=facts["model_sha256"])
+        report.add("perturbation", speed(a), case="speed", device="cpu")
 
 
 if __name__ == "__main__":

@@ -385,21 +385,24 @@ def steering() -> str:
 
 def screens() -> str:
     """Whether a screen finds the genes that go with age."""
+    cases, models = read("perturbation")["cases"], {"planted": "demo", "panel": "panel of 500 genes"}
     rows = []
-    for row in read("perturbation")["cases"]["planted"]["rows"]:
-        called, planted = row["n_called"], row["planted_called"]
-        rows.append(
-            {
-                "cells": row["group"],
-                "genes": row["genes"],
-                "of them go with age": f"{row['n_planted']} of {row['n_genes']}",
-                "AUROC, beyond matched genes": f"{row['auroc_matched']:.2f}",
-                "AUROC, size of the effect": f"{row['auroc_effect']:.2f}",
-                "called": f"{called}, of which {planted} go with age",
-                "sign right": f"{row['sign_right_planted']:.0%} of those that go with age"
-                + (f", {row['sign_right_called']:.0%} of those called" if planted else ""),
-            }
-        )
+    for case, model in models.items():
+        for row in cases[case]["rows"] if case in cases else []:
+            called, planted = row["n_called"], row["planted_called"]
+            rows.append(
+                {
+                    "model": model,
+                    "cells": row["group"],
+                    "genes read in": f"{row['read_in']} donors or more",
+                    "that go with age": row["n_planted"],
+                    "against": f"{row['n_genes'] - row['n_planted']}, {row['against']}",
+                    "AUROC: beyond matched genes (z)": f"{row['auroc_z']:.2f}",
+                    "AUROC: excess over matched genes (years)": f"{row['auroc_excess']:.2f}",
+                    "sign right": f"{row['sign_right_planted']:.0%}",
+                    "called": f"{called}" + (f" ({planted} right)" if called else ""),
+                }
+            )
     return markdown(rows)
 
 
@@ -414,13 +417,31 @@ def screen_nulls() -> str:
                 "p < 0.05": f"{row['share_p_below']:.1%}",
                 "screens with a gene called at q 0.05": f"{row['screens_with_a_call']:.1%}",
             }
-            for case in ("null", "models")
+            for case in ("null", "null_panel", "models")
+            if case in cases
             for row in cases[case]["rows"]
         ]
     )
 
 
+def install() -> str:
+    """Time and size of the README's first command."""
+    content = read("install")
+    row, where = content["rows"][0], content["environment"]
+    return markdown(
+        [
+            {
+                "installing": f"{row['install_seconds'] / 60:.1f} minutes, {row['installed_megabytes'] / 1000:.1f} GB",
+                "`maxtoki demo`": f"{row['demo_seconds'] / 60:.1f} minutes",
+                "`import maxtoki_toolkit`, with Python's own start": f"{row['import_seconds']:.2f} seconds",
+                "measured": f"{where['date']}, {where['cores']} cores, torch {where['torch']}",
+            }
+        ]
+    )
+
+
 _TABLES = (
+    install,
     embedding,
     planted,
     real,

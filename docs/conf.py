@@ -73,3 +73,13 @@ myst_heading_anchors = 3
 autosummary_generate = True
 autodoc_typehints = "none"
 napoleon_google_docstring = False
+
+
+def setup(app) -> None:
+    """Links of these pages to the README, which lies one folder up in the repository, go to its copy."""
+
+    def to_copy(app, name: str, text: list[str]) -> None:
+        if "/" not in name:
+            text[0] = text[0].replace("](../README.md", "](README.md")
+
+    app.connect("source-read", to_copy)

@@ -187,6 +187,9 @@ def _threads() -> Iterator[Row]:
     if threads < usable / 2:
         advice = f"There are {usable} cores: unset OMP_NUM_THREADS, or torch.set_num_threads({usable})."
         yield "threads", SLOW, found, advice
+    elif threads < usable and "NUMBA_NUM_THREADS" not in os.environ:
+        advice = "NUMBA_NUM_THREADS is not set: numba, which scanpy uses, will give torch all cores again. Set it as OMP_NUM_THREADS."
+        yield "threads", SLOW, found, advice
     else:
         yield "threads", OK, found, ""
 

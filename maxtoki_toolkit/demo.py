@@ -68,7 +68,7 @@ def run_demo(output: str | Path) -> Demo:
     for name, table in tables.items():
         table.to_csv(output / f"{name}.csv", index=False)
     figures = {
-        "encoding_report": pl.encoding_report(adata, max_genes=model.max_length - 2),
+        "encoding_report": pl.encoding_report(adata, max_genes=model.cell_length - 2),
         "rank_heatmap": pl.rank_heatmap(adata, groupby="cell_type"),
         "neighbor_purity": pl.neighbor_purity(adata).figure,
         "umap": draw_umap(adata, ["cell_type", "leiden"]),

@@ -113,7 +113,7 @@ def _summarise(
         set_colors(adata, colors)
         example.uns |= {key: value for key, value in adata.uns.items() if key.endswith("_colors")}
         figures = {
-            "encoding_report": pl.encoding_report(adata, max_genes=model.max_length - 2),
+            "encoding_report": pl.encoding_report(adata, max_genes=model.cell_length - 2),
             "rank_heatmap": pl.rank_heatmap(example, groupby=color or "leiden"),
             "umap": draw_umap(adata, colors),
         }

@@ -32,6 +32,10 @@
 path: str = ""  # .h5ad with raw counts, conditions, donors and ages; "" for the simulated atlas
 layer: str = ""  # layer with the raw counts; "" for .X
 model: str = "demo"  # "demo", or the folder of a temporal model that learned from none of these donors
+train_steps: int = (
+    0  # steps to teach the model the ages of these cells first, on half of the controls; 0 for none
+)
+time_unit: str = "months"  # unit of age_key, "months" or "years", for a model that is taught first
 condition_key: str = "condition"  # column of .obs with the condition of each donor
 control: str = "control"  # its value for controls
 age_key: str = "age_months"  # column of .obs with the age, in the whole units that the model tells
@@ -57,6 +61,7 @@ seed: int = 6  # seed of donors and draws; the demo model was trained on donors 
 output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 
 # %%
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -81,6 +86,9 @@ def save(figure, name):
 # %% [markdown]
 # ## Donors of like age
 #
+# A model that does not know the time of these cells is taught first, if `train_steps` says so, on half of the controls; they are then
+# left out, because a model knows the donors that it has learned from.
+#
 # Filled: donors with a control of their age (and sex), and these controls. The others are left out.
 
 # %%
@@ -99,6 +107,33 @@ for column, values in cells.items():
 maxtoki = mt.load_model(model)
 mt.pp.map_genes(adata, maxtoki)
 mt.pp.rank_value_encode(adata, maxtoki, layer=layer or None)
+if train_steps:
+    is_control = (adata.obs[condition_key] == control).to_numpy()
+    taught = adata[is_control].copy()
+    mt.pp.hold_out(taught, donor_key=donor_key, time_key=age_key, donors=0.5, rng=seed)
+    maxtoki = mt.train.temporal(
+        taught,
+        maxtoki,
+        Path(output or tempfile.mkdtemp()) / "training",
+        time_key=age_key,
+        time_unit=time_unit,
+        groupby=groupby,
+        use="train",
+        held_out="held_out",
+        context_size=(1, context_size),
+        timelapse=1.0,
+        max_steps=train_steps,
+        batch_size=16,
+        learning_rate=1e-3,
+        warmup=0.1,
+        n_held_out=128,
+        eval_every=train_steps,
+        save_every=train_steps,
+        seed=seed,
+    )
+    learned = set(taught.obs.loc[taught.obs["train"], donor_key])
+    adata = adata[~adata.obs[donor_key].isin(learned)].copy()
+    print(f"The model has learned from {len(learned)} controls, which are left out of what follows.")
 donors = {"condition_key": condition_key, "control": control, "age_key": age_key, "donor_key": donor_key}
 mt.pp.match_ages(adata, **donors, match_by=match_by, tolerance=tolerance)
 save(mt.pl.matched_ages(adata).figure, "fig5_matched_ages")
@@ -134,22 +169,30 @@ with warnings.catch_warnings(record=True):
     )
 save(mt.pl.age_acceleration(adata, truth=truth or None), "fig5_age_acceleration")
 
+# %%
+effects = mt.get.age_acceleration(adata)
+whole = effects[effects["group"] == "all"]
+for row in whole[whole["predictor"] == "MaxToki"].itertuples():
+    interval = f"{row.effect:.1f} {effects.attrs['unit']} ({row.effect_low:.1f} to {row.effect_high:.1f})"
+    donors = f"{row.n_donors_condition} donors, {row.n_donors_control} controls"
+    print(f"{row.condition}: {row.conclusion}. {interval}, q = {row.q_value:.2g}; {donors}.")
+
 # %% [markdown]
 # What stands in the way of a conclusion:
 
 # %%
-effects = mt.get.age_acceleration(adata)
 for note in effects.attrs["warnings"] or ["nothing that was looked for"]:
     print("-", note)
 
 # %%
 columns = ["effect", "effect_low", "effect_high", "raw", "age_slope", "p_value", "q_value"]
 columns += ["n_donors_condition", "n_donors_control", "conclusion"]
-whole = effects[effects["group"] == "all"]
 if output:
     effects.to_csv(Path(output) / "effects.csv", index=False)
     mt.get.donor_acceleration(adata).to_csv(Path(output) / "donors.csv", index=False)
-whole.set_index(["condition", "predictor"])[columns].round(3)
+whole.set_index(["condition", "predictor"])[columns].map(
+    lambda x: float(f"{x:.3g}") if isinstance(x, float) else x
+)
 
 # %% [markdown]
 # `raw` is the difference in years that the model *says*; it reads age with the slope `age_slope`, and shrinks every

@@ -21,7 +21,7 @@
 # Without a `path` the cells are simulated (`mt.datasets.aging_atlas`), so that the genes that go with age are known.
 #
 # The paper ([doi:10.64898/2026.03.30.715396](https://doi.org/10.64898/2026.03.30.715396)) inhibits genes in cardiac cell types (panels A to
-# C), and tests some in the laboratory (D to L, which are data and not made here). What exactly its inhibition does to a ranking is not known; moving the gene to the last rank
+# C), shows beside it what else speaks for the targets (E), and tests some in the laboratory (D and F to L, which are data and not made here). What exactly its inhibition does to a ranking is not known; moving the gene to the last rank
 # and deleting it are both published by others. Its temporal weights and cells are not public; `presets/` has what is known of the design.
 
 # %% tags=["parameters"]
@@ -39,6 +39,8 @@ mode: str = "inhibit"  # "inhibit", "delete", "activate" or "overexpress"
 n_prompts: int = 16  # prompts; about 126 edits each with the demo model
 context_size: int = 1  # context cells of a prompt
 min_donors: int = 3  # donors in which an edit must have taken effect
+evidence: dict = {}  # your tables on targets, name: .csv (gene, effect; group, q_value, unit where known), e.g. of telomere-shortened mice
+target_group: str = ""  # group of cells in which the targets are chosen; "" for the first
 doses: list = [-50, -10, 10, 50]  # ranks up, for the last figure
 n_doses: int = 4  # genes in it
 n_cells: int = 4000  # simulated cells
@@ -50,6 +52,8 @@ output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 from pathlib import Path
 
 import anndata
+import pandas as pd
+from IPython.display import display
 
 import maxtoki_toolkit as mt
 
@@ -72,6 +76,7 @@ def save(figure, name):
 
 # %%
 settings = {"path": path, "model": model, "time_key": time_key, "donor_key": donor_key, "groupby": groupby}
+settings |= {"target_group": target_group}
 if unset := [name for name, value in settings.items() if value == "unknown"]:
     raise ValueError(
         f"Set these parameters: {', '.join(unset)}. What the paper's data call them is not known."
@@ -165,6 +170,35 @@ if concordance is not None:
     print(concordance.round(3).set_index(["group", "genes"]).transpose().to_string())
 
 # %% [markdown]
+# ## E: evidence for targets
+#
+# The genes whose edits do most beside genes like them in `target_group`, from those that make cells older to those that make them younger: what the edit does, how
+# their expression goes with age, and what tables of your own say (`evidence`; the paper shows mice with shortened telomeres, whose
+# data are not public). A gene that the model reads in too few donors of a group has a cross there, which is not an effect of 0. In the
+# simulation the third block is what was planted: the change in 60 years, 0 for genes that do not go with age.
+#
+# The genes were chosen by the first block, so its q values flatter; the other blocks had no say in the choice.
+
+# %%
+tables = {name: pd.read_csv(table) for name, table in evidence.items()}
+if truth is not None:
+    planted = truth[truth["direction"] != "turnover"].drop_duplicates(["ensembl_id", "cell_type"])
+    planted = planted.pivot(index="ensembl_id", columns="cell_type", values="log2_fold")
+    planted = planted.reindex(index=stats["gene"].unique(), columns=[n for n in names if n != "all"] or names)
+    planted = planted.fillna(0).rename_axis(index="gene", columns="group")
+    tables["planted"] = (
+        planted.melt(ignore_index=False, value_name="effect")
+        .reset_index()
+        .assign(unit="log2 fold in 60 years")
+    )
+target = {"group": target_group or shown, "tables": tables}
+panel = mt.pl.target_evidence(adata, **target)
+save(panel, "fig6e_target_evidence")
+if output:
+    mt.get.target_evidence(adata, **target).to_csv(Path(output) / "target_evidence.csv", index=False)
+display(panel)
+
+# %% [markdown]
 # ## Was it right?
 #
 # In the simulation it is known which genes go with age. The area under the ROC curve says how well the effects tell them from all others
@@ -172,7 +206,6 @@ if concordance is not None:
 
 # %%
 if truth is not None:
-    import pandas as pd
     from sklearn.metrics import roc_auc_score
 
     rows = []

@@ -14,8 +14,10 @@ import pytest
 from maxtoki_toolkit import settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Side by side, each test takes one core. NumPy looks at this when it is loaded, so nothing above may load it.
+    # Side by side, each test takes one core. NumPy looks at this when it is loaded, so nothing above may load it. Numba
+    # would give every library as many threads as there are cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 SHARED = Path(__file__).parents[2] / "shared"
 
 

@@ -75,6 +75,17 @@ def test_packages_that_are_missing_or_old(monkeypatch):
     assert "peft>=99" in found["extra train"][2]
 
 
+def test_threads(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    assert "There are 8 cores" in rows(_doctor._threads)["threads"][3]
+    monkeypatch.setattr("torch.get_num_threads", lambda: 6)
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    assert "NUMBA_NUM_THREADS is not set" in rows(_doctor._threads)["threads"][3]
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "6")
+    assert rows(_doctor._threads)["threads"][1] == "ok"
+
+
 def test_old_python(monkeypatch):
     monkeypatch.setattr("platform.python_version", lambda: "3.9.1")
     assert rows(_doctor._python)["python"][1] == "broken"

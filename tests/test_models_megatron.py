@@ -17,7 +17,14 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.models._megatron_weights import join_qkv, split_qkv
-from maxtoki_toolkit.models._torch_dist import Chunk, Entry, read_entries, read_tensor, write_state
+from maxtoki_toolkit.models._torch_dist import (
+    Chunk,
+    Entry,
+    _Unpickler,
+    read_entries,
+    read_tensor,
+    write_state,
+)
 from maxtoki_toolkit.models.megatron import is_megatron
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -328,6 +335,16 @@ def test_unknown_class_is_refused(folder):
     (folder / "weights" / ".metadata").write_bytes(pickle.dumps(Counter("a")))
     with pytest.raises(ValueError, match=r"it names collections\.Counter"):
         mt.models.from_megatron(folder)
+
+
+def test_members_of_enums_as_older_pythons_write_them():
+    """`getattr` of an enum of torch's is a record; of anything else it is refused."""
+    name = b"ctorch.distributed.checkpoint.metadata\n_MEM_FORMAT_ENCODING\n"
+    ask = b"cbuiltins\ngetattr\n(%sVTORCH_CONTIGUOUS_FORMAT\ntR."
+    assert _Unpickler(io.BytesIO(ask % name)).load().args == ("TORCH_CONTIGUOUS_FORMAT",)
+    for other in (b"cpathlib\nPosixPath\n(tR", b"ccollections\nOrderedDict\n", b"cbuiltins\ngetattr\n"):
+        with pytest.raises(pickle.UnpicklingError, match="attribute of what is no record"):
+            _Unpickler(io.BytesIO(ask % other)).load()
 
 
 def test_code_in_other_files_is_not_run(folder, model, tmp_path):

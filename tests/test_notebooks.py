@@ -144,6 +144,9 @@ def test_presets_name_parameters(path):
     preset = yaml.safe_load(path.read_text())
     assert set(preset) <= known
     assert "unknown" in preset.values()
+    named = re.findall(r"data_manifests/([\w-]+\.yaml)", path.read_text())
+    assert named, "which data are these of?"
+    assert all((ROOT / "data_manifests" / name).is_file() for name in named)
 
 
 def test_presets_pass_on_what_the_training_knows():
@@ -180,6 +183,27 @@ def test_fig1_on_ones_own_cells(tmp_path):
     own |= {"held_out_groups": {"type": ["fibroblast"]}, "no_ageing": {}}
     execute("fig1_timelapse", tmp_path, output="out", **own, n_prompts=40, n_train_prompts=100)
     assert (tmp_path / "out" / "scores.csv").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_fig5_teaches_a_model_first(tmp_path):
+    """On half of the controls, which are then left out."""
+    import pandas as pd
+
+    import maxtoki_toolkit as mt
+
+    cells = mt.datasets.aging_atlas(1200, 40, seed=5)
+    cells = cells[cells.obs["cell_type"].isin(["fibroblast", "monocyte"])].copy()
+    cells.obs["years"] = (cells.obs["age_months"] // 12).astype(int)
+    controls = cells.obs.loc[cells.obs["condition"] == "control", "donor_id"].nunique()
+    del cells.obs["age_months"], cells.obs["batch"], cells.uns["truth"]
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    own = {"path": str(tmp_path / "cells.h5ad"), "age_key": "years", "time_unit": "years", "tolerance": 8}
+    mt.reports.run("fig5_age_acceleration", tmp_path, **own, train_steps=3, n_queries=2, n_contexts=1)
+    donors = pd.read_csv(tmp_path / "fig5_age_acceleration_files" / "donors.csv")
+    left = donors.loc[~donors["case"], "donor"].nunique()
+    assert 0 < left <= controls / 2
 
 
 @pytest.mark.slow

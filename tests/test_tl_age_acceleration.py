@@ -239,7 +239,7 @@ def test_what_is_refused(atlas, model, oracle):
         mt.tl.age_acceleration(part, model, **SETTINGS, min_donors=1)
     with pytest.raises(ValueError, match="Need donors of condition 'healthy'"):
         mt.tl.age_acceleration(atlas, model, **SETTINGS | {"control": "healthy"})
-    with pytest.raises(ValueError, match="60 donors have several ages|several ages, conditions or strata"):
+    with pytest.raises(ValueError, match="has several ages, conditions or strata"):
         mt.tl.age_acceleration(atlas, model, **SETTINGS, match_by="cell_type")
     stage1 = dataclasses.replace(model, time_head=None)
     with pytest.raises(ValueError, match="cannot tell time"):

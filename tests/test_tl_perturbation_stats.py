@@ -13,6 +13,7 @@ from maxtoki_toolkit._results import write_result
 from maxtoki_toolkit.tl._matched_null import matched_null, moderated_error, storey, tail_df, two_sided_p
 
 N_GENES, N_DONORS, N_CELLS = 300, 20, 3
+ID = [f"ENSG{i:011d}" for i in range(N_GENES)]
 
 
 def screened(rng, *, planted=(), strength=0.0, noise="normal", groups=("a",), lapses=False):
@@ -303,3 +304,157 @@ def test_figures():
     with pytest.raises(ValueError, match="several k"):
         mt.pl.perturbation_dose(adata)
     plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """A screen and slopes; 20 donors, gene 7 is read in two of them in group b, gene 8 in none, gene 9 has no slope."""
+    adata = screened(np.random.default_rng(0), groups=("a", "b"))
+    screen = adata.uns["perturbation"]
+    screen["genes"]["symbol"] = [f"SYM{i}" for i in range(N_GENES)]
+    table = screen["effects"]
+    rare = (table["gene"] == ID[7]) & (table["group"] == "b") & ~table["donor"].isin(["D00", "D01"])
+    screen["effects"] = table[~rare & (table["gene"] != ID[8])]
+    mt.tl.perturbation_stats(adata)
+    slopes = mt.get.perturbation_stats(adata)[["gene", "symbol", "group"]]
+    slopes = slopes[slopes["group"] != "all"].assign(n_donors=N_DONORS, p_value=0.001, q_value=0.01)
+    slopes["slope"] = np.where(slopes["gene"] == ID[9], np.nan, 0.5)
+    slopes["slope_low"], slopes["slope_high"] = slopes["slope"] - 1, slopes["slope"] + 1
+    write_result(adata, "expression_age_slope", {"unit": "log2 expression per year"}, slopes=slopes.iloc[:-1])
+    return adata
+
+
+class TestTargetEvidence:
+    """Edits, slopes and own tables side by side."""
+
+    @staticmethod
+    def own(**columns):
+        return pd.DataFrame({"gene": ["SYM3", f"{ID[7]}.12", "SYM299", "OTHER", None], **columns})
+
+    def test_values_are_those_of_the_analyses(self, cells):
+        found = mt.get.target_evidence(cells)
+        effects = mt.get.perturbation_stats(cells)
+        all_cells = effects[effects["group"] == "all"].set_index("gene")
+        top = all_cells.loc[found["gene"].unique()]
+        assert set(top.index) == set(all_cells["z"].abs().nlargest(15).index)
+        assert top["effect"].is_monotonic_decreasing
+        assert len(found) == 15 * 2 * 2
+        both = found[found["evidence"] == "perturbation"].merge(effects, on=["gene", "symbol", "group"])
+        assert len(both) == 30
+        for name in ("effect", "effect_low", "effect_high", "p_value", "q_value"):
+            np.testing.assert_array_equal(both[f"{name}_x"], both[f"{name}_y"])
+        np.testing.assert_array_equal(both["n"], both["n_units"])
+        units = found.groupby("evidence", sort=False)["unit"].unique()
+        assert units.explode().tolist() == ["years", "log2 expression per year"]
+        chosen = mt.get.target_evidence(cells, group="b", n_genes=1)["gene"].iloc[0]
+        assert chosen == effects[effects["group"] == "b"].set_index("gene")["z"].abs().idxmax()
+
+    def test_what_was_not_tested_is_not_known(self, cells):
+        """Too few donors, in no cell, without counts, not in the table: NaN, and no q value."""
+        genes = ["SYM3", ID[7], "SYM8", "SYM9", "SYM299", "SYM3"]
+        found = mt.get.target_evidence(cells, genes=genes).set_index(["evidence", "gene", "group"])
+        assert found.index.unique("gene").tolist() == [ID[i] for i in (3, 7, 8, 9, 299)]
+        lacking = found.index[found["effect"].isna()].tolist()
+        edits = [("perturbation", ID[7], "b"), ("perturbation", ID[8], "a"), ("perturbation", ID[8], "b")]
+        slopes = [("expression", ID[9], "a"), ("expression", ID[9], "b"), ("expression", ID[299], "b")]
+        assert lacking == edits + slopes
+        assert found.loc[edits, "q_value"].isna().all()
+        assert found.loc[edits[0], "n"] == 2
+
+    def test_own_tables_by_symbol_and_id(self, cells):
+        effect = [1.0, 0.0, 3.0, 4.0, 5.0]
+        plain = self.own(effect=effect)
+        tested = self.own(effect=effect, group="a", p_value=[0.01, 0.02, 0.04, np.nan, 1], unit="fold", n=4)
+        given = self.own(effect=effect, group=["a", "b", "a", "a", "a"], q_value=0.5, p_value=0.1)
+        found = mt.get.target_evidence(
+            cells, genes=["SYM3", "SYM7", "SYM10"], tables={"plain": plain, "tested": tested, "given": given}
+        )
+        found = found.set_index(["evidence", "group", "gene"]).sort_index()
+        np.testing.assert_array_equal(found.loc[("plain", "all"), "effect"], [1, 0, np.nan])
+        assert found.loc["plain", "q_value"].isna().all()
+        assert found.loc["plain", "unit"].eq("effect").all()
+        # Corrected over the table's three genes with a p value, shown or not.
+        np.testing.assert_allclose(found.loc[("tested", "a"), "q_value"], [0.03, 0.03, np.nan])
+        np.testing.assert_array_equal(found.loc[("tested", "a"), "n"], [4, 4, np.nan])
+        assert found.loc["tested", "unit"].eq("fold").all()
+        assert found.loc[("tested", "b"), "effect"].isna().all()
+        np.testing.assert_array_equal(found.loc[("given", "a"), "q_value"], [0.5, np.nan, np.nan])
+        np.testing.assert_array_equal(found.loc[("given", "b"), "effect"], [np.nan, 0, np.nan])
+
+    def test_groups_of_a_table_where_the_screen_has_none(self):
+        adata = screened(np.random.default_rng(0), groups=("all",))
+        mt.tl.perturbation_stats(adata)
+        slopes = mt.get.perturbation_stats(adata)[["gene", "symbol", "group"]].assign(slope=1.0)
+        write_result(adata, "expression_age_slope", {"unit": "log2 expression per year"}, slopes=slopes)
+        table = pd.DataFrame({"gene": ID[:2], "effect": 1.0, "group": ["x", "y"]})
+        found = mt.get.target_evidence(adata, tables={"own": table})
+        assert found.groupby("evidence")["group"].unique().map(list).to_dict() == {
+            "perturbation": ["all"],
+            "expression": ["all"],
+            "own": ["x", "y"],
+        }
+
+    @pytest.mark.parametrize(
+        ("columns", "message"),
+        [
+            ({}, "'mice' has no column 'effect'; it has gene. Rename"),
+            ({"effect": "up"}, "The column 'effect' of the table 'mice' has no numbers"),
+            ({"effect": 1, "p_value": 20}, "p_value that is not between 0 and 1"),
+            ({"effect": 1, "unit": list("aabab")}, "several units"),
+            (
+                {"effect": 1, "gene": "Trp53"},
+                "No gene of the table 'mice' was screened: its first is 'Trp53'",
+            ),
+            ({"effect": 1, "gene": "SYM3"}, "several rows for 'SYM3' in 'all' .4 too many"),
+            ({"effect": 1, "group": "heart"}, "'mice' has none of the groups a, b; it has heart"),
+        ],
+    )
+    def test_tables_refused(self, cells, columns, message):
+        with pytest.raises(ValueError, match=message):
+            mt.get.target_evidence(cells, genes=["SYM3"], tables={"mice": self.own().assign(**columns)})
+
+    def test_refused(self, cells):
+        get = mt.get.target_evidence
+        with pytest.raises(KeyError, match="no gene 'NOPE' .1 of 2 are not in it"):
+            get(cells, genes=["SYM3", "NOPE"])
+        with pytest.raises(ValueError, match="genes is empty"):
+            get(cells, genes=[])
+        with pytest.raises(KeyError, match="no group 'c'; there are all, a, b"):
+            get(cells, group="c")
+        with pytest.raises(KeyError, match="no k = 5; there are 0"):
+            get(cells, k=5)
+        with pytest.raises(TypeError, match="map names to DataFrames, got a DataFrame"):
+            get(cells, tables=self.own(effect=1))
+        with pytest.raises(ValueError, match="cannot be named 'expression'"):
+            get(cells, tables={"expression": self.own(effect=1)})
+        without = cells.copy()
+        del without.uns["expression_age_slope"]
+        with pytest.raises(KeyError, match="Run mt.tl.expression_age_slope"):
+            mt.pl.target_evidence(without)
+
+    def test_figure(self, cells):
+        """A dot for what has a q value, a square for what has none, a cross for what was not tested; white is 0."""
+        genes, tables = ["SYM3", "SYM7", "SYM8"], {"mice": self.own(effect=[-2.0, 1, 1, 1, 1])}
+        figure = mt.pl.target_evidence(cells, genes=genes, tables=tables)
+        edit, slope, mice = figure.axes[:3]
+        assert [t.get_text() for t in edit.get_yticklabels()] == genes
+        assert [t.get_text() for t in edit.get_xticklabels()] == ["a", "b"]
+        assert [t.get_text() for t in mice.get_xticklabels()] == ["all cells"]
+        drawn = [[len(marks.get_offsets()) for marks in ax.collections] for ax in (edit, slope, mice)]
+        assert drawn == [[3, 0, 3], [6, 0, 0], [0, 2, 1]]
+        # The first gene is at the top.
+        assert edit.get_ylim()[0] > edit.get_ylim()[1]
+        for ax in (edit, slope, mice):
+            low, high = ax.collections[0].get_clim()
+            assert low == -high
+        assert mice.collections[1].get_clim() == (-2, 2)
+        labels = [ax.get_title(loc="left") for ax in figure.axes[3:6]]
+        assert labels[0] == "change of the age read on\ninhibition (years)"
+        assert labels[1:] == ["log2 expression per year", "mice\neffect"]
+        legend = [t.get_text() for t in figure.axes[6].get_legend().get_texts()]
+        assert legend == ["1", "0.1", "0.01", "0.001", "≤ 0.0001", "no q value", "not tested"]
+        q = mt.get.target_evidence(cells, genes=genes).query("evidence == 'perturbation' and effect.notna()")
+        np.testing.assert_array_equal(
+            np.argsort(edit.collections[0].get_sizes(), kind="stable"),
+            np.argsort(-q["q_value"].to_numpy(), kind="stable"),
+        )

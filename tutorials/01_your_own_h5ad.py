@@ -106,10 +106,10 @@ mt.get.gene_report(adata)
 
 # %%
 mt.pp.rank_value_encode(adata, model)
-mt.pl.encoding_report(adata, max_genes=model.max_length - 2)
+mt.pl.encoding_report(adata, max_genes=model.cell_length - 2)
 # %% [markdown]
 # The line on the right is where the model stops reading: lower ranked genes of a cell are not seen. The demo model reads
-# 254 genes, the published ones 4,094.
+# 126 genes, the published ones 4,094.
 #
 # The ranks are an ordinary layer of the AnnData, and a cell is an ordinary list:
 
@@ -168,7 +168,7 @@ mt.get.neighbor_purity(adata).round(3) if label in adata.obs else "no labels, so
 
 # %% [markdown]
 # For the nuclei of the package this flatters the model, which was trained on 630 of the 700. On the 70 that it has not
-# seen, `maxtoki demo` gives 91% (PCA: 96%); and all 700 are from one donor.
+# seen, `maxtoki demo` gives 92% (PCA: 96%); and all 700 are from one donor.
 #
 # ## 6. Keep the result
 #

@@ -31,6 +31,7 @@ from .perturbation import (
 from .perturbation_metrics import perturbation_metrics
 from .results import encoding_report, gene_report, neighbor_purity, ranks
 from .steer import steer, steer_cells, steer_genes, steer_trace
+from .target_evidence import target_evidence
 from .timelapse import prompts, timelapse, timelapse_scores
 from .train_on_generated import train_on_generated, train_on_generated_donors
 
@@ -40,6 +41,7 @@ __all__ = [
     "steer_cells",
     "steer_genes",
     "steer_trace",
+    "target_evidence",
     "concordant_genes",
     "expression_age_slope",
     "perturbation",

@@ -41,9 +41,19 @@ class _Record:
         vars(self).update(state if isinstance(state, dict) else {"state": state})
 
 
+def _member(enum, name: str) -> _Record:
+    """What Python 3.11.0 to 3.11.3 write for a member of an enum: `getattr`, here of records and nothing else."""
+    if not (isinstance(enum, type) and issubclass(enum, _Record)):
+        raise pickle.UnpicklingError(
+            "it asks for an attribute of what is no record, which has no place in a checkpoint's metadata"
+        )
+    return enum(name)
+
+
 # No code of these modules is run: their classes become records. Megatron's differ between its versions.
 _RECORDS = ("torch.distributed.checkpoint.", "torch.distributed._shard.", "megatron.core.dist_checkpointing.")
 _HARMLESS = {
+    ("builtins", "getattr"): _member,
     ("torch", "Size"): tuple,
     ("torch.serialization", "_get_layout"): _Record,
     ("collections", "OrderedDict"): dict,

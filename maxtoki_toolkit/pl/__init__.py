@@ -32,6 +32,7 @@ from .perturbation_volcano import perturbation_volcano
 from .prompt_attention import prompt_attention
 from .rank_heatmap import rank_heatmap
 from .steer import steer
+from .target_evidence import target_evidence
 from .timelapse_error import timelapse_error
 from .timelapse_scatter import timelapse_scatter
 from .train_on_generated import train_on_generated
@@ -42,6 +43,7 @@ __all__ = [
     "perturbation_dose",
     "perturbation_heatmap",
     "perturbation_volcano",
+    "target_evidence",
     "perturbation_metrics",
     "steer",
     "differential_rank",

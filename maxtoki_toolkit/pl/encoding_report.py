@@ -27,7 +27,7 @@ def encoding_report(adata: AnnData, *, max_genes: int | None = None) -> Figure:
     adata
         Rank-encoded cells.
     max_genes
-        Genes that a model reads of a cell (`model.max_length - 2`), drawn as a line.
+        Genes that a model reads of a cell (`model.cell_length - 2`), drawn as a line.
 
     Returns
     -------
@@ -39,7 +39,7 @@ def encoding_report(adata: AnnData, *, max_genes: int | None = None) -> Figure:
     >>> adata = mt.datasets.load("heart_nuclei")
     >>> model = mt.load_model("demo")
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> len(mt.pl.encoding_report(adata, max_genes=model.max_length - 2).axes)
+    >>> len(mt.pl.encoding_report(adata, max_genes=model.cell_length - 2).axes)
     2
     """
     import matplotlib.pyplot as plt

@@ -34,13 +34,16 @@ def matched_ages(adata: AnnData, *, key: str = _keys.MATCHED_AGES, ax: Axes | No
     >>> settings = dict(condition_key="condition", control="control", age_key="age_months", donor_key="donor_id")
     >>> mt.pp.match_ages(adata, **settings, match_by="sex", tolerance=36)
     >>> mt.pl.matched_ages(adata).get_xlabel()
-    'age_months'
+    "age (.obs['age_months'])"
     """
     import matplotlib.pyplot as plt
 
     result = read_result(adata, key, "mt.pp.match_ages(adata, ...)")
     table = result["matching" if "matching" in result else "donors"]
     conditions = list(dict.fromkeys(table["condition"]))
+    # Only a model says what the unit of a column is.
+    params = result["params"]
+    unit = params["time_head"]["unit"] if "time_head" in params else f".obs[{params['age_key']!r}]"
     if ax is None:
         _, ax = plt.subplots(figsize=(5.2, 0.9 + 0.62 * len(conditions)), layout="constrained")
     rng = np.random.default_rng(0)
@@ -63,7 +66,7 @@ def matched_ages(adata: AnnData, *, key: str = _keys.MATCHED_AGES, ax: Axes | No
     ax.plot([], [], color="black", lw=2, label="mean of the matched")
     ax.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
     ax.set_yticks(range(len(conditions)), conditions)
-    ax.set(ylim=(len(conditions) - 0.5, -0.5), xlabel=result["params"]["age_key"])
+    ax.set(ylim=(len(conditions) - 0.5, -0.5), xlabel=f"age ({unit})")
     ax.tick_params(labelsize=9)
     clean(ax)
     return ax

@@ -14,7 +14,11 @@ from .._validate import require_obs
 def get_times(adata: AnnData, time_key: str) -> np.ndarray:
     """Times of the cells, int64."""
     require_obs(adata, time_key)
-    column = adata.obs[time_key]
+    return as_times(adata.obs[time_key], time_key)
+
+
+def as_times(column: pd.Series, time_key: str) -> np.ndarray:
+    """A column of `.obs` as times, int64; or raise with what keeps it from being that."""
     try:
         values = pd.to_numeric(column).to_numpy(dtype=float)
     except (ValueError, TypeError):

@@ -126,8 +126,10 @@ def donor_table(
     if (repeated := table["donor"].duplicated()).any():
         name = table["donor"][repeated].iloc[0]
         rows = table[table["donor"] == name].drop(columns="donor").to_dict("records")
+        others = table["donor"][repeated].nunique() - 1
+        also = f", and so {'has another' if others == 1 else f'have {others} others'}" if others else ""
         raise ValueError(
-            f"{repeated.sum()} donors have several ages, conditions or strata (first: {name!r}, {rows[:3]}). A donor "
+            f"Donor {name!r} has several ages, conditions or strata ({rows[:3]}){also}. A donor "
             f"sampled several times needs a name for each sample in .obs[{donor_key!r}]."
         )
     found = sorted(table["condition"].unique())

@@ -26,6 +26,8 @@ DEMO = ("demo", "demo-cells")
 # What the notebooks know of their own cells, and what it is where yours have no such column.
 _OPTIONAL = {"batch_key": "", "truth_key": ""}
 _COLUMN, _COLUMNS = ("label", "train_donors"), ("groupby", "match_by")
+_TIMES = ("age_key", "time_key")
+_SHOWN = 8  # values of a column in a message
 _VALUES = ("cells", "held_out_groups", "no_ageing", "start", "target")
 
 
@@ -53,8 +55,9 @@ def read_cells(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
         return obs, list(store["layers"]) if "layers" in store else []
 
 
-def own_values(known: Mapping[str, Parameter], given: Mapping[str, Any], obs: pd.DataFrame) -> dict[str, Any]:
-    """Return the given parameters, and none of what is only true of the notebook's own cells."""
+def fit_cells(name: str, known: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters for cells of one's own, without what is only true of the notebook's; or raise with what does not fit."""
+    obs, layers = read_cells(given["path"])
     values = {
         key: instead
         for key, instead in _OPTIONAL.items()
@@ -62,18 +65,22 @@ def own_values(known: Mapping[str, Parameter], given: Mapping[str, Any], obs: pd
     }
     if "truth" in known and "truth" not in given:
         values["truth"] = {}
-    return values | dict(given)
+    values |= given
+    if why := _why_not(name, known, values, obs, layers):
+        raise ValueError(f"{name} cannot be run on {given['path']}: {why}.")
+    return values
 
 
-def why_not(
+def _why_not(
     name: str, known: Mapping[str, Parameter], given: Mapping[str, Any], obs: pd.DataFrame, layers: list[str]
 ) -> str:
     """Why a notebook cannot be run on these cells; "" if it can."""
-    if "path" not in known:
-        return "It takes no cells."
+    from ..pp._design import as_times
+
     values = {key: parameter.default for key, parameter in known.items()} | dict(given)
-    if name in READS_TIME and values.get("model") in DEMO:
-        return "It reads time, and the time of the demo models is that of a simulation: give model."
+    if name in READS_TIME and values.get("model") in DEMO and not values.get("train_steps"):
+        teach = ", or train_steps to teach it the time of your cells" if "train_steps" in known else ""
+        return f"it reads time, and the time of the demo models is that of a simulation: give model, the folder of one that mt.train.temporal has trained{teach}"
     reasons = []
     if (layer := values.get("layer")) and layer not in layers:
         reasons.append(f"there is no layer {layer!r} (layer)")
@@ -81,5 +88,15 @@ def why_not(
         if column not in obs:
             reasons.append(f".obs has no column {column!r} ({key})")
         elif missing := [value for value in needed if str(value) not in set(obs[column].astype(str))]:
-            reasons.append(f"no cell has {', '.join(map(repr, missing))} in .obs[{column!r}] ({key})")
+            has = ", ".join(map(repr, sorted(set(obs[column].astype(str)))[:_SHOWN]))
+            reasons.append(
+                f"no cell has {', '.join(map(repr, missing))} in .obs[{column!r}] ({key}), which has {has}"
+            )
+        elif key in _TIMES:
+            try:
+                as_times(obs[column].astype(object), column)
+            except ValueError as error:
+                reasons.append(f"{str(error).rstrip('.')} ({key})")
+    if any("no column" in reason for reason in reasons):
+        reasons.append(f"it has {', '.join(map(repr, obs.columns))}")
     return "; ".join(dict.fromkeys(reasons))

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 from .._files import atomic
 from .._progress import progress
+from ._allow import fit_cells
 from ._html import to_html
 from ._parameters import check_parameters, read_parameters
 from ._provenance import METADATA, markdown, provenance, same
-from ._sources import Source, read_source
+from ._sources import Source, notebook_paths, read_source
 
 _ENGINE = "maxtoki_toolkit"
 
@@ -46,7 +47,11 @@ def prepare(notebook: str | Path, output: str | Path, parameters: Mapping[str, A
     """Check everything that can be checked before the notebook runs."""
     source = read_source(notebook)
     known = read_parameters(source.notebook)
+    if parameters.get("path") and "path" not in known:
+        raise ValueError(f"{source.name} takes no cells of yours.")
     values = check_parameters(source.name, known, parameters)
+    if values.get("path") and source.name in notebook_paths():
+        values = fit_cells(source.name, known, values)
     output = Path(output)
     if output.is_file():
         raise ValueError(f"{output} is a file. Give a folder.")
@@ -83,7 +88,7 @@ def execute(task: Task) -> Path:
     partial = str(task.partial).replace("{", "{{").replace("}", "}}")
     nbformat.write(notebook, task.partial)
     try:
-        with _quiet(), progress(total=len(notebook.cells), desc=task.source.name, unit="cell") as bar:
+        with _quiet(), progress(total=len(notebook.cells), desc=task.source.name, unit="step") as bar:
             _register(bar)
             done = execute_notebook(
                 partial,
@@ -92,8 +97,8 @@ def execute(task: Task) -> Path:
                 engine_name=_ENGINE,
                 kernel_name="python3",
                 progress_bar=False,
-                # The kernel warns of its connection on the terminal.
-                extra_arguments=["--log-level=ERROR"],
+                # The kernel tells the terminal of its connection, and of the interrupt that ends it.
+                extra_arguments=["--log-level=CRITICAL"],
             )
     except PapermillExecutionError as error:
         raise RuntimeError(

@@ -19,12 +19,11 @@ DONE, KEPT, FAILED, NOT = "done", "kept", "failed", "not possible"
 
 
 class Job(NamedTuple):
-    """A report to make, or why it cannot be made."""
+    """A report to make."""
 
     notebook: str | Path
     folder: Path
     parameters: Mapping[str, Any]
-    why_not: str = ""
 
 
 def run_jobs(jobs: list[Job], output: str | Path) -> pd.DataFrame:
@@ -49,12 +48,10 @@ def _run(job: Job) -> dict[str, Any]:
         else str(job.notebook),
         "status": NOT,
         "minutes": float("nan"),
-        "why": job.why_not,
+        "why": "",
         "parameters": json.dumps(dict(job.parameters), default=str),
         "report": "",
     }
-    if job.why_not:
-        return row
     start = time.monotonic()
     try:
         task = prepare(job.notebook, job.folder, job.parameters)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from ._allow import own_values, read_cells, why_not
+from ._allow import read_cells
 from ._jobs import Job, run_jobs
-from ._parameters import check_parameters, read_parameters
+from ._parameters import read_parameters
 from ._require import require_reports
 from ._sources import notebook_paths, read_source
 
@@ -62,18 +62,12 @@ def run_all(
         )
     jobs = []
     for path, folder in folders(on, Path(output)):
-        obs, layers = read_cells(path) if path else (None, [])
+        if path:
+            # What is no file of cells is no reason for a notebook alone.
+            read_cells(path)
         for name, entry in known.items():
             given = {key: value for key, value in parameters.items() if key in entry}
-            why = ""
-            try:
-                given = check_parameters(name, entry, given)
-                if path:
-                    given = own_values(entry, given, obs) | {"path": str(path)}
-                    why = why_not(name, entry, given, obs, layers)
-            except ValueError as error:
-                why = str(error)
-            jobs.append(Job(name, folder, given, why))
+            jobs.append(Job(name, folder, given | ({"path": str(path)} if path else {})))
     return run_jobs(jobs, output)
 
 
