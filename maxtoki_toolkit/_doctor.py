@@ -51,8 +51,13 @@ def doctor() -> pd.DataFrame:
     >>> table["check"].to_list()[:2]
     ['python', 'packages']
     """
-    rows = [row for name, check in CHECKS.items() for row in _run(name, check)]
-    return pd.DataFrame(rows, columns=["check", "status", "found", "advice"])
+    return pd.DataFrame(examine(), columns=["check", "status", "found", "advice"])
+
+
+def examine() -> Iterator[Row]:
+    """Make the checks one by one, since some take seconds."""
+    for name, check in CHECKS.items():
+        yield from _run(name, check)
 
 
 def _run(name: str, check: Callable[[], Iterator[Row]]) -> list[Row]:

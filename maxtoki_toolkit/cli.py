@@ -326,21 +326,21 @@ def doctor(
     """Check Python, packages, device, memory, data, models and kernel; say what will be slow, and why."""
     import textwrap
 
-    from ._doctor import BROKEN
-    from ._doctor import doctor as examine
+    from ._doctor import BROKEN, examine
+    from ._doctor import doctor as table
 
-    table = examine()
     if as_json:
-        print(table.to_json(orient="records", indent=2))
+        found = table()
+        print(found.to_json(orient="records", indent=2))
+        is_broken = BROKEN in set(found["status"])
     else:
-        width = max(map(len, table["check"]))
-        for row in table.itertuples():
-            print(f"{row.status:<6}  {row.check:<{width}}  {row.found}")
-            print(
-                textwrap.indent(textwrap.fill(row.advice, 100), " " * (width + 10)) + "\n" * bool(row.advice),
-                end="",
-            )
-    if BROKEN in set(table["status"]):
+        is_broken = False
+        for check, status, found, advice in examine():
+            print(f"{status:<6}  {check:<17}  {found}", flush=True)
+            if advice:
+                print(textwrap.indent(textwrap.fill(advice, 100), " " * 27))
+            is_broken |= status == BROKEN
+    if is_broken:
         raise typer.Exit(1)
 
 

@@ -14,11 +14,13 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit import cli
 from maxtoki_toolkit._files import sha256
 from maxtoki_toolkit.reports import _allow, _html, _jobs, _sources
+from maxtoki_toolkit.reports._execute import prepare
 from maxtoki_toolkit.reports._parameters import check_parameters, read_parameters
 from maxtoki_toolkit.reports._provenance import METADATA, checksum, provenance, same
 
@@ -280,6 +282,23 @@ def test_wrong_notebooks(small, tmp_path):
         mt.reports.run_batch(small, "out", on=["none.h5ad"])
     with pytest.raises(ValueError, match="Sets of parameters are a list"):
         mt.reports.run_batch(small, "out", [])
+
+
+@pytest.mark.filterwarnings("ignore:.*zarr")
+def test_counts_are_looked_at_first(tmp_path):
+    """Log-normalised cells are refused before anything runs, and the layer with the counts is not."""
+    obs = pd.DataFrame({"donor_id": "d"}, index=[f"cell {i}" for i in range(40)])
+    cells = anndata.AnnData(np.random.default_rng(0).poisson(2, (40, 30)).astype(np.float32), obs=obs)
+    cells.layers["counts"] = cells.X.copy()
+    cells.X = np.log1p(cells.X)
+    for kind in (np.asarray, scipy.sparse.csr_matrix):
+        cells.X, cells.layers["counts"] = kind(cells.X), kind(cells.layers["counts"])
+        for name in ("mine.h5ad", "mine.zarr"):
+            path = str(tmp_path / name)
+            cells.write_h5ad(path) if name.endswith("h5ad") else cells.write_zarr(path)
+            with pytest.raises(ValueError, match=r"mine.*looks log-normalised.*in \.X; the parameter layer"):
+                prepare("fig1_scaling_law", tmp_path / "out", {"path": path})
+            prepare("fig1_scaling_law", tmp_path / "out", {"path": path, "layer": "counts"})
 
 
 def test_all_says_why_not(tmp_path, capsys, monkeypatch, never_run):

@@ -9,6 +9,7 @@ from pathlib import Path
 import anndata as ad
 import h5py
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
@@ -50,6 +51,14 @@ def read_frames(store) -> tuple[pd.DataFrame, pd.DataFrame]:
     return ad.io.read_elem(store["obs"]), ad.io.read_elem(store["var"])
 
 
+def first_values(store, layer: str | None, n: int = 100_000) -> sp.csr_matrix:
+    """About the first `n` values of the matrix of counts of an open store, as a matrix of one row."""
+    matrix = _counts_of(store, layer)
+    if hasattr(matrix, "keys"):
+        return sp.csr_matrix(matrix["data"][:n])
+    return sp.csr_matrix(matrix[: max(n // matrix.shape[1], 1)].reshape(1, -1))
+
+
 def encoded_blocks(
     store,
     obs: pd.DataFrame,
@@ -80,19 +89,24 @@ def encoded_blocks(
         yield cells
 
 
-def _open_counts(store, layer: str | None):
-    """Return the on-disk matrix of counts, sliceable by row."""
+def _counts_of(store, layer: str | None):
+    """Return the stored matrix of counts as it is."""
     key = "X" if layer is None else f"layers/{layer}"
     if key not in store:
         layers = sorted(store["layers"]) if "layers" in store else []
         raise KeyError(f"Did not find {key} in the file. Its layers: {', '.join(layers) or 'none'}.")
-    matrix = store[key]
+    return store[key]
+
+
+def _open_counts(store, layer: str | None):
+    """Return the on-disk matrix of counts, sliceable by row."""
+    matrix = _counts_of(store, layer)
     if not hasattr(matrix, "keys"):
         return matrix
     matrix = ad.io.sparse_dataset(matrix)
     if matrix.format != "csr":
         raise ValueError(
-            f"{key} is stored by gene (CSC), which cannot be read cell by cell. Load it with anndata and write "
+            f"{'X' if layer is None else f'layers/{layer}'} is stored by gene (CSC), which cannot be read cell by cell. Load it with anndata and write "
             "adata.X.tocsr() to a new file."
         )
     return matrix

@@ -55,6 +55,22 @@ def read_cells(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
         return obs, list(store["layers"]) if "layers" in store else []
 
 
+def _no_counts(path: str | Path, layer: str, *, force: bool) -> str:
+    """Why the first values of a matrix are no raw counts; "" if they may be."""
+    from ..pp._counts import check_counts
+    from ..pp._store import first_values, open_store
+
+    with open_store(path) as store:
+        try:
+            check_counts(first_values(store, layer or None), force=force)
+        except (KeyError, ValueError) as error:
+            where = f".layers[{layer!r}]" if layer else ".X"
+            return (
+                f"{error.args[0].rstrip('.')} (in {where}; the parameter layer says where the raw counts are)"
+            )
+    return ""
+
+
 def fit_cells(name: str, known: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters for cells of one's own, without what is only true of the notebook's; or raise with what does not fit."""
     obs, layers = read_cells(given["path"])
@@ -66,7 +82,10 @@ def fit_cells(name: str, known: Mapping[str, Parameter], given: Mapping[str, Any
     if "truth" in known and "truth" not in given:
         values["truth"] = {}
     values |= given
-    if why := _why_not(name, known, values, obs, layers):
+    why = _why_not(name, known, values, obs, layers)
+    if not why and "layer" in known:
+        why = _no_counts(given["path"], values.get("layer", ""), force=bool(values.get("force")))
+    if why:
         raise ValueError(f"{name} cannot be run on {given['path']}: {why}.")
     return values
 

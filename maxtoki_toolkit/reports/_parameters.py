@@ -78,9 +78,10 @@ def check_parameters(name: str, known: Mapping[str, Parameter], given: Mapping[s
     """Return the given values as the notebook's types, or raise with the parameters that there are."""
     if unknown := [key for key in given if key not in known]:
         close = get_close_matches(unknown[0], known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        # Last, where it is seen below a long list.
+        hint = f"\n{name} has no parameter {unknown[0]!r}. Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"{name} has no parameter {', '.join(map(repr, unknown))}.{hint} It has:\n{listing(known)}"
+            f"{name} has no parameter {', '.join(map(repr, unknown))}. It has:\n{listing(known)}{hint}"
         )
     return {key: _value(name, key, known[key], value) for key, value in given.items()}
 

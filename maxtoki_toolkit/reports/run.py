@@ -45,7 +45,7 @@ def run(notebook: str | Path, output: str | Path, /, **parameters: Any) -> Path:
     >>> import maxtoki_toolkit as mt
     >>> mt.reports.run("fig5_age_acceleration", "report", n_cels=100)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: fig5_age_acceleration has no parameter 'n_cels'. Did you mean 'n_cells'? It has:...
+    ValueError: fig5_age_acceleration has no parameter 'n_cels'. It has:...
     """
     require_reports()
     return execute(prepare(notebook, output, parameters))
