@@ -15,7 +15,7 @@ _LABELS = {
     "ridge_embedding": "ridge on embeddings",
     "ridge_expression": "ridge on expression",
 }
-_WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+_NOTE = {"fontsize": 7, "va": "center", "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}
 _COLORS = {"MaxToki": MODEL, "ridge_embedding": NULL, "ridge_expression": BASELINE}
 
 
@@ -36,7 +36,7 @@ def age_acceleration(
     Returns
     -------
     The figure: a panel a condition, a row a group; effects with 95% intervals over donors, of the model and the
-    baselines. Filled where q < 0.05; a dashed line at the truth; a triangle at the edge where an interval goes on.
+    baselines. Filled where q < 0.05; "age not read" where there is no effect; a dashed line at the truth; a triangle at the edge where an interval goes on.
 
     Examples
     --------
@@ -80,6 +80,8 @@ def age_acceleration(
         ax.axvline(0, color="black", lw=0.8)
         if truth is not None and condition in truth:
             ax.axvline(truth[condition], color="black", lw=1, ls=(0, (4, 3)))
+        n_read = effects[effects["condition"] == condition].groupby("group")["effect"].count()
+        unread = set(n_read.index[n_read == 0])
         for i, predictor in enumerate(predictors):
             rows = effects[(effects["condition"] == condition) & (effects["predictor"] == predictor)]
             place = np.array([groups.index(group) for group in rows["group"]], dtype=float)
@@ -109,11 +111,10 @@ def age_acceleration(
                     edgecolor=color,
                     zorder=3,
                 )
-        unread = effects[effects["condition"] == condition].groupby("group")["effect"].count() == 0
-        for group in unread.index[unread]:
-            ax.text(
-                0, groups.index(group), "  age not read", color="0.5", fontsize=7.5, va="center", bbox=_WHITE
-            )
+            for y in place[(rows["effect"].isna() & ~rows["group"].isin(unread)).to_numpy()]:
+                ax.text(0, y, "  age not read", color=color, **_NOTE)
+        for group in unread:
+            ax.text(0, groups.index(group), "  age not read", color="0.5", **_NOTE)
         first = effects[(effects["condition"] == condition) & (effects["group"] == groups[0])].iloc[0]
         ax.set_title(
             f"{condition}\n{first['n_donors_condition']} against {first['n_donors_control']} donors",
@@ -136,5 +137,6 @@ def age_acceleration(
     )
     if truth is not None:
         handles.append(plt.Line2D([], [], color="black", lw=1, ls=(0, (4, 3)), label="planted"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
+    columns = min(len(handles), int(figure.get_figwidth() / 1.5))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure

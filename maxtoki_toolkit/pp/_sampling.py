@@ -186,9 +186,11 @@ class Sampler:
     def draw(self, start: int, stop: int) -> Prompts:
         """Prompts `start` to `stop`."""
         if not len(self.eligible):
+            most = [int(side.n_times.max(initial=0)) for side in (self.contexts, self.queries)]
             raise ValueError(
-                f"No group has cells at {self.smallest} or more times to be context and others to be the query: "
-                "group by fewer columns, or use smaller contexts."
+                f"No group has cells at {self.smallest} or more times to be context and others to be the query (at most, "
+                f"one has context cells at {most[0]} and query cells at {most[1]}): group by fewer columns, use smaller "
+                "contexts, or take donors of more ages."
             )
         blocks = range(start // _BLOCK, -(-stop // _BLOCK))
         drawn = [self._draw_block(block) for block in blocks]
