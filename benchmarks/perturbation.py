@@ -18,7 +18,7 @@ null
     For both. What is a null here? The demo model has learned which genes go with age, and says so of any cell, also of an atlas in which
     nothing ages: its effects are of the model, not of the atlas. So a "null atlas" is no null for the matched test. What is: the planted
     atlas's genes that do not go with age in any cell type. They are drawn anew for each of many screens of as many genes, from the
-    effects on other donors by lot, and tested against each other.
+    effects on other donors by lot, and tested against each other; with as many matched genes as is the default, half and twice as many.
 models
     Models that learned nothing (random weights), each on an atlas in which nothing ages: no gene drives age, whatever is called is false.
 speed
@@ -50,6 +50,7 @@ PARTS = ("planted", "panel", "null", "models", "speed")
 TYPES = ("fibroblast", "monocyte")
 SEED = 300  # the demo model was trained on seeds 0 and 1
 OFTEN = 30  # donors
+MATCHED = (20, 40, 80)  # genes that each is compared with in null screens
 
 
 def atlas(
@@ -134,27 +135,32 @@ def null(a, name: str, adata: AnnData, truth: pd.DataFrame) -> list[dict]:
     whole, genes = adata.uns["perturbation"]["effects"], adata.uns["perturbation"]["genes"]
     quiet = whole[~whole["gene"].isin(ageing)]
     donors = quiet["donor"].cat.categories.to_numpy()
-    shares, called = [], []
-    for i in range(a.n_null):
-        rng = np.random.default_rng(i)
-        kept = rng.permutation(donors)[: -(-2 * len(donors) // 3)]
-        names = rng.permutation(quiet["gene"].cat.categories.to_numpy())[: int(0.8 * quiet["gene"].nunique())]
-        part = quiet[quiet["donor"].isin(kept) & quiet["gene"].isin(names)].reset_index(drop=True)
-        adata.uns["perturbation"]["effects"] = part
-        adata.uns["perturbation"]["genes"] = genes[genes["gene"].isin(part["gene"].astype(str))]
-        mt.tl.perturbation_stats(adata)
-        effects = mt.get.perturbation_stats(adata)
-        effects = effects[effects["group"] != "all"]
-        shares.append((effects["p_value"].dropna() < 0.05).mean())
-        called.append((effects["q_value"] < 0.05).any())
+    rows = []
+    for n_null in MATCHED:
+        shares, called = [], []
+        for i in range(a.n_null):
+            rng = np.random.default_rng(i)
+            kept = rng.permutation(donors)[: -(-2 * len(donors) // 3)]
+            names = rng.permutation(quiet["gene"].cat.categories.to_numpy())
+            names = names[: int(0.8 * len(names))]
+            part = quiet[quiet["donor"].isin(kept) & quiet["gene"].isin(names)].reset_index(drop=True)
+            adata.uns["perturbation"]["effects"] = part
+            adata.uns["perturbation"]["genes"] = genes[genes["gene"].isin(part["gene"].astype(str))]
+            mt.tl.perturbation_stats(adata, n_null=n_null)
+            effects = mt.get.perturbation_stats(adata)
+            effects = effects[effects["group"] != "all"]
+            shares.append((effects["p_value"].dropna() < 0.05).mean())
+            called.append((effects["q_value"] < 0.05).any())
+        rows.append(summary(f"{name}: genes that do not go with age", n_null, shares, called))
     adata.uns["perturbation"]["effects"], adata.uns["perturbation"]["genes"] = whole, genes
-    return [summary(f"{name}: genes that do not go with age", shares, called)]
+    return rows
 
 
-def summary(name: str, shares: list[float], called: list[bool]) -> dict:
+def summary(name: str, n_null: int, shares: list[float], called: list[bool]) -> dict:
     """Share of p below 0.05, and of screens with any gene called."""
     return {
         "null": name,
+        "n_null": n_null,
         "n_screens": len(shares),
         "share_p_below": float(np.mean(shares)),
         "lowest": float(np.min(shares)),
@@ -179,7 +185,7 @@ def models(a) -> list[dict]:
         effects = effects[effects["group"] != "all"]
         shares.append((effects["p_value"].dropna() < 0.05).mean())
         called.append((effects["q_value"] < 0.05).any())
-    return [summary("random weights, nothing ages", shares, called)]
+    return [summary("random weights, nothing ages", 40, shares, called)]
 
 
 def speed(a) -> list[dict]:

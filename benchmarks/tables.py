@@ -389,7 +389,7 @@ def screens() -> str:
     rows = []
     for case, model in models.items():
         for row in cases[case]["rows"] if case in cases else []:
-            called, planted = row["n_called"], row["planted_called"]
+            called, right = row["planted_called"], row["sign_right_called"]
             rows.append(
                 {
                     "model": model,
@@ -400,7 +400,8 @@ def screens() -> str:
                     "AUROC: beyond matched genes (z)": f"{row['auroc_z']:.2f}",
                     "AUROC: excess over matched genes (years)": f"{row['auroc_excess']:.2f}",
                     "sign right": f"{row['sign_right_planted']:.0%}",
-                    "called": f"{called}" + (f" ({planted} right)" if called else ""),
+                    "of these called (sign right)": f"{called} ({right:.0%})" if called else "0",
+                    "others called": row["n_called"] - called,
                 }
             )
     return markdown(rows)
@@ -413,6 +414,7 @@ def screen_nulls() -> str:
         [
             {
                 "null": row["null"],
+                "matched genes": row["n_null"],
                 "screens": row["n_screens"],
                 "p < 0.05": f"{row['share_p_below']:.1%}",
                 "screens with a gene called at q 0.05": f"{row['screens_with_a_call']:.1%}",

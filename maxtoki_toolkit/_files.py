@@ -46,7 +46,18 @@ def read_yaml(path: str | Path) -> dict:
     """Settings of a YAML file, by name."""
     import yaml
 
-    settings = yaml.safe_load(Path(path).read_text())
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"Did not find {path}.")
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise ValueError(
+            f"{path} is not valid YAML: {error.problem} (line {mark.line + 1}, column {mark.column + 1}). Look at the "
+            "indentation and the quotes there."
+        ) from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold settings as `name: value`.")
     return settings

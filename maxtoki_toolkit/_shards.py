@@ -31,6 +31,19 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.h5ad"
 
 
+def parts_folder(path: Path) -> Path:
+    """Where the shards of a file are until it is complete."""
+    return path.with_name(f"{path.name}.parts")
+
+
+def count_shards(folder: Path) -> tuple[int, int]:
+    """How many shards of an interrupted job are kept, and of how many; 0 of 0 where there is no job."""
+    if not (folder / "manifest.json").is_file():
+        return 0, 0
+    n_shards = json.loads((folder / "manifest.json").read_text())["n_shards"]
+    return sum(shard_path(folder, i).is_file() for i in range(n_shards)), n_shards
+
+
 @contextmanager
 def open_shards(folder: Path, n_shards: int, recipe: dict) -> Iterator[list[int]]:
     """Make or find the folder of the shards; yield the numbers of those that this process has to make.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -19,13 +20,21 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; a mistake of the user gives one line, not a traceback."""
+    """Run the command line; a mistake of the user gives one line, not a traceback, and so does a warning."""
+    warnings.formatwarning = _format_warning
     try:
         app()
     except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"maxtoki: {message}", file=sys.stderr)
         sys.exit(1)
+
+
+def _format_warning(message, category, filename, lineno, line=None) -> str:
+    # Warnings of libraries to programmers stay as they are.
+    if category is UserWarning:
+        return f"maxtoki: warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _version(*, show: bool) -> None:
@@ -53,8 +62,6 @@ def demo(
     ),
 ) -> None:
     """Embed 700 real heart nuclei, tell the time of simulated cells and which conditions look older (about a minute)."""
-    import warnings
-
     from .demo import run_demo
 
     with warnings.catch_warnings(record=True) as caught:
@@ -227,11 +234,39 @@ def screen(
         typer.Option("--config", "-c", help="YAML: cells, output, model; sections prompts, perturb, stats."),
     ],
 ) -> None:
-    """Edit genes and read the cells again: tables and figures of a screen; called again, it goes on."""
-    from .screen import read_settings, run_screen
+    """Edit genes and read the cells again: tables and figures of a screen; called again, it goes on.
 
-    output = read_settings(config)["output"]
-    stats = run_screen(config)
+    The output has effects.csv.gz (of each prompt), stats.csv (over donors), controls.csv, and the figures ranked and volcano.
+    The column effect_unit is the unit of the effects.
+
+    The sections of screen.yaml have parameters of mt.pp.sample_prompts, mt.tl.perturb and mt.tl.perturbation_stats:
+
+    \b
+    cells: my_cells.h5ad        # raw counts, human
+    layer: counts               # where they are; without this line, X
+    model: runs/clock/model     # as in mt.load_model
+    output: screen
+    prompts:
+      time_key: age_months
+      groupby: cell_type
+      donor_key: donor_id
+      n_prompts: 300
+    perturb:
+      genes: all                # or names: [FOXO3, KLF2]
+      mode: inhibit
+    stats:
+      min_donors: 3
+    """  # noqa: D301 - typer does not wrap what follows \b
+    from ._files import read_yaml
+
+    output = Path(str(read_yaml(config).get("output")))
+    try:
+        from .screen import run_screen
+
+        stats = run_screen(config)
+    except KeyboardInterrupt:
+        print(f"maxtoki: stopped{_kept(output / 'effects.csv.gz')}", file=sys.stderr)
+        raise typer.Exit(130) from None  # as a shell expects it
     if stats is None:
         print(f"This process has done its share; the last one to finish writes {output}/.")
         return
@@ -239,6 +274,19 @@ def screen(
         known, called = part["effect"].notna().sum(), (part["q_value"] < 0.05).sum()
         print(f"{group}: {known:,} genes read, {called} beyond matched genes (q < 0.05).")
     print(f"Tables and figures are in {output}/.")
+
+
+def _kept(effects: Path) -> str:
+    """What is there of a screen that was stopped."""
+    from ._shards import count_shards, parts_folder
+
+    folder = parts_folder(effects)
+    n_done, n_parts = count_shards(folder)
+    if n_done:
+        return f"; {n_done} of {n_parts} parts are kept in {folder}. The same command goes on."
+    if effects.is_file():
+        return f"; {effects} is complete. The same command goes on."
+    return " before the first part was done."
 
 
 @app.command()

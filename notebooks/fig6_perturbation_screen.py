@@ -32,7 +32,7 @@ time_key: str = "age_months"  # column of .obs with the age, in the whole units 
 time_unit: str = "months"  # its unit
 donor_key: str = "donor_id"  # column of .obs with the donor
 groupby: str = "cell_type"  # column of .obs in which all cells of a prompt agree
-groups: list = ["fibroblast", "monocyte"]  # its values to use; [] for all
+groups: list = []  # its values to use; [] for all, of the simulated atlas fibroblasts and monocytes
 covariates: list = ["sex", "batch"]  # columns of .obs to adjust the slopes of expression for
 genes: list = []  # genes to edit; [] for all that the model reads
 mode: str = "inhibit"  # "inhibit", "delete", "activate" or "overexpress"
@@ -87,9 +87,12 @@ if path:
 else:
     adata = mt.datasets.aging_atlas(n_cells, n_donors, seed=seed)
     truth = adata.uns.pop("truth")["age_genes"]
+    groups = groups or ["fibroblast", "monocyte"]
 if groups:
     adata = adata[adata.obs[groupby].isin(groups)].copy()
 maxtoki = mt.load_model(model)
+if maxtoki.is_temporal and (unit := maxtoki.time_head.unit) != time_unit:
+    raise ValueError(f"The model tells {unit}: convert .obs[{time_key!r}] from {time_unit} to {unit}.")
 mt.pp.map_genes(adata, maxtoki)
 mt.pp.rank_value_encode(adata, maxtoki, layer=layer or None)
 mt.pp.sample_prompts(

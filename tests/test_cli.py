@@ -1,5 +1,8 @@
 """The command line, on a user's file and on a user's mistakes."""
 
+import sys
+import warnings
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -33,6 +36,7 @@ def run(capsys, *arguments):
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.argv", ["maxtoki", *map(str, arguments)])
+            patch.setattr(warnings, "formatwarning", warnings.formatwarning)
             cli.main()
     except SystemExit as stop:
         code = stop.code or 0
@@ -105,6 +109,16 @@ def test_mistakes_give_one_line_and_leave_nothing(folder, capsys, monkeypatch):
         assert not (folder / "out").exists()
         assert not list(folder.glob(".out*"))
         assert not list(folder.glob("out*"))
+
+
+def test_a_warning_is_one_line(capsys, monkeypatch):
+    def app():
+        for category in (UserWarning, FutureWarning):
+            print(warnings.formatwarning("Look here.", category, "file.py", 1), end="", file=sys.stderr)
+
+    monkeypatch.setattr(cli, "app", app)
+    _, _, err = run(capsys)
+    assert err == "maxtoki: warning: Look here.\nfile.py:1: FutureWarning: Look here.\n"
 
 
 def test_version_and_help(capsys):

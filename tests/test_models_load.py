@@ -171,6 +171,20 @@ def test_unknown_source():
         mt.load_model("no_such_model")
 
 
+@pytest.mark.parametrize("source", ["lab/model", "runs/clock/model"])
+def test_folder_or_hub_id_that_is_not_there(source):
+    with pytest.raises(
+        FileNotFoundError, match=rf"Did not find the folder {source}\. If .* pin its revision"
+    ):
+        mt.load_model(source)
+
+
+@pytest.mark.parametrize("source", ["./runs/model", "../model", "/no/such", "~/model", "a/b/c/d", "runs/"])
+def test_folder_that_is_not_there(source):
+    with pytest.raises(FileNotFoundError, match=rf"^Did not find the folder {re.escape(source)}\.$"):
+        mt.load_model(source, revision=REVISION)
+
+
 def test_missing_medians(folder):
     (folder / MEDIANS).unlink()
     with pytest.raises(FileNotFoundError, match="Did not find the gene medians"):
@@ -181,9 +195,8 @@ def test_hub_model_needs_a_pinned_revision(hub, folder, tiny):
     target = published(folder, folder.parent / "pub")
     for path in target.iterdir():
         hub.files[f"lab/model/resolve/{REVISION}/small/{path.name}"] = path.read_bytes()
-    for revision in (None, "main"):
-        with pytest.raises(ValueError, match="Pin the revision of lab/model"):
-            mt.load_model("lab/model/small", vocab=tiny.vocab, revision=revision)
+    with pytest.raises(ValueError, match="Pin the revision of lab/model"):
+        mt.load_model("lab/model/small", vocab=tiny.vocab, revision="main")
     model = mt.load_model("lab/model/small", vocab=tiny.vocab, revision=REVISION, checksum=tiny_sum(target))
     assert same_weights(model, tiny)
     with pytest.raises(ValueError, match="is not the file asked for"):

@@ -1,13 +1,18 @@
 """Figures: what they show, and that axes say what they are."""
 
 import dataclasses
+from itertools import combinations
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
+from anndata import AnnData
 from matplotlib.collections import PathCollection, PolyCollection
 
 import maxtoki_toolkit as mt
+from maxtoki_toolkit._results import write_result
+from maxtoki_toolkit.pl._labels import label_points
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -68,8 +73,6 @@ def test_neighbor_purity(cells):
 
 
 def test_results_that_are_not_there():
-    from anndata import AnnData
-
     empty = AnnData(np.ones((2, 2)))
     for draw, missing in [
         (mt.pl.encoding_report, "Run mt.pp.map_genes"),
@@ -102,7 +105,8 @@ def told():
     model = dataclasses.replace(model, time_head=head)
     mt.pp.rank_value_encode(adata, model)
     mt.pp.hold_out(adata, donor_key="donor_id", donors=0.5, time_key="age_months")
-    settings = {"time_key": "age_months", "groupby": "cell_type", "donor_key": "donor_id", "n_prompts": 60}
+    adata.obs["age"] = adata.obs["age_months"]
+    settings = {"time_key": "age", "groupby": "cell_type", "donor_key": "donor_id", "n_prompts": 60}
     for part, key in [("train", "train_prompts"), ("held_out", "prompts")]:
         mt.pp.sample_prompts(adata, contexts=part, queries=part, key_added=key, **settings)
     mt.tl.predict_timelapse(adata, model)
@@ -184,3 +188,141 @@ def test_timelapse_error(told):
     row = scores.iloc[0]
     assert ax.texts[0].get_text().split()[0] == f"{row['median_error']:.0f}"
     assert f"{row['n_prompts']} prompts, {row['n_units']} donors" in ax.get_title()
+
+
+def extents(ax):
+    """Where the names and the ticks' labels of drawn axes lie, in pixels."""
+    ax.figure.canvas.draw()
+    renderer = ax.figure.canvas.get_renderer()
+    ticks = [text for text in ax.get_xticklabels() if text.get_text()]
+    return [[text.get_window_extent(renderer) for text in texts] for texts in (ax.texts, ticks)]
+
+
+def overlap(boxes):
+    return any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+class TestLabelPoints:
+    @staticmethod
+    def labelled(n=5000):
+        rng = np.random.default_rng(0)
+        x, y = rng.normal(size=n), rng.exponential(size=n)
+        # Names that would lie on each other beside their points.
+        x[:8], y[:8] = 2 + 0.02 * np.arange(8), 7
+        _, ax = plt.subplots(figsize=(5, 3.8), layout="constrained")
+        ax.scatter(x, y, s=9)
+        limits = ax.get_xlim(), ax.get_ylim()
+        label_points(ax, x, y, np.where(np.arange(n) < 8, [f"GENE{i}" for i in range(n)], ""))
+        assert (ax.get_xlim(), ax.get_ylim()) == limits
+        return ax, np.column_stack([x, y])
+
+    def test_names_cover_nothing(self):
+        ax, points = self.labelled()
+        names, _ = extents(ax)
+        assert [text.get_text() for text in ax.texts] == [f"GENE{i}" for i in range(8)]
+        assert not overlap(names)
+        shown = ax.transData.transform(points)
+        assert not any(box.count_contains(shown) for box in names)
+        # Leader lines end at the points.
+        ends = [patch._posA_posB[1] for patch in ax.patches]
+        assert len(ends) >= 6
+        assert all(any(np.allclose(end, point) for point in points[:8]) for end in ends)
+
+    def test_the_same_points_give_the_same_figure(self):
+        places = [[text.get_position() for text in self.labelled()[0].texts] for _ in range(2)]
+        assert places[0] == places[1]
+
+    def test_points_without_a_place(self):
+        ax = plt.figure().gca()
+        label_points(ax, [0, np.nan], [0, 1], ["", "GENE"])
+        assert not ax.texts
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def screen(effect, q, *, k=0, reach=0.5):
+    """A made-up result of a screen: one row a gene and dose."""
+    effect, q = np.asarray(effect, dtype=float), np.asarray(q, dtype=float)
+    tested = ~np.isnan(q)
+    table = pd.DataFrame({"gene": [f"ENSG{i:011d}" for i in range(len(effect))], "k": k, "effect": effect})
+    table["symbol"] = [f"GENE{i}" for i in range(len(effect))]
+    table["effect_low"], table["effect_high"] = effect - reach, effect + reach
+    table["null_low"], table["null_high"] = np.where(tested, -1, np.nan), np.where(tested, 1, np.nan)
+    table["n_null"] = np.where(tested, 40, 0)
+    table["p_value"], table["q_value"] = q / 2, q
+    table = table.assign(group="all", matched_to="", n_units=5, unit="donor")
+    adata = AnnData(np.ones((2, 2)))
+    about = {"unit": "years", "mode": "shift", "on": "query", "readout": "timelapse"}
+    about |= {"unit_of_inference": "donor"}
+    write_result(adata, "perturbation_stats", about, effects=table, controls=pd.DataFrame({"genes": ["all"]}))
+    return adata
+
+
+def test_perturbation_names_what_is_drawn():
+    band = "matched genes, middle 95%"
+    ax = mt.pl.perturbation(screen([-2, 1, 3], [np.nan] * 3))
+    assert legend(ax) == ["not tested"]
+    (points,) = (c for c in ax.collections if isinstance(c, PathCollection))
+    assert len(points.get_offsets()) == 3
+    grey = points.get_edgecolor()
+    assert legend(mt.pl.perturbation(screen([-2, 1, 3], [0.01, 0.01, 0.02]))) == [band, "q < 0.05"]
+    ax = mt.pl.perturbation(screen([-2, 1, 3], [0.01, 0.5, 0.5]))
+    assert legend(ax) == [band, "q < 0.05", "q ≥ 0.05"]
+    assert not any(np.array_equal(c.get_edgecolor(), grey) for c in ax.collections)
+
+
+def test_perturbation_volcano_names_what_is_drawn():
+    band = "matched genes, middle 95%"
+    ax = mt.pl.perturbation_volcano(screen([-2, 1, 3], [0.01, 0.5, 0.6]), n_labels=2).axes[0]
+    assert legend(ax) == [band, "q < 0.05, lower", "q ≥ 0.05"]
+    assert [text.get_text() for text in ax.texts] == ["GENE0", "GENE1"]
+    ax = mt.pl.perturbation_volcano(screen([2, 1, 3], [0.01, 0.02, 0.03])).axes[0]
+    assert legend(ax) == [band, "q < 0.05, higher"]
+    with pytest.raises(ValueError, match=r"screen more genes, or set n_controls of mt.tl.perturb"):
+        mt.pl.perturbation_volcano(screen([-2, 1], [np.nan, np.nan]))
+
+
+def test_perturbation_dose_keeps_genes_apart():
+    doses = [-100, -10, 10, 100]
+    adata = screen([1, 1, 1, 1] * 3, [np.nan] * 12, k=doses * 3)
+    table = adata.uns["perturbation_stats"]["effects"]
+    table["symbol"] = table["gene"] = np.repeat(["A", "B", "C"], 4)
+    table.loc[table["gene"] == "C", "effect"] = np.nan
+    ax = mt.pl.perturbation_dose(adata, genes=["A", "B", "C"])
+    assert legend(ax) == ["A", "B", "C (no edit took effect)"]
+    a, b = (line.get_xdata() for line in ax.lines if line.get_label() in ("A", "B"))
+    assert (a < b).all()
+    # In order of the doses, and each nearer to its own than to the next.
+    assert (np.abs(np.stack([a, b]) - doses) < 10).all()
+    ends = [segment[0, 0] for c in ax.collections for segment in c.get_segments()]
+    np.testing.assert_allclose(ends, np.r_[a, b])
+
+
+def test_perturbation_concordance_is_legible():
+    rng = np.random.default_rng(0)
+    slope = rng.normal(0, 0.004, 60)
+    genes = pd.DataFrame({"symbol": [f"GENE{i}" for i in range(60)], "slope": slope, "effect": -300 * slope})
+    genes = genes.assign(group="all", concordant=True)
+    scores = pd.DataFrame({"group": ["all"], "genes": ["all"], "share": [1.0], "n_genes": [60]})
+    scores["null_low"], scores["null_high"] = 0.4, 0.6
+    adata = AnnData(np.ones((2, 2)))
+    about = {"mode": "inhibit", "on": "query", "unit": "years", "slope_unit": "log2 expression per year"}
+    write_result(adata, "perturbation_concordance", about, genes=genes, concordance=scores)
+    ax = mt.pl.perturbation_concordance(adata)
+    assert legend(ax) == ["concordant"]
+    names, ticks = extents(ax)
+    assert len(names) == 8
+    assert not overlap(names)
+    assert not overlap([box.padded(2) for box in ticks])
+
+
+def test_perturbation_metrics_has_one_size_of_names():
+    adata = mt.datasets.aging_atlas(100, 10, n_genes=500)
+    adata.layers["same"] = adata.X.copy()
+    mt.tl.perturbation_metrics(
+        adata, predicted="same", perturbation_key="sex", control="female", n_bootstrap=10
+    )
+    axes = mt.pl.perturbation_metrics(adata).axes
+    assert {label.get_fontsize() for ax in axes for label in ax.get_yticklabels()} == {8}

@@ -301,6 +301,16 @@ def test_counts_are_looked_at_first(tmp_path):
             prepare("fig1_scaling_law", tmp_path / "out", {"path": path, "layer": "counts"})
 
 
+def test_groups_that_are_not_there(tmp_path):
+    """A list of groups is held against the column that it is of; without one, all groups are used."""
+    known = read_parameters(_sources.read_source("fig6_perturbation_screen").notebook)
+    obs = pd.DataFrame({"kind": ["B cell", "T cell"]})
+    given = {"groupby": "kind", "donor_key": "kind", "time_key": "kind", "covariates": [], "model": "mine"}
+    why = _allow._why_not("fig6_perturbation_screen", known, {**given, "groups": ["T cells"]}, obs, [])
+    assert "no cell has 'T cells' in .obs['kind'] (groups), which has 'B cell', 'T cell'" in why
+    assert "groups" not in _allow._why_not("fig6_perturbation_screen", known, given, obs, [])
+
+
 def test_all_says_why_not(tmp_path, capsys, monkeypatch, never_run):
     monkeypatch.chdir(tmp_path)
     write_cells("mine.h5ad", 1, cell_type="B cell", sex="male", donor_id="d", age_months=3)

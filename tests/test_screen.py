@@ -1,13 +1,22 @@
 """The screen of a file of settings: tables, figures, and refusals of what is not known."""
 
+import inspect
+import re
+import textwrap
+from pathlib import Path
+
+import anndata as ad
 import pandas as pd
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 import maxtoki_toolkit as mt
+from maxtoki_toolkit import cli
+from maxtoki_toolkit import screen as module
+from maxtoki_toolkit._shards import open_shards, parts_folder, shard_path
 from maxtoki_toolkit.cli import app
-from maxtoki_toolkit.screen import read_settings
+from maxtoki_toolkit.screen import read_settings, run_screen
 
 
 @pytest.fixture
@@ -25,6 +34,7 @@ def settings(tmp_path):
     return {
         "cells": str(tmp_path / "cells.h5ad"),
         "output": str(tmp_path / "out"),
+        "model": "demo",
         "prompts": prompts,
         "perturb": perturb,
         "stats": {"min_donors": 2},
@@ -37,7 +47,7 @@ def write(settings, tmp_path):
     return path
 
 
-@pytest.mark.filterwarnings("ignore:No gene could be compared")
+@pytest.mark.filterwarnings("ignore:No gene could be compared", "ignore:The time of the demo model")
 def test_screen(settings, tmp_path):
     path = write(settings, tmp_path)
     result = CliRunner().invoke(app, ["screen", "-c", str(path)])
@@ -49,6 +59,9 @@ def test_screen(settings, tmp_path):
     }
     effects = pd.read_csv(out / "effects.csv.gz")
     assert len(effects) == 12
+    assert set(effects["effect_unit"]) == {"months"}
+    for name in ("stats", "controls"):
+        assert set(pd.read_csv(out / f"{name}.csv")["effect_unit"]) == {"years"}
     # Called again, it reads what is there.
     before = (out / "effects.csv.gz").stat().st_mtime_ns
     assert CliRunner().invoke(app, ["screen", "-c", str(path)]).exit_code == 0
@@ -64,8 +77,115 @@ def test_screen(settings, tmp_path):
         ({"prompts": {}}, "lacks prompts: time_key"),
         ({"perturb": {"genes": "all", "readout": "embedding"}}, "has no meaning"),
         ({"stats": ["n_null"]}, "stats in"),
+        ({"model": None}, "model must be a text, got None"),
+        ({"layer": 1}, "layer must be a text or null, got 1"),
+        ({"stats": {"n_null": "many"}}, "stats: n_null must be a whole number, got 'many'"),
+        ({"stats": {"n_null": True}}, "n_null must be a whole number, got True"),
+        ({"stats": {"housekeeping": "GAPDH"}}, "housekeeping must be a list, got 'GAPDH'"),
+        ({"perturb": {"genes": 1}}, "genes must be a text or a list or `name: value`, got 1"),
+        ({"perturb": {"genes": "all", "max_tokens": 0.5}}, "max_tokens must be a whole number or null"),
     ],
 )
 def test_refusals(settings, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         read_settings(write(settings | change, tmp_path))
+
+
+def test_types_that_are_allowed(settings, tmp_path):
+    """Numbers where a list may be, whole numbers where others may be, null."""
+    settings["prompts"] |= {"balance": 1, "groupby": None, "context_size": [1, 2], "forward": True}
+    settings["perturb"] = {"genes": {"both": ["FOXO3", "KLF2"]}, "mode": "shift", "k": -5, "max_tokens": None}
+    assert read_settings(write(settings, tmp_path)) == settings
+
+
+def test_the_model_is_asked_for(settings, tmp_path):
+    del settings["model"]
+    with pytest.raises(ValueError, match=r"screen\.yaml lacks model\."):
+        read_settings(write(settings, tmp_path))
+
+
+def test_the_example_of_the_readme_and_of_the_help(tmp_path):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (example,) = (part for part in re.findall(r"```yaml\n(.+?)```", readme, re.DOTALL) if "perturb:" in part)
+    (tmp_path / "screen.yaml").write_text(example)
+    settings = read_settings(tmp_path / "screen.yaml")
+    assert set(settings["prompts"]) == {"time_key", "groupby", "donor_key", "n_prompts"}
+    assert textwrap.indent(example.strip(), "    ") in textwrap.indent(inspect.getdoc(cli.screen), "    ")
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """A screen that ends where the model has been loaded and the cells are read: `RuntimeError`."""
+
+    def map_genes(adata, model):
+        raise RuntimeError(f"{model}: {adata.n_obs} cells")
+
+    monkeypatch.setattr(module, "load_model", lambda source, **_: source)
+    monkeypatch.setattr(module.pp, "map_genes", map_genes)
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-cells"])
+def test_the_time_of_the_demo_model_is_no_time_of_cells(settings, tmp_path, loaded, name):
+    path = write(settings | {"model": name}, tmp_path)
+    with pytest.warns(UserWarning, match="that of a simulation"), pytest.raises(RuntimeError, match=name):
+        run_screen(path)
+    # Not where no time is read.
+    del settings["prompts"]
+    single = settings | {"perturb": {"genes": "all", "readout": "embedding"}, "model": name}
+    with pytest.raises(RuntimeError, match=name):
+        run_screen(write(single, tmp_path))
+
+
+def test_a_model_of_ones_own_gives_no_warning(settings, tmp_path, loaded):
+    with pytest.raises(RuntimeError, match="runs/clock/model: 120 cells"):
+        run_screen(write(settings | {"model": "runs/clock/model"}, tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore:.*zarr", "ignore::UserWarning:anndata")
+def test_cells_in_zarr(settings, tmp_path, loaded):
+    ad.read_h5ad(settings["cells"]).write_zarr(tmp_path / "cells.zarr")
+    change = {"model": "own", "cells": str(tmp_path / "cells.zarr")}
+    with pytest.raises(RuntimeError, match="own: 120 cells"):
+        run_screen(write(settings | change, tmp_path))
+
+
+def test_files_that_are_not_there_or_not_what_they_should_be(settings, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"Did not find nothere\.h5ad\."):
+        run_screen(write(settings | {"cells": "nothere.h5ad"}, tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"Did not find none\.yaml\."):
+        read_settings("none.yaml")
+    path = tmp_path / "screen.yaml"
+    path.write_text("cells: x\n  output: y\n")
+    with pytest.raises(ValueError, match=r"screen\.yaml is not valid YAML: mapping .* \(line 2, column 9\)"):
+        read_settings(path)
+    path.write_text("cells: \x00")
+    with pytest.raises(ValueError, match="is not valid YAML: unacceptable character"):
+        read_settings(path)
+    path.write_text("cells")
+    with pytest.raises(ValueError, match="must hold settings as `name: value`"):
+        read_settings(path)
+
+
+def test_a_screen_that_is_stopped_says_what_is_kept(settings, tmp_path, monkeypatch):
+    path, effects = write(settings, tmp_path), tmp_path / "out" / "effects.csv.gz"
+
+    def stopped(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run_screen", stopped)
+
+    def message():
+        result = CliRunner().invoke(app, ["screen", "-c", str(path)])
+        assert result.exit_code == 130
+        return result.stderr
+
+    assert message() == "maxtoki: stopped before the first part was done.\n"
+    folder = parts_folder(effects)
+    with open_shards(folder, 3, {}) as todo:
+        assert message() == "maxtoki: stopped before the first part was done.\n"
+        shard_path(folder, todo[0]).write_text("")
+    kept = f"1 of 3 parts are kept in {folder}"
+    assert message() == f"maxtoki: stopped; {kept}. The same command goes on.\n"
+    (folder / "manifest.json").unlink()
+    effects.write_text("")
+    assert message() == f"maxtoki: stopped; {effects} is complete. The same command goes on.\n"

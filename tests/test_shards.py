@@ -10,7 +10,7 @@ import pytest
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit import _shards, pipeline
-from maxtoki_toolkit._shards import open_shards, process_index, shard_path, take_shards
+from maxtoki_toolkit._shards import count_shards, open_shards, process_index, shard_path, take_shards
 from maxtoki_toolkit.pipeline import embed_file
 
 VARIABLES = ("WORLD_SIZE", "RANK", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN")
@@ -64,6 +64,7 @@ def test_what_is_done_stays_done(tmp_path):
         interrupted()
     with pytest.raises(ValueError, match=r"other settings \(a\)"), open_shards(folder, 3, {"a": 2}):
         pass
+    assert count_shards(folder) == (1, 3)
     with open_shards(folder, 3, {"a": 1}) as todo:
         assert todo == [1, 2]
         for number in todo:
@@ -82,6 +83,7 @@ def test_nothing_is_left_of_a_job_that_did_nothing(tmp_path):
     with pytest.raises(ValueError, match="no counts"), open_shards(tmp_path / "job", 3, {}):
         raise ValueError("no counts")
     assert not list(tmp_path.iterdir())
+    assert count_shards(tmp_path / "job") == (0, 0)
 
 
 def summarise(cells, output, *_, **__):

@@ -1,5 +1,6 @@
 """Screens: what is edited, what is reported of it, and that nothing but the edit changes a reading."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import maxtoki_toolkit as mt
+from maxtoki_toolkit import _progress
 from maxtoki_toolkit._shards import shard_path
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -178,6 +180,37 @@ def test_controls_are_like_their_genes(model, cells):
     assert np.abs(np.array(found) - wanted).max() < 0.3
 
 
+@pytest.mark.parametrize("path", [None, "effects.csv"])
+@pytest.mark.parametrize("tokens", [4000, 1 << 21])
+def test_one_bar(model, cells, tmp_path, monkeypatch, tokens, path):
+    """That of the parts, from those that were done; where there is one part, that of the reading in it."""
+    monkeypatch.setattr(module, "_TOKENS", tokens)
+    bars, n_made, part = [], [], module._Screen.part
+
+    def progress(iterable=None, *, total, initial, disable, **_):
+        bars.append((initial, total, disable))
+        return iterable
+
+    def stopped(self, number):
+        assert _progress._hidden == (self.n_parts > 1)
+        if len(n_made) == 2:
+            raise KeyboardInterrupt
+        n_made.append(self.n_parts)
+        return part(self, number)
+
+    monkeypatch.setattr(module, "progress", progress)
+    monkeypatch.setattr(module._Screen, "part", stopped)
+    ask = {"genes": "all", "path": path and tmp_path / path}
+    if tokens == 4000:
+        with pytest.raises(KeyboardInterrupt):
+            mt.tl.perturb(cells, model, **ask)
+        monkeypatch.setattr(module._Screen, "part", part)
+    mt.tl.perturb(cells, model, **ask)
+    n_parts, again = n_made[0], 2 if path else 0
+    expected = [(0, 1, True)] if tokens > 4000 else [(0, n_parts, False), (again, n_parts, False)]
+    assert bars == expected
+
+
 @pytest.mark.parametrize("suffix", ["csv.gz", "parquet"])
 def test_a_killed_screen_goes_on(model, cells, tmp_path, monkeypatch, suffix):
     if suffix == "parquet":
@@ -210,6 +243,10 @@ def test_a_killed_screen_goes_on(model, cells, tmp_path, monkeypatch, suffix):
     assert not set(after) & set(made)
     pd.testing.assert_frame_equal(found, whole)
     assert not folder.exists()
+    # The unit is in the file alone; in Python it is an attribute.
+    read = pd.read_parquet if suffix == "parquet" else pd.read_csv
+    assert set(read(path)["effect_unit"]) == {"months"}
+    assert "effect_unit" not in found
     # Once complete it is read; with other settings it is left alone.
     after.clear()
     pd.testing.assert_frame_equal(screen(cells, model, genes="all", path=path), whole)
@@ -263,6 +300,11 @@ def test_a_model_without_time(model, cells):
         ({"mode": "activate", "k": -1}, ValueError, "use 'shift'"),
         ({"k": 3}, ValueError, "has no k"),
         ({"genes": ["NOGENE"]}, KeyError, "Did not find the gene 'NOGENE'"),
+        (
+            {"genes": ["Foxo3", ("KLF22", "KLF2"), "NOGENE"]},
+            KeyError,
+            r"Did not find these genes: 'Foxo3' \(FOXO3\?\), 'KLF22' \(KLF2\?\), 'NOGENE', neither .* human symbols",
+        ),
         ({"genes": []}, ValueError, "no gene to edit"),
         ({"genes": [("FOXO3", "FOXO3")]}, ValueError, "one gene twice"),
         ({"genes": ["FOXO3", "FOXO3"]}, ValueError, "asked for twice"),
@@ -276,3 +318,24 @@ def test_refusals(model, cells, settings, error, message):
     with pytest.raises(error, match=message):
         mt.tl.perturb(cells, model, **{"genes": "all", **settings})
     assert "perturbation" not in cells.uns
+
+
+@pytest.mark.parametrize(
+    ("name", "divided_by", "message"),
+    [
+        ("age_months", 1, None),
+        ("years", 12, r"'years'\] is in years by its name, but is taken for months: convert"),
+        ("age", 12, r"'age'\] goes from \d+ to \d+, which is taken for months. If these are years, convert"),
+    ],
+)
+def test_ages_in_years_are_noticed(model, name, divided_by, message):
+    """A model that tells months would be wrong by a factor of 12."""
+    cells = mt.datasets.aging_atlas(300, 10)
+    cells.obs[name] = cells.obs["age_months"] // divided_by
+    mt.pp.map_genes(cells, model)
+    mt.pp.rank_value_encode(cells, model)
+    mt.pp.sample_prompts(cells, time_key=name, groupby="cell_type", n_prompts=20, context_size=1)
+    expected = contextlib.nullcontext() if message is None else pytest.warns(UserWarning, match=message)
+    for read in (mt.tl.predict_timelapse, lambda *a: mt.tl.perturb(*a, genes=["FOXO3"])):
+        with expected:
+            read(cells, model)

@@ -164,7 +164,7 @@ def test_discrimination_by_hand():
 
 def test_refusals():
     true, perfect = simulate()
-    with pytest.raises(ValueError, match="0 controls"):
+    with pytest.raises(ValueError, match=r"0 controls .* The column has 'a', 'b', 'c'"):
         mt.tl.perturbation_metrics(true, predicted=perfect, perturbation_key="drug", control="dmso")
     with pytest.raises(ValueError, match="other genes"):
         mt.tl.perturbation_metrics(true, predicted=perfect[:, ::-1].copy(), **SETTINGS)
@@ -178,6 +178,14 @@ def test_refusals():
         mt.tl.perturbation_metrics(true, predicted=perfect, perturbation_key="drugs", control="control")
     with pytest.raises(KeyError, match=r"Run mt.tl.perturbation_metrics"):
         mt.get.perturbation_metrics(true)
+
+
+def test_scales_that_differ_are_noticed():
+    """Counts scored against logarithms, as happens with two AnnData of one experiment."""
+    true, perfect = simulate()
+    true.X, perfect.X = np.abs(true.X), np.abs(perfect.X) * 100
+    with pytest.warns(UserWarning, match="'prediction' has a mean of .* they are not on one scale"):
+        mt.tl.perturbation_metrics(true, predicted=perfect, **SETTINGS)
 
 
 def test_figure():

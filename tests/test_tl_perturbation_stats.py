@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit._results import write_result
-from maxtoki_toolkit.tl._matched_null import matched_null, moderated_error, storey, tail_df, two_sided_p
+from maxtoki_toolkit.tl._matched_null import matched_null, moderated_error, null_df, storey, two_sided_p
 
 N_GENES, N_DONORS, N_CELLS = 300, 20, 3
 ID = [f"ENSG{i:011d}" for i in range(N_GENES)]
@@ -152,6 +152,26 @@ def test_too_little_to_say():
         mt.tl.perturbation_stats(adata, n_null=3)
 
 
+def test_what_was_ranked_is_matched():
+    """The layer that was ranked is found again; what is no count is not matched."""
+    adata = screened(np.random.default_rng(0))
+    expected = stats_of(adata)
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = np.log1p(adata.X)
+    adata.uns["rank_value_encode"] = {"params": {"layer": "counts", "force": False}}
+    pd.testing.assert_frame_equal(stats_of(adata), expected)
+    del adata.uns["rank_value_encode"]
+    with pytest.warns(UserWarning, match="not on expression: .* looks log-normalised"):
+        assert "expression" not in stats_of(adata)
+
+
+def test_cells_are_no_donors():
+    adata = screened(np.random.default_rng(0))
+    adata.uns["perturbation"]["effects"] = adata.uns["perturbation"]["effects"].drop(columns="donor")
+    with pytest.warns(UserWarning, match="No donor is known, so cells are the units"):
+        assert set(stats_of(adata)["unit"]) == {"cell"}
+
+
 class TestNull:
     def test_the_gene_itself_is_left_out(self):
         x = np.linspace(0, 1, 41)[:, None]
@@ -163,16 +183,19 @@ class TestNull:
         assert np.isnan(null.z[20])
         assert (null.z[:20] == 0).all()
 
-    @pytest.mark.parametrize("df", [4, np.inf])
-    def test_tails(self, df):
-        z = (
-            stats.t.rvs(df, size=100_000, random_state=0)
-            if np.isfinite(df)
-            else np.random.default_rng(0).normal(size=100_000)
-        )
-        assert tail_df(z) == pytest.approx(df, rel=0.3) or tail_df(z) >= min(df, 30)
-        unit = np.quantile(np.abs(z), 0.68)
-        assert (two_sided_p(z / unit, tail_df(z)) < 0.05).mean() == pytest.approx(0.05, abs=0.01)
+    @pytest.mark.parametrize("n", [10, 20, 40, 80])
+    @pytest.mark.parametrize("tails", [8, np.inf])
+    def test_tails(self, n, tails):
+        """Where no gene differs from those it is matched to, p is about uniform, also where effects have long tails."""
+        rng = np.random.default_rng(0)
+        p = []
+        for _ in range(20):
+            effects = rng.normal(size=2000) if np.isinf(tails) else rng.standard_t(tails, size=2000)
+            null = matched_null(effects, rng.uniform(size=(2000, 3)), n)
+            p.append(two_sided_p(null.z, null_df(null.n)))
+        p = np.concatenate(p)
+        assert 0.03 < (p < 0.05).mean() < 0.08
+        assert (p < 0.001).mean() < 0.002
 
     def test_few_donors_that_agree_are_no_certainty(self):
         error = moderated_error(np.array([1.0, 0.01]), np.array([4, 4]))
@@ -191,6 +214,17 @@ class TestSlopes:
     @staticmethod
     def atlas():
         return mt.datasets.aging_atlas(4000, 30, n_genes=500, seed=2)
+
+    def test_years_are_years(self, atlas):
+        """Ages in years, whole or not, give the slopes of months; in the wrong unit they are noticed."""
+        atlas.obs["years"] = atlas.obs["age_months"] / 12
+        mt.tl.expression_age_slope(atlas, **self.SETTINGS)
+        expected = mt.get.expression_age_slope(atlas)
+        years = {**self.SETTINGS, "time_key": "years"}
+        mt.tl.expression_age_slope(atlas, **years, time_unit="years")
+        pd.testing.assert_frame_equal(mt.get.expression_age_slope(atlas), expected)
+        with pytest.warns(UserWarning, match="in years by its name, but is taken for months: pass time_unit"):
+            mt.tl.expression_age_slope(atlas, **years)
 
     def test_is_that_of_statsmodels(self, atlas):
         import statsmodels.formula.api as smf

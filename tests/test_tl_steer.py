@@ -1,6 +1,7 @@
 """Steering: searches that know what they may not look at, and cells that go where they are led and stay cells."""
 
 import dataclasses
+import warnings
 
 import anndata as ad
 import numpy as np
@@ -86,7 +87,10 @@ RANKS = {
 
 
 def steer(cells, model, **settings):
-    return mt.tl.steer(cells, model, copy=True, **settings)
+    """Short chains, which have not converged and say so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The chains have not converged")
+        return mt.tl.steer(cells, model, copy=True, **settings)
 
 
 def shift_by_hand(cells, model, names, genes, mode):
@@ -117,6 +121,11 @@ def shift_by_hand(cells, model, names, genes, mode):
         )
         gained.append(float(steered.distance(start, one)[0] - steered.distance(edited.sequences, one)[0]))
     return gained
+
+
+def test_chains_that_have_not_converged_say_so(cells, model):
+    with pytest.warns(UserWarning, match=r"The chains have not converged \(R-hat [\d.]+, 1.1 at most"):
+        mt.tl.steer(cells, model, copy=True, **RANKS)
 
 
 def test_a_shift_is_what_it_says(cells, model):

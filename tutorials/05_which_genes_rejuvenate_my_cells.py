@@ -105,7 +105,7 @@ print(f"p_value < 0.05: {(tested['p_value'] < 0.05).sum()}, of which by chance: 
 print(f"q_value < 0.05: {(tested['q_value'] < 0.05).sum()}")
 
 # %% [markdown]
-# Do not be surprised if the last number is 0 with as few cells as here. **A top ten is not a finding: any list has one.** More prompts of more donors help; other thresholds do not.
+# Do not be surprised if the last number is 0 or 1 with as few cells as here. **A top ten is not a finding: any list has one.** More prompts of more donors help; other thresholds do not.
 #
 # Controls come with it. Housekeeping genes should do nothing in particular, and absent genes nothing at all:
 

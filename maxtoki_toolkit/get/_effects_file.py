@@ -9,6 +9,7 @@ import pandas as pd
 
 from .._files import atomic, sha256
 
+UNIT = "effect_unit"
 SUFFIXES = (".csv", ".gz", ".parquet")
 CATEGORIES = ("cell", "group", "donor", "gene", "symbol")
 
@@ -24,8 +25,9 @@ def check_path(path: Path) -> None:
             raise ImportError(f"{path} needs pyarrow (pip install pyarrow), or write a .csv.gz.") from None
 
 
-def write_effects(path: Path, table: pd.DataFrame, recipe: dict) -> None:
-    """Write the table, then its recipe and checksum to `path`.json."""
+def write_effects(path: Path, table: pd.DataFrame, recipe: dict, unit: str) -> None:
+    """Write the table and its unit, then its recipe and checksum to `path`.json."""
+    table = table.assign(**{UNIT: unit})
     with atomic(path) as temporary:
         if path.suffix == ".parquet":
             table.to_parquet(temporary, index=False)
@@ -68,7 +70,8 @@ def read_effects(path: Path, checksum: str | None = None) -> pd.DataFrame:
             keep_default_na=False,
             na_values=[""],
         )
-    return as_categories(table)
+    # For who opens the file; in Python, the unit is that of the result.
+    return as_categories(table.drop(columns=UNIT, errors="ignore"))
 
 
 def as_categories(table: pd.DataFrame) -> pd.DataFrame:

@@ -235,12 +235,19 @@ def _locate(source: str, revision: str | None, *, download: bool) -> tuple[Path,
             raise ValueError(f"{source} is published without its dictionaries. {_DICTIONARIES}")
         return fetch(source)[WEIGHTS].parent, None
     parts = source.split("/")
-    if len(parts) not in (2, 3) or not all(parts) or source.startswith((".", "~")):
+    if len(parts) == 1:
         raise FileNotFoundError(
             f"Did not find a model {source!r}: no such folder, and neither 'demo', 'demo-cells', 'maxtoki-217m', 'maxtoki-1b' "
             "nor a hub id 'owner/name[/subfolder]'."
         )
-    if revision is None or len(revision) != 40:
+    if len(parts) > 3 or not all(parts) or source.startswith((".", "~")):
+        raise FileNotFoundError(f"Did not find the folder {source}.")
+    if revision is None:
+        raise FileNotFoundError(
+            f"Did not find the folder {source}. If it is a model on the hub, pin its revision: pass revision= with the 40 digits "
+            "of a commit, as the repository's page lists them."
+        )
+    if len(revision) != 40:
         raise ValueError(
             f"Pin the revision of {source}: pass revision= with the 40 digits of a commit, since a branch can "
             "change. The repository's page lists its commits."

@@ -10,6 +10,7 @@ from .. import _keys
 from ..get import differential_rank as get_changes
 from ..get import differential_rank_scores as get_scores
 from ..get.results import symbols
+from ._labels import label_points
 from ._style import NULL, clean, with_interval
 
 # Blue and vermilion are told apart without full colour vision.
@@ -90,20 +91,6 @@ def differential_rank(
             lw=0.9,
             label="against their trend",
         )
-    names = _names(adata, changes["gene"])
-    order = np.argsort(x)
-    for side in (order[:n_named], order[max(len(order) - n_named, 0) :]):
-        # Above and below by turns, for points that are close to each other.
-        for turn, i in enumerate(sorted(side if n_named else [], key=lambda i: y[i])):
-            ax.annotate(
-                names[i],
-                (x[i], y[i]),
-                xytext=(0, 5 if turn % 2 else -5),
-                textcoords="offset points",
-                ha="left" if x[i] < 0 else "right",
-                va="bottom" if turn % 2 else "top",
-                fontsize=7,
-            )
     ours = scores.loc["generated"]
     title = f"r = {with_interval(ours['pearson'], ours['pearson_low'], ours['pearson_high'], decimals=2)}"
     if "interpolation" in scores.index:
@@ -113,6 +100,11 @@ def differential_rank(
     # Below the axes nothing is covered, however the points lie.
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=7.5)
     clean(ax)
+    ax.margins(0.1)  # room for names
+    named = np.zeros(len(x), dtype=bool)
+    if n_named:
+        named[np.r_[np.argsort(x)[:n_named], np.argsort(x)[-n_named:]]] = True
+    label_points(ax, x, y, np.where(named, _names(adata, changes["gene"]), ""))
     return ax
 
 

@@ -79,7 +79,8 @@ def perturbation(
 
     Returns
     -------
-    The axes: a point a gene, with its 95% interval over donors; filled where q < 0.05. Grey: where the middle 95% of matched genes lie.
+    The axes: a point a gene, with its 95% interval over donors; filled where q < 0.05, with a grey edge where it was not
+    tested. Grey bands: where the middle 95% of matched genes lie.
 
     Examples
     --------
@@ -108,28 +109,26 @@ def perturbation(
     if ax is None:
         _, ax = plt.subplots(figsize=(4.8, 1.2 + 0.2 * len(part)), layout="constrained")
     ax.axvline(0, color="black", lw=0.8)
-    ax.hlines(
-        place,
-        part["null_low"],
-        part["null_high"],
-        color=NULL,
-        lw=5,
-        alpha=0.45,
-        label="matched genes, middle 95%",
-    )
-    ax.hlines(place, part["effect_low"], part["effect_high"], color=MODEL, lw=1.4)
-    called = (part["q_value"] < 0.05).to_numpy()
-    for filled, label in ((True, "q < 0.05"), (False, "q ≥ 0.05")):
-        some = called == filled
-        ax.scatter(
-            part["effect"][some],
-            place[some],
-            s=22,
-            facecolor=MODEL if filled else "white",
-            edgecolor=MODEL,
-            zorder=3,
-            label=label,
+    if part["null_low"].notna().any():
+        ax.hlines(
+            place,
+            part["null_low"],
+            part["null_high"],
+            color=NULL,
+            lw=5,
+            alpha=0.45,
+            label="matched genes, middle 95%",
         )
+    q = part["q_value"]
+    for some, face, edge, label in (
+        (q < 0.05, MODEL, MODEL, "q < 0.05"),
+        (q >= 0.05, "white", MODEL, "q ≥ 0.05"),
+        (q.isna(), "white", NULL, "not tested"),
+    ):
+        if some.any():
+            rows, at = part[some], place[some]
+            ax.hlines(at, rows["effect_low"], rows["effect_high"], color=edge, lw=1.4)
+            ax.scatter(rows["effect"], at, s=22, facecolor=face, edgecolor=edge, zorder=3, label=label)
     # Intervals of few donors may be far wider than the effects.
     ends = part[["effect", "null_low", "null_high"]].to_numpy()
     reach = 1.25 * np.nanmax(np.abs(ends))

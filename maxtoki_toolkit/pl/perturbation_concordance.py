@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from .. import _keys
 from ..get import concordant_genes
 from ..get import perturbation_concordance as get_concordance
+from ._labels import label_points
 from ._style import MODEL, NULL, clean
 from .perturbation import WORDS
 
@@ -69,13 +70,8 @@ def perturbation_concordance(
     ax.axvline(0, color="black", lw=0.8)
     for same, color, label in ((False, NULL, "discordant"), (True, MODEL, "concordant")):
         some = part[part["concordant"] == same]
-        ax.scatter(some["slope"], some["effect"], s=13, color=color, lw=0, label=label)
-    for row in part.loc[(part["effect"] * part["slope"]).abs().nlargest(n_labels).index].itertuples():
-        away = 1 if row.slope < 0 else -1
-        ax.annotate(
-            row.symbol, (row.slope, row.effect), xytext=(4 * away, 3), textcoords="offset points",
-            ha="left" if away > 0 else "right", fontsize=7.5,
-        )  # fmt: skip
+        if len(some):
+            ax.scatter(some["slope"], some["effect"], s=13, color=color, lw=0, label=label)
     first = scores[(scores["group"] == group) & (scores["genes"] == "all")]
     if len(first):
         row = first.iloc[0]
@@ -86,9 +82,12 @@ def perturbation_concordance(
         )
     word = WORDS[genes.attrs["mode"]]
     ax.set(xlabel=genes.attrs["slope_unit"], ylabel=f"effect of {word} ({genes.attrs['unit']})")
-    ax.margins(x=0.12)
-    reach = 1.1 * np.abs(part["effect"]).max()
+    ax.margins(x=0.18)
+    ax.locator_params(axis="x", nbins=5)
+    reach = 1.2 * np.abs(part["effect"]).max()
     ax.set_ylim(-reach, reach)
     ax.legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(1, 1))
     clean(ax)
+    named = part.index.isin((part["effect"] * part["slope"]).abs().nlargest(n_labels).index)
+    label_points(ax, part["slope"], part["effect"], np.where(named, part["symbol"], ""))
     return ax

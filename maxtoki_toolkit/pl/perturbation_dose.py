@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 
@@ -69,15 +71,22 @@ def perturbation_dose(
         _, ax = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
     ax.axhline(0, color="black", lw=0.8)
     ax.axvline(0, color=NULL, lw=0.8)
-    for name, color in zip(genes, category_colors(len(genes)), strict=True):
+    # Genes stand side by side, so that no interval covers another, but never as far as the next dose.
+    doses = np.unique(part["k"])
+    gaps = np.diff(doses)
+    room = np.minimum(np.r_[gaps[0], gaps], np.r_[gaps, gaps[-1]])
+    step = pd.Series(np.minimum(0.012 * np.ptp(doses), 0.6 * room / len(genes)), index=doses)
+    for i, (name, color) in enumerate(zip(genes, category_colors(len(genes)), strict=True)):
         mine = part[(part["gene"] == name) | (part["symbol"] == name)].sort_values("k")
         if not len(mine):
             raise KeyError(f"There is no gene {name!r} in the screen.")
         # No ranks are no edit, which takes no effect and so has no estimate.
         effect = mine["effect"].where(mine["k"] != 0, 0.0)
         known = effect.notna()
-        ax.vlines(mine["k"][known], mine["effect_low"][known], mine["effect_high"][known], color=color, lw=1)
-        ax.plot(mine["k"][known], effect[known], marker="o", ms=4, color=color, label=mine["symbol"].iloc[0])
+        at = mine["k"] + (i - (len(genes) - 1) / 2) * mine["k"].map(step)
+        ax.vlines(at[known], mine["effect_low"][known], mine["effect_high"][known], color=color, lw=1)
+        label = mine["symbol"].iloc[0] + ("" if mine["effect"].notna().any() else " (no edit took effect)")
+        ax.plot(at[known], effect[known], marker="o", ms=4, lw=1, color=color, label=label)
     ax.set(xlabel="ranks up", ylabel=effect_label(effects), title=group)
     ax.title.set_size(9)
     ax.yaxis.label.set_size(9)

@@ -80,10 +80,10 @@ def perturbation_metrics(
         if not score.startswith("mse"):
             ax.axvline(0.5 if score == "discrimination" else 0, color="black", lw=0.6, zorder=0)
         ax.set_xlabel(_LABELS[score], fontsize=8)
-        ax.tick_params(axis="x", labelsize=8)
+        ax.tick_params(labelsize=8)
         clean(ax)
     for ax in axes.ravel()[len(scores) :]:
         ax.remove()
-    axes[0, 0].set_yticks(place, methods, fontsize=8)
+    axes[0, 0].set_yticks(place, methods)
     axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)
     return figure

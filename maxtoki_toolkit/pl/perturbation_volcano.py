@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from .. import _keys
 from ..get import perturbation_stats as get_effects
+from ._labels import label_points
 from ._style import BASELINE, MODEL, NULL, clean
 from .perturbation import effect_label, first_group, pick
 
@@ -62,7 +63,8 @@ def perturbation_volcano(
     part = part[part["p_value"].notna()].sort_values("p_value", kind="stable")
     if not len(part):
         raise ValueError(
-            f"No gene of {group!r} has a p value: too few donors, or too few genes to compare with."
+            f"No gene of {group!r} has a p value: too few donors, or too few genes to compare with; "
+            "screen more genes, or set n_controls of mt.tl.perturb."
         )
     y = -np.log10(part["p_value"].clip(lower=1e-300).to_numpy())
     x = part["effect"].to_numpy()
@@ -79,26 +81,15 @@ def perturbation_volcano(
     figure, ax = plt.subplots(figsize=(5, 3.8), layout="constrained")
     ax.axvspan(*band, color=NULL, alpha=0.2, lw=0, label="matched genes, middle 95%")
     ax.axvline(0, color="black", lw=0.8)
-    ax.scatter(x, y, s=12, color=color, lw=0)
     for colour, label in ((MODEL, "q < 0.05, lower"), (BASELINE, "q < 0.05, higher"), (NULL, "q ≥ 0.05")):
-        ax.scatter([], [], s=14, color=colour, label=label)
-    taken: list[float] = []
-    span = (y.max() - y.min()) or 1.0
-    for i in range(min(n_labels, len(part))):
-        # A name that would cover another is pushed down.
-        height = y[i]
-        while any(abs(height - other) < 0.04 * span for other in taken):
-            height -= 0.04 * span
-        taken.append(height)
-        left = x[i] > 0
-        ax.annotate(
-            str(part["symbol"].iloc[i]), (x[i], y[i]), xytext=(x[i], height), textcoords="data", fontsize=7.5,
-            ha="right" if left else "left", va="center",
-        ).set_x(x[i] + (-1 if left else 1) * 0.015 * np.ptp(x))  # fmt: skip
+        if (some := color == colour).any():
+            ax.scatter(x[some], y[some], s=12, color=colour, lw=0, label=label)
     ax.set(xlabel=axis, ylabel="-log10 p, against matched genes", title=title)
     ax.title.set_size(9)
+    ax.margins(0.1)  # room for names
     ax.legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(1, 1))
     clean(ax)
+    label_points(ax, x, y, np.where(np.arange(len(part)) < n_labels, part["symbol"], ""))
     return figure
 
 

@@ -19,17 +19,7 @@ def get_times(adata: AnnData, time_key: str) -> np.ndarray:
 
 def as_times(column: pd.Series, time_key: str) -> np.ndarray:
     """A column of `.obs` as times, int64; or raise with what keeps it from being that."""
-    try:
-        values = pd.to_numeric(column).to_numpy(dtype=float)
-    except (ValueError, TypeError):
-        raise ValueError(
-            f".obs[{time_key!r}] is not numeric (first: {column.iloc[0]!r}). Times are whole numbers, such as age in "
-            "months."
-        ) from None
-    if (bad := ~np.isfinite(values)).any():
-        raise ValueError(
-            f"{bad.sum()} of {len(values)} cells have no time in .obs[{time_key!r}]. Drop them first."
-        )
+    values = as_numbers(column, time_key)
     times = np.rint(values)
     if (bad := times != values).any():
         raise ValueError(
@@ -37,6 +27,21 @@ def as_times(column: pd.Series, time_key: str) -> np.ndarray:
             "Lapses are tokens: use a finer unit, e.g. years * 12, and round."
         )
     return times.astype(np.int64)
+
+
+def as_numbers(column: pd.Series, time_key: str) -> np.ndarray:
+    """A column of `.obs` as times that need not be whole; or raise with what keeps it from being that."""
+    try:
+        values = pd.to_numeric(column).to_numpy(dtype=float)
+    except (ValueError, TypeError):
+        raise ValueError(
+            f".obs[{time_key!r}] is not numeric (first: {column.iloc[0]!r}). Times are numbers, such as age in months."
+        ) from None
+    if (bad := ~np.isfinite(values)).any():
+        raise ValueError(
+            f"{bad.sum()} of {len(values)} cells have no time in .obs[{time_key!r}]. Drop them first."
+        )
+    return values
 
 
 def get_groups(adata: AnnData, groupby: str | Sequence[str] | None) -> tuple[np.ndarray, list[str]]:

@@ -41,6 +41,8 @@ def columns(values: Mapping[str, Any]) -> Iterator[tuple[str, str, list]]:
             yield key, value, [control] if control else []
         elif key in _COLUMNS and isinstance(value, list):
             yield from ((key, column, []) for column in value)
+        elif key == "groups" and isinstance(value, list) and isinstance(values.get("groupby"), str):
+            yield key, values["groupby"], value
         elif key in _VALUES and isinstance(value, dict):
             for column, found in value.items():
                 yield key, column, found if isinstance(found, list) else [found]

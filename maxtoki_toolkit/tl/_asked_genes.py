@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..get.results import SYMBOL_KEYS, symbols
 from ..models.model import MaxTokiModel
 
 ALL = "all"
+_SHOWN = 5  # genes in a message
 Genes = str | Sequence[str | Sequence[str]] | Mapping[str, str | Sequence[str]]
 
 
@@ -42,6 +44,7 @@ def ask_genes(adata: AnnData, model: MaxTokiModel, genes: Genes) -> Asked:
     wanted = list(genes.items()) if named else [(None, one) for one in genes]
     if not wanted:
         raise ValueError("There is no gene to edit.")
+    known.require(gene for _, one in wanted for gene in ([one] if isinstance(one, str) else map(str, one)))
     names, labels, tokens = [], [], []
     for name, one in wanted:
         members = [one] if isinstance(one, str) else [str(gene) for gene in one]
@@ -93,14 +96,26 @@ class _Known:
         for names in [*columns, adata.var_names]:
             self._measured |= dict(zip(names.astype(str)[::-1], self.token[::-1], strict=True))
 
+    def require(self, genes: Iterable[str]) -> None:
+        """Raise with all genes that are not known, and with what is nearly one of them."""
+        missing = [gene for gene in genes if gene not in self._measured and gene not in self._vocabulary]
+        if not missing:
+            return
+        names = [name for name in {**self._measured, **self._vocabulary} if not name.startswith("ENSG")]
+        close = [get_close_matches(gene.upper(), names, n=1, cutoff=0.8) for gene in missing[:_SHOWN]]
+        asked = [
+            f"{gene!r}" + (f" ({found[0]}?)" if found else "")
+            for gene, found in zip(missing, close, strict=False)
+        ]
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise KeyError(
+            f"Did not find {'the gene' if len(missing) == 1 else 'these genes:'} {', '.join(asked)}{more}, neither in the AnnData nor "
+            "in the model's vocabulary. Give human symbols, Ensembl ids or .var_names."
+        )
+
     def find(self, gene: str) -> int:
         """Token of a gene."""
         token = self._measured.get(gene, self._vocabulary.get(gene))
-        if token is None:
-            raise KeyError(
-                f"Did not find the gene {gene!r}, neither in the AnnData nor in the model's vocabulary. Give symbols, Ensembl "
-                "ids or .var_names."
-            )
         if token < 0:
             raise ValueError(f"The model's vocabulary lacks the gene {gene!r}: it cannot read it.")
         return int(token)

@@ -25,6 +25,7 @@ from ..pp.match_ages import age_balance, donor_table, match_donors
 from ._cells import count_truncated, get_sequences
 from ._clock import cross_fitted_ages, log_expression
 from ._effects import Readings, estimate_effect
+from ._time_unit import warn_of_unit
 
 # Numbers of genes are compared in fifths of the cells.
 _DEPTHS = 5
@@ -167,6 +168,7 @@ def age_acceleration(
     )
     matching = match_donors(donors, control, tolerance)
     enough = _enough(matching, min_donors)
+    warn_of_unit(age_key, get_times(adata, age_key), model.time_head.unit)
     cells = _cells(adata, donors, donor_key, age_key, groupby, used, control)
     queries, overlap = _draw_queries(cells, matching, n_cells, rng)
     drawn = [

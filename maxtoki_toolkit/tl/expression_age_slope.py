@@ -16,7 +16,8 @@ from .._results import write_result
 from .._validate import require_obs
 from ..get.results import symbols
 from ..pp._counts import check_counts, counts_hint, get_counts
-from ..pp._design import get_groups, get_mask, get_times
+from ..pp._design import as_numbers, get_groups, get_mask
+from ._time_unit import warn_of_unit
 
 
 def expression_age_slope(
@@ -85,9 +86,10 @@ def expression_age_slope(
     'log2 expression per year'
     """
     columns = [covariates] if isinstance(covariates, str) else list(covariates or [])
-    require_obs(adata, donor_key, *columns)
+    require_obs(adata, time_key, donor_key, *columns)
     group, names = get_groups(adata, groupby)
-    time = get_times(adata, time_key)
+    time = as_numbers(adata.obs[time_key], time_key)
+    warn_of_unit(time_key, time, time_unit, "pass time_unit=.")
     used = get_mask(adata, use, "use") & (group >= 0) & adata.obs[donor_key].notna().to_numpy()
     rows = np.flatnonzero(used)
     counts = sp.csr_matrix(get_counts(adata, layer)[rows])

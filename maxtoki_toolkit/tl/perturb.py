@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from .. import _keys
 from .._files import atomic, sha256
 from .._progress import hidden, progress
 from .._results import read_result, write_result
-from .._shards import open_shards, shard_path, take_shards
+from .._shards import count_shards, open_shards, parts_folder, shard_path, take_shards
 from .._validate import require_obs
 from ..get._effects_file import as_categories, check_path, is_written, read_effects, write_effects
 from ..models.edits import INSERTING, MODES, cut_cells, edit_cells
@@ -33,6 +34,7 @@ from ._asked_genes import ALL, Asked, ask_genes, make_asked
 from ._cells import get_sequences
 from ._edit_readouts import READOUTS, join, likeness, read_likelihoods, read_prompted_lapses, some
 from ._gene_covariates import gene_covariates, nearest_genes
+from ._time_unit import warn_of_unit
 
 ON = ("query", "context", "both")
 UNITS = {"likelihood": "nats a gene", "embedding": "cosine"}
@@ -117,7 +119,7 @@ def perturb(
     layer
         Layer with the raw counts, for the expression of controls; `.X` by default.
     path
-        `.csv`, `.csv.gz` or `.parquet` to write the effects to, for large screens. Parts are kept beside it until it is complete: a
+        `.csv`, `.csv.gz` or `.parquet` to write the effects to, with their unit as `effect_unit`, for large screens. Parts are kept beside it until it is complete: a
         screen that was killed goes on where it was, and gives the same table. Processes of one job (`accelerate launch`, a
         SLURM array) share the parts.
     max_tokens
@@ -185,10 +187,9 @@ def perturb(
     del recipe["device"]
     recipe |= {"genes": _digest(asked.table), "cells": _digest(*units.cells, units.table)}
     recipe["prompts"] = _digest(*(units.prompts or ()), units.members, units.target)
+    unit = UNITS.get(readout) or model.time_head.unit
     if path is None:
-        found = [
-            screen.part(number) for number in progress(range(screen.n_parts), desc="Screening", unit="part")
-        ]
+        found = [part for _, part in _read_parts(screen, range(screen.n_parts))]
         effects = screen.table(pd.concat(found, ignore_index=True))
         if (size := int(effects.memory_usage().sum())) > LARGEST:
             raise ValueError(
@@ -196,7 +197,7 @@ def perturb(
                 "them: path='effects.csv.gz'."
             )
     else:
-        effects = _in_parts(screen, path, recipe)
+        effects = _in_parts(screen, path, recipe, unit)
         if effects is None:
             return adata.copy() if copy else None
 
@@ -207,7 +208,7 @@ def perturb(
         table[name] = np.bincount(place[column.to_numpy()], minlength=len(table))
     adata = adata.copy() if copy else adata
     params = {
-        "unit": UNITS.get(readout) or model.time_head.unit,
+        "unit": unit,
         "mode": mode,
         "k": doses.tolist(),
         "on": on,
@@ -294,6 +295,7 @@ def _prompts(adata: AnnData, model: MaxTokiModel, *, key, on, **_) -> _Units:
     params, table = stored["params"], stored["prompts"].reset_index(drop=True)
     if params["task"] != "timelapse" or params["queries_elsewhere"]:
         raise ValueError("A screen needs prompts that ask for the lapse to query cells of the same AnnData.")
+    warn_of_unit(params["time_key"], table["time"], model.time_head.unit)
     rows = read_prompts(table, adata, adata)
     members = np.column_stack([rows.context, rows.query])
     used = np.unique(members[members >= 0])
@@ -557,15 +559,24 @@ class _Screen:
         return as_categories(table[[*first, *(c for c in table if c not in first)]])
 
 
-def _in_parts(screen: _Screen, path: Path, recipe: dict) -> pd.DataFrame | None:
+def _read_parts(screen: _Screen, todo: Sequence[int], n_done: int = 0) -> Iterator[tuple[int, pd.DataFrame]]:
+    """Number and effects of parts, under one bar: that of the parts or, where there is one only, that of the reading."""
+    is_one = screen.n_parts == 1
+    total = n_done + len(todo)
+    for number in progress(todo, total=total, initial=n_done, desc="Screening", unit="part", disable=is_one):
+        with nullcontext() if is_one else hidden():
+            part = screen.part(number)
+        yield number, part
+
+
+def _in_parts(screen: _Screen, path: Path, recipe: dict, unit: str) -> pd.DataFrame | None:
     """Run what is left of a screen, and put it together; `None` where another process has to."""
     if is_written(path, recipe):
         return read_effects(path)
-    folder = path.with_name(f"{path.name}.parts")
+    folder = parts_folder(path)
     with open_shards(folder, screen.n_parts, recipe) as todo:
-        for number in progress(todo, desc="Screening", unit="part"):
-            with hidden():
-                part = screen.part(number)
+        n_done, _ = count_shards(folder)
+        for number, part in _read_parts(screen, todo, n_done):
             part.index = part.index.astype(str)
             with atomic(shard_path(folder, number)) as temporary:
                 AnnData(obs=part).write_h5ad(temporary)
@@ -575,7 +586,8 @@ def _in_parts(screen: _Screen, path: Path, recipe: dict) -> pd.DataFrame | None:
                 f"This process has done its share; the last one to finish writes {path}.", stacklevel=3
             )
             return None
-        write_effects(path, screen.table(pd.concat([ad.read_h5ad(shard).obs for shard in shards])), recipe)
+        table = screen.table(pd.concat([ad.read_h5ad(shard).obs for shard in shards]))
+        write_effects(path, table, recipe, unit)
     return read_effects(path)
 
 

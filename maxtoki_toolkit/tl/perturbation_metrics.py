@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from ._response_scores import SCORES, Truth, discrimination, score_response
 PREDICTION = "prediction"
 BASELINES = ("perturbation mean", "no change")
 Predicted = str | AnnData
+_APART = 5.0  # times: means that differ by more are hardly of one scale
 
 
 def perturbation_metrics(
@@ -131,9 +133,10 @@ def perturbation_metrics(
     scored = ~learned & (label != "")
     names = sorted(set(label[scored]) - {control})
     if not names or not (scored & (label == control)).any():
+        has = ", ".join(map(repr, sorted(set(label[scored]))[:8]))
         raise ValueError(
             f"There are {(scored & (label == control)).sum()} controls ({perturbation_key!r} is {control!r}) and {len(names)} perturbations "
-            "among the cells to score; both are needed."
+            f"among the cells to score; both are needed. The column has {has or 'nothing'}."
         )
     X = _values(adata, layer)
     every = [control, *names]
@@ -153,6 +156,8 @@ def perturbation_metrics(
         str(name): _predicted(adata, value, layer, perturbation_key, label, scored, names)
         for name, value in methods.items()
     }
+    for name, guess in guesses.items():
+        _warn_of_scale(name, np.nanmean(guess), np.nanmean(treated[0]))
     if repeated := set(guesses) & set(BASELINES):
         raise ValueError(f"{sorted(repeated)[0]!r} is the name of a baseline. Name the prediction otherwise.")
     guesses |= _baselines(X, label, learned, control, names, mean[0])
@@ -191,6 +196,17 @@ def perturbation_metrics(
     }
     write_result(adata, key_added or _keys.PERTURBATION_METRICS, params, scores=table)
     return adata if copy else None
+
+
+def _warn_of_scale(name: str, predicted: float, true: float) -> None:
+    """Counts beside logarithms give scores that mean nothing."""
+    if predicted > 0 and true > 0 and not 1 / _APART < predicted / true < _APART:
+        warnings.warn(
+            f"{name!r} has a mean of {predicted:.3g}, the true cells one of {true:.3g}: they are not on one scale. Normalise and "
+            "take logarithms of both, or of neither.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _values(adata: AnnData, layer: str | None) -> sp.csr_matrix:

@@ -15,7 +15,7 @@ from .._correction import benjamini_hochberg
 from .._results import read_result, write_result
 from ..get.perturbation import perturbation
 from ._gene_covariates import COVARIATES, gene_covariates, of_sets, standardised
-from ._matched_null import MIN_NULL, matched_null, moderated_error, storey, tail_df, two_sided_p
+from ._matched_null import MIN_NULL, matched_null, moderated_error, null_df, storey, two_sided_p
 
 # Those of Eisenberg and Levanon (Trends in Genetics 2013), and the most used ones.
 HOUSEKEEPING = (
@@ -50,7 +50,7 @@ def perturbation_stats(
     housekeeping
         Symbols or Ensembl ids of genes that should do nothing in particular; see `mt.get.perturbation_controls`.
     layer
-        Layer with the raw counts, for the expression; `.X` by default. Without counts, rank and detection are matched.
+        Layer with the raw counts, for the expression; by default what was ranked. Without counts, rank and detection are matched.
     key_added
         Key in `.uns`, by default "perturbation_stats".
     copy
@@ -75,8 +75,8 @@ def perturbation_stats(
     effect further from those of matched genes than these are from each other? This is the one to call genes by. Compared are effects
     over their error (that of the gene and that of all genes, half each), since an effect seen in few donors is large by chance. The centre of
     the null is the median of the matched genes, its spread half the range of their middle 68%, so that genes that matter among them
-    hardly count; its tails are those of a t distribution fitted to the middle 80% of all genes and groups, because what a model makes of
-    genes is not normal. `q_value` corrects for the genes of a group (Benjamini and Hochberg); `storey_q` is that times the estimated share of
+    hardly count; its tails are those of a t distribution with a fifth as many degrees of freedom as there are matched genes (3 to 6), which is
+    what genes that drive nothing show. `q_value` corrects for the genes of a group (Benjamini and Hochberg); `storey_q` is that times the estimated share of
     genes without an effect.
 
     A small p says that the **model** answers to this gene more than to others like it. It may be right or not, and what it has learned
@@ -112,6 +112,13 @@ def perturbation_stats(
         )
     unit, factor = ("years", 12.0) if params["unit"] == "months" else (str(params["unit"]), 1.0)
     is_known = "donor" in table
+    if not is_known:
+        warnings.warn(
+            "No donor is known, so cells are the units: those of one donor are alike, and p and intervals are too small. Screen "
+            "prompts with donors (donor_key=).",
+            UserWarning,
+            stacklevel=2,
+        )
     owner = table["donor" if is_known else "cell"]
     groups = list(table["group"].cat.categories)
     parts = [("all", np.ones(len(table), dtype=bool))] if len(groups) > 1 or groups == ["all"] else []
@@ -149,7 +156,6 @@ def perturbation_stats(
         "screen": key,
         "n_null": n_null,
         "min_donors": min_donors,
-        "tail_df": min(effects.attrs["df"], 1e6),
         "covariates": [name for name in COVARIATES if name in effects],
         **{
             name: params[name]
@@ -245,9 +251,8 @@ def _against_matched(found: pd.DataFrame, n_null: int, min_donors: int) -> pd.Da
 
 
 def _test(found: pd.DataFrame) -> pd.DataFrame:
-    """P and q of all genes and groups; the tails of the null are those of all groups."""
-    apart = (found["group"] != "all").to_numpy()
-    df = tail_df(found["z"].to_numpy()[apart if apart.any() else slice(None)])
+    """P and q of all genes, group by group."""
+    df = null_df(found["n_null"])
     reach = found["null_sd"] * stats.t.ppf(0.975, df) / stats.t.ppf(0.84, df)
     found["null_low"], found["null_high"] = found["null_mean"] - reach, found["null_mean"] + reach
     found["p_value"] = two_sided_p(found["z"].to_numpy(), df)
@@ -257,7 +262,6 @@ def _test(found: pd.DataFrame) -> pd.DataFrame:
     for rows in found.groupby(["group", "k"], sort=False).groups.values():
         found.loc[rows, "q_value"] = benjamini_hochberg(asked[rows])
         found.loc[rows, "storey_q"] = storey(asked[rows].to_numpy())
-    found.attrs["df"] = df
     return found
 
 

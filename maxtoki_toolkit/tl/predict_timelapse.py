@@ -11,6 +11,7 @@ from ..models.prompts import write_prompts
 from ..models.timelapse import read_lapses, require_temporal
 from ..pp.sample_prompts import read_prompts
 from ._cells import count_truncated, get_sequences
+from ._time_unit import warn_of_unit
 from ._timelapse_scores import score_lapses
 
 
@@ -89,6 +90,7 @@ def predict_timelapse(
         )
     if params["queries_elsewhere"] and queries is None:
         raise ValueError("The query cells of these prompts are in another AnnData: pass it as queries=.")
+    warn_of_unit(params["time_key"], table["time"], model.time_head.unit)
     cells = get_sequences(adata, model)
     query_cells = None if queries is None else get_sequences(queries, model)
     prompts = read_prompts(table, adata, adata if queries is None else queries)

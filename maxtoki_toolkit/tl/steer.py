@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,7 @@ from ._steer_sets import Edits, search_sets
 from ._steer_target import STRENGTH, get_steered
 
 METHODS = ("greedy", "beam", "sets", "ranks")
+_RHAT = 1.1
 
 
 def steer(
@@ -290,7 +292,19 @@ def steer(
         if found.trace is not None:
             tables["trace"] = found.trace
     write_result(result, name, {**model.params, **params}, **tables)
+    _warn_of_chains(tables["cells"]["rhat"].dropna().median() if method == "ranks" else params["rhat"])
     return result if copy else None
+
+
+def _warn_of_chains(rhat: float) -> None:
+    """Chains that differ have not yet forgotten where they began."""
+    if rhat > _RHAT:
+        warnings.warn(
+            f"The chains have not converged (R-hat {rhat:.2f}, {_RHAT} at most is asked for): what they show depends on where they "
+            "began. Take more steps (n_steps).",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _check(settings: dict) -> None:
