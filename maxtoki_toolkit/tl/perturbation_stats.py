@@ -76,7 +76,8 @@ def perturbation_stats(
     over their error (that of the gene and that of all genes, half each), since an effect seen in few donors is large by chance. The centre of
     the null is the median of the matched genes, its spread half the range of their middle 68%, so that genes that matter among them
     hardly count; its tails are those of a t distribution with a fifth as many degrees of freedom as there are matched genes (3 to 6), which is
-    what genes that drive nothing show. `q_value` corrects for the genes of a group (Benjamini and Hochberg); `storey_q` is that times the estimated share of
+    what genes that drive nothing show. A model whose effects have longer tails calls some genes for no other reason: look at
+    the controls (`mt.get.perturbation_controls`). `q_value` corrects for the genes of a group (Benjamini and Hochberg); `storey_q` is that times the estimated share of
     genes without an effect.
 
     A small p says that the **model** answers to this gene more than to others like it. It may be right or not, and what it has learned
