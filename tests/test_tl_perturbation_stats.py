@@ -114,6 +114,9 @@ def test_planted_genes_are_found():
     true = called[called.index.isin(names)]
     assert (np.sign(true["effect"]) == true.index.map(sign)).mean() >= 0.95
     assert (effects["storey_q"] <= effects["q_value"]).all()
+    # What a few donors do not agree on is not called, however far it is from other genes.
+    larger = effects[["p_value", "p_donors"]].max(axis=1)
+    np.testing.assert_allclose(effects["q_value"], stats.false_discovery_control(larger))
 
 
 def test_controls():

@@ -95,7 +95,7 @@ ax = mt.pl.perturbation(adata, group="fibroblast")
 # A point is the mean over donors, with its 95% interval. **Grey is the part that matters:** where the effects of other genes of like rank, detection and expression lie. High ranked genes move the reading
 # whatever they are.
 #
-# The two p values answer two questions. `p_donors` asks whether the effect is 0, and `p_value` whether it is more than matched genes do:
+# The two p values answer two questions. `p_donors` asks whether the effect is 0, and `p_value` whether it is more than matched genes do. `q_value` asks for both, of as many genes as were tested:
 
 # %%
 tested = stats[stats["p_value"].notna()]
@@ -105,7 +105,7 @@ print(f"p_value < 0.05: {(tested['p_value'] < 0.05).sum()}, of which by chance: 
 print(f"q_value < 0.05: {(tested['q_value'] < 0.05).sum()}")
 
 # %% [markdown]
-# Do not be surprised if the last number is 0 or 1 with as few cells as here. **A top ten is not a finding: any list has one.** More prompts of more donors help; other thresholds do not.
+# Do not be surprised if the last number is 0 with as few cells as here. **A top ten is not a finding: any list has one.** More prompts of more donors help; other thresholds do not.
 #
 # Controls come with it. Housekeeping genes should do nothing in particular, and absent genes nothing at all:
 

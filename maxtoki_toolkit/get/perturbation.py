@@ -81,7 +81,8 @@ def perturbation_stats(adata: AnnData, *, key: str = _keys.PERTURBATION_STATS) -
     `null_mean`, `null_low`, `null_high`, `n_null`
         Where the effects of matched genes lie: centre and middle 95%; how many genes.
     `excess`, `z`, `p_value`, `q_value`, `storey_q`
-        Effect less the centre of the null, in its standard deviations, two-sided p, corrected for the genes of a group.
+        Effect less the centre of the null, in its standard deviations, two-sided p; the larger of `p_value` and `p_donors`,
+        corrected for the genes of a group.
     `share_same_sign`
         Share of the donors whose own mean has the sign of the effect.
     `effect_younger_context`, `effect_older_context`

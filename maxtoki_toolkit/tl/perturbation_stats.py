@@ -72,13 +72,16 @@ def perturbation_stats(
     -----
     Two questions, two tests. `p_donors`: is the mean over donors 0? Nearly no edit leaves a model alone, so with
     enough donors nearly every gene passes: it says that the effect is stable, not that the gene matters. `p_value`: is the
-    effect further from those of matched genes than these are from each other? This is the one to call genes by. Compared are effects
+    effect further from those of matched genes than these are from each other? A gene is called if both are: `q_value` corrects the larger
+    p of the two (the intersection-union test of Berger, Technometrics 1982) for the genes of a group (Benjamini and Hochberg), and
+    `storey_q` is that times the estimated share of genes without an effect.
+
+    Compared with matched genes are effects
     over their error (that of the gene and that of all genes, half each), since an effect seen in few donors is large by chance. The centre of
     the null is the median of the matched genes, its spread half the range of their middle 68%, so that genes that matter among them
     hardly count; its tails are those of a t distribution with a fifth as many degrees of freedom as there are matched genes (3 to 6), which is
     what genes that drive nothing show. A model whose effects have longer tails calls some genes for no other reason: look at
-    the controls (`mt.get.perturbation_controls`). `q_value` corrects for the genes of a group (Benjamini and Hochberg); `storey_q` is that times the estimated share of
-    genes without an effect.
+    the controls (`mt.get.perturbation_controls`).
 
     A small p says that the **model** answers to this gene more than to others like it. It may be right or not, and what it has learned
     is association.
@@ -259,7 +262,9 @@ def _test(found: pd.DataFrame) -> pd.DataFrame:
     found["p_value"] = two_sided_p(found["z"].to_numpy(), df)
     for name in ("q_value", "storey_q"):
         found[name] = np.nan
-    asked = found["p_value"].where(found["matched_to"] == "")
+    # Both hypotheses have to fall for a gene to be called.
+    both = np.fmax(found["p_value"], found["p_donors"])
+    asked = both.where((found["matched_to"] == "") & found["p_value"].notna())
     for rows in found.groupby(["group", "k"], sort=False).groups.values():
         found.loc[rows, "q_value"] = benjamini_hochberg(asked[rows])
         found.loc[rows, "storey_q"] = storey(asked[rows].to_numpy())
