@@ -34,7 +34,7 @@ def screened(rng, *, planted=(), strength=0.0, noise="normal", groups=("a",), la
     adata.var["ensembl_id"], adata.var["token_id"] = names, np.arange(N_GENES) + 4
     adata.layers["rank"] = sp.csr_matrix(ranks.astype(np.uint16))
     # What the model makes of a gene: high ranked ones matter more, whatever they are.
-    draw = {"normal": rng.normal, "heavy": lambda *_: stats.t.rvs(8, size=N_GENES, random_state=rng)}[noise]
+    draw = {"normal": rng.normal, "heavy": lambda *_: stats.t.rvs(12, size=N_GENES, random_state=rng)}[noise]
     own = 20 / np.sqrt(rank) * draw(0, 1, N_GENES)
     effect = own + strength * 20 / np.sqrt(rank) * np.isin(np.arange(N_GENES), planted)
     donor = rng.normal(0, 3, (N_DONORS, N_GENES))
@@ -89,14 +89,14 @@ def test_means_over_donors():
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", ["normal", "heavy"])
 def test_nothing_is_found_where_nothing_is(noise):
-    """40 screens in which genes differ by their rank alone: p is even, and q calls nothing; with long tails seldom."""
+    """40 screens in which genes differ by their rank alone: p is even, and q calls nothing."""
     shares, called = [], []
     for seed in range(40):
         effects = stats_of(screened(np.random.default_rng(seed), noise=noise))
         shares.append((effects["p_value"] < 0.05).mean())
         called.append((effects["q_value"] < 0.05).any())
     assert 0.03 <= np.mean(shares) <= 0.08
-    assert np.mean(called) <= {"normal": 0.05, "heavy": 0.15}[noise]
+    assert np.mean(called) <= 0.05
 
 
 def test_planted_genes_are_found():

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 MIN_NULL = 10  # genes
-_DF = 3.0, 6.0
+_DF = 3.0, 8.0
 
 
 class Null(NamedTuple):
@@ -88,7 +88,7 @@ def null_df(n: np.ndarray) -> np.ndarray:
     """Degrees of freedom of the t distribution that z of genes follows that are no other than the n they are matched to.
 
     A spread estimated from few genes errs, and what models make of genes has longer tails than a normal distribution. A fifth of n,
-    6 at most, is what genes that drive nothing show (`benchmarks/perturbation.py`). It is not fitted to the screen at hand, where
+    8 at most, is what genes that drive nothing show (`benchmarks/perturbation.py`). It is not fitted to the screen at hand, where
     genes that matter would pass for tails.
     """
     return np.clip(np.asarray(n) / 5, *_DF)

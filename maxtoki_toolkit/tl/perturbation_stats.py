@@ -79,7 +79,7 @@ def perturbation_stats(
     Compared with matched genes are effects
     over their error (that of the gene and that of all genes, half each), since an effect seen in few donors is large by chance. The centre of
     the null is the median of the matched genes, its spread half the range of their middle 68%, so that genes that matter among them
-    hardly count; its tails are those of a t distribution with a fifth as many degrees of freedom as there are matched genes (3 to 6), which is
+    hardly count; its tails are those of a t distribution with a fifth as many degrees of freedom as there are matched genes (3 to 8), which is
     what genes that drive nothing show. A model whose effects have longer tails calls some genes for no other reason: look at
     the controls (`mt.get.perturbation_controls`).
 
