@@ -89,9 +89,14 @@ def encoded_blocks(
         yield cells
 
 
+def _slot(layer: str | None) -> str:
+    """Where the counts are in a file."""
+    return "X" if layer is None else f"layers/{layer}"
+
+
 def _counts_of(store, layer: str | None):
     """Return the stored matrix of counts as it is."""
-    key = "X" if layer is None else f"layers/{layer}"
+    key = _slot(layer)
     if key not in store:
         layers = sorted(store["layers"]) if "layers" in store else []
         raise KeyError(f"Did not find {key} in the file. Its layers: {', '.join(layers) or 'none'}.")
@@ -106,7 +111,7 @@ def _open_counts(store, layer: str | None):
     matrix = ad.io.sparse_dataset(matrix)
     if matrix.format != "csr":
         raise ValueError(
-            f"{'X' if layer is None else f'layers/{layer}'} is stored by gene (CSC), which cannot be read cell by cell. Load it with anndata and write "
+            f"{_slot(layer)} is stored by gene (CSC), which cannot be read cell by cell. Load it with anndata and write "
             "adata.X.tocsr() to a new file."
         )
     return matrix

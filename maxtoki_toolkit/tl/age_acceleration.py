@@ -168,8 +168,8 @@ def age_acceleration(
     )
     matching = match_donors(donors, control, tolerance)
     enough = _enough(matching, min_donors)
-    warn_of_unit(age_key, get_times(adata, age_key), model.time_head.unit)
     cells = _cells(adata, donors, donor_key, age_key, groupby, used, control)
+    warn_of_unit(age_key, cells.time, model.time_head.unit)
     queries, overlap = _draw_queries(cells, matching, n_cells, rng)
     drawn = [
         _draw_contexts(cells, group, n_contexts, context_size, rng) for group in range(len(cells.groups))
