@@ -12,13 +12,15 @@ import maxtoki_toolkit as mt
 from maxtoki_toolkit.models.sequences import Sequences
 
 N_GENES, N_MONTHS = 20_271, 1_500
+TOY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def temporal_model(shape: str, *, device: str, dtype: str) -> mt.models.MaxTokiModel:
-    """A model of this shape with time tokens and a linear time head."""
+    """A model of this shape ("toy": to see that a benchmark runs) with time tokens and a linear time head."""
     genes = [f"ENSG{i:011d}" for i in range(N_GENES)]
     tokens = ["<pad>", "<mask>", "<bos>", "<eos>", *genes]
     vocab = mt.models.Vocabulary({t: i for i, t in enumerate(tokens)}, dict.fromkeys(genes, 1.0))
+    shape = TOY | {"max_position_embeddings": 4096} if shape == "toy" else shape
     model = mt.models.build_model(shape, vocab)
     model = mt.models.extend_model(model, vocab.with_times(-N_MONTHS, N_MONTHS), max_length=16_384)
     head = mt.models.TimeHead("linear", scale=200.0, hidden_size=model.hf.config.hidden_size)

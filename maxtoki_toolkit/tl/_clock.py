@@ -33,7 +33,9 @@ def log_expression(sources: list, layer: str | None, train: np.ndarray) -> np.nd
     return X[:, genes].toarray()
 
 
-def fit_ridge(X: np.ndarray, y: np.ndarray, donor: np.ndarray | None, seed: int):
+def fit_ridge(
+    X: np.ndarray, y: np.ndarray, donor: np.ndarray | None, seed: int, *, alphas: np.ndarray = ALPHAS
+):
     """Ridge on standardised features, its penalty chosen between donors (or cells, where no donors are known)."""
     from sklearn.linear_model import Ridge
     from sklearn.model_selection import GroupKFold, KFold
@@ -46,14 +48,14 @@ def fit_ridge(X: np.ndarray, y: np.ndarray, donor: np.ndarray | None, seed: int)
         if n_units > 1
         else KFold(min(FOLDS, len(y)), shuffle=True, random_state=seed)
     )
-    error = np.zeros(len(ALPHAS))
+    error = np.zeros(len(alphas))
     for fit, check in folds.split(X, y, donor):
         # One target a penalty: the products of the features are computed once for all of them.
-        several = make_pipeline(StandardScaler(), Ridge(ALPHAS)).fit(
-            X[fit], np.tile(y[fit, None], len(ALPHAS))
+        several = make_pipeline(StandardScaler(), Ridge(alphas)).fit(
+            X[fit], np.tile(y[fit, None], len(alphas))
         )
         error += ((several.predict(X[check]) - y[check, None]) ** 2).sum(axis=0)
-    alpha = float(ALPHAS[error.argmin()])
+    alpha = float(alphas[error.argmin()])
     return make_pipeline(StandardScaler(), Ridge(alpha)).fit(X, y), alpha
 
 

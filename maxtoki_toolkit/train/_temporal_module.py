@@ -10,6 +10,8 @@ from ..models.time_head import TimeHead
 from ..models.vocabulary import Vocabulary
 from .corpus import IGNORED
 
+_SMALL = 0.3  # errors, in units of the loss's scale, up to which they are squared
+
 
 class TemporalModule(nn.Module):
     """What is trained in stage 2.
@@ -27,6 +29,8 @@ class TemporalModule(nn.Module):
     clock
         Weight of the error of each cell's own time, read at its `<eos>` by a linear layer that serves the training
         alone.
+    running
+        Weight of the error of the clock at every gene, and of the lapse at every gene of a query.
     """
 
     def __init__(
@@ -39,12 +43,13 @@ class TemporalModule(nn.Module):
         penalty: float,
         weights: tuple[float, float],
         clock: float = 0.0,
+        running: float = 0.0,
     ) -> None:
         super().__init__()
         self.hf, self.head, self.vocab = hf, head, vocab
         self.loss_scale, self.penalty, self.weights = loss_scale, penalty, weights
-        self.clock_weight = clock
-        self.clock = nn.Linear(hf.config.hidden_size, 1) if clock else None
+        self.clock_weight, self.running_weight = clock, running
+        self.clock = nn.Linear(hf.config.hidden_size, 1) if clock or running else None
         if self.clock is not None:
             nn.init.zeros_(self.clock.weight)
             nn.init.zeros_(self.clock.bias)
@@ -69,6 +74,10 @@ class TemporalModule(nn.Module):
         age: torch.Tensor | None = None,
         replay_ids: torch.Tensor | None = None,
         replay_labels: torch.Tensor | None = None,
+        running: torch.Tensor | None = None,
+        running_weight: torch.Tensor | None = None,
+        running_from: torch.Tensor | None = None,
+        in_query: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Loss of a batch (see `PromptCollator`), its parts, and the predicted lapses (NaN where none was asked)."""
         lm_head = self.hf.get_output_embeddings()
@@ -101,11 +110,31 @@ class TemporalModule(nn.Module):
             total = total + self.clock_weight * _global_mean(
                 (self.clock(states[read]).float().squeeze(-1) - age[read] / self.loss_scale) ** 2
             )
+        if running is not None:
+            total = total + self.running_weight * self._running(
+                states, running, running_weight, running_from, in_query, lm_head
+            )
         return {
             "loss": total,
             "predicted": predicted,
             "cell_loss": cell_loss.detach().expand(len(eoq)),
         }
+
+    def _running(self, states, running, weight, running_from, in_query, lm_head) -> torch.Tensor:
+        """Error of the clock at every gene, and of the lapse at those of queries."""
+        age = running / self.loss_scale
+        loss = _weighted(self.clock(states).float().squeeze(-1), age, weight)
+        lapse = age - running_from[:, None] / self.loss_scale
+        if self.head.kind == "linear" and in_query.any():
+            reading = self.head(states[in_query], lm_head, self.vocab).lapse / self.loss_scale
+            loss = loss + _weighted(reading, lapse[in_query], weight[in_query])
+        return loss
+
+
+def _weighted(predicted: torch.Tensor, true: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Mean error, quadratic for small ones and linear for large ones, over all processes."""
+    error = F.smooth_l1_loss(predicted, true, reduction="none", beta=_SMALL)
+    return _global_mean(error * weight) / _global_mean(weight).detach().clamp(min=1e-6)
 
 
 def _global_mean(values: torch.Tensor) -> torch.Tensor:

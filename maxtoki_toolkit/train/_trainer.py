@@ -14,6 +14,9 @@ from torch.utils.data import Dataset
 from .._files import atomic
 from .._progress import progress
 from ..models._quiet import quiet_transformers
+from ._optimizer import MuonAdamW
+
+MOST_WORKERS = 8  # processes that write batches while a GPU computes
 
 
 def fit(
@@ -47,7 +50,7 @@ def fit(
         What is trained on, how it is batched, and what is evaluated.
     recipe
         Settings of the run: a run with others is not continued. Among them max_steps, batch_size, accumulate,
-        learning_rate, warmup, weight_decay, bf16 and seed, which are used here.
+        learning_rate, warmup, weight_decay, bf16 and seed, which are used here, and optimizer, embedding_rate, hold and floor.
     eval_every, save_every
         Steps between evaluations, and between checkpoints.
     device
@@ -73,6 +76,8 @@ def fit(
     # transformers 5 takes this folder from the environment alone.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / "tensorboard")
     max_steps = recipe["max_steps"]
+    warmup = max(round(recipe["warmup"] * max_steps), 1)
+    n_workers = min(MOST_WORKERS, (os.cpu_count() or 1) - 1) if device.startswith("cuda") else 0
     arguments = TrainingArguments(
         output_dir=str(output / "checkpoints"),
         max_steps=max_steps,
@@ -80,8 +85,12 @@ def fit(
         per_device_eval_batch_size=recipe["batch_size"],
         gradient_accumulation_steps=recipe["accumulate"],
         learning_rate=recipe["learning_rate"],
-        lr_scheduler_type="cosine",
-        warmup_steps=max(round(recipe["warmup"] * max_steps), 1),
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={
+            "num_decay_steps": max_steps - warmup - round(recipe.get("hold", 0) * (max_steps - warmup)),
+            "min_lr_ratio": recipe.get("floor", 0.0),
+        },
+        warmup_steps=warmup,
         weight_decay=recipe["weight_decay"],
         adam_beta2=0.98,
         bf16=recipe["bf16"],
@@ -95,6 +104,8 @@ def fit(
         train_sampling_strategy="sequential" if sequential else "random",
         remove_unused_columns=False,
         dataloader_pin_memory=device.startswith("cuda"),
+        dataloader_num_workers=n_workers,
+        dataloader_persistent_workers=n_workers > 0,
         use_cpu=device == "cpu",
         ddp_backend="gloo" if device == "cpu" and n_processes() > 1 else None,
         disable_tqdm=True,
@@ -115,8 +126,17 @@ def fit(
         hf = getattr(module, "hf", module)
         # The newer name of transformers, or the older.
         (getattr(hf, "activation_checkpointing_enable", None) or hf.gradient_checkpointing_enable)()
+    optimizer = None
+    if recipe.get("optimizer") == "muon":
+        optimizer = MuonAdamW(
+            module.to(arguments.device),
+            recipe["learning_rate"],
+            recipe["embedding_rate"],
+            recipe["weight_decay"],
+        )
     trainer = _Trainer(
         model=module.train(),
+        optimizers=(optimizer, None),
         args=arguments,
         train_dataset=dataset,
         eval_dataset=held_out,

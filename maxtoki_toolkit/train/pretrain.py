@@ -12,6 +12,7 @@ from ..models.build import build_model
 from ..models.load import load_model, pick_device, save_model
 from ..models.model import MaxTokiModel
 from ..models.vocabulary import Vocabulary
+from ._optimizer import require_optimizer
 from ._trainer import fit, is_first_process, wait_for_all
 from .corpus import Corpus, NextGeneCollator
 
@@ -26,7 +27,11 @@ def pretrain(
     batch_size: int = 8,
     accumulate: int = 1,
     learning_rate: float = 1e-4,
+    optimizer: str = "adamw",
+    embedding_rate: float = 0.01,
     warmup: float = 0.01,
+    hold: float = 0.0,
+    floor: float = 0.0,
     weight_decay: float = 0.01,
     scored: float = 1.0,
     gene_dropout: float = 0.0,
@@ -57,8 +62,8 @@ def pretrain(
         length, in tokens, to which cells are cut.
     max_steps, batch_size, accumulate
         Optimiser steps; cells a device and forward pass; forward passes a step.
-    learning_rate, warmup, weight_decay
-        Peak of a cosine schedule with linear warm-up over this share of the steps; decay of AdamW.
+    learning_rate, warmup, hold, floor, weight_decay, optimizer, embedding_rate
+        As in `mt.train.temporal`.
     scored
         Share of the positions that are scored in each batch.
     gene_dropout
@@ -108,6 +113,7 @@ def pretrain(
     >>> model.hf.config.num_hidden_layers
     1
     """
+    require_optimizer(optimizer)
     output = Path(output)
     one = (AnnData, str, Path)
     cells = [cells] if isinstance(cells, one) else list(cells)
@@ -121,6 +127,10 @@ def pretrain(
         "batch_size": batch_size,
         "accumulate": accumulate,
         "learning_rate": learning_rate,
+        "optimizer": optimizer,
+        "embedding_rate": embedding_rate,
+        "hold": hold,
+        "floor": floor,
         "warmup": warmup,
         "weight_decay": weight_decay,
         "scored": scored,

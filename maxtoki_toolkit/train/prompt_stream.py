@@ -14,6 +14,7 @@ from ..models.prompts import Prompts, Written, time_token, write_prompts
 from ..models.sequences import Sequences, pad
 from ..models.vocabulary import Vocabulary
 from ..pp._sampling import Sampler
+from ._teacher import Teacher
 from .corpus import IGNORED
 
 _REPLAY = 8  # prompts for each cell that is read again
@@ -27,6 +28,14 @@ class Stage(NamedTuple):
     sampler: Sampler
 
 
+class Drawn(NamedTuple):
+    """Prompts of a batch, and what is learned from them."""
+
+    prompts: Prompts
+    taught: np.ndarray
+    """bool, prompts: whether the running clock is the teacher's, and not the true time."""
+
+
 class PromptStream(Dataset):
     """Prompts for training, in an order that depends on the seed alone.
 
@@ -38,10 +47,14 @@ class PromptStream(Dataset):
         What to draw, one after the other.
     batch_size
         Prompts an optimiser step, over all processes and accumulated passes; they are of similar length.
+    n_taught
+        How many prompts, from the first on, learn the teacher's running clock.
     """
 
-    def __init__(self, cells: Sequences, stages: Sequence[Stage], *, batch_size: int) -> None:
-        self.cells, self.stages = cells, list(stages)
+    def __init__(
+        self, cells: Sequences, stages: Sequence[Stage], *, batch_size: int, n_taught: int = 0
+    ) -> None:
+        self.cells, self.stages, self.n_taught = cells, list(stages), n_taught
         self.starts = np.cumsum([0, *(stage.n_prompts for stage in stages)])
         self.batch_size = batch_size
         self._window = (-1, -1), None
@@ -49,17 +62,18 @@ class PromptStream(Dataset):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def __getitems__(self, indices: list[int]) -> Prompts:
+    def __getitems__(self, indices: list[int]) -> Drawn:
         """Prompts of a batch; torch asks for all of them at once."""
         parts = [self._prompt(i) for i in indices]
         size = max(part.context.shape[1] for part in parts)
-        return Prompts(
+        prompts = Prompts(
             np.concatenate([_widen(part.context, size, -1) for part in parts]),
             np.concatenate([part.query for part in parts]),
             np.concatenate([_widen(part.steps, size - 1, 0) for part in parts]),
             np.concatenate([part.lapse for part in parts]),
             np.concatenate([part.timelapse for part in parts]),
         )
+        return Drawn(prompts, np.asarray(indices) < self.n_taught)
 
     def _prompt(self, i: int) -> Prompts:
         stage = int(np.searchsorted(self.starts, i, side="right")) - 1
@@ -103,6 +117,10 @@ class PromptCollator:
         Cells that are read again as in stage 1, one for every `_REPLAY` prompts, drawn anew for each batch.
     every_cell
         Learn the genes of every cell in a prompt, each from the cells before it, rather than those of the answer alone.
+    running, group, teacher
+        Whether the clock is read at every gene; the group of each cell; and the teacher of the running clock, if there is one.
+    shortest
+        Cells of a prompt are cut to a number of genes between this and all that the model reads, drawn for each prompt.
 
     Notes
     -----
@@ -121,6 +139,10 @@ class PromptCollator:
         gene_dropout: float = 0.0,
         replay: Sequences | None = None,
         every_cell: bool = False,
+        running: bool = False,
+        group: np.ndarray | None = None,
+        teacher: Teacher | None = None,
+        shortest: int | None = None,
     ) -> None:
         if not 0 <= gene_dropout < 1:
             raise ValueError(f"The share of genes left out must be in [0, 1), got {gene_dropout}.")
@@ -128,12 +150,17 @@ class PromptCollator:
         self.replay, self.every_cell = replay, every_cell
         self.age = np.full(len(cells.lengths), np.nan) if age is None else age.astype(float)
         self.gene_dropout, self.is_gene = gene_dropout, vocab.gene_of_token != ""
+        self.running, self.group, self.teacher, self.shortest = running, group, teacher, shortest
 
-    def __call__(self, prompts: Prompts) -> dict[str, torch.Tensor]:
+    def __call__(self, drawn: Drawn) -> dict[str, torch.Tensor]:
         """Batch some prompts."""
+        prompts, cells = drawn.prompts, self.cells
+        rows = np.column_stack([prompts.context, prompts.query])
+        if self.shortest is not None:
+            cells, prompts = self._cut(rows, prompts)
         # The answer to a timelapse prompt comes after all that is read: it need not be written.
         written = write_prompts(
-            prompts, self.cells, self.vocab, max_length=self.max_length, answer=~prompts.timelapse
+            prompts, cells, self.vocab, max_length=self.max_length, answer=~prompts.timelapse
         )
         if self.gene_dropout:
             written = self._drop_genes(written)
@@ -149,7 +176,6 @@ class PromptCollator:
         labels = torch.full_like(tokens, IGNORED)
         labels[:, :-1] = torch.where(scored[:, :-1], tokens[:, 1:], IGNORED)
         # The n-th `<eos>` of a prompt belongs to its n-th cell; the query is the last.
-        rows = np.column_stack([prompts.context, prompts.query])
         age = torch.full(tokens.shape, torch.nan)
         age[tokens == self.vocab["<eos>"]] = torch.from_numpy(self.age[rows[rows >= 0]]).float()
         batch = {
@@ -160,7 +186,65 @@ class PromptCollator:
             "age": age,
             "lapse_token": torch.from_numpy(time_token(prompts.lapse, self.vocab)),
         }
+        if self.running:
+            batch |= self._running(drawn.taught, rows, prompts, written, tokens)
         return batch if self.replay is None else batch | self._replayed(tokens)
+
+    def _cut(self, rows: np.ndarray, prompts: Prompts) -> tuple[Sequences, Prompts]:
+        """The cells of these prompts alone, cut to one number of genes in each prompt, and the prompts of them."""
+        rng = np.random.default_rng(zlib.crc32(np.ascontiguousarray(rows).tobytes()))
+        longest = self.cells.lengths.max() - 2
+        # Half of the prompts are whole: that is how they are read later.
+        n_genes = rng.integers(min(self.shortest, longest), longest + 1, len(rows))
+        n_genes = np.where(rng.random(len(rows)) < 0.5, longest, n_genes)
+        there = rows >= 0
+        flat, most = rows[there], np.repeat(n_genes, there.sum(axis=1))
+        n = np.minimum(self.cells.lengths[flat] - 2, most) + 2
+        indptr = np.concatenate([[0], np.cumsum(n)])
+        place = np.arange(indptr[-1]) - np.repeat(indptr[:-1], n)
+        source = np.repeat(self.cells.indptr[flat], n) + place
+        last = indptr[1:] - 1
+        source[last] = self.cells.indptr[flat + 1] - 1
+        number = np.full(rows.shape, -1)
+        number[there] = np.arange(len(flat))
+        cells = Sequences(np.asarray(self.cells.tokens[source]), indptr)
+        return cells, prompts._replace(context=number[:, :-1], query=number[:, -1])
+
+    def _running(
+        self, taught: np.ndarray, rows: np.ndarray, prompts: Prompts, written: Written, tokens: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The time of each cell since the first of its group, gene by gene: the teacher's, or the true one."""
+        flat = written.sequences.tokens
+        prompt = np.repeat(np.arange(len(rows)), written.sequences.lengths)
+        is_gene = self.is_gene[flat]
+        begins = np.flatnonzero(flat == self.vocab["<bos>"])
+        cell = np.searchsorted(begins, np.arange(len(flat)), side="right") - 1
+        place = np.where(is_gene, np.arange(len(flat)) - begins[cell] - 1, -1)
+        # The n-th `<bos>` of a prompt begins its n-th cell; a lapse prompt has its query, a cell prompt its answer.
+        row = rows[rows >= 0][cell]
+        age = self.age[row]
+        value = np.where(is_gene, age, np.nan).astype(np.float32)
+        # A gene far up the list says little on its own.
+        weight = np.where(is_gene, (place + 1) / self.cells.lengths.max(), 0).astype(np.float32)
+        if self.teacher is not None:
+            running = self.teacher.running(flat, place, self.group[row], is_gene)
+            known = taught[prompt] & ~np.isnan(running)
+            value, weight = np.where(known, running, value), np.where(known & is_gene, 1, weight)
+        weight = np.where(np.isnan(value), 0, weight)
+        inside = np.arange(tokens.shape[1]) < written.sequences.lengths[:, None]
+        values, weights = (np.zeros(tokens.shape, np.float32) for _ in range(2))
+        values[inside], weights[inside] = np.nan_to_num(value), weight
+        # What is read of the query so far is a lapse too.
+        last = prompts.context_size - 1
+        start = rows[np.arange(len(rows)), last]
+        boq = (tokens.numpy() == self.vocab["<boq>"]).argmax(axis=1)
+        in_query = (np.arange(tokens.shape[1]) > boq[:, None]) & prompts.timelapse[:, None]
+        return {
+            "running": torch.from_numpy(values),
+            "running_weight": torch.from_numpy(weights),
+            "running_from": torch.from_numpy(np.nan_to_num(self.age[start])).float(),
+            "in_query": torch.from_numpy(in_query),
+        }
 
     def _replayed(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         """Cells to read again; each of their genes is to be predicted."""

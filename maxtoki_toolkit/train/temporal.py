@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from anndata import AnnData
 
+from .._validate import require_obs
 from ..models.extend import extend_model
 from ..models.load import load_model, pick_device, save_model
 from ..models.model import MaxTokiModel
@@ -19,6 +20,8 @@ from ..models.time_head import TimeHead
 from ..pp._design import get_groups, get_mask, get_times
 from ..pp._sampling import Sampler
 from ._cells import read_together
+from ._optimizer import require_optimizer
+from ._teacher import fit_teacher
 from ._temporal_module import TemporalModule
 from ._trainer import fit, is_first_process, n_processes, wait_for_all
 from .prompt_stream import PromptCollator, PromptStream, Stage
@@ -47,6 +50,11 @@ def temporal(
     balance: float = 0.1,
     curriculum: float = 0.3,
     clock: float = 1.0,
+    running: float = 0.0,
+    teacher: str | None = None,
+    teach: float = 0.7,
+    donor_key: str | None = None,
+    shortest: int | None = None,
     replay: AnnData | str | Path | Sequence[AnnData | str | Path] | None = None,
     every_cell: bool = False,
     gene_dropout: float = 0.0,
@@ -59,7 +67,11 @@ def temporal(
     batch_size: int = 8,
     accumulate: int = 1,
     learning_rate: float = 1e-4,
+    optimizer: str = "adamw",
+    embedding_rate: float = 0.01,
     warmup: float = 0.01,
+    hold: float = 0.0,
+    floor: float = 0.0,
     weight_decay: float = 0.01,
     n_held_out: int = 512,
     eval_every: int = 500,
@@ -111,6 +123,15 @@ def temporal(
         Weight of a further loss: the time of each cell since the first time of its group, read at the cell's `<eos>`
         by a linear layer that is not kept. It tells the model what to look for in a cell, which lapses alone,
         differences of two unknowns, do too faintly: small models were seen to stay at r 0 without it.
+    running
+        Weight of the same, and of the lapse, read at every gene of a cell rather than at its end alone.
+    teacher, teach, donor_key
+        "ridge": for the share `teach` of the steps the running clock follows ridge regressions of time on the places of genes,
+        one for each group, fitted to the cells that are trained on: the sum over the genes read so far, and what the others
+        add on average. Such labels are without noise and there is one at every gene. True times take over
+        then. The penalty is chosen between donors where `donor_key` names their column.
+    shortest
+        Cut the cells of half of the prompts to a number of genes from this one on, so that shallow cells are read too.
     replay
         Cells of stage 1 that are read again beside the prompts, one for every eight, and count to the cell task: what
         was learned of them is then kept. They need no times.
@@ -131,8 +152,11 @@ def temporal(
     max_steps, batch_size, accumulate
         Optimiser steps; prompts a device and forward pass; forward passes a step. Prompts of one step are of
         similar length.
-    learning_rate, warmup, weight_decay
-        Peak of a cosine schedule with linear warm-up over this share of the steps; decay of AdamW.
+    learning_rate, warmup, hold, floor, weight_decay
+        Peak of the learning rate, which rises linearly over the share `warmup` of the steps, is held for the share `hold` of the
+        rest and falls by a cosine to the share `floor` of the peak; decay of AdamW.
+    optimizer, embedding_rate
+        "adamw"; or "muon", for the matrices of the blocks, with AdamW at `embedding_rate` for embeddings and heads.
     n_held_out, eval_every, save_every
         Prompts to predict, and steps between predictions and between checkpoints; the last two are kept.
     device
@@ -178,6 +202,11 @@ def temporal(
     (True, 'months')
     """
     recipe = {name: value for name, value in locals().items() if name not in _NOT_RECIPE}
+    require_optimizer(optimizer, adapter)
+    if teacher not in (None, "ridge"):
+        raise ValueError(f'There is no teacher {teacher!r}; give "ridge" or None.')
+    if teacher is not None and not running:
+        raise ValueError("A teacher has a say at every gene: give running a weight, such as running=1.")
     output = Path(output)
     device = pick_device(device)
     sequences, tables = read_together(cells, model, output / "cells")
@@ -206,6 +235,19 @@ def temporal(
         sizes["timelapse"] = 1.0
         sampler = Sampler(group, time, contexts=tested, queries=tested, **sizes, **settings)
         test = PromptStream(sequences, [Stage(n_held_out, sampler)], batch_size=batch_size)
+    age = _age(group, time, used)
+    guide = None
+    if teacher is not None:
+        guide = fit_teacher(
+            sequences,
+            group,
+            np.nan_to_num(age),
+            used,
+            _donors(tables, donor_key),
+            n_tokens=model.vocab.size,
+            n_groups=int(group.max()) + 1,
+            seed=seed,
+        )
     again = None if replay is None else read_together(replay, model, output / "replay")[0]
     hf, merge = _trainable(model, freeze_layers, adapter)
     module = TemporalModule(
@@ -216,6 +258,7 @@ def temporal(
         penalty=penalty,
         weights=tuple(task_weights),
         clock=clock,
+        running=running,
     )
     recipe |= {
         "scale": scale,
@@ -227,15 +270,24 @@ def temporal(
     trained_now = fit(
         module,
         output,
-        dataset=PromptStream(sequences, [stage for stage in stages if stage.n_prompts], batch_size=unit),
+        dataset=PromptStream(
+            sequences,
+            [stage for stage in stages if stage.n_prompts],
+            batch_size=unit,
+            n_taught=0 if guide is None else round(teach * max_steps) * unit,
+        ),
         collator=PromptCollator(
             sequences,
             model.vocab,
             max_length=model.max_length,
-            age=_age(group, time, used),
+            age=age,
             gene_dropout=gene_dropout,
             replay=again,
             every_cell=every_cell,
+            running=running > 0,
+            group=group,
+            teacher=guide,
+            shortest=shortest,
         ),
         recipe=recipe,
         held_out=test,
@@ -320,6 +372,15 @@ def _design(tables: Sequence[AnnData], time_key: str, groupby, use: str | None, 
         parts["used"].append(get_mask(adata, use, "use") & ~tested)
         parts["tested"].append(tested)
     return tuple(np.concatenate(part) for part in parts.values())
+
+
+def _donors(tables: Sequence[AnnData], donor_key: str | None) -> np.ndarray | None:
+    """Donor of each cell, over all data sets."""
+    if donor_key is None:
+        return None
+    for adata in tables:
+        require_obs(adata, donor_key)
+    return np.concatenate([adata.obs[donor_key].astype(str).to_numpy() for adata in tables])
 
 
 def _scale(model: MaxTokiModel, head: str, unit: str, loss_scale: float) -> float:
