@@ -69,7 +69,7 @@ def main() -> None:
             held_out="held_out_donors",
             seed=recipe["seed"],
             device=arguments.device,
-            bf16=True,
+            bf16=arguments.device == "cuda",
             **settings,
         )
 

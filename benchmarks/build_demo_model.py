@@ -165,7 +165,7 @@ def main() -> None:
     if arguments.toy:
         recipe = shrink(recipe)
     work = arguments.work
-    common = {"seed": recipe["seed"], "device": arguments.device, "bf16": True}
+    common = {"seed": recipe["seed"], "device": arguments.device, "bf16": arguments.device == "cuda"}
 
     parts = real_cells(recipe, arguments.data)
     parts["aging_atlas"] = mt.datasets.aging_atlas(**recipe["stage1"]["aging_atlas"])

@@ -2,6 +2,7 @@
 # Everything that needs an NVIDIA GPU, in ten minutes on one machine without network, in order of worth:
 #
 #   benchmarks/gpu_wheels.sh                      # beforehand, where there is a network
+#   OUT=results benchmarks/gpu.sh rates           # learning rates, two minutes
 #   OUT=results benchmarks/gpu.sh train           # the demo models, packed to $OUT/*.tar
 #   OUT=results benchmarks/gpu.sh measure         # the GPU rows of "How fast" and the GPU tests
 #   OUT=results benchmarks/gpu.sh --rehearse      # both, on a CPU at toy size
@@ -85,6 +86,7 @@ export PYTHONUNBUFFERED=1 MAXTOKI_PROGRESS=0 TOKENIZERS_PARALLELISM=false
 mkdir -p "$work"
 [ "$what" = --rehearse ] || install
 case $what in
+  rates) step rates 130 python3 benchmarks/rates.py --device "$device" ;;
   train) train ;;
   measure) measure ;;
   *) train; measure ;;
