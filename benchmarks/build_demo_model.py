@@ -58,10 +58,12 @@ def is_held_out(names: pd.Index) -> np.ndarray:
     return np.array([zlib.crc32(name.encode()) % 2 == 1 for name in names])
 
 
-def real_cells(recipe: dict, data: Path) -> dict[str, AnnData]:
+def real_cells(recipe: dict, data: Path | None) -> dict[str, AnnData]:
     """The real cells that are trained on, and the heart nuclei, those held out marked."""
     parts = {"heart_nuclei": mt.datasets.load("heart_nuclei")}
-    for name in ("pbmc_facs_3874", "pbmc3k_raw"):
+    for name in {"pbmc_facs_3874", "pbmc3k_raw"} & set(recipe["min_cells"]):
+        if data is None:
+            raise SystemExit(f"The recipe reads {name}, which does not ship: name its folder with --data.")
         adata = anndata.read_h5ad(data / f"{name}.h5ad")
         adata.X = adata.X.astype(np.float32)
         parts[name] = adata[~is_held_out(adata.obs_names)].copy() if name == "pbmc_facs_3874" else adata
@@ -154,9 +156,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "demo", help="folder of the runs")
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--target", type=Path, default=DEMO, help="folder of the model")
-    parser.add_argument(
-        "--data", type=Path, required=True, help="folder of pbmc3k_raw.h5ad and pbmc_facs_3874.h5ad"
-    )
+    parser.add_argument("--data", type=Path, help="folder of pbmc3k_raw.h5ad and pbmc_facs_3874.h5ad")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--minutes", type=float, help="length of stage 2, in place of the recipe's steps")
     parser.add_argument("--toy", action="store_true", help="at toy size, to see that it runs")
@@ -169,6 +169,7 @@ def main() -> None:
 
     parts = real_cells(recipe, arguments.data)
     parts["aging_atlas"] = mt.datasets.aging_atlas(**recipe["stage1"]["aging_atlas"])
+    parts = {name: parts[name] for name in recipe["min_cells"]}
     vocab = vocabulary(parts, recipe["min_cells"])
     controls = work / "controls.h5ad"
     written = in_background(

@@ -20,8 +20,9 @@ import yaml
 
 import maxtoki_toolkit as mt
 from benchmarks import report
-from benchmarks.build_demo_model import RECIPE, read_log, shrink, write_controls
+from benchmarks.build_demo_model import read_log, shrink, write_controls
 
+RECIPE = Path(__file__).parent / "demo_model_gpu.yaml"
 # (matrices, embeddings and heads)
 RATES = [(0.02, 0.01), (0.02, 0.003), (0.01, 0.01), (0.02, 0.03)]
 
