@@ -137,6 +137,13 @@ ARGUMENTS = {
     "pp.match_ages": COMPARISON,
     "pp.match_queries": {"tolerance": None},
     "pp.sample_prompts": PROMPTS,
+    "tl.predict_age": {
+        "time_key": "age_months",
+        "donor_key": "donor_id",
+        "groupby": None,
+        "n_contexts": 1,
+        "n_reference_cells": 2,
+    },
     "tl.age_acceleration": {**COMPARISON, "groupby": None, "n_cells": 2, "n_contexts": 1},
     "tl.age_match": {"age_key": "age_months", "donor_key": "donor_id", "key": "cell_prompts"},
     "tl.annotation_concordance": {"groupby": "cell_type", "key": "cell_prompts"},

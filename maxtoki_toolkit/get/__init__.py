@@ -29,6 +29,7 @@ from .perturbation import (
     perturbation_stats,
 )
 from .perturbation_metrics import perturbation_metrics
+from .predict_age import age_calibration, predicted_ages
 from .results import encoding_report, gene_report, neighbor_purity, ranks
 from .steer import steer, steer_cells, steer_genes, steer_trace
 from .target_evidence import target_evidence
@@ -70,7 +71,9 @@ __all__ = [
     "turning_genes",
     "ablation",
     "age_acceleration",
+    "age_calibration",
     "age_match",
+    "predicted_ages",
     "annotation_concordance",
     "annotation_matrix",
     "annotation_types",

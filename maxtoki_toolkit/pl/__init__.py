@@ -29,6 +29,7 @@ from .perturbation_dose import perturbation_dose
 from .perturbation_heatmap import perturbation_heatmap
 from .perturbation_metrics import perturbation_metrics
 from .perturbation_volcano import perturbation_volcano
+from .predicted_ages import predicted_ages
 from .prompt_attention import prompt_attention
 from .rank_heatmap import rank_heatmap
 from .steer import steer
@@ -63,6 +64,7 @@ __all__ = [
     "head_profiles",
     "head_segments",
     "head_similarity",
+    "predicted_ages",
     "prompt_attention",
     "matched_ages",
     "neighbor_purity",

@@ -25,6 +25,7 @@ from .perturb import perturb
 from .perturbation_concordance import perturbation_concordance
 from .perturbation_metrics import perturbation_metrics
 from .perturbation_stats import perturbation_stats
+from .predict_age import predict_age
 from .predict_timelapse import predict_timelapse
 from .steer import steer
 from .timelapse_baselines import timelapse_baselines
@@ -57,6 +58,7 @@ __all__ = [
     "perturb",
     "perturbation_concordance",
     "perturbation_stats",
+    "predict_age",
     "predict_timelapse",
     "timelapse_baselines",
     "train_on_generated",

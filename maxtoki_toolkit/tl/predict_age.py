@@ -1,0 +1,329 @@
+"""How old cells look, beside donors of known age."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from .. import _keys
+from .._results import write_result
+from .._validate import require_obs, require_rank, require_unique_names
+from ..models.model import MaxTokiModel
+from ..models.prompts import Prompts, write_prompts
+from ..models.sequences import Sequences
+from ..models.timelapse import read_lapses, require_temporal
+from ..pp._design import as_numbers, as_times, get_groups, get_mask
+from ._age_intervals import calibrate
+from ._cells import count_truncated, get_sequences
+from ._contexts import draw_contexts
+from ._time_unit import warn_of_unit
+
+MIN_DONORS = 4  # of known age that a group needs
+
+
+def predict_age(
+    adata: AnnData,
+    model: MaxTokiModel,
+    *,
+    time_key: str,
+    donor_key: str,
+    groupby: str | Sequence[str] | None,
+    reference: str | Sequence[bool] | AnnData | None = None,
+    n_contexts: int = 8,
+    context_size: int = 3,
+    n_reference_cells: int = 20,
+    coverage: float = 0.9,
+    max_tokens: int | None = None,
+    rng: int = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Read the age of every cell, beside donors of known age, with intervals that hold for new donors.
+
+    Parameters
+    ----------
+    adata
+        Rank-encoded cells.
+    model
+        A model with temporal training; best if it was trained on none of these donors.
+    time_key
+        Column of `.obs` with the known ages, in the model's unit; cells without reference may lack it.
+    donor_key
+        Column of `.obs` with the donor.
+    groupby
+        Columns of `.obs` in which a query cell and its context agree, e.g. "cell_type".
+    reference
+        Cells of known age, e.g. the controls: a boolean column of `.obs`, one boolean a cell, or another AnnData,
+        rank-encoded for the same model, with the same columns. By default all cells whose age is known.
+    n_contexts, context_size
+        Contexts that each cell is read after, and donors of each; never the cell's own donor. The mean over contexts counts.
+    n_reference_cells
+        Cells of each reference donor and group that the readings are calibrated with.
+    coverage
+        Share of new donors' cells whose age the interval is to hold.
+    max_tokens
+        Padded tokens a batch; halved whenever memory runs out.
+    rng
+        Seed of the contexts and of the cells that calibrate. Neither depends on the order of the cells.
+    key_added
+        Prefix of the columns of `.obs`, by default "predicted_age", and key in `.uns`, by default "predict_age".
+    copy
+        Return a copy instead of writing to `adata`.
+
+    Returns
+    -------
+    `None`, or the copy. Writes
+
+    `.obs["predicted_age"]`, `.obs["predicted_age_low"]`, `.obs["predicted_age_high"]`
+        Age of each cell, in the model's unit, with its interval; NaN where there is none, for the reason that the
+        table of groups has.
+    `.uns["predict_age"]["donors"]`, `["groups"]`
+        See `mt.get.predicted_ages`, `mt.get.age_calibration`.
+
+    Raises
+    ------
+    ValueError
+        If the model has no temporal training, no cell has a known age, or a known age is no whole number.
+
+    Notes
+    -----
+    The age is that of the last context cell and the predicted lapse, on average over the contexts. Models shrink
+    lapses, and not alike in all cell types, so ages are fitted to what is read by a line for each group, on reference
+    cells that were read without their own donor. Reference donors are read by the line fitted without them. Intervals are
+    conformal with the donor as the unit, so a 90% interval takes nine reference donors. A group whose reference donors' ages
+    are not read (the 95% interval of r reaches 0) is left NaN.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(400, 12)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> adata.obs["control"] = adata.obs["condition"] == "control"
+    >>> mt.tl.predict_age(adata, model, time_key="age_months", donor_key="donor_id", groupby=None,
+    ...                   reference="control", n_contexts=2)
+    >>> "predicted_age" in adata.obs
+    True
+    """
+    require_temporal(model)
+    require_unique_names(adata)
+    require_rank(adata)
+    if not 0.5 <= coverage < 1:
+        raise ValueError(f"coverage must be at least 0.5 and less than 1, got {coverage}.")
+    for name, value in [
+        ("n_contexts", n_contexts),
+        ("context_size", context_size),
+        ("n_reference_cells", n_reference_cells),
+    ]:
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    asked = _gather(adata, reference, model, time_key, donor_key, groupby)
+    warn_of_unit(time_key, asked.time[asked.known], model.time_head.unit)
+    calibrating = _some_of_each(asked, n_reference_cells, rng)
+    read, n_read = _read(model, asked, asked.queried | calibrating, n_contexts, context_size, max_tokens, rng)
+
+    n = adata.n_obs
+    age, low, high = (np.full(n, np.nan) for _ in range(3))
+    donors, groups = [], []
+    for number, group in enumerate(asked.groups):
+        mine = asked.group == number
+        fitted = np.flatnonzero(mine & calibrating & np.isfinite(read))
+        rows = np.flatnonzero(mine & asked.queried)
+        row = {"group": group, "n_cells": len(rows), "n_reference_cells": len(fitted)}
+        row["n_reference_donors"] = len(np.unique(asked.donor[fitted]))
+        reason, found = "", None
+        if row["n_reference_donors"] < MIN_DONORS or len(np.unique(asked.time[fitted])) < 3:
+            reason = (
+                f"{row['n_reference_donors']} reference donors with cells of this group; at least {MIN_DONORS}, of "
+                "three ages, are needed"
+            )
+        else:
+            found = calibrate(read[fitted], asked.time[fitted], asked.donor[fitted], coverage)
+            row |= {name: getattr(found, name) for name in _SCORES}
+            if not found.r_low > 0:
+                reason = "the ages of the reference donors are not read from these cells"
+                found = None
+            elif np.isnan(found.cell_reach):
+                reason = f"too few reference donors for intervals of {coverage:.0%}"
+        groups.append(row | {"reason": reason})
+        # Rows of adata come first.
+        here = rows[rows < n]
+        if found is not None:
+            age[here] = found.apply(read[here], asked.donor[here])
+            low[here], high[here] = age[here] - found.cell_reach, age[here] + found.cell_reach
+        donors += _by_donor(asked, here, age, n_read, group, found)
+    adata = adata.copy() if copy else adata
+    column = key_added or _keys.PREDICTED_AGE
+    for suffix, values in [("", age), ("_low", low), ("_high", high)]:
+        adata.obs[column + suffix] = values
+    params = {
+        "time_key": time_key,
+        "unit": model.time_head.unit,
+        "donor_key": donor_key,
+        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
+        "reference": reference
+        if isinstance(reference, str)
+        else "another AnnData"
+        if isinstance(reference, AnnData)
+        else "known ages"
+        if reference is None
+        else "mask",
+        "n_contexts": n_contexts,
+        "context_size": context_size,
+        "n_reference_cells": n_reference_cells,
+        "coverage": coverage,
+        "n_truncated": count_truncated(adata, model),
+        "seed": rng,
+    }
+    write_result(
+        adata,
+        key_added or _keys.PREDICT_AGE,
+        {**model.params, **params},
+        donors=pd.DataFrame(donors),
+        groups=pd.DataFrame(groups).reindex(columns=_GROUP_COLUMNS),
+    )
+    return adata if copy else None
+
+
+_SCORES = ("slope", "r", "r_low", "median_error", "median_error_mean_age", "cell_reach", "donor_reach")
+_GROUP_COLUMNS = ["group", "n_cells", "n_reference_donors", "n_reference_cells", *_SCORES, "reason"]
+
+
+class _Asked(NamedTuple):
+    """All cells, those of the AnnData first, then those of a reference elsewhere."""
+
+    sequences: Sequences
+    names: np.ndarray
+    donor: np.ndarray
+    group: np.ndarray
+    groups: list[str]
+    age: np.ndarray
+    """float; NaN where the column has none."""
+    time: np.ndarray
+    """int64: the age of reference cells, 0 of others."""
+    known: np.ndarray
+    """bool: whether the cell is reference."""
+    queried: np.ndarray
+    """bool: whether its age is to be read."""
+
+
+def _gather(adata, reference, model, time_key, donor_key, groupby) -> _Asked:
+    """What is known of all cells."""
+    elsewhere = reference if isinstance(reference, AnnData) else None
+    columns = [groupby] if isinstance(groupby, str) else list(groupby or [])
+    require_obs(adata, donor_key, *columns)
+    sequences, obs = get_sequences(adata, model), adata.obs[[donor_key, *columns]]
+    known = np.zeros(adata.n_obs, bool)
+    if elsewhere is None:
+        require_obs(adata, time_key)
+        known = get_mask(adata, reference, "reference")
+        if reference is None:
+            known = pd.to_numeric(adata.obs[time_key], errors="coerce").notna().to_numpy()
+        times = adata.obs[time_key]
+    else:
+        require_unique_names(elsewhere)
+        require_obs(elsewhere, time_key, donor_key, *columns)
+        more = get_sequences(elsewhere, model)
+        sequences = Sequences(
+            np.concatenate([sequences.tokens, more.tokens]),
+            np.concatenate([sequences.indptr, more.indptr[1:] + sequences.indptr[-1]]),
+        )
+        obs = pd.concat([obs.astype(object), elsewhere.obs[obs.columns].astype(object)])
+        known = np.concatenate([known, np.ones(elsewhere.n_obs, bool)])
+        own = adata.obs[time_key] if time_key in adata.obs else pd.Series(np.nan, index=adata.obs_names)
+        times = pd.concat([own.astype(object), elsewhere.obs[time_key].astype(object)])
+    known &= obs[donor_key].notna().to_numpy()
+    if not known.any():
+        raise ValueError(
+            f"No reference cell has an age in .obs[{time_key!r}] and a donor in .obs[{donor_key!r}]."
+        )
+    time = np.zeros(len(known), np.int64)
+    as_numbers(times[known], time_key)
+    time[known] = as_times(times[known], time_key)
+    group, groups = get_groups(ad.AnnData(obs=obs.reset_index(drop=True).rename(index=str)), groupby)
+    queried = np.zeros(len(known), bool)
+    queried[: adata.n_obs] = (group[: adata.n_obs] >= 0) & obs[donor_key].notna().to_numpy()[: adata.n_obs]
+    return _Asked(
+        sequences,
+        obs.index.to_numpy(dtype=object),
+        obs[donor_key].astype(str).to_numpy(dtype=object).astype(str),
+        group,
+        groups,
+        pd.to_numeric(times, errors="coerce").to_numpy(float),
+        time,
+        known & (group >= 0),
+        queried,
+    )
+
+
+def _some_of_each(asked: _Asked, n: int, seed: int) -> np.ndarray:
+    """Which reference cells calibrate: some of each donor and group, by their names."""
+    rows = np.flatnonzero(asked.known)
+    rows = rows[np.argsort(asked.names[rows].astype(str), kind="stable")]
+    order = np.random.default_rng([seed, 1]).permutation(len(rows))
+    rows = rows[order]
+    place = pd.DataFrame({"d": asked.donor[rows], "g": asked.group[rows]}).groupby(["d", "g"]).cumcount()
+    chosen = np.zeros(len(asked.known), bool)
+    chosen[rows[place.to_numpy() < n]] = True
+    return chosen
+
+
+def _read(model, asked: _Asked, wanted, n_contexts: int, size: int, max_tokens, seed: int):
+    """Mean age that is read of each cell over the contexts without its donor, and their number."""
+    table, query = [], []
+    for number, name in enumerate(asked.groups):
+        pool = np.flatnonzero(asked.known & (asked.group == number))
+        mine = np.flatnonzero(wanted & (asked.group == number))
+        contexts = draw_contexts(
+            pool, asked.donor, asked.time, asked.names, group=name, n=n_contexts, size=size, seed=seed
+        )
+        for context in contexts:
+            others = mine[~np.isin(asked.donor[mine], asked.donor[context])]
+            padded = np.pad(context, (0, size - len(context)), constant_values=-1)
+            table.append(np.tile(padded, (len(others), 1)))
+            query.append(others)
+    total, n_read = np.zeros(len(wanted)), np.zeros(len(wanted), np.int64)
+    if query:
+        table, query = np.concatenate(table), np.concatenate(query)
+        time = np.where(table >= 0, asked.time[table], 0)
+        last = time[np.arange(len(table)), (table >= 0).sum(axis=1) - 1]
+        steps = np.where(table[:, 1:] >= 0, np.diff(time, axis=1), 0)
+        prompts = Prompts(table, query, steps, np.zeros(len(query), np.int64), np.ones(len(query), bool))
+        written = write_prompts(
+            prompts, asked.sequences, model.vocab, max_length=model.max_length, answer=False
+        )
+        lapse, _ = read_lapses(model, written.sequences, max_tokens=max_tokens)
+        np.add.at(total, query, last + lapse.astype(float))
+        np.add.at(n_read, query, 1)
+    return np.where(n_read > 0, total / np.maximum(n_read, 1), np.nan), n_read
+
+
+def _by_donor(asked: _Asked, rows, age, n_read, group: str, found) -> list[dict]:
+    """One row a donor."""
+    table = []
+    for name in np.unique(asked.donor[rows]):
+        mine = rows[(asked.donor[rows] == name) & (n_read[rows] > 0)]
+        if not len(mine):
+            continue
+        mean = age[mine].mean()
+        reach = np.nan if found is None else found.donor_reach
+        table.append(
+            {
+                "donor": name,
+                "group": group,
+                "reference": bool(asked.known[mine].all()),
+                "n_cells": len(mine),
+                "n_contexts": int(n_read[mine].max()),
+                "known": asked.age[mine].mean(),
+                "predicted": mean,
+                "low": mean - reach,
+                "high": mean + reach,
+            }
+        )
+    return table
