@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
@@ -32,7 +34,11 @@ def has_counts(adata: AnnData, layer: str | None) -> bool:
 
 
 def ranked_counts(
-    adata: AnnData, layer: str | None = None, rows: np.ndarray | slice = slice(None)
+    adata: AnnData,
+    layer: str | None = None,
+    rows: np.ndarray | slice = slice(None),
+    *,
+    whole: bool = False,
 ) -> sp.csr_matrix:
     """Read the counts of some cells as they are ranked.
 
@@ -44,21 +50,42 @@ def ranked_counts(
         Layer with the raw counts; by default what was ranked, and `.X` where nothing was.
     rows
         Cells.
+    whole
+        Refuse what are no whole numbers, also where they were ranked with `force`.
 
     Returns
     -------
     CSR, cells x genes: raw counts, those of columns of one gene in the first of them, and none of what is no gene.
     """
-    layer, force = source_of(adata, layer)
+    source, force = source_of(adata, layer)
     try:
-        counts = get_counts(adata, layer)
+        counts = get_counts(adata, source)
     except KeyError as error:
+        if layer is not None:
+            raise
         raise KeyError(
             f"{error.args[0]} The cells were ranked from it: say where the counts are now (layer=)."
         ) from None
     counts = sp.csr_matrix(counts[rows])
-    check_counts(counts, force=force, hint=counts_hint(adata))
+    check_counts(counts, force=force and not whole, hint=counts_hint(adata))
     return sum_genes(counts, gene_columns(adata.var))
+
+
+def counts_or_none(
+    adata: AnnData, layer: str | None, rows: np.ndarray | slice = slice(None), *, instead: str
+) -> sp.csr_matrix | None:
+    """Read the counts, or return `None` where there are none; warn of what is done `instead` where what was ranked is gone."""
+    if layer is None and adata.X is None and not has_counts(adata, layer):
+        return None
+    try:
+        return ranked_counts(adata, layer, rows)
+    except (KeyError, ValueError) as error:
+        if layer is not None:
+            raise
+        reason = error.args[0]
+    where = "" if "layer=" in reason else " Say where the counts are: layer=."
+    warnings.warn(f"{instead}: {reason}{where}", UserWarning, stacklevel=5)
+    return None
 
 
 def sum_genes(counts: sp.csr_matrix, into: np.ndarray) -> sp.csr_matrix:

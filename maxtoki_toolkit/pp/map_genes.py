@@ -201,7 +201,7 @@ def _name_genes(
         for other in found.values():
             # A gene that one column cannot name may be named by another: old ids by their symbol.
             gap = table["gap"] & ~other["gap"] & (other["id"] != "")
-            table.loc[gap, "id"] = other.loc[gap, "id"]
+            table.loc[gap, ["id", "by_name"]] = other.loc[gap, ["id", "by_name"]]
     if table["is_id"].mean() > 0.5:
         # Beside ids, a name that is another column's gene is something else: an antibody, or a gene that was renamed.
         taken = table["by_name"] & table["id"].isin(table["id"][~table["by_name"]])

@@ -8,9 +8,9 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
+from .._features import gene_columns
 from .._progress import progress
 from .._results import write_result
-from .._features import gene_columns
 from .._settings import settings
 from .._validate import require_unique_names
 from ..models.vocabulary import Vocabulary
