@@ -109,6 +109,18 @@ def test_groups_of_all_donors(adata):
     assert set(adata.obs.loc[adata.obs["held_out_donors"], "cell_type"]) == {"T"}
 
 
+def test_names_may_be_numbers_or_one(adata):
+    adata.obs["number"] = adata.obs["donor"].str[1:].astype(int)
+    adata.obs["cluster"] = adata.obs["cell_type"].cat.codes.astype(int)
+    mt.pp.hold_out(adata, donor_key="number", donors=[3, 11], groups={"cluster": [1]})
+    assert donors_of(adata, "held_out_donors") == {"d03", "d11"}
+    assert set(adata.obs.loc[adata.obs["held_out_groups"], "cluster"]) == {1}
+    mt.pp.hold_out(adata, donor_key="donor", donors="d03", groups={"cell_type": "NK"})
+    assert donors_of(adata, "held_out_donors") == {"d03"}
+    with pytest.raises(ValueError, match=r"has no donor '77'; it has '0', '1', '10'"):
+        mt.pp.hold_out(adata, donor_key="number", donors=[3, 77])
+
+
 def test_what_is_recorded_survives_a_file(adata, tmp_path):
     mt.pp.hold_out(adata, donor_key="donor", **SETTINGS["all"])
     adata.write_h5ad(tmp_path / "cells.h5ad")

@@ -138,6 +138,47 @@ def test_no_overlap_names_the_cause(names, message):
     assert "map_genes" not in adata.uns
 
 
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (
+            [f"ENSMUSG{i:011d}" for i in range(20)],
+            r"20 of 30 genes are of another species \(mouse; e.g. 'ENSMUSG0",
+        ),
+        ([f"Gene{i}a" for i in range(12)], "12 of 22 genes are of another species .mouse; e.g. 'Gene0a'"),
+        ([f"ENSDARG{i:011d}" for i in range(12)], r"another species \(ENSDARG"),
+    ],
+)
+def test_two_species_are_warned_of(others, message, tmp_path, vocab):
+    adata = make([*NAMES, *others])
+    with pytest.warns(UserWarning, match=f"{message}.*share_ranked"):
+        mt.pp.rank_value_encode(adata, vocab)
+    adata.obs_names = ["a", "b"]
+    del adata.layers["rank"]
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    with pytest.warns(UserWarning, match=message):
+        mt.pp.encode_file(tmp_path / "cells.h5ad", tmp_path / "ranks.h5ad", vocab)
+
+
+def test_names_with_the_genome_before_them(ids):
+    """As 10x writes them for two species; what the message says mends it."""
+    adata = make([*(f"GRCh38_{name}" for name in NAMES), *(f"mm10___Gene{i}a" for i in range(5))])
+    with pytest.raises(ValueError, match="genome before them .GRCh38_, mm10___.; keep") as refusal:
+        mt.pp.map_genes(adata)
+    code = str(refusal.value).split("cut the prefix: ")[1].removesuffix(".")
+    adata = execute(code, adata)
+    mt.pp.map_genes(adata)
+    assert adata.var["ensembl_id"].tolist() == ids
+    with pytest.raises(ValueError, match="of no human genome"):
+        mt.pp.map_genes(make([f"mm10_Gene{i}a" for i in range(5)]))
+
+
+def execute(code, adata):
+    scope = {"adata": adata}
+    exec(code, scope)
+    return scope["adata"]
+
+
 def test_wrong_column_and_wrong_vocabulary(vocab):
     adata = make(NAMES, label=list("abcdefghij"))
     with pytest.raises(ValueError, match=r"\.var_names names 10 genes: leave gene_key out"):

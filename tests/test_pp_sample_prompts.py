@@ -1,5 +1,7 @@
 """Prompts in an AnnData: what is stored, that it survives a file, and what is refused."""
 
+import datetime
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -207,6 +209,16 @@ def test_times_of_all_kinds(values):
         ([1.0, np.inf, 3.0], "1 of 3 cells have no time"),
         (pd.array([1, None, 3], dtype="Int64"), "1 of 3 cells have no time"),
         (["1", "two", "3"], "is not numeric"),
+        (["1", "90+", "90+"], r"is not numeric \(first: '90\+'; so are 2 of 3 values\)"),
+        (pd.Categorical(["1", "90+", None]), r"is not numeric \(first: '90\+'; so are 1 of 3"),
+        ([1, None, "3"], "1 of 3 cells have no time"),
+        (pd.to_datetime(["2020-01-31", "2020-02-01", None]), r"holds dates \(first: 2020-01-31.*dt\.days"),
+        (pd.Categorical(pd.to_datetime(["2020-01-31", "2020-02-01"])), "holds dates"),
+        ([datetime.date(2020, 1, 31), None], "holds dates"),
+        (pd.period_range("2020-01", periods=3, freq="M"), "holds dates"),
+        (pd.to_timedelta([1, 2, None], unit="D"), r"holds durations \(first: 1 days"),
+        ([20200131, 20200201], "look like dates or time stamps written as numbers"),
+        ([1.58e9, 1.6e9], "look like dates or time stamps"),
     ],
 )
 def test_bad_times(values, message):

@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
+from .._features import gene_columns
 from .._results import read_result
 from .._validate import require_rank
 
@@ -138,13 +139,15 @@ def ranks(adata: AnnData, genes: Sequence[str] | None = None) -> pd.DataFrame:
 
 
 def find_genes(adata: AnnData, genes: Sequence[str]) -> np.ndarray:
-    """Column of each gene, named by `.var_names`, Ensembl id or symbol."""
+    """Column that holds the ranks of each gene, named by `.var_names`, Ensembl id or symbol."""
     genes = list(genes)
     columns = np.full(len(genes), -1)
+    # The antibody for a gene may have its name.
+    into = gene_columns(adata.var)
     for names in [adata.var_names] + [
         adata.var[k] for k in (_keys.ENSEMBL_ID, *SYMBOL_KEYS) if k in adata.var
     ]:
-        place = pd.Series(np.arange(adata.n_vars), index=names.astype(str))
+        place = pd.Series(into, index=names.astype(str))[into >= 0]
         found = place[~place.index.duplicated()].reindex(genes).fillna(-1).to_numpy(dtype=int)
         columns = np.where(columns < 0, found, columns)
     if (columns < 0).any():

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from .._features import gene_features
 from .._files import atomic
 
 SPECIALS = ("<pad>", "<mask>", "<bos>", "<eos>")
@@ -142,8 +143,10 @@ class Vocabulary:
         if "ensembl_id" not in adata.var:
             raise KeyError("Did not find .var['ensembl_id']. Run mt.pp.map_genes(adata) first.")
         counts = adata.X if layer is None else adata.layers[layer]
-        chunks = (counts[start : start + chunk_size] for start in range(0, adata.n_obs, chunk_size))
-        return cls.from_counts(chunks, adata.var["ensembl_id"].astype(str), min_cells=min_cells)
+        # Antibodies and the like are no part of a cell's total.
+        genes = np.flatnonzero(gene_features(adata.var))
+        chunks = (counts[start : start + chunk_size][:, genes] for start in range(0, adata.n_obs, chunk_size))
+        return cls.from_counts(chunks, adata.var["ensembl_id"].astype(str).iloc[genes], min_cells=min_cells)
 
     def with_times(self, lowest: int, highest: int) -> Vocabulary:
         """Return the temporal vocabulary: lapses `lowest`..`highest`, then `<boq>` and `<eoq>`, appended.

@@ -10,6 +10,8 @@ from anndata import AnnData
 
 from .._validate import require_obs
 
+_DATE = 1e7  # 20200131, or seconds since 1970
+
 
 def get_times(adata: AnnData, time_key: str) -> np.ndarray:
     """Times of the cells, int64."""
@@ -31,17 +33,34 @@ def as_times(column: pd.Series, time_key: str) -> np.ndarray:
 
 def as_numbers(column: pd.Series, time_key: str) -> np.ndarray:
     """A column of `.obs` as times that need not be whole; or raise with what keeps it from being that."""
-    try:
-        values = pd.to_numeric(column).to_numpy(dtype=float)
-    except (ValueError, TypeError):
+    where = f".obs[{time_key!r}]"
+    kind = pd.api.types.infer_dtype(column.astype(object), skipna=True)
+    if kind in ("datetime", "datetime64", "date", "period"):
         raise ValueError(
-            f".obs[{time_key!r}] is not numeric (first: {column.iloc[0]!r}). Times are numbers, such as age in months."
-        ) from None
-    if (bad := ~np.isfinite(values)).any():
-        raise ValueError(
-            f"{bad.sum()} of {len(values)} cells have no time in .obs[{time_key!r}]. Drop them first."
+            f"{where} holds dates (first: {column.dropna().iloc[0]}). Times are numbers counted from a start, e.g. days: "
+            f"dates = pd.to_datetime(adata.obs[{time_key!r}]); adata.obs['days'] = (dates - dates.min()).dt.days."
         )
-    return values
+    if kind in ("timedelta", "timedelta64"):
+        raise ValueError(
+            f"{where} holds durations (first: {column.dropna().iloc[0]}). Times are numbers, e.g. "
+            f"adata.obs['days'] = pd.to_timedelta(adata.obs[{time_key!r}]).dt.days."
+        )
+    numbers = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    given = column.astype(object).where(column.notna(), "").astype(str).str.strip()
+    text = given[np.isnan(numbers) & ~given.str.lower().isin(("", "nan")).to_numpy()]
+    if len(text):
+        raise ValueError(
+            f"{where} is not numeric (first: {text.iloc[0]!r}; so are {len(text)} of {len(column)} values). Times are numbers, such "
+            "as age in months: write these as numbers, or drop the cells."
+        )
+    if (bad := ~np.isfinite(numbers)).any():
+        raise ValueError(f"{bad.sum()} of {len(column)} cells have no time in {where}. Drop them first.")
+    if len(numbers) and numbers.min() > _DATE:
+        raise ValueError(
+            f"{where} goes from {numbers.min():.0f} to {numbers.max():.0f}: these look like dates or time stamps written as "
+            "numbers. Times are counted from a start, such as age in months."
+        )
+    return numbers
 
 
 def get_groups(adata: AnnData, groupby: str | Sequence[str] | None) -> tuple[np.ndarray, list[str]]:

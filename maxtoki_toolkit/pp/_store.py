@@ -79,7 +79,14 @@ def encoded_blocks(
     if not obs.index.is_unique:
         repeated = obs.index[obs.index.duplicated()]
         raise ValueError(f"{len(repeated)} cell names in the file are not unique (first: {repeated[0]!r}).")
-    var, params = resolve_genes(var, vocab, gene_key=gene_key, min_overlap=min_overlap)
+    earlier = f"uns/{_keys.MAP_GENES}/params"
+    var, params = resolve_genes(
+        var,
+        vocab,
+        gene_key=gene_key,
+        min_overlap=min_overlap,
+        earlier=ad.io.read_elem(store[earlier]) if earlier in store else None,
+    )
     mapped = writable({_keys.MAP_GENES: {"params": params, "report": gene_report(var)}})
     counts = _open_counts(store, layer)
     for start, block in iter_csr(counts, chunk_size, numbers):

@@ -63,6 +63,8 @@ def hold_out(
     >>> adata.obs.loc[adata.obs["cell_type"] == "macrophage", "train"].any()
     np.False_
     """
+    # Values are compared as text, whatever their column holds.
+    groups = {key: _names(values) for key, values in (groups or {}).items()}
     require_obs(adata, donor_key, time_key, *(groups or {}))
     if times and time_key is None:
         raise ValueError("Give time_key, the column that the held-out times refer to.")
@@ -85,9 +87,10 @@ def hold_out(
     if isinstance(donors, (int, float)):
         chosen = _spread(donor[~by_time], None if time is None else time[~by_time], donors, rng)
     else:
-        chosen = list(donors)
+        chosen = _names(donors)
         if unknown := sorted(set(chosen) - set(donor)):
-            raise ValueError(f".obs[{donor_key!r}] has no donor {unknown[0]!r}.")
+            has = ", ".join(map(repr, np.unique(donor.astype(str))[:8]))
+            raise ValueError(f".obs[{donor_key!r}] has no donor {unknown[0]!r}; it has {has}.")
     by_donor = np.isin(donor, chosen) & ~by_time
     held_out = by_group | by_time | by_donor
     if held_out.all():
@@ -111,6 +114,10 @@ def hold_out(
     counts = {f"n_cells_{name}": int(mask.sum()) for name, mask in parts.items()}
     write_result(adata, _keys.HOLD_OUT, {**params, **counts})
     return adata if copy else None
+
+
+def _names(values: str | Sequence) -> list[str]:
+    return [values] if isinstance(values, str) else [str(value) for value in values]
 
 
 def _spread(donor: np.ndarray, time: np.ndarray | None, share: float, seed: int) -> list[str]:

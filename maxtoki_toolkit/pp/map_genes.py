@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -11,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
+from .._features import gene_columns, gene_features, type_columns
 from .._reference import gene_table
 from .._results import write_result
 from .._validate import require_adata
@@ -20,6 +22,9 @@ from ._vocabulary import as_vocabulary
 _ENSEMBL = re.compile(r"(ENSG\d{11})(\.\d+)?(?:_PAR_Y)?", re.IGNORECASE)
 # The report's vocabulary, in the order a reader wants it.
 STATUS = ("matched", "versioned", "retired", "dropped")
+# Features of another species that are no oversight.
+_FEW, _SOME = 0.05, 10
+_GENOME = r"(?i:(?:GRC[a-z]\d+|hg\d\d|mm\d\d?|rn\d)(?:[._-]\w+?)??)_+"
 
 
 def map_genes(
@@ -34,7 +39,8 @@ def map_genes(
     """Find the Ensembl id, and the token, of every gene.
 
     Gene symbols, Ensembl ids, Ensembl ids with a version, or a mixture of them are looked up offline in
-    GENCODE v44. Nothing is removed and no count is changed; genes that cannot be named get the id "".
+    GENCODE v44. Nothing is removed and no count is changed; genes that cannot be named get the id "". So do features
+    that are no genes: antibodies, hashtags, guides and peaks, by a column `feature_types`, `feature_type` or `modality`.
 
     Parameters
     ----------
@@ -43,8 +49,8 @@ def map_genes(
     model
         A model or a `Vocabulary`, to find tokens as well; without one, only Ensembl ids are found.
     gene_key
-        Column of `.var` that names the genes ("index" for `.var_names`). By default, the one that names
-        most genes; the genes it leaves unnamed are looked up in the others.
+        Column of `.var` that names the genes ("index" for `.var_names`). By default, one of Ensembl ids where there is
+        one, else the one that names most genes; the genes it leaves unnamed are looked up in the others.
     mapping
         Further names: symbol, alias or retired Ensembl id to Ensembl id. It goes before GENCODE. The
         authors' `ensembl_mapping_dict_v1.json` has this form.
@@ -86,7 +92,14 @@ def map_genes(
     """
     require_adata(adata)
     vocab = None if model is None else as_vocabulary(model)
-    var, params = resolve_genes(adata.var, vocab, gene_key=gene_key, mapping=mapping, min_overlap=min_overlap)
+    var, params = resolve_genes(
+        adata.var,
+        vocab,
+        gene_key=gene_key,
+        mapping=mapping,
+        min_overlap=min_overlap,
+        earlier=adata.uns.get(_keys.MAP_GENES, {}).get("params", {}),
+    )
     adata = adata.copy() if copy else adata
     for name in (_keys.ENSEMBL_ID, _keys.GENE_STATUS, _keys.TOKEN_ID):
         if name in var:
@@ -102,59 +115,103 @@ def resolve_genes(
     gene_key: str | None = None,
     mapping: Mapping[str, str] | None = None,
     min_overlap: float = 0.1,
+    earlier: Mapping | None = None,
 ) -> tuple[pd.DataFrame, dict]:
-    """Return `var` with the columns `map_genes` describes, and how they were found."""
+    """Return `var` with the columns `map_genes` describes, and how they were found.
+
+    `earlier` are the parameters with which the ids that `var` may have already were found.
+    """
     if len(var) == 0:
         raise ValueError("The data have no genes.")
-    names = _name_columns(var)
-    if gene_key is not None and gene_key not in names:
-        raise KeyError(f"Did not find .var[{gene_key!r}]. Columns with text: {sorted(names)}.")
-    known = set() if vocab is None else set(vocab.genes)
-    symbols, given = _symbol_table(frozenset(known)), pd.Series(mapping or {}, dtype=object)
-    found = {key: _lookup(column, known, symbols, given) for key, column in names.items()}
-    score = {key: (table["id"] != "").sum() for key, table in found.items()}
-    best = gene_key or max(score, key=score.get)
-    table = found[best]
-    if _keys.GENE_STATUS in var:
-        # Ids that were found before, perhaps in a column that they have taken the place of.
-        found[_keys.ENSEMBL_ID] = _lookup(
-            var[_keys.ENSEMBL_ID].astype(str).reset_index(drop=True), known, symbols, given
+    is_gene = gene_features(var)
+    if not is_gene.any():
+        by = "".join(
+            f" (.var[{name!r}]: {', '.join(map(str, var[name].unique()[:3]))})" for name in type_columns(var)
         )
-    for key, other in found.items():
-        if gene_key is None and key != best:
-            # A gene that one column cannot name may be named by another: old ids by their symbol.
-            gap = table["gap"] & ~other["gap"] & (other["id"] != "")
-            table.loc[gap, "id"] = other.loc[gap, "id"]
+        raise ValueError(f"None of the {len(var)} features is a gene{by}. Gene expression is needed.")
+    known = frozenset() if vocab is None else frozenset(vocab.genes)
+    given = pd.Series(mapping or {}, dtype=object)
+    # Ids that were given in `ensembl_id`, or by a mapping, are not looked up anew: the column is ours by now.
+    keep_ids = gene_key is None and not mapping and bool((earlier or {}).get("keep_ids", False))
+    table, names, best, score = _name_genes(var[is_gene], known, given, gene_key, keep_ids=keep_ids)
 
     var = var.copy()
-    ids = table["id"].to_numpy()
-    var[_keys.ENSEMBL_ID] = ids
-    seen = ids != ""
-    status = np.select(
-        [table["retired"], table["versioned"], seen], ["retired", "versioned", "matched"], "dropped"
+    ids, status = np.full(len(var), "", dtype=object), np.full(len(var), "dropped", dtype=object)
+    ids[is_gene] = table["id"]
+    status[is_gene] = np.select(
+        [table["retired"], table["versioned"], table["id"] != ""],
+        ["retired", "versioned", "matched"],
+        "dropped",
     )
+    seen = ids != ""
     if vocab is not None:
-        token = vocab.token_id(ids)
-        seen = token >= 0
+        seen = vocab.token_id(ids) >= 0
         status[~seen & (status != "retired")] = "dropped"
-        var[_keys.TOKEN_ID] = np.where(pd.Series(ids).duplicated(), np.int32(-1), token)
+    var[_keys.ENSEMBL_ID] = ids
     var[_keys.GENE_STATUS] = pd.Categorical(status, categories=STATUS)
+    if vocab is not None:
+        var[_keys.TOKEN_ID] = find_tokens(var, vocab)
 
-    if seen.mean() < min_overlap:
+    if seen[is_gene].mean() < min_overlap:
         target = "GENCODE v44" if vocab is None else "the model's vocabulary"
         raise ValueError(
-            f"Only {seen.sum()} of {len(var)} genes ({seen.mean():.1%}; at least {min_overlap:.0%} are needed) are in "
-            f"{target}. " + _likely_cause(names[best], best, gene_key, score, len(known))
+            f"Only {seen.sum()} of {is_gene.sum()} genes ({seen[is_gene].mean():.1%}; at least {min_overlap:.0%} are needed) "
+            f"are in {target}. " + _likely_cause(names[best], best, gene_key, score, len(known))
         )
+    _warn_of_species(names[best], table["id"].to_numpy() != "")
     return var, {
         "gene_key": best,
         "min_overlap": min_overlap,
+        "keep_ids": keep_ids or gene_key is not None or len(given) > 0 or best == _keys.ENSEMBL_ID,
         "genes_sha256": vocab.genes_sha256 if vocab else "",
     }
 
 
+def find_tokens(var: pd.DataFrame, vocab: Vocabulary) -> np.ndarray:
+    """Token of each column with an Ensembl id, int32; -1 for the second and later column of a gene, and for no gene."""
+    first = gene_columns(var) == np.arange(len(var))
+    return np.where(first, vocab.token_id(var[_keys.ENSEMBL_ID]), -1).astype(np.int32)
+
+
+def _name_genes(
+    var: pd.DataFrame, known: frozenset[str], given: pd.Series, gene_key: str | None, *, keep_ids: bool
+) -> tuple[pd.DataFrame, dict[str, pd.Series], str, dict[str, int]]:
+    """Ensembl id of each gene; the columns that name genes, the one that was used, and how many each names."""
+    names = _name_columns(var)
+    if gene_key is not None and gene_key not in names:
+        raise KeyError(f"Did not find .var[{gene_key!r}]. Columns with text: {sorted(names)}.")
+    symbols = _symbol_table(known)
+    found = {key: _lookup(column, known, symbols, given) for key, column in names.items()}
+    score = {key: int((table["id"] != "").sum()) for key, table in found.items()}
+    of_ids = {key: int(table["is_id"].sum()) for key, table in found.items()}
+    # An id says which of the genes that share a symbol is meant.
+    of_ids = {key: n for key, n in of_ids.items() if n > max(score.values()) / 2} or score
+    best = gene_key or max(of_ids, key=of_ids.get)
+    table = found[best]
+    if _keys.GENE_STATUS in var:
+        # Ids that were found before, perhaps in a column that they have taken the place of.
+        before = _lookup(_as_text(var[_keys.ENSEMBL_ID]), known, symbols, pd.Series(dtype=object))
+        if keep_ids:
+            table, found["before"], best = before, table, _keys.ENSEMBL_ID
+            names[best] = _as_text(var[_keys.ENSEMBL_ID])
+            score[best] = int((before["id"] != "").sum())
+        else:
+            found["before"] = before
+    if gene_key is None:
+        for other in found.values():
+            # A gene that one column cannot name may be named by another: old ids by their symbol.
+            gap = table["gap"] & ~other["gap"] & (other["id"] != "")
+            table.loc[gap, ["id", "by_name"]] = other.loc[gap, ["id", "by_name"]]
+    if table["is_id"].mean() > 0.5:
+        # Beside ids, a name that is another column's gene is something else: an antibody, or a gene that was renamed.
+        taken = table["by_name"] & table["id"].isin(table["id"][~table["by_name"]])
+        table.loc[taken, "id"] = table["own"][taken]
+    return table, names, best, score
+
+
 def gene_report(var: pd.DataFrame) -> pd.DataFrame:
     """Count the genes of each fate; one row a fate."""
+    n_features, var = len(var), var[gene_features(var)]
     ids = var[_keys.ENSEMBL_ID].to_numpy()
     status = var[_keys.GENE_STATUS]
     rows = {
@@ -164,6 +221,8 @@ def gene_report(var: pd.DataFrame) -> pd.DataFrame:
     }
     if _keys.TOKEN_ID in var:
         rows["in_vocabulary"] = int((var[_keys.TOKEN_ID] >= 0).sum())
+    if n_features > len(var):
+        rows["no_genes"] = n_features - len(var)
     return pd.DataFrame({"n_genes": list(rows.values())}, index=list(rows))
 
 
@@ -179,21 +238,25 @@ def _name_columns(var: pd.DataFrame) -> dict[str, pd.Series]:
         # What repeats (chromosome, biotype) names no genes.
         if name not in own and text and column.nunique() >= len(column) / 2:
             columns[name] = column
-    return {
-        name: column.where(column.notna(), "").astype(str).reset_index(drop=True)
-        for name, column in columns.items()
-    }
+    return {name: _as_text(column) for name, column in columns.items()}
 
 
-def _lookup(names: pd.Series, known: set[str], symbols: pd.Series, mapping: pd.Series) -> pd.DataFrame:
+def _as_text(column: pd.Series) -> pd.Series:
+    column = column.astype(object)
+    return column.where(column.notna(), "").astype(str).reset_index(drop=True)
+
+
+def _lookup(names: pd.Series, known: frozenset[str], symbols: pd.Series, mapping: pd.Series) -> pd.DataFrame:
     """Ensembl id of each name, and how it was found."""
-    parts = names.str.extract(f"^{_ENSEMBL.pattern}$", flags=re.IGNORECASE)
+    # "MATR3-1" is what var_names_make_unique makes of a second MATR3; without a first, it is a name of its own.
+    cut = names.str.replace(r"[-.]\d+$", "", regex=True)
+    cut = cut.where(cut.isin(set(names)), names)
+    parts, of_cut = (text.str.extract(f"^{_ENSEMBL.pattern}$", flags=re.IGNORECASE) for text in (names, cut))
+    parts = parts.where(parts[0].notna(), of_cut)
     is_id = parts[0].notna()
     stem = parts[0].where(is_id, "").str.upper()
     retired = is_id & ~stem.isin(known | set(gene_table()["ensembl_id"]))
-
-    # "MATR3-1" is what scanpy's var_names_make_unique makes of a second MATR3.
-    by_symbol = _first(_find(symbols, names), _find(symbols, names.str.replace(r"[-.]\d+$", "", regex=True)))
+    by_symbol = _first(_find(symbols, names), _find(symbols, cut))
 
     # The authors' mapping has upper-case keys; names in mixed case must match as they are (Actb is no ACTB).
     given = _first(_find(mapping, names), _find(mapping, stem))
@@ -203,6 +266,9 @@ def _lookup(names: pd.Series, known: set[str], symbols: pd.Series, mapping: pd.S
     return pd.DataFrame(
         {
             "id": ids,
+            "own": stem,
+            "is_id": is_id,
+            "by_name": (~is_id | retired) & ~use_given,
             "versioned": is_id & parts[1].notna() & ~retired,
             "retired": retired & ~use_given,
             "gap": (ids == "") | (retired & ~use_given),
@@ -232,6 +298,30 @@ def _first(found: pd.Series, otherwise: pd.Series) -> pd.Series:
     return found.where(found != "", otherwise)
 
 
+def _other_species(names: pd.Series) -> pd.Series:
+    """Species of each name that is not human, "" for the others."""
+    prefix = names.str.extract(r"^(ENS(?!G\d)[A-Z]{3,4})\d{11}", expand=False).fillna("")
+    species = prefix.where(prefix != "ENSMUSG", "mouse")
+    like_mouse = names.str.fullmatch(r"[A-Z][a-z][a-z0-9-]*\d*[a-z]*|mt-[A-Z][a-z]+\d?[a-z]?")
+    return species.mask((prefix == "") & like_mouse, "mouse")
+
+
+def _warn_of_species(names: pd.Series, found: np.ndarray) -> None:
+    """Warn of genes of another species beside those that were found."""
+    species = _other_species(names[~found])
+    species = species[species != ""]
+    if len(species) < max(_FEW * len(names), _SOME):
+        return
+    example = names[species.index[0]]
+    warnings.warn(
+        f"{len(species)} of {len(names)} genes are of another species ({species.mode()[0]}; e.g. {example!r}) and are not read. "
+        "Its cells would be ranked by their few stray counts of human genes: leave out those with a low "
+        ".obs['share_ranked'], and these genes.",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
 def _likely_cause(
     names: pd.Series, key: str, gene_key: str | None, score: dict[str, int], n_known: int
 ) -> str:
@@ -242,12 +332,22 @@ def _likely_cause(
     if gene_key is not None and score[better] > 2 * score[gene_key] and score[better] > 0:
         place = ".var_names" if better == "index" else f".var[{better!r}]"
         return f"{where} holds {examples}; {place} names {score[better]} genes: leave gene_key out, or pass gene_key={better!r}."
-    if (
-        names.str.startswith("ENSMUSG").mean() > 0.2
-        or names.str.fullmatch(r"[A-Z][a-z][a-z0-9-]*\d*[a-z]*").mean() > 0.4
-    ):
+    genome = names.str.extract(f"^({_GENOME})", expand=False)
+    if genome.notna().mean() > 0.5:
+        found = genome.value_counts().index.tolist()
+        human = next((name for name in found if re.match("(?i)GRCh|hg", name)), None)
+        how = (
+            "they are of no human genome. Map them to human orthologues first."
+            if human is None
+            else "keep the genes of the human genome, and the cells that are human, and cut the prefix: "
+            f"adata = adata[:, adata.var_names.str.startswith({human!r})].copy(); "
+            f"adata.var_names = adata.var_names.str.removeprefix({human!r})."
+        )
+        return f"{where} holds {examples}: names with the genome before them ({', '.join(found)}); {how}"
+    species = _other_species(names)
+    if (species == "mouse").mean() > 0.3:
         return f"{where} holds {examples}: these look like mouse genes. Map them to human orthologues first."
-    if (other := names.str.extract(r"^(ENS[A-Z]{3,4})\d{11}")[0].dropna()).size > 0.2 * len(names):
+    if (other := species[species != ""]).size > 0.2 * len(names):
         return f"{where} holds {examples}: ids of another species ({other.mode()[0]}). Map them to human orthologues first."
     if names.str.fullmatch(r"\d+").mean() > 0.5:
         return (

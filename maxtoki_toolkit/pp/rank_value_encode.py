@@ -8,6 +8,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
+from .._features import gene_columns
 from .._progress import progress
 from .._results import write_result
 from .._settings import settings
@@ -15,8 +16,9 @@ from .._validate import require_unique_names
 from ..models.vocabulary import Vocabulary
 from ._counts import check_counts, counts_hint, get_counts, iter_csr
 from ._rank import rank_csr
+from ._ranked_counts import sum_genes
 from ._vocabulary import as_vocabulary
-from .map_genes import map_genes
+from .map_genes import find_tokens, map_genes
 
 
 def rank_value_encode(
@@ -55,7 +57,7 @@ def rank_value_encode(
         CSR uint16, cells x genes: 1 for the highest ranked gene of the cell, absent where the gene is not
         expressed or not in the vocabulary. All genes are ranked; truncation happens when a model reads.
     `.obs["n_genes_ranked"]`, `.obs["share_ranked"]`
-        Genes ranked in each cell, and the share of its counts that they hold (0-1); summarised by
+        Genes ranked in each cell, and the share of its counts of genes that they hold (0-1); summarised by
         `mt.get.encoding_report`.
     `.uns["rank_value_encode"]`
         Parameters.
@@ -87,9 +89,11 @@ def rank_value_encode(
     require_unique_names(adata)
     counts = get_counts(adata, layer)
     adata = adata.copy() if copy else adata
-    if adata.uns.get(_keys.MAP_GENES, {}).get("params", {}).get("genes_sha256") != vocab.genes_sha256:
+    if not _is_mapped(adata, vocab):
         map_genes(adata, vocab)
-    encode = _encoder(adata.var, vocab, force=force, hint=counts_hint(adata))
+    # The first column of a gene may have been filtered away since.
+    token = find_tokens(adata.var, vocab)
+    encode = _encoder(adata.var, token, vocab, force=force, hint=counts_hint(adata))
 
     blocks, shares = [], []
     with progress(total=adata.n_obs, desc="Ranking genes", unit="cell") as bar:
@@ -104,6 +108,7 @@ def rank_value_encode(
     ranks = sp.csr_matrix((*arrays, np.concatenate([[0], np.cumsum(n_ranked)])), shape=adata.shape)
     _refuse_empty_cells(adata.obs_names, n_ranked)
 
+    adata.var[_keys.TOKEN_ID] = token
     adata.layers[_keys.RANK] = ranks
     adata.obs[_keys.N_RANKED] = n_ranked.astype(np.int32)
     adata.obs[_keys.SHARE_RANKED] = np.concatenate(shares).astype(np.float32)
@@ -112,23 +117,23 @@ def rank_value_encode(
     return adata if copy else None
 
 
-def _encoder(var: pd.DataFrame, vocab: Vocabulary, *, force: bool, hint: str):
+def _is_mapped(adata: AnnData, vocab: Vocabulary) -> bool:
+    """Whether the genes are mapped for this vocabulary."""
+    params = adata.uns.get(_keys.MAP_GENES, {}).get("params", {})
+    columns = (_keys.ENSEMBL_ID, _keys.TOKEN_ID, _keys.GENE_STATUS)
+    return params.get("genes_sha256") == vocab.genes_sha256 and all(
+        name in adata.var and adata.var[name].notna().all() for name in columns
+    )
+
+
+def _encoder(var: pd.DataFrame, token: np.ndarray, vocab: Vocabulary, *, force: bool, hint: str):
     """Return the function that turns a block of counts into ranks and each cell's share of counts ranked."""
-    token = var[_keys.TOKEN_ID].to_numpy()
     medians = np.where(token >= 0, vocab.median_of_token[token], np.nan)
-    ids = pd.Series(var[_keys.ENSEMBL_ID].to_numpy())
-    # Column that each column is summed into: the first with its Ensembl id, itself where there is no id.
-    first = ids.drop_duplicates().reset_index().set_index(0)["index"]
-    into = np.where(ids == "", np.arange(len(ids)), first.reindex(ids).to_numpy())
-    merges = (into != np.arange(len(ids))).any()
+    into = gene_columns(var)
 
     def encode(block: sp.csr_matrix) -> tuple[sp.csr_matrix, np.ndarray]:
         check_counts(block, force=force, hint=hint)
-        if merges:
-            block = sp.csr_matrix((block.data, into[block.indices], block.indptr), shape=block.shape)
-        if not block.has_canonical_format:
-            block = block.copy()
-            block.sum_duplicates()
+        block = sum_genes(block, into)
         ranks = rank_csr(block, medians, n_jobs=settings.n_jobs)
         totals = np.asarray(block.sum(axis=1)).ravel()
         ranked = block @ (~np.isnan(medians)).astype(np.float32)

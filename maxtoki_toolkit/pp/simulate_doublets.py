@@ -10,8 +10,8 @@ from anndata import AnnData
 from .. import _keys
 from .._results import write_result
 from .._validate import require_obs, require_rank, require_unique_names
-from ._counts import check_counts, counts_hint, get_counts
 from ._doublets import add_counts, draw_pairs, merge_ranks, uniform
+from ._ranked_counts import ranked_counts, source_of
 
 KINDS = ("counts", "ranks")
 
@@ -49,7 +49,7 @@ def simulate_doublets(
     capture
         Lowest and highest share of both cells' molecules that a droplet yields; drawn evenly for each doublet.
     layer
-        Layer that holds the raw counts, `.X` by default.
+        Layer that holds the raw counts; by default what was ranked, or `.X`.
     rng
         Seed. A doublet depends on it and on its number: neither on how many are simulated, nor on the order of
         the cells.
@@ -143,7 +143,11 @@ def simulate_doublets(
         if key in adata.uns:
             doublets.uns[key] = adata.uns[key]
     params = {"kind": kind, "groupby": groupby, "same_type": same_type, "donor_key": donor_key, "seed": rng}
-    params |= {"capture": [float(low), float(high)], "layer": layer or "X"} if kind == "counts" else {}
+    params |= (
+        {"capture": [float(low), float(high)], "layer": source_of(adata, layer)[0] or "X"}
+        if kind == "counts"
+        else {}
+    )
     write_result(doublets, _keys.SIMULATED, params)
     return doublets
 
@@ -152,9 +156,7 @@ def pair_counts(
     adata: AnnData, layer: str | None, first: np.ndarray, second: np.ndarray, share: np.ndarray, *, seed: int
 ) -> sp.csr_matrix:
     """Counts of the pairs, from the raw counts of an AnnData and nothing else."""
-    counts = sp.csr_matrix(get_counts(adata, layer)[:])
-    check_counts(counts, force=False, hint=counts_hint(adata))
-    return add_counts(counts, first, second, share, seed=seed)
+    return add_counts(ranked_counts(adata, layer, whole=True), first, second, share, seed=seed)
 
 
 def check_share(groupby: str | None, same_type: float | None) -> None:

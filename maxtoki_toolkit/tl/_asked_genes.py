@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
+from .._features import gene_columns
 from .._reference import gene_table
 from ..get.results import SYMBOL_KEYS, symbols
 from ..models.model import MaxTokiModel
@@ -79,6 +80,7 @@ class _Known:
 
     def __init__(self, adata: AnnData, model: MaxTokiModel) -> None:
         self.token = adata.var[_keys.TOKEN_ID].to_numpy()
+        into = gene_columns(adata.var)
         vocab = model.vocab
         self.ids = np.full(vocab.size, "", dtype=object)
         self.ids[vocab.gene_ids] = vocab.gene_of_token[vocab.gene_ids]
@@ -93,8 +95,11 @@ class _Known:
         self.names[self.token[has][::-1]] = own[has][::-1]
         columns = [adata.var[key] for key in (*SYMBOL_KEYS[::-1], _keys.ENSEMBL_ID) if key in adata.var]
         self._measured = {}
+        # By any name of a gene: not by those of antibodies, and for each of its columns.
+        is_gene, token = into >= 0, np.where(into >= 0, self.token[into], -1)
         for names in [*columns, adata.var_names]:
-            self._measured |= dict(zip(names.astype(str)[::-1], self.token[::-1], strict=True))
+            names = names.astype(str)[is_gene][::-1]
+            self._measured |= dict(zip(names, token[is_gene][::-1], strict=True))
 
     def require(self, genes: Iterable[str]) -> None:
         """Raise with all genes that are not known, and with what is nearly one of them."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -11,7 +9,7 @@ from anndata import AnnData
 from scipy.stats import rankdata
 
 from .. import _keys
-from ..pp._counts import check_counts, get_counts
+from ..pp._ranked_counts import counts_or_none
 
 COVARIATES = ("mean_rank", "detection", "expression")
 
@@ -48,31 +46,14 @@ def gene_covariates(
     )
     table["mean_rank"] = np.where(n > 0, total / np.maximum(n, 1), np.nan)
     table["detection"] = n / weight.sum()
-    counts = _counts(adata, layer)
+    counts = counts_or_none(
+        adata, layer, instead="Genes are matched on rank and detection, not on expression"
+    )
     if counts is not None:
+        counts = counts.astype(np.float64)
         depth = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1e-12)
         table["expression"] = ((weight / depth) @ counts)[column] * 1e4 / weight.sum()
     return table
-
-
-def _counts(adata: AnnData, layer: str | None) -> sp.csr_matrix | None:
-    """The counts that were ranked, or those of a layer."""
-    encoding = adata.uns.get(_keys.ENCODING, {}).get("params", {})
-    if layer is None and encoding.get("layer") in adata.layers:
-        layer = encoding["layer"]
-    if layer is None and adata.X is None:
-        return None
-    counts = sp.csr_matrix(get_counts(adata, layer))
-    try:
-        check_counts(counts, force=bool(encoding.get("force")))
-    except ValueError as error:
-        warnings.warn(
-            f"Genes are matched on rank and detection, not on expression: {error} Say where the counts are: layer=.",
-            UserWarning,
-            stacklevel=5,
-        )
-        return None
-    return counts.astype(np.float64)
 
 
 def of_sets(table: pd.DataFrame, members: list[list[str]]) -> pd.DataFrame:

@@ -100,7 +100,7 @@ def age_acceleration(
     baselines
         Whether to estimate the same from ridge regression of age on expression and on the model's embedding.
     layer
-        Layer with the raw counts for the baselines; `None` for `.X`.
+        Layer with the raw counts for the baselines; by default what was ranked.
     max_tokens
         Padded tokens a batch; halved whenever memory runs out.
     rng

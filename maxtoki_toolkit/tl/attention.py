@@ -23,8 +23,8 @@ from ..models.model import MaxTokiModel
 from ..models.prompts import write_prompts
 from ..models.sequences import Sequences
 from ..models.timelapse import require_temporal
-from ..pp._counts import get_counts
 from ..pp._design import get_groups
+from ..pp._ranked_counts import counts_or_none
 from ..pp.sample_prompts import read_prompts
 from ._cells import count_truncated, get_sequences
 from ._gene_sets import TRANSCRIPTION_FACTORS, find_members
@@ -83,7 +83,7 @@ def attention(
         Cells of each group and donor, at most (of each group, where no donor is known). Which ones depends on `rng` and
         their names alone, not on the order or number of the other cells. All prompts are read.
     layer
-        Layer with the raw counts, for the mean expression of each gene; `.X` by default. Where there are none, the
+        Layer with the raw counts, for the mean expression of each gene; by default what was ranked. Where there are none, the
         vocabulary's medians stand in (`params["expression"]`).
     n_examples
         Sequences of which what each token receives is kept, for `mt.pl.prompt_attention`.
@@ -348,11 +348,12 @@ def _genes(
             "symbol": symbols(adata)[column].astype(object),
         }
     )
-    if adata.X is None and layer is None:
+    counts = counts_or_none(adata, layer, used, instead="Expression is the median of the vocabulary")
+    if counts is None:
         genes["expression"] = model.vocab.median_of_token[token[column]]
         genes.attrs["expression"] = "median of the vocabulary"
         return genes, gene_of_token
-    counts = sp.csr_matrix(get_counts(adata, layer)[used], dtype=np.float64)
+    counts = counts.astype(np.float64)
     total = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1e-12)
     mean = np.asarray((sp.diags(1e4 / total) @ counts).mean(axis=0)).ravel()
     genes["expression"] = mean[column]

@@ -17,8 +17,8 @@ from .._results import write_result
 from .._validate import require_obs, require_rank, require_unique_names
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
-from ..pp._counts import check_counts, counts_hint, get_counts
 from ..pp._doublets import add_counts, draw_pairs, merge_ranks, uniform
+from ..pp._ranked_counts import has_counts, ranked_counts, source_of
 from ..pp.rank_value_encode import rank_value_encode
 from ..pp.simulate_doublets import KINDS, check_share, read_codes
 from ._binary_scores import at_odds, auroc_ap, bootstrap_weights, calibration_error
@@ -91,7 +91,7 @@ def doublets(
     expected_rate
         Share of doublets that is expected (0-1). It turns scores into probabilities and changes no order.
     layer
-        Layer that holds the raw counts, `.X` by default.
+        Layer that holds the raw counts; by default what was ranked.
     rng
         Seed of simulation, folds, fits, null and bootstrap.
     key_added
@@ -243,7 +243,7 @@ def doublets(
         "n_folds": int(fold.max()) + 1,
         "capture": [float(x) for x in capture],
         "expected_rate": float(expected_rate),
-        "layer": layer or "X",
+        "layer": source_of(adata, layer)[0] or "X",
         "seed": rng,
         "n_cells": n,
         "n_doublets": len(first),
@@ -281,7 +281,7 @@ def _choose_features(
     """Features to use: those asked for, or all that cells and queries have."""
     if unknown := sorted(set(features or ()) - set(FEATURES)):
         raise ValueError(f"There are no features {unknown[0]!r}; choose from {', '.join(FEATURES)}.")
-    counted = queries is None or (queries.X is not None if layer is None else layer in queries.layers)
+    counted = queries is None or has_counts(queries, layer)
     able = FEATURES if kind == "counts" and counted else OF_RANKS
     if not features:
         return able
@@ -328,9 +328,7 @@ def _simulate(adata, model, order, first, second, *, kind, capture, layer, seed)
     low, high = capture
     if not 0 < low <= high <= 1:
         raise ValueError(f"capture must be two shares, 0 < low <= high <= 1; got ({low}, {high}).")
-    counts = sp.csr_matrix(get_counts(adata, layer)[:])
-    check_counts(counts, force=False, hint=counts_hint(adata))
-    counts = counts[order].astype(np.float32)
+    counts = ranked_counts(adata, layer, whole=True)[order].astype(np.float32)
     share = low + (high - low) * uniform(seed, np.arange(len(first)), 2)
     made = add_counts(counts, first, second, share, seed=seed)
     # A doublet of small cells may have lost all genes that the model knows.
@@ -377,8 +375,7 @@ def _spaces(adata, simulated, queries, model, used, order, counts, layer):
                 raise ValueError(
                     f"The queries lack {len(absent)} of the genes (first: {absent[0]!r}). Give both the same genes."
                 )
-            asked = sp.csr_matrix(get_counts(queries, layer)[:])
-            check_counts(asked, force=False, hint=counts_hint(queries))
+            asked = ranked_counts(queries, layer, whole=True)
             asked = asked[:, queries.var_names.get_indexer(adata.var_names)].astype(np.float32)
             counts = sp.vstack([counts, asked], format="csr")
         if "expression" in used:

@@ -12,11 +12,12 @@ from scipy import stats
 
 from .. import _keys
 from .._correction import benjamini_hochberg
+from .._features import gene_columns
 from .._results import write_result
 from .._validate import require_obs
 from ..get.results import symbols
-from ..pp._counts import check_counts, counts_hint, get_counts
 from ..pp._design import as_numbers, get_groups, get_mask
+from ..pp._ranked_counts import ranked_counts
 from ._time_unit import warn_of_unit
 
 
@@ -57,7 +58,7 @@ def expression_age_slope(
     min_donors
         Fewest donors of a group; others have no slopes.
     layer
-        Layer with the raw counts; `.X` by default.
+        Layer with the raw counts; by default what was ranked, or `.X`.
     key_added
         Key in `.uns`, by default "expression_age_slope".
     copy
@@ -92,8 +93,9 @@ def expression_age_slope(
     warn_of_unit(time_key, time, time_unit, "pass time_unit=.")
     used = get_mask(adata, use, "use") & (group >= 0) & adata.obs[donor_key].notna().to_numpy()
     rows = np.flatnonzero(used)
-    counts = sp.csr_matrix(get_counts(adata, layer)[rows])
-    check_counts(counts, force=False, hint=counts_hint(adata))
+    # One row a gene: columns of the same gene are summed in the first of them.
+    column = np.flatnonzero(gene_columns(adata.var) == np.arange(adata.n_vars))
+    counts = ranked_counts(adata, layer, rows)[:, column]
     unit, factor = ("year", 12.0) if time_unit == "months" else (time_unit.removesuffix("s"), 1.0)
 
     obs = adata.obs.iloc[rows]
@@ -125,6 +127,7 @@ def expression_age_slope(
     head = pd.DataFrame(
         {"gene": np.asarray(ids, dtype=str).astype(object), "symbol": symbols(adata).astype(object)}
     )
+    head = head.iloc[column].reset_index(drop=True)
     tables, few = [], {}
     for number_of, name in enumerate(names):
         mine = np.flatnonzero((samples["group"] == number_of) & (samples["n_cells"] >= min_cells))

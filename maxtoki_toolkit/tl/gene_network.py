@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from anndata import AnnData
 from scipy.stats import rankdata
 
@@ -19,7 +18,7 @@ from ..models.attention import n_pair_classes, pair_classes, place_steps, stream
 from ..models.hooks import n_heads, n_layers
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences
-from ..pp._counts import get_counts
+from ..pp._ranked_counts import counts_or_none
 from ._cells import count_truncated, get_sequences
 from ._regulons import MIN_SOURCES, MIN_TARGETS, find_edges, score_regulons
 from .attention import read_cells
@@ -82,7 +81,7 @@ def gene_network(
         Known edges as decoupler has them: columns `source` and `target` (symbols, Ensembl ids or `.var_names`);
         a `weight` of 0 is no edge.
     layer
-        Layer with the raw counts, for coexpression; `.X` by default. Where there are none, the ranks stand in
+        Layer with the raw counts, for coexpression; by default what was ranked. Where there are none, the ranks stand in
         (`params["expression"]`).
     n_edges
         Edges of each group to keep in the table, those with the highest scores.
@@ -397,10 +396,11 @@ def _sum_pairs(model, sequences, place, columns, adata, unit, heads, max_tokens)
 
 def _log_normalised(adata, cells, columns, layer, place) -> tuple[np.ndarray, str]:
     """Log of counts per 10,000, cells x genes; or the places, where there are no counts, and what it is."""
-    if adata.X is None and layer is None:
+    counts = counts_or_none(adata, layer, cells, instead="Coexpression is that of ranks")
+    if counts is None:
         lowest = place.max(axis=1, keepdims=True) + 1
         return (lowest - np.where(place > 0, place, lowest)).astype(float), "ranks"
-    counts = sp.csr_matrix(get_counts(adata, layer)[cells], dtype=np.float64)
+    counts = counts.astype(np.float64)
     total = np.maximum(np.asarray(counts.sum(axis=1)), 1e-12).reshape(-1, 1)
     return np.log1p(1e4 * counts[:, columns].toarray() / total), "log1p of counts per 10,000"
 

@@ -12,7 +12,7 @@ from .._validate import require_obs
 from ..models.build import build_model
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
-from ..pp._counts import get_counts
+from ..pp._ranked_counts import ranked_counts
 from ._cells import get_sequences
 
 
@@ -46,7 +46,7 @@ def neighbor_purity(
     subset
         Boolean column of `.obs`: score these cells only, with neighbours among all.
     layer
-        Layer that holds the raw counts for PCA, `.X` by default.
+        Layer that holds the raw counts for PCA; by default what was ranked.
     n_neighbors, n_top_genes, n_pcs
         Neighbours a cell (Euclidean); variable genes and components of the PCA on log-normalised counts.
     rng
@@ -130,7 +130,7 @@ def _pca(adata: AnnData, layer: str | None, *, n_top_genes: int, n_pcs: int, see
     """Principal components of log-normalised counts, the way scanpy's tutorials compute them."""
     import scanpy as sc
 
-    plain = AnnData(get_counts(adata, layer).copy(), obs=adata.obs[[]], var=adata.var[[]])
+    plain = AnnData(ranked_counts(adata, layer).astype(np.float32), obs=adata.obs[[]], var=adata.var[[]])
     sc.pp.normalize_total(plain, target_sum=1e4)
     sc.pp.log1p(plain)
     # A small panel is used whole.

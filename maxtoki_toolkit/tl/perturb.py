@@ -117,7 +117,7 @@ def perturb(
         Also edit, for each gene or set, this many control sets of as many other genes: those most like its genes in rank,
         detection and expression. With "all", genes are each other's controls.
     layer
-        Layer with the raw counts, for the expression of controls; `.X` by default.
+        Layer with the raw counts, for the expression of controls; by default what was ranked.
     path
         `.csv`, `.csv.gz` or `.parquet` to write the effects to, with their unit as `effect_unit`, for large screens. Parts are kept beside it until it is complete: a
         screen that was killed goes on where it was, and gives the same table. Processes of one job (`accelerate launch`, a

@@ -17,6 +17,7 @@ from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts
 from ..pp._design import get_times
+from ..pp._ranked_counts import source_of
 from ..pp.sample_prompts import read_prompts
 from ._cells import get_sequences
 from ._clock import fit_ridge, log_expression
@@ -55,7 +56,7 @@ def timelapse_baselines(
     queries
         The AnnData with the query cells, for prompts of `mt.pp.match_queries`; with the genes of `adata`.
     layer
-        Layer that holds the raw counts, `.X` by default.
+        Layer that holds the raw counts; by default what was ranked.
     embedding
         Whether to embed the cells for `ridge_embedding`, which takes longest.
     rng
@@ -162,7 +163,7 @@ def timelapse_baselines(
         "time_key": params["time_key"],
         "groupby": params["groupby"],
         "train": train,
-        "layer": layer,
+        "layer": source_of(adata, layer)[0] or "X",
         "n_train_prompts": len(fit_group),
         "n_train_cells": len(cells.place),
         "n_train_donors": None if cells.donor is None else len(np.unique(cells.donor)),

@@ -1,0 +1,68 @@
+"""Which columns of a matrix are genes, and which of them are the same gene."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+
+from . import _keys
+
+# Names of the column, and values in it, without case, spaces and punctuation.
+_COLUMNS = ("featuretypes", "featuretype", "modality")
+_GENES = {"geneexpression", "expression", "gex", "rna", "transcriptome"}
+# Only these tell of other features where nothing is called gene expression: CELLxGENE keeps biotypes in `feature_type`.
+_OTHERS = {
+    "antibody",
+    "antibodies",
+    "antibodycapture",
+    "antigencapture",
+    "adt",
+    "protein",
+    "proteins",
+    "prot",
+}
+_OTHERS |= {"hto", "hashtag", "hashtags", "cmo", "multiplexingcapture", "custom", "peak", "peaks", "atac"}
+_OTHERS |= {"crispr", "crisprguidecapture", "guide", "guides", "grna", "sgrna", "vdj", "vdjt", "vdjb"}
+_REGION = r"(?:chr[\w.]+|\d{1,2}|[XYM]|MT|(?:GL|KI)\d+\.\d)[:_-]\d+[-_]\d+"
+
+
+def type_columns(var: pd.DataFrame) -> list:
+    """Columns of `var` that say what kind of feature each is."""
+    return [name for name in var.columns if re.sub(r"[\W_]", "", str(name).lower()) in _COLUMNS]
+
+
+def gene_features(var: pd.DataFrame) -> np.ndarray:
+    """Whether each feature is a gene: no antibody, hashtag, guide or peak, by its type or by its name."""
+    names = pd.Series(var.index.astype(str))
+    is_gene = ~names.str.fullmatch(_REGION).to_numpy(dtype=bool)
+    for column in type_columns(var):
+        given = var[column].astype(object)
+        given = given.where(given.notna(), "").astype(str).reset_index(drop=True)
+        kind = given.str.lower().str.replace(r"[\W_]", "", regex=True)
+        genes, others = kind.isin(_GENES), kind.isin(_OTHERS)
+        of_genes = genes if genes.any() else ~others
+        unknown = (kind == "") & is_gene
+        if unknown.any() and not (of_genes | unknown).all():
+            raise ValueError(
+                f".var[{column!r}] is empty for {unknown.sum()} features (first: {names[unknown].iloc[0]!r}), and others are "
+                f"{_listed(given[~of_genes & ~unknown])}. Say what these are, e.g. adata.var[{column!r}] = "
+                f"adata.var[{column!r}].astype(object).fillna('Gene Expression')."
+            )
+        is_gene &= (of_genes | unknown).to_numpy()
+    return is_gene
+
+
+def gene_columns(var: pd.DataFrame) -> np.ndarray:
+    """Column that stands for the gene of each column: the first with its Ensembl id; -1 for what is no gene."""
+    own = np.arange(len(var))
+    if _keys.GENE_STATUS in var:
+        ids = pd.Series(var[_keys.ENSEMBL_ID].to_numpy(dtype=object))
+        first = pd.Series(own).groupby(ids.where(ids.notna(), "")).transform("min").to_numpy()
+        own = np.where(ids.isna() | (ids == ""), own, first)
+    return np.where(gene_features(var), own, -1)
+
+
+def _listed(kinds: pd.Series) -> str:
+    return ", ".join(f"{name} ({n})" for name, n in kinds.value_counts().head(3).items())
