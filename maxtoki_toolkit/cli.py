@@ -101,7 +101,9 @@ def _dictionaries(tokens: Path | None, medians: Path | None):
 
 @app.command()
 def embed(
-    path: Annotated[Path, typer.Argument(help="Your cells: .h5ad or .zarr with raw counts, human.")],
+    path: Annotated[
+        Path, typer.Argument(help="Your cells, human, raw counts: .h5ad, .zarr, .h5 of 10x, or a 10x folder.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder to write, by default PATH's name + _maxtoki."),
@@ -117,7 +119,9 @@ def embed(
     color: Annotated[
         str | None, typer.Option(help="Column of .obs to colour the UMAP by, beside the clusters.")
     ] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer with the raw counts, by default X.")] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Layer with the raw counts, by default X; raw for raw.X.")
+    ] = None,
     gene_key: Annotated[
         str | None, typer.Option(help="Column of .var with gene names; found by itself if not given.")
     ] = None,
@@ -133,10 +137,11 @@ def embed(
     """
     from .models import load_model
     from .pipeline import embed_file
+    from .pp._formats import stem_of
 
     vocab = _dictionaries(tokens, medians)
     loaded = load_model(model, vocab=vocab, revision=revision, device=device)
-    output = output or path.with_name(f"{path.stem}_maxtoki")
+    output = output or path.with_name(f"{stem_of(path)}_maxtoki")
     adata = embed_file(path, output, loaded, color=color, layer=layer, gene_key=gene_key, force=force)
     if adata is None:
         print(f"This process has done its share; the last one to finish writes {output}/.")
@@ -154,7 +159,8 @@ def embed(
 @app.command()
 def encode(
     paths: Annotated[
-        list[Path], typer.Argument(help="Files of cells: .h5ad or .zarr with raw counts, human.")
+        list[Path],
+        typer.Argument(help="Files of cells, human, raw counts: .h5ad, .zarr, .h5 of 10x, 10x folders."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the encoded files.")],
     model: Annotated[
@@ -167,7 +173,9 @@ def encode(
     medians: Annotated[Path | None, typer.Option(help="Gene medians (JSON), for published weights.")] = None,
     workers: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask cluster instead.")] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer with the raw counts, by default X.")] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Layer with the raw counts, by default X; raw for raw.X.")
+    ] = None,
     gene_key: Annotated[
         str | None, typer.Option(help="Column of .var with gene names; found by itself if not given.")
     ] = None,
@@ -243,7 +251,7 @@ def screen(
 
     \b
     cells: my_cells.h5ad        # raw counts, human
-    layer: counts               # where they are; without this line, X
+    layer: counts               # where they are; without this line, X; raw for raw.X
     model: runs/clock/model     # as in mt.load_model
     output: screen
     prompts:
@@ -308,7 +316,7 @@ def report(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("maxtoki_report"),
     on: Annotated[
-        list[Path] | None, typer.Option(help="Your cells (.h5ad, .zarr); given several times, each of them.")
+        list[Path] | None, typer.Option(help="Your cells, as for embed; given several times, each of them.")
     ] = None,
     listed: Annotated[bool, typer.Option("--list", help="Say which notebooks there are.")] = False,
     help_notebook: Annotated[

@@ -68,7 +68,7 @@ def embed_file(
     if output.is_file():
         raise ValueError(f"{output} is a file. Give a folder to write to.")
     with open_store(path) as store:
-        obs, var = read_frames(store)
+        obs, var = read_frames(store, layer)
         require_obs(AnnData(obs=obs), color)
         # Cells whose ranks are kept, for the heat map.
         shown = np.zeros(len(obs), dtype=bool)

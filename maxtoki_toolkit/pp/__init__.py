@@ -8,6 +8,7 @@ from .map_genes import map_genes
 from .match_ages import match_ages
 from .match_queries import match_queries
 from .rank_value_encode import rank_value_encode
+from .read_cells import read_cells
 from .sample_prompts import sample_prompts
 from .simulate_doublets import simulate_doublets
 
@@ -19,6 +20,7 @@ __all__ = [
     "map_genes",
     "match_ages",
     "match_queries",
+    "read_cells",
     "rank_value_encode",
     "sample_prompts",
     "simulate_doublets",

@@ -106,6 +106,11 @@ def resolve_genes(
     """Return `var` with the columns `map_genes` describes, and how they were found."""
     if len(var) == 0:
         raise ValueError("The data have no genes.")
+    if mapping is not None and not isinstance(mapping, Mapping):
+        raise TypeError(
+            f"mapping must be a table of names, {{name: Ensembl id}}, got {type(mapping).__name__} {str(mapping)[:60]!r}. From a "
+            "JSON file: mapping=json.load(open(path))."
+        )
     names = _name_columns(var)
     if gene_key is not None and gene_key not in names:
         raise KeyError(f"Did not find .var[{gene_key!r}]. Columns with text: {sorted(names)}.")

@@ -8,12 +8,13 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
+from .._counts import check_counts
 from .._progress import progress
 from .._results import write_result
 from .._settings import settings
 from .._validate import require_unique_names
 from ..models.vocabulary import Vocabulary
-from ._counts import check_counts, counts_hint, get_counts, iter_csr
+from ._counts import counts_hint, get_counts, iter_csr
 from ._rank import rank_csr
 from ._vocabulary import as_vocabulary
 from .map_genes import map_genes
@@ -38,7 +39,7 @@ def rank_value_encode(
     model
         A model or a `Vocabulary`: which genes are ranked, and their medians.
     layer
-        Layer that holds the raw counts, `.X` by default.
+        Layer that holds the raw counts, `.X` by default; "raw" for the counts in `.raw`.
     force
         Accept values that are not integers. Only right for values that are linear in expression (CPM, TPM,
         FPKM): their order within a cell is that of the counts. A logarithm changes the order.
@@ -89,7 +90,7 @@ def rank_value_encode(
     adata = adata.copy() if copy else adata
     if adata.uns.get(_keys.MAP_GENES, {}).get("params", {}).get("genes_sha256") != vocab.genes_sha256:
         map_genes(adata, vocab)
-    encode = _encoder(adata.var, vocab, force=force, hint=counts_hint(adata))
+    encode = _encoder(adata.var, vocab, force=force, hint=counts_hint(adata, layer))
 
     blocks, shares = [], []
     with progress(total=adata.n_obs, desc="Ranking genes", unit="cell") as bar:

@@ -8,9 +8,10 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
+from .._counts import check_counts
 from .._results import write_result
 from .._validate import require_obs, require_rank, require_unique_names
-from ._counts import check_counts, counts_hint, get_counts
+from ._counts import counts_hint, get_counts
 from ._doublets import add_counts, draw_pairs, merge_ranks, uniform
 
 KINDS = ("counts", "ranks")
@@ -153,7 +154,7 @@ def pair_counts(
 ) -> sp.csr_matrix:
     """Counts of the pairs, from the raw counts of an AnnData and nothing else."""
     counts = sp.csr_matrix(get_counts(adata, layer)[:])
-    check_counts(counts, force=False, hint=counts_hint(adata))
+    check_counts(counts, force=False, hint=counts_hint(adata, layer))
     return add_counts(counts, first, second, share, seed=seed)
 
 

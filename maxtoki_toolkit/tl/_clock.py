@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from ..pp._counts import check_counts, counts_hint, get_counts
+from .._counts import check_counts
+from ..pp._counts import counts_hint, get_counts
 
 N_GENES = 2000
 ALPHAS = np.logspace(0, 6, 13)
@@ -22,7 +23,7 @@ def log_expression(sources: list, layer: str | None, train: np.ndarray) -> np.nd
                 f"The queries lack {len(absent)} of the genes (first: {absent[0]!r}). Give both the same genes."
             )
         counts = sp.csr_matrix(get_counts(adata, layer)[rows]).astype(np.float32)
-        check_counts(counts, force=True, hint=counts_hint(adata))
+        check_counts(counts, force=True, hint=counts_hint(adata, layer))
         total = np.asarray(counts.sum(axis=1)).ravel()
         counts.data *= np.repeat(1e4 / np.maximum(total, 1), np.diff(counts.indptr)).astype(np.float32)
         blocks.append(counts.log1p()[:, adata.var_names.get_indexer(names)])

@@ -11,7 +11,8 @@ from anndata import AnnData
 from scipy.stats import rankdata
 
 from .. import _keys
-from ..pp._counts import check_counts, get_counts
+from .._counts import check_counts
+from ..pp._counts import get_counts, has_counts
 
 COVARIATES = ("mean_rank", "detection", "expression")
 
@@ -58,8 +59,8 @@ def gene_covariates(
 def _counts(adata: AnnData, layer: str | None) -> sp.csr_matrix | None:
     """The counts that were ranked, or those of a layer."""
     encoding = adata.uns.get(_keys.ENCODING, {}).get("params", {})
-    if layer is None and encoding.get("layer") in adata.layers:
-        layer = encoding["layer"]
+    if layer is None and (used := encoding.get("layer", "X")) != "X" and has_counts(adata, used):
+        layer = used
     if layer is None and adata.X is None:
         return None
     counts = sp.csr_matrix(get_counts(adata, layer))

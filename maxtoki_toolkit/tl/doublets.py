@@ -12,12 +12,13 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
+from .._counts import check_counts
 from .._progress import progress
 from .._results import write_result
 from .._validate import require_obs, require_rank, require_unique_names
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
-from ..pp._counts import check_counts, counts_hint, get_counts
+from ..pp._counts import counts_hint, get_counts, has_counts
 from ..pp._doublets import add_counts, draw_pairs, merge_ranks, uniform
 from ..pp.rank_value_encode import rank_value_encode
 from ..pp.simulate_doublets import KINDS, check_share, read_codes
@@ -281,7 +282,7 @@ def _choose_features(
     """Features to use: those asked for, or all that cells and queries have."""
     if unknown := sorted(set(features or ()) - set(FEATURES)):
         raise ValueError(f"There are no features {unknown[0]!r}; choose from {', '.join(FEATURES)}.")
-    counted = queries is None or (queries.X is not None if layer is None else layer in queries.layers)
+    counted = queries is None or has_counts(queries, layer)
     able = FEATURES if kind == "counts" and counted else OF_RANKS
     if not features:
         return able
@@ -329,7 +330,7 @@ def _simulate(adata, model, order, first, second, *, kind, capture, layer, seed)
     if not 0 < low <= high <= 1:
         raise ValueError(f"capture must be two shares, 0 < low <= high <= 1; got ({low}, {high}).")
     counts = sp.csr_matrix(get_counts(adata, layer)[:])
-    check_counts(counts, force=False, hint=counts_hint(adata))
+    check_counts(counts, force=False, hint=counts_hint(adata, layer))
     counts = counts[order].astype(np.float32)
     share = low + (high - low) * uniform(seed, np.arange(len(first)), 2)
     made = add_counts(counts, first, second, share, seed=seed)
@@ -378,7 +379,7 @@ def _spaces(adata, simulated, queries, model, used, order, counts, layer):
                     f"The queries lack {len(absent)} of the genes (first: {absent[0]!r}). Give both the same genes."
                 )
             asked = sp.csr_matrix(get_counts(queries, layer)[:])
-            check_counts(asked, force=False, hint=counts_hint(queries))
+            check_counts(asked, force=False, hint=counts_hint(queries, layer))
             asked = asked[:, queries.var_names.get_indexer(adata.var_names)].astype(np.float32)
             counts = sp.vstack([counts, asked], format="csr")
         if "expression" in used:

@@ -12,10 +12,11 @@ from scipy import stats
 
 from .. import _keys
 from .._correction import benjamini_hochberg
+from .._counts import check_counts
 from .._results import write_result
 from .._validate import require_obs
 from ..get.results import symbols
-from ..pp._counts import check_counts, counts_hint, get_counts
+from ..pp._counts import counts_hint, get_counts
 from ..pp._design import as_numbers, get_groups, get_mask
 from ._time_unit import warn_of_unit
 
@@ -93,7 +94,7 @@ def expression_age_slope(
     used = get_mask(adata, use, "use") & (group >= 0) & adata.obs[donor_key].notna().to_numpy()
     rows = np.flatnonzero(used)
     counts = sp.csr_matrix(get_counts(adata, layer)[rows])
-    check_counts(counts, force=False, hint=counts_hint(adata))
+    check_counts(counts, force=False, hint=counts_hint(adata, layer))
     unit, factor = ("year", 12.0) if time_unit == "months" else (time_unit.removesuffix("s"), 1.0)
 
     obs = adata.obs.iloc[rows]
