@@ -1,7 +1,8 @@
-"""The command line: `maxtoki demo`, `embed`, `encode`, `convert`, `screen`, `report`, `train`, `doctor`."""
+"""The command line: `maxtoki demo`, `embed`, `encode`, `import`, `convert`, `screen`, `report`, `train`, `doctor`."""
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -26,15 +27,43 @@ def main() -> None:
         app()
     except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"maxtoki: {message}", file=sys.stderr)
+        print(f"maxtoki: {_in_flags(message)}", file=sys.stderr)
         sys.exit(1)
 
 
 def _format_warning(message, category, filename, lineno, line=None) -> str:
     # Warnings of libraries to programmers stay as they are.
     if category is UserWarning:
-        return f"maxtoki: warning: {message}\n"
+        return f"maxtoki: warning: {_in_flags(message)}\n"
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"
+
+
+# What Python calls by these names, the command line has as something else.
+_WORDS = {"mt.reports.catalogue()": "maxtoki report --list", "mt.pp.encode_file.": "maxtoki encode."}
+
+
+def _in_flags(message: object) -> str:
+    """Put a message in the words of the command: layer='counts' is --layer counts, or a line of its settings."""
+    text, command = str(message), typer.main.get_command(app)
+    for python, words in _WORDS.items():
+        text = text.replace(python, words)
+    for word in sys.argv[1:]:
+        command = getattr(command, "commands", {}).get(word, command)
+    options = {parameter.name for parameter in command.params}
+
+    def flag(found: re.Match) -> str:
+        name, value = found["name"], found["value"].strip("'\"")
+        if name in options:
+            return f"--{name.replace('_', '-')}{'' if value in ('', 'True') else f' {value}'}"
+        value = {"True": "true", "False": "false"}.get(value, value)
+        if "parameter" in options:
+            return f"-p {name}={value}"
+        return f"{name}: {value}" if "config" in options and value else found[0]
+
+    # Not what is in the parentheses of a call in Python.
+    return re.sub(
+        r"(?<![\w.(=])(?<!, )(?P<name>[a-z_]+)=(?P<value>'[^']*'|\"[^\"]*\"|True|False|[\d.]*\d|)", flag, text
+    )
 
 
 def _version(*, show: bool) -> None:
@@ -200,6 +229,29 @@ def encode(
         force=force,
     )
     print(f"{table['n_cells'].sum():,} cells of {len(table)} files are in {output}/.")
+
+
+@app.command("import")
+def import_(
+    sheet: Annotated[
+        Path,
+        typer.Argument(
+            help="Table (CSV), one row a sample: path, sample, and columns such as donor, age and condition."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .h5ad or .zarr.")],
+    layer: Annotated[
+        str | None, typer.Option(help="Layer with the raw counts, by default X; raw for raw.X.")
+    ] = None,
+) -> None:
+    """Join the samples of a sheet (10x folders, .h5, .h5ad, .zarr) into one file of cells, and list what does not match."""
+    from .pp import import_samples
+
+    table = import_samples(sheet, output, layer=layer)
+    for row in table.itertuples():
+        notes = f"; {row.notes}" if row.notes else ""
+        print(f"{row.sample}: {row.n_cells:,} cells, {row.n_genes:,} genes{notes}")
+    print(f"{table['n_cells'].sum():,} cells of {len(table)} samples are in {output}.")
 
 
 @app.command()

@@ -4,6 +4,7 @@ from .encode_file import encode_file
 from .encode_files import encode_files
 from .hold_out import hold_out
 from .holdout_intervals import holdout_intervals
+from .import_samples import import_samples
 from .map_genes import map_genes
 from .match_ages import match_ages
 from .match_queries import match_queries
@@ -17,6 +18,7 @@ __all__ = [
     "encode_files",
     "hold_out",
     "holdout_intervals",
+    "import_samples",
     "map_genes",
     "match_ages",
     "match_queries",

@@ -129,8 +129,7 @@ def encoded_blocks(
     mapped = writable({_keys.MAP_GENES: {"params": params, "report": gene_report(var)}})
     counts = open_counts(store, layer)
     if not force:
-        names = [name for name in layer_names(store) if name != layer]
-        check_counts(first_values(store, layer), force=False, hint=hint_of(names))
+        check_counts(first_values(store, layer), force=False, hint=counts_hint_of(store, layer))
     blocks = iter_csr(counts, chunk_size, numbers)
     while True:
         with _reading(name_of(store)):
@@ -153,6 +152,11 @@ def layer_names(store) -> list[str]:
     """What can be given as layer: the layers, and "raw" for the counts in `.raw`."""
     layers = sorted(store["layers"]) if "layers" in store else []
     return layers + ([RAW] if _RAW_X in store and RAW not in layers else [])
+
+
+def counts_hint_of(store, layer: str | None) -> str:
+    """Say where the raw counts may be in a file, if not where they were looked for."""
+    return hint_of([name for name in layer_names(store) if name != layer])
 
 
 def slot_of(store, layer: str | None) -> str:

@@ -60,11 +60,12 @@ def read_cells(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
 def _no_counts(path: str | Path, layer: str, *, force: bool) -> str:
     """Why the first values of a matrix are no raw counts; "" if they may be."""
     from .._counts import check_counts
-    from ..pp._store import first_values, open_store
+    from ..pp._store import counts_hint_of, first_values, open_store
 
     with open_store(path) as store:
         try:
-            check_counts(first_values(store, layer or None), force=force)
+            hint = counts_hint_of(store, layer or None)
+            check_counts(first_values(store, layer or None), force=force, hint=hint)
         except (KeyError, ValueError) as error:
             where = f".layers[{layer!r}]" if layer else ".X"
             return (
