@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import anndata as ad
@@ -96,7 +97,10 @@ def read_whole(path: str | Path) -> AnnData:
     """Read a file of cells of any kind into memory."""
     path, kind = Path(path), kind_of(path)
     if kind == H5AD:
-        return ad.read_h5ad(path)
+        with warnings.catch_warnings():
+            # An old file is no news to whoever has one.
+            warnings.simplefilter("ignore", ad.OldFormatWarning)
+            return ad.read_h5ad(path)
     if kind == ZARR:
         return ad.read_zarr(path)
     cells = _read_folder(path) if kind == TENX_FOLDER else _read_h5(path)
