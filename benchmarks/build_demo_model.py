@@ -47,7 +47,9 @@ def vocabulary(parts: dict[str, AnnData], min_cells: dict[str, int]) -> mt.model
     medians = {}
     for name, adata in parts.items():
         mt.pp.map_genes(adata)
-        found = mt.models.Vocabulary.from_anndata(adata, min_cells=min_cells[name])
+        # The myoblasts are FPKM, which are linear in expression.
+        force = name == "myoblast_timecourse"
+        found = mt.models.Vocabulary.from_anndata(adata, min_cells=min_cells[name], force=force)
         medians = found.medians | medians
     tokens = ["<pad>", "<mask>", "<bos>", "<eos>", *sorted(medians)]
     return mt.models.Vocabulary({token: i for i, token in enumerate(tokens)}, medians)

@@ -1,7 +1,8 @@
-"""The command line: `maxtoki demo`, `embed`, `encode`, `convert`, `screen`, `report`, `train`, `doctor`."""
+"""The command line: `maxtoki demo`, `embed`, `encode`, `import`, `convert`, `screen`, `report`, `train`, `doctor`."""
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -26,15 +27,43 @@ def main() -> None:
         app()
     except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"maxtoki: {message}", file=sys.stderr)
+        print(f"maxtoki: {_in_flags(message)}", file=sys.stderr)
         sys.exit(1)
 
 
 def _format_warning(message, category, filename, lineno, line=None) -> str:
     # Warnings of libraries to programmers stay as they are.
     if category is UserWarning:
-        return f"maxtoki: warning: {message}\n"
+        return f"maxtoki: warning: {_in_flags(message)}\n"
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"
+
+
+# What Python calls by these names, the command line has as something else.
+_WORDS = {"mt.reports.catalogue()": "maxtoki report --list", "mt.pp.encode_file.": "maxtoki encode."}
+
+
+def _in_flags(message: object) -> str:
+    """Put a message in the words of the command: layer='counts' is --layer counts, or a line of its settings."""
+    text, command = str(message), typer.main.get_command(app)
+    for python, words in _WORDS.items():
+        text = text.replace(python, words)
+    for word in sys.argv[1:]:
+        command = getattr(command, "commands", {}).get(word, command)
+    options = {parameter.name for parameter in command.params}
+
+    def flag(found: re.Match) -> str:
+        name, value = found["name"], found["value"].strip("'\"")
+        if name in options:
+            return f"--{name.replace('_', '-')}{'' if value in ('', 'True') else f' {value}'}"
+        value = {"True": "true", "False": "false"}.get(value, value)
+        if "parameter" in options:
+            return f"-p {name}={value}"
+        return f"{name}: {value}" if "config" in options and value else found[0]
+
+    # Not what is in the parentheses of a call in Python.
+    return re.sub(
+        r"(?<![\w.(=])(?<!, )(?P<name>[a-z_]+)=(?P<value>'[^']*'|\"[^\"]*\"|True|False|[\d.]*\d|)", flag, text
+    )
 
 
 def _version(*, show: bool) -> None:
@@ -101,7 +130,9 @@ def _dictionaries(tokens: Path | None, medians: Path | None):
 
 @app.command()
 def embed(
-    path: Annotated[Path, typer.Argument(help="Your cells: .h5ad or .zarr with raw counts, human.")],
+    path: Annotated[
+        Path, typer.Argument(help="Your cells, human, raw counts: .h5ad, .zarr, .h5 of 10x, or a 10x folder.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder to write, by default PATH's name + _maxtoki."),
@@ -117,7 +148,9 @@ def embed(
     color: Annotated[
         str | None, typer.Option(help="Column of .obs to colour the UMAP by, beside the clusters.")
     ] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer with the raw counts, by default X.")] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Layer with the raw counts, by default X; raw for raw.X.")
+    ] = None,
     gene_key: Annotated[
         str | None, typer.Option(help="Column of .var with gene names; found by itself if not given.")
     ] = None,
@@ -133,10 +166,11 @@ def embed(
     """
     from .models import load_model
     from .pipeline import embed_file
+    from .pp._formats import stem_of
 
     vocab = _dictionaries(tokens, medians)
     loaded = load_model(model, vocab=vocab, revision=revision, device=device)
-    output = output or path.with_name(f"{path.stem}_maxtoki")
+    output = output or path.with_name(f"{stem_of(path)}_maxtoki")
     adata = embed_file(path, output, loaded, color=color, layer=layer, gene_key=gene_key, force=force)
     if adata is None:
         print(f"This process has done its share; the last one to finish writes {output}/.")
@@ -154,7 +188,8 @@ def embed(
 @app.command()
 def encode(
     paths: Annotated[
-        list[Path], typer.Argument(help="Files of cells: .h5ad or .zarr with raw counts, human.")
+        list[Path],
+        typer.Argument(help="Files of cells, human, raw counts: .h5ad, .zarr, .h5 of 10x, 10x folders."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the encoded files.")],
     model: Annotated[
@@ -167,7 +202,9 @@ def encode(
     medians: Annotated[Path | None, typer.Option(help="Gene medians (JSON), for published weights.")] = None,
     workers: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask cluster instead.")] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer with the raw counts, by default X.")] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Layer with the raw counts, by default X; raw for raw.X.")
+    ] = None,
     gene_key: Annotated[
         str | None, typer.Option(help="Column of .var with gene names; found by itself if not given.")
     ] = None,
@@ -192,6 +229,29 @@ def encode(
         force=force,
     )
     print(f"{table['n_cells'].sum():,} cells of {len(table)} files are in {output}/.")
+
+
+@app.command("import")
+def import_(
+    sheet: Annotated[
+        Path,
+        typer.Argument(
+            help="Table (CSV), one row a sample: path, sample, and columns such as donor, age and condition."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .h5ad or .zarr.")],
+    layer: Annotated[
+        str | None, typer.Option(help="Layer with the raw counts, by default X; raw for raw.X.")
+    ] = None,
+) -> None:
+    """Join the samples of a sheet (10x folders, .h5, .h5ad, .zarr) into one file of cells, and list what does not match."""
+    from .pp import import_samples
+
+    table = import_samples(sheet, output, layer=layer)
+    for row in table.itertuples():
+        notes = f"; {row.notes}" if row.notes else ""
+        print(f"{row.sample}: {row.n_cells:,} cells, {row.n_genes:,} genes{notes}")
+    print(f"{table['n_cells'].sum():,} cells of {len(table)} samples are in {output}.")
 
 
 @app.command()
@@ -243,7 +303,7 @@ def screen(
 
     \b
     cells: my_cells.h5ad        # raw counts, human
-    layer: counts               # where they are; without this line, X
+    layer: counts               # where they are; without this line, X; raw for raw.X
     model: runs/clock/model     # as in mt.load_model
     output: screen
     prompts:
@@ -308,7 +368,7 @@ def report(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("maxtoki_report"),
     on: Annotated[
-        list[Path] | None, typer.Option(help="Your cells (.h5ad, .zarr); given several times, each of them.")
+        list[Path] | None, typer.Option(help="Your cells, as for embed; given several times, each of them.")
     ] = None,
     listed: Annotated[bool, typer.Option("--list", help="Say which notebooks there are.")] = False,
     help_notebook: Annotated[

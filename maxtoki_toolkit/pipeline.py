@@ -68,7 +68,7 @@ def embed_file(
     if output.is_file():
         raise ValueError(f"{output} is a file. Give a folder to write to.")
     with open_store(path) as store:
-        obs, var = read_frames(store)
+        obs, var = read_frames(store, layer)
         require_obs(AnnData(obs=obs), color)
         # Cells whose ranks are kept, for the heat map.
         shown = np.zeros(len(obs), dtype=bool)
@@ -154,11 +154,15 @@ def draw_umap(adata: AnnData, colors: list[str]) -> Figure:
     import matplotlib.pyplot as plt
     import scanpy as sc
 
+    shown = AnnData(obs=adata.obs[colors].copy(), obsm={"X_umap": adata.obsm["X_umap"]}, uns=dict(adata.uns))
+    for name in shown.obs.columns[shown.obs.dtypes == "boolean"]:
+        # scanpy cannot draw booleans of which some are missing.
+        shown.obs[name] = pd.Categorical(shown.obs[name].map({True: "True", False: "False"}))
     fig, axes = plt.subplots(
         1, len(colors), figsize=(6.5 * len(colors), 4.2), squeeze=False, layout="constrained"
     )
     for name, ax in zip(colors, axes[0], strict=True):
-        sc.pl.umap(adata, color=name, ax=ax, show=False, title=name.replace("_", " "))
+        sc.pl.umap(shown, color=name, ax=ax, show=False, title=name.replace("_", " "))
         ax.set(xlabel="UMAP 1", ylabel="UMAP 2", box_aspect=1)
         clean(ax)
     return fig

@@ -8,13 +8,12 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import get_args, get_origin, get_type_hints
 
-import anndata as ad
 import pandas as pd
 
 from . import _keys, get, pl, pp, tl
 from ._files import atomic, read_yaml
 from .models.load import SHIPPED, load_model
-from .pp._store import open_store
+from .pp._store import open_counts, open_store
 
 # Sections of the file, with what they are passed to.
 SECTIONS = {"prompts": pp.sample_prompts, "perturb": tl.perturb, "stats": tl.perturbation_stats}
@@ -40,8 +39,8 @@ def read_settings(path: str | Path) -> dict:
     Parameters
     ----------
     path
-        YAML with `cells` (.h5ad or .zarr with raw counts), `output` (a folder), `model`, `revision` and `device` (as in
-        `mt.load_model`), `layer` (with the raw counts, by default `.X`), and as sections `prompts`, `perturb` and `stats` the parameters
+        YAML with `cells` (raw counts: .h5ad, .zarr or 10x), `output` (a folder), `model`, `revision` and `device` (as in
+        `mt.load_model`), `layer` (with the raw counts, by default `.X`; "raw" for those in `.raw`), and as sections `prompts`, `perturb` and `stats` the parameters
         of `mt.pp.sample_prompts`, `mt.tl.perturb` and `mt.tl.perturbation_stats`.
 
     Raises
@@ -104,8 +103,8 @@ def run_screen(path: str | Path) -> pd.DataFrame | None:
     folder, cells, layer = Path(settings["output"]), Path(settings["cells"]), settings.get("layer")
     asked = settings["perturb"]
     reads_time = asked.get("readout", "timelapse") == "timelapse"
-    with open_store(cells):
-        pass  # it says what is wrong with a file
+    with open_store(cells) as store:
+        open_counts(store, layer)  # it says what is wrong with a file
     if reads_time and settings["model"] in SHIPPED:
         warnings.warn(
             "The time of the demo model is that of a simulation: the effects mean nothing on real cells. As model, give the "
@@ -116,7 +115,7 @@ def run_screen(path: str | Path) -> pd.DataFrame | None:
     model = load_model(
         settings["model"], revision=settings.get("revision"), device=settings.get("device", "auto")
     )
-    adata = (ad.read_zarr if cells.suffix == ".zarr" else ad.read_h5ad)(cells)
+    adata = pp.read_cells(cells, layer=layer)
     pp.map_genes(adata, model)
     pp.rank_value_encode(adata, model, layer=layer)
     if reads_time:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from .._counts import check_counts
 from .._features import gene_features
 from .._files import atomic
 
@@ -88,7 +89,12 @@ class Vocabulary:
 
     @classmethod
     def from_counts(
-        cls, chunks: Iterable[sp.csr_matrix], ensembl_ids: Iterable[str], *, min_cells: int = 3
+        cls,
+        chunks: Iterable[sp.csr_matrix],
+        ensembl_ids: Iterable[str],
+        *,
+        min_cells: int = 3,
+        force: bool = False,
     ) -> Vocabulary:
         """Build a vocabulary from raw counts, a block of cells at a time.
 
@@ -100,11 +106,18 @@ class Vocabulary:
             Ensembl id of each column, "" where unknown; columns with the same id are summed.
         min_cells
             A gene enters the vocabulary when at least this many cells express it.
+        force
+            Accept values that are linear in expression but no integers (CPM, TPM, FPKM).
 
         Returns
         -------
         Genes in alphabetical order from id 4. Medians are of non-zero counts per 10,000, to 0.3%,
         and do not depend on the order or size of the blocks.
+
+        Raises
+        ------
+        ValueError
+            If the values are no raw counts, or no gene is in enough cells.
         """
         names, column_gene = np.unique(np.asarray(list(ensembl_ids), dtype=object), return_inverse=True)
         known = np.array([name.startswith("ENSG") for name in names])
@@ -114,7 +127,9 @@ class Vocabulary:
             shape=(len(column_gene), len(names)),
         )
         for chunk in chunks:
-            counts = sp.csr_matrix(chunk) @ to_gene
+            chunk = sp.csr_matrix(chunk)
+            check_counts(chunk, force=force)
+            counts = chunk @ to_gene
             totals = np.asarray(counts.sum(axis=1)).ravel()
             cell = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
             expressed = (counts.data > 0) & known[counts.indices]
@@ -134,7 +149,13 @@ class Vocabulary:
 
     @classmethod
     def from_anndata(
-        cls, adata, *, layer: str | None = None, min_cells: int = 3, chunk_size: int = 4096
+        cls,
+        adata,
+        *,
+        layer: str | None = None,
+        min_cells: int = 3,
+        force: bool = False,
+        chunk_size: int = 4096,
     ) -> Vocabulary:
         """Build a vocabulary from the raw counts of an AnnData, in memory or backed.
 
@@ -142,11 +163,14 @@ class Vocabulary:
         """
         if "ensembl_id" not in adata.var:
             raise KeyError("Did not find .var['ensembl_id']. Run mt.pp.map_genes(adata) first.")
-        counts = adata.X if layer is None else adata.layers[layer]
+        from ..pp._counts import get_counts  # here only: nothing else in `models` knows of AnnData
+
+        counts = get_counts(adata, layer)
         # Antibodies and the like are no part of a cell's total.
         genes = np.flatnonzero(gene_features(adata.var))
         chunks = (counts[start : start + chunk_size][:, genes] for start in range(0, adata.n_obs, chunk_size))
-        return cls.from_counts(chunks, adata.var["ensembl_id"].astype(str).iloc[genes], min_cells=min_cells)
+        ids = adata.var["ensembl_id"].astype(str).iloc[genes]
+        return cls.from_counts(chunks, ids, min_cells=min_cells, force=force)
 
     def with_times(self, lowest: int, highest: int) -> Vocabulary:
         """Return the temporal vocabulary: lapses `lowest`..`highest`, then `<boq>` and `<eoq>`, appended.

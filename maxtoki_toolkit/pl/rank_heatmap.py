@@ -67,7 +67,8 @@ def rank_heatmap(
         labels, groups = np.full(adata.n_obs, "all cells"), ["all cells"]
     else:
         column = adata.obs[groupby].astype("category").cat.remove_unused_categories()
-        labels, groups = column.astype(str).to_numpy(), [str(group) for group in column.cat.categories]
+        groups = [str(group) for group in column.cat.categories]
+        labels = np.array([*groups, None], dtype=object)[column.cat.codes]  # None where it is missing
     # The colours that scanpy's plots give the same groups, where they are known.
     colors = list(adata.uns.get(f"{groupby}_colors", []))
     colors = colors if len(colors) == len(groups) else category_colors(len(groups))

@@ -4,10 +4,12 @@ from .encode_file import encode_file
 from .encode_files import encode_files
 from .hold_out import hold_out
 from .holdout_intervals import holdout_intervals
+from .import_samples import import_samples
 from .map_genes import map_genes
 from .match_ages import match_ages
 from .match_queries import match_queries
 from .rank_value_encode import rank_value_encode
+from .read_cells import read_cells
 from .sample_prompts import sample_prompts
 from .simulate_doublets import simulate_doublets
 
@@ -16,9 +18,11 @@ __all__ = [
     "encode_files",
     "hold_out",
     "holdout_intervals",
+    "import_samples",
     "map_genes",
     "match_ages",
     "match_queries",
+    "read_cells",
     "rank_value_encode",
     "sample_prompts",
     "simulate_doublets",

@@ -1,24 +1,56 @@
-"""Raw counts: where they are, whether they are counts, and how to read them in blocks."""
+"""Raw counts: where they are, and how to read them in blocks."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
+# The layer that stands for the counts in `.raw`, where files of CELLxGENE have them.
+RAW = "raw"
+
 
 def get_counts(adata: AnnData, layer: str | None):
-    """Return the matrix that holds the counts: `.X` or a layer, in memory or on disk."""
+    """Return the matrix that holds the counts: `.X`, a layer or ("raw") that in `.raw`, in memory or on disk."""
     if layer is None:
         if adata.X is None:
-            raise ValueError("The AnnData has no .X. Say which layer holds the raw counts: layer='counts'.")
-        return adata.X
-    if layer not in adata.layers:
-        raise KeyError(f"Did not find .layers[{layer!r}]. Available layers: {sorted(adata.layers)}.")
-    return adata.layers[layer]
+            hint = counts_hint(adata) or " Say which layer holds the raw counts: layer='counts'."
+            raise ValueError(f"The AnnData has no .X.{hint}")
+        return _workable(adata.X)
+    if layer in adata.layers:
+        return _workable(adata.layers[layer])
+    if layer == RAW and adata.raw is not None:
+        return _workable(_raw_counts(adata))
+    raise KeyError(f"Did not find .layers[{layer!r}]. Available layers: {_layer_names(adata)}.")
+
+
+def _layer_names(adata: AnnData) -> list[str]:
+    return sorted({*adata.layers, *([] if adata.raw is None else [RAW])})
+
+
+def _raw_counts(adata: AnnData):
+    """Return the matrix in `.raw`, its columns in the order of the genes."""
+    names = adata.raw.var_names
+    if names.equals(adata.var_names):
+        return adata.raw.X
+    if len(names) != adata.n_vars or not names.is_unique or not names.isin(adata.var_names).all():
+        raise ValueError(
+            f".raw has {len(names)} genes and .var {adata.n_vars}: ranks of a part of the genes are not those of the cell. Go on "
+            "with all of them: adata = adata.raw.to_adata(), whose .X are these counts."
+        )
+    return adata.raw.X[:, names.get_indexer(adata.var_names)]
+
+
+def _workable(matrix):
+    """Return a matrix as scipy can work with it: no half precision, row pointers and columns of one type."""
+    if isinstance(matrix, np.ndarray) and matrix.dtype == np.float16:
+        return matrix.astype(np.float32)
+    if sp.issparse(matrix) and matrix.format in ("csr", "csc"):
+        if matrix.indices.dtype != matrix.indptr.dtype and matrix.indices.dtype.kind == "i":
+            return type(matrix)((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape)
+    return matrix
 
 
 def iter_csr(
@@ -43,55 +75,15 @@ def iter_csr(
             block.indptr = indptr - indptr[0]
             yield start, block
         else:
-            yield start, sp.csr_matrix(matrix[start:stop])
+            yield start, sp.csr_matrix(_workable(matrix[start:stop]))
 
 
-def check_counts(block: sp.csr_matrix, *, force: bool, hint: str = "") -> None:
-    """Refuse what is not raw counts.
-
-    Negative, infinite and NaN values are always refused: no rank can be given to them. Non-integers
-    (log-normalised, scaled, FPKM) are refused unless `force`; what looks logarithmic is warned of even then.
-    """
-    values = block.data
-    if np.issubdtype(values.dtype, np.integer):
-        if values.size and values.min() < 0:
-            raise ValueError(f"The counts hold negative values (lowest {values.min()}).{hint}")
-        return
-    if values.dtype == bool:
-        return
-    finite = np.isfinite(values)
-    if not finite.all():
-        raise ValueError(
-            f"The counts hold {np.count_nonzero(~finite)} NaN or infinite values. Genes that were not "
-            "measured cannot be ranked: drop them, or set them to 0 if they mean not detected."
-        )
-    if values.size and values.min() < 0:
-        raise ValueError(
-            f"The counts hold negative values (lowest {values.min():.3g}), as scaled data do. "
-            f"Raw counts are needed.{hint}"
-        )
-    fractional = values != np.rint(values)
-    if not fractional.any():
-        return
-    found = f"{fractional.mean():.0%} of the values are not integers (e.g. {values[fractional][0]:.4g}; highest {values.max():.4g})"
-    if values.max() < 20:
-        found += ": this looks log-normalised, which changes the order of the genes."
-        if force:
-            warnings.warn(f"{found} The ranks are not those of the counts.", UserWarning, stacklevel=4)
-            return
-        raise ValueError(f"{found} Raw counts are needed.{hint}")
-    if not force:
-        raise ValueError(
-            f"{found}: this looks normalised (CPM, TPM, FPKM) or corrected. Raw counts are needed.{hint} Values that "
-            "are linear in expression keep their order within a cell: for those, pass force=True."
-        )
+def counts_hint(adata: AnnData, asked: str | None = None) -> str:
+    """Say where the raw counts may be in this object, if not where they were looked for."""
+    return hint_of([name for name in _layer_names(adata) if name != asked])
 
 
-def counts_hint(adata: AnnData) -> str:
-    """Say where the raw counts may be in this object."""
-    layers = [name for name in adata.layers if "count" in name.lower() or "raw" in name.lower()]
-    if layers:
-        return f" Perhaps layer={layers[0]!r}?"
-    if adata.raw is not None:
-        return " Perhaps adata.raw.to_adata() holds them?"
-    return ""
+def hint_of(layers: list[str]) -> str:
+    """Say which of these layers may hold the raw counts."""
+    named = [name for name in layers if "count" in name.lower() or RAW in name.lower()]
+    return f" Perhaps layer={named[0]!r}?" if named else ""

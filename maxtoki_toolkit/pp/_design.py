@@ -87,6 +87,8 @@ def get_mask(adata: AnnData, use: str | Sequence[bool] | None, name: str) -> np.
     if isinstance(use, str):
         require_obs(adata, use)
         use = adata.obs[use]
+    if isinstance(use, pd.Series) and use.dtype == "boolean" and use.notna().all():
+        use = use.to_numpy(dtype=bool)
     mask = np.asarray(use)
     if mask.shape != (adata.n_obs,) or mask.dtype != bool:
         raise ValueError(

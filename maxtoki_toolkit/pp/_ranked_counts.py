@@ -9,8 +9,9 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
+from .._counts import check_counts
 from .._features import gene_columns
-from ._counts import check_counts, counts_hint, get_counts
+from ._counts import counts_hint, get_counts
 
 # What `.uns["rank_value_encode"]` calls `.X`, and cells that a model wrote, which have no counts.
 _X, _GENERATED = "X", "generated"
@@ -67,7 +68,7 @@ def ranked_counts(
             f"{error.args[0]} The cells were ranked from it: say where the counts are now (layer=)."
         ) from None
     counts = sp.csr_matrix(counts[rows])
-    check_counts(counts, force=force and not whole, hint=counts_hint(adata))
+    check_counts(counts, force=force and not whole, hint=counts_hint(adata, source))
     return sum_genes(counts, gene_columns(adata.var))
 
 

@@ -8,32 +8,48 @@ from pathlib import Path
 
 import anndata as ad
 import h5py
+import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
+from .._counts import check_columns, check_counts
 from .._progress import hidden
 from .._results import writable
 from ..models.vocabulary import Vocabulary
-from ._counts import iter_csr
+from ._chunks import require_complete
+from ._counts import RAW, hint_of, iter_csr
+from ._formats import H5AD, ZARR, kind_of, read_whole
 from .map_genes import gene_report, resolve_genes
 from .rank_value_encode import rank_value_encode
+
+_RAW_X = "raw/X"
 
 
 @contextmanager
 def open_store(path: str | Path, mode: str = "r") -> Iterator:
-    """Open an h5ad file or a zarr store as a group."""
+    """Open a file of cells as a group: h5ad and zarr as they are, others read into memory.
+
+    With mode "w" an h5ad file or a zarr store is made.
+    """
     path = Path(path)
-    if mode == "r" and not path.exists():
-        raise FileNotFoundError(f"Did not find {path}.")
-    if path.suffix == ".zarr":
+    kind = kind_of(path) if mode == "r" else path.suffix.lower()[1:]
+    if mode == "w" and kind not in (H5AD, ZARR):
+        raise ValueError(f"{path} is neither .h5ad nor .zarr.")
+    if kind == ZARR:
         import zarr
 
-        yield zarr.open_group(path, mode=mode)
+        with _reading(path):
+            store = zarr.open_group(path, mode=mode)
+        if mode == "r":
+            require_complete(store, path)
+        yield store
         return
-    if path.suffix != ".h5ad":
-        raise ValueError(f"{path} is neither .h5ad nor .zarr.")
+    if kind != H5AD:
+        with _in_memory(read_whole(path)) as file:
+            yield file
+        return
     try:
         file = h5py.File(path, mode)
     except OSError as error:
@@ -41,22 +57,52 @@ def open_store(path: str | Path, mode: str = "r") -> Iterator:
             f"{path} cannot be read as h5ad ({error}). It may be cut short, or be no h5ad file: copy or download it again."
         ) from None
     with file:
+        if not isinstance(file.get("obs"), h5py.Dataset):
+            yield file
+            return
+    # anndata before 0.7 kept tables as one array each.
+    with _in_memory(read_whole(path)) as file:
         yield file
 
 
-def read_frames(store) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read `obs` and `var` of an open store."""
+@contextmanager
+def _in_memory(cells: AnnData) -> Iterator[h5py.File]:
+    """Cells as an h5ad file that is on no disk."""
+    with h5py.File("cells.h5ad", "w", driver="core", backing_store=False) as file:
+        ad.io.write_elem(file, "/", cells)
+        del cells  # or it would be there twice
+        yield file
+
+
+@contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    """Say of whatever a library raises on a damaged file which file that is."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path} cannot be read ({reason}). It may be damaged or incomplete: copy or download it again."
+        ) from error
+
+
+def read_frames(store, layer: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read `obs` and `var` of an open store; `var` is that of the layer's genes."""
     if missing := [key for key in ("obs", "var") if key not in store]:
         raise ValueError(f"This is no AnnData file: it has no {' and no '.join(missing)}.")
-    return ad.io.read_elem(store["obs"]), ad.io.read_elem(store["var"])
+    of_raw = slot_of(store, layer) == _RAW_X and "raw/var" in store
+    with _reading(name_of(store)):
+        return ad.io.read_elem(store["obs"]), ad.io.read_elem(store["raw/var" if of_raw else "var"])
 
 
 def first_values(store, layer: str | None, n: int = 100_000) -> sp.csr_matrix:
     """About the first `n` values of the matrix of counts of an open store, as a matrix of one row."""
     matrix = _counts_of(store, layer)
-    if hasattr(matrix, "keys"):
-        return sp.csr_matrix(matrix["data"][:n])
-    return sp.csr_matrix(matrix[: max(n // matrix.shape[1], 1)].reshape(1, -1))
+    with _reading(name_of(store)):
+        values = matrix["data"][:n] if hasattr(matrix, "keys") else matrix[: max(n // matrix.shape[1], 1)]
+    return sp.csr_matrix(values.astype(np.float64).reshape(1, -1))
 
 
 def encoded_blocks(
@@ -88,37 +134,85 @@ def encoded_blocks(
         earlier=ad.io.read_elem(store[earlier]) if earlier in store else None,
     )
     mapped = writable({_keys.MAP_GENES: {"params": params, "report": gene_report(var)}})
-    counts = _open_counts(store, layer)
-    for start, block in iter_csr(counts, chunk_size, numbers):
+    counts = open_counts(store, layer)
+    if not force:
+        check_counts(first_values(store, layer), force=False, hint=counts_hint_of(store, layer))
+    blocks = iter_csr(counts, chunk_size, numbers)
+    while True:
+        with _reading(name_of(store)):
+            start, block = next(blocks, (None, None))
+        if block is None:
+            return
         cells = AnnData(block, obs=obs.iloc[start : start + chunk_size].copy(), var=var, uns=dict(mapped))
         with hidden():
             rank_value_encode(cells, vocab, force=force, chunk_size=chunk_size)
         yield cells
 
 
-def _slot(layer: str | None) -> str:
+def count_values(store, layer: str | None) -> int:
+    """How many values of counts are stored."""
+    matrix = _counts_of(store, layer)
+    return int(matrix["data"].shape[0] if hasattr(matrix, "keys") else np.prod(matrix.shape, dtype=np.int64))
+
+
+def layer_names(store) -> list[str]:
+    """What can be given as layer: the layers, and "raw" for the counts in `.raw`."""
+    layers = sorted(store["layers"]) if "layers" in store else []
+    return layers + ([RAW] if _RAW_X in store and RAW not in layers else [])
+
+
+def counts_hint_of(store, layer: str | None) -> str:
+    """Say where the raw counts may be in a file, if not where they were looked for."""
+    return hint_of([name for name in layer_names(store) if name != layer])
+
+
+def slot_of(store, layer: str | None) -> str:
     """Where the counts are in a file."""
-    return "X" if layer is None else f"layers/{layer}"
+    if layer is None:
+        return "X"
+    return (
+        _RAW_X
+        if layer == RAW and layer in layer_names(store) and f"layers/{RAW}" not in store
+        else f"layers/{layer}"
+    )
+
+
+def name_of(store) -> str:
+    """Path of an open store."""
+    return str(getattr(store, "filename", None) or getattr(store.store, "root", store))
 
 
 def _counts_of(store, layer: str | None):
     """Return the stored matrix of counts as it is."""
-    key = _slot(layer)
+    key = slot_of(store, layer)
     if key not in store:
-        layers = sorted(store["layers"]) if "layers" in store else []
-        raise KeyError(f"Did not find {key} in the file. Its layers: {', '.join(layers) or 'none'}.")
+        raise KeyError(
+            f"Did not find {key} in the file. Its layers: {', '.join(layer_names(store)) or 'none'}."
+        )
     return store[key]
 
 
-def _open_counts(store, layer: str | None):
-    """Return the on-disk matrix of counts, sliceable by row."""
-    matrix = _counts_of(store, layer)
-    if not hasattr(matrix, "keys"):
-        return matrix
-    matrix = ad.io.sparse_dataset(matrix)
-    if matrix.format != "csr":
+def open_counts(store, layer: str | None):
+    """Return the matrix of counts, sliceable by row: on disk, or in memory where it is stored by gene."""
+    stored = _counts_of(store, layer)
+    if not hasattr(stored, "keys"):
+        return stored
+    slot, path = slot_of(store, layer), name_of(store)
+    with _reading(path):
+        matrix = ad.io.sparse_dataset(stored)
+        indptr, n_values = stored["indptr"][:], stored["data"].shape[0]
+        n_lines = matrix.shape[matrix.format == "csc"]
+    # From wrong row pointers compiled code reads any memory.
+    whole = (
+        len(indptr) == n_lines + 1 and indptr[0] == 0 and indptr[-1] == n_values == stored["indices"].shape[0]
+    )
+    if not whole or (np.diff(indptr) < 0).any():
         raise ValueError(
-            f"{_slot(layer)} is stored by gene (CSC), which cannot be read cell by cell. Load it with anndata and write "
-            "adata.X.tocsr() to a new file."
+            f"{path} is damaged: the row pointers of {slot} do not fit its values. Copy or download it again."
         )
-    return matrix
+    if matrix.format == "csr":
+        return matrix
+    with _reading(path):
+        by_gene = matrix.to_memory()
+    check_columns(by_gene)
+    return by_gene.tocsr()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import anndata as ad
-import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
 from .._files import atomic
 from .._progress import progress
-from ._store import encoded_blocks, open_store, read_frames
+from ._store import count_values, encoded_blocks, open_store, read_frames
 from ._vocabulary import as_vocabulary
 
 
@@ -34,7 +34,8 @@ def encode_file(
     Parameters
     ----------
     path
-        `.h5ad` file or `.zarr` store with raw counts, stored by cell (CSR or dense).
+        Raw counts: `.h5ad`, `.zarr`, or what `mt.pp.read_cells` reads. What is stored by gene (CSC), in 10x files or by anndata
+        before 0.7 is read into memory.
     output
         `.h5ad` or `.zarr` to write: `.obs`, `.var`, `.layers["rank"]` and `.uns`, no counts. It appears when
         it is complete; a failure leaves nothing behind.
@@ -62,7 +63,9 @@ def encode_file(
     """
     vocab = as_vocabulary(model)
     with open_store(path) as store:
-        obs, var = read_frames(store)
+        obs, var = read_frames(store, layer)
+        # Ranks are no more than counts. scipy works only with row pointers and columns of one type.
+        index = sp.get_index_dtype(maxval=count_values(store, layer))
         blocks = encoded_blocks(
             store,
             obs,
@@ -82,8 +85,7 @@ def encode_file(
             frames = []
             for cells in blocks:
                 ranks = cells.layers[_keys.RANK]
-                # The row pointers of a block fit in 32 bits; those of the whole file may not.
-                ranks.indptr = ranks.indptr.astype(np.int64)
+                ranks.indptr, ranks.indices = ranks.indptr.astype(index), ranks.indices.astype(index)
                 if not frames:
                     ad.io.write_elem(result, "/", AnnData(var=cells.var, uns=cells.uns))
                     ad.io.write_elem(result, f"layers/{_keys.RANK}", ranks)

@@ -16,6 +16,7 @@ from .._files import atomic
 from .._progress import hidden, progress
 from .._shards import file_identity
 from ..models.vocabulary import Vocabulary
+from ._formats import H5AD, ZARR, kind_of, stem_of
 from ._store import open_store
 from ._vocabulary import as_vocabulary
 from .encode_file import encode_file
@@ -36,7 +37,7 @@ def encode_files(
     force: bool = False,
     chunk_size: int = 2048,
 ) -> pd.DataFrame:
-    """Rank-encode a collection of h5ad and zarr files, each into one of the same name.
+    """Rank-encode a collection of files of cells, each into one of the same name.
 
     Files are encoded side by side, each a block of cells at a time. What is there already, from the same file with the
     same settings, is not encoded again, so an interrupted collection goes on when it is called again.
@@ -44,7 +45,7 @@ def encode_files(
     Parameters
     ----------
     paths
-        `.h5ad` files and `.zarr` stores with raw counts.
+        Files of cells with raw counts, as `mt.pp.read_cells` reads.
     output
         Folder to write the encoded files and `manifest.json` to.
     model
@@ -79,7 +80,7 @@ def encode_files(
     """
     vocab, output = as_vocabulary(model), Path(output)
     paths = [Path(path) for path in paths]
-    names = Counter(path.stem for path in paths)
+    names = Counter(stem_of(path) for path in paths)
     if repeated := [name for name, n in names.items() if n > 1]:
         raise ValueError(f"Several files are named {repeated[0]!r}; their results would replace each other.")
     if missing := [path for path in paths if not path.exists()]:
@@ -91,8 +92,8 @@ def encode_files(
     entries = {path: {"source": str(path), "input": file_identity(path), **recipe} for path in paths}
     todo = []
     for path, entry in entries.items():
-        known = done.get(path.stem, {})
-        target = output / f"{path.stem}{path.suffix}"
+        known = done.get(stem_of(path), {})
+        target = output / f"{stem_of(path)}.{ZARR if kind_of(path) == ZARR else H5AD}"
         entry |= {"encoded": str(target)}
         if target.exists() and {**known, "source": entry["source"], "n_cells": 0} == {**entry, "n_cells": 0}:
             entry["n_cells"] = known["n_cells"]
@@ -111,7 +112,7 @@ def encode_files(
                 failed[path] = error
             else:
                 entries[path]["n_cells"] = n_cells
-                done[path.stem] = entries[path]
+                done[stem_of(path)] = entries[path]
                 with atomic(output / MANIFEST) as temporary:
                     temporary.write_text(json.dumps({"files": done}, indent=2))
             bar.update()

@@ -123,6 +123,11 @@ def resolve_genes(
     """
     if len(var) == 0:
         raise ValueError("The data have no genes.")
+    if mapping is not None and not isinstance(mapping, Mapping):
+        raise TypeError(
+            f"mapping must be a table of names, {{name: Ensembl id}}, got {type(mapping).__name__} {str(mapping)[:60]!r}. From a "
+            "JSON file: mapping=json.load(open(path))."
+        )
     is_gene = gene_features(var)
     if not is_gene.any():
         by = "".join(

@@ -8,13 +8,14 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
+from .._counts import check_counts
 from .._features import gene_columns
 from .._progress import progress
 from .._results import write_result
 from .._settings import settings
 from .._validate import require_unique_names
 from ..models.vocabulary import Vocabulary
-from ._counts import check_counts, counts_hint, get_counts, iter_csr
+from ._counts import counts_hint, get_counts, iter_csr
 from ._rank import rank_csr
 from ._ranked_counts import sum_genes
 from ._vocabulary import as_vocabulary
@@ -40,7 +41,7 @@ def rank_value_encode(
     model
         A model or a `Vocabulary`: which genes are ranked, and their medians.
     layer
-        Layer that holds the raw counts, `.X` by default.
+        Layer that holds the raw counts, `.X` by default; "raw" for the counts in `.raw`.
     force
         Accept values that are not integers. Only right for values that are linear in expression (CPM, TPM,
         FPKM): their order within a cell is that of the counts. A logarithm changes the order.
@@ -93,7 +94,7 @@ def rank_value_encode(
         map_genes(adata, vocab)
     # The first column of a gene may have been filtered away since.
     token = find_tokens(adata.var, vocab)
-    encode = _encoder(adata.var, token, vocab, force=force, hint=counts_hint(adata))
+    encode = _encoder(adata.var, token, vocab, force=force, hint=counts_hint(adata, layer))
 
     blocks, shares = [], []
     with progress(total=adata.n_obs, desc="Ranking genes", unit="cell") as bar:

@@ -50,21 +50,22 @@ def columns(values: Mapping[str, Any]) -> Iterator[tuple[str, str, list]]:
 
 def read_cells(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
     """`.obs` and the names of the layers of a file, without its counts."""
-    from ..pp._store import open_store, read_frames
+    from ..pp._store import layer_names, open_store, read_frames
 
     with open_store(path) as store:
         obs, _ = read_frames(store)
-        return obs, list(store["layers"]) if "layers" in store else []
+        return obs, layer_names(store)
 
 
 def _no_counts(path: str | Path, layer: str, *, force: bool) -> str:
     """Why the first values of a matrix are no raw counts; "" if they may be."""
-    from ..pp._counts import check_counts
-    from ..pp._store import first_values, open_store
+    from .._counts import check_counts
+    from ..pp._store import counts_hint_of, first_values, open_store
 
     with open_store(path) as store:
         try:
-            check_counts(first_values(store, layer or None), force=force)
+            hint = counts_hint_of(store, layer or None)
+            check_counts(first_values(store, layer or None), force=force, hint=hint)
         except (KeyError, ValueError) as error:
             where = f".layers[{layer!r}]" if layer else ".X"
             return (

@@ -300,7 +300,7 @@ def _read_truth(adata: AnnData, key: str) -> np.ndarray:
     """1 for doublets, 0 for singlets, -1 for not known."""
     column = adata.obs[key]
     if pd.api.types.is_bool_dtype(column):
-        return column.to_numpy().astype(int)
+        return column.astype(object).map({True: 1, False: 0}).fillna(-1).to_numpy(dtype=int)
     truth = column.astype(str).str.lower().map({"singlet": 0, "doublet": 1}).fillna(-1).to_numpy(dtype=int)
     if not {0, 1} <= set(truth):
         raise ValueError(

@@ -13,6 +13,7 @@ from anndata import AnnData
 from .. import _keys
 from .._results import write_result
 from .._validate import require_adata, require_obs, require_unique_names
+from ..pp._counts import get_counts
 from ..pp._design import get_mask
 from ._response_scores import SCORES, Truth, discrimination, score_response
 
@@ -210,12 +211,7 @@ def _warn_of_scale(name: str, predicted: float, true: float) -> None:
 
 
 def _values(adata: AnnData, layer: str | None) -> sp.csr_matrix:
-    if layer is not None and layer not in adata.layers:
-        raise KeyError(f"Did not find .layers[{layer!r}]. Available: {sorted(adata.layers)}.")
-    X = adata.X if layer is None else adata.layers[layer]
-    if X is None:
-        raise KeyError("There is no .X. Name the layer with the values (layer=...).")
-    return sp.csr_matrix(X, dtype=np.float64)
+    return sp.csr_matrix(get_counts(adata, layer), dtype=np.float64)
 
 
 def _weights(donor: np.ndarray | None, code: np.ndarray, n: int, seed: int) -> np.ndarray:

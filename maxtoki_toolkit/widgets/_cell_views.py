@@ -176,7 +176,8 @@ def map_traces(adata: AnnData, points: pd.DataFrame, color: str | None) -> list[
         marker = {"color": values.tolist(), "colorscale": "Cividis", "showscale": True, "colorbar": bar}
         hover = [f"{name}: {value:.4g}" for name, value in zip(points["name"], values, strict=True)]
         return [trace(points, color, marker, hover)]
-    label, names = column.astype(str).to_numpy(), sorted(adata.obs[color].astype(str).unique())
+    text = adata.obs[color].astype(object).where(adata.obs[color].notna(), "missing").astype(str)
+    label, names = text.iloc[points["row"].to_numpy()].to_numpy(), sorted(text.unique())
     return [
         trace(points[label == name], name, {"color": shade})
         for name, shade in zip(names, category_colors(len(names)), strict=True)
