@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -42,6 +44,18 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def load_yaml(text: str) -> Any:
+    """Content of YAML, in which 1e-4 is a number as in JSON and YAML 1.2, and not a text as in YAML 1.1."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    number = re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    return yaml.load(text, Loader)
+
+
 def read_yaml(path: str | Path) -> dict:
     """Settings of a YAML file, by name."""
     import yaml
@@ -49,7 +63,7 @@ def read_yaml(path: str | Path) -> dict:
     if not Path(path).is_file():
         raise FileNotFoundError(f"Did not find {path}.")
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        settings = load_yaml(Path(path).read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise ValueError(

@@ -4,17 +4,21 @@ import json
 import pickle
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from anndata import AnnData
 from safetensors.torch import load_file, save_file
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit import _manifests
 from maxtoki_toolkit._files import sha256
+from maxtoki_toolkit._reference import resource
 from maxtoki_toolkit.models.build import SHAPES
+from maxtoki_toolkit.models.fingerprint import fingerprint
 from maxtoki_toolkit.models.load import MEDIANS, TOKENS, WEIGHTS
 
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -281,3 +285,91 @@ def test_build_model_is_seeded_and_leaves_the_generator_alone():
     assert not same_weights(a, mt.models.build_model(TINY, make_vocab(), seed=2))
     with pytest.raises(ValueError, match="choose from"):
         mt.models.build_model("3b", make_vocab())
+
+
+def shuffled(vocab):
+    """As many genes, under each other's ids."""
+    ids = dict(zip(vocab.genes, np.roll(vocab.gene_ids, 1).tolist(), strict=True))
+    return mt.models.Vocabulary({**vocab.tokens, **ids}, vocab.medians)
+
+
+def test_folder_with_the_dictionary_of_another_model(tiny, folder):
+    other = shuffled(tiny.vocab)
+    with pytest.raises(ValueError, match="was trained with other vocabulary .* Restore the folder"):
+        mt.load_model(folder, vocab=other)
+    other.save(folder)
+    with pytest.raises(ValueError, match="was trained with other vocabulary"):
+        mt.load_model(folder)
+    tiny.vocab.save(folder)
+    assert same_weights(mt.load_model(folder), tiny)
+
+
+def test_folder_with_other_weights(folder):
+    edit_weights(folder, lambda state: state["model.norm.weight"].add_(1e-3))
+    with pytest.raises(ValueError, match="was trained with other weights"):
+        mt.load_model(folder)
+
+
+def test_folder_with_another_config(folder):
+    """What no shape of a weight would tell; spaces and the order of fields are nothing."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(sorted(config.items(), reverse=True))))
+    assert mt.load_model(folder).hf.config.num_attention_heads == 4
+    path.write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    with pytest.raises(ValueError, match="was trained with other config"):
+        mt.load_model(folder)
+
+
+def test_card_that_is_cut_short(folder):
+    path = folder / "maxtoki.json"
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(ValueError, match=r"maxtoki\.json is not valid JSON.*Restore the folder"):
+        mt.load_model(folder)
+
+
+def test_shipped_models_have_all_checksums():
+    for name in ("demo", "demo_cells"):
+        card = json.loads((resource(name) / "maxtoki.json").read_text())
+        assert all(len(card[f"{part}_sha256"]) == 64 for part in ("weights", "vocabulary", "config"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(tiny, folder, value):
+    """Refused when loaded, saved and read with: a training that diverged leaves nothing to read."""
+    name = "model.layers.1.mlp.up_proj.weight"
+    message = rf"weights that are NaN or infinite \(1 of its tensors, the first {re.escape(name)}\)"
+    target = published(folder, folder.parent / "published")
+    edit_weights(target, lambda state: state[name].view(-1)[3:4].fill_(value))
+    with pytest.raises(ValueError, match=message):
+        mt.load_model(target, vocab=tiny.vocab)
+    tiny.hf.get_parameter(name).data[0, 3] = value
+    with pytest.raises(ValueError, match=message):
+        mt.models.save_model(tiny, folder.parent / "diverged")
+    assert not (folder.parent / "diverged").exists()
+    cells = AnnData(np.ones((2, 40), np.float32))
+    cells.var_names = tiny.vocab.genes
+    mt.pp.rank_value_encode(cells, tiny)
+    with pytest.raises(ValueError, match=message):
+        mt.tl.embed(cells, tiny)
+    assert "X_maxtoki" not in cells.obsm
+
+
+def test_fingerprint_is_of_the_content(tiny, folder):
+    """Of what was saved and what was not; of all that results depend on."""
+    assert fingerprint(mt.load_model(folder)) == fingerprint(tiny)
+    others = [
+        replace(tiny, vocab=shuffled(tiny.vocab)),
+        replace(tiny, cell_length=10),
+        replace(tiny, time_head=mt.models.TimeHead("linear", hidden_size=32)),
+        replace(tiny, time_head=mt.models.TimeHead("linear", scale=2, hidden_size=32)),
+        mt.models.build_model({**TINY, "max_position_embeddings": 64}, tiny.vocab, seed=1),
+        mt.models.build_model({**TINY, "max_position_embeddings": 32}, tiny.vocab),
+    ]
+    head = mt.models.TimeHead("linear", hidden_size=32)
+    torch.nn.init.ones_(head.linear.bias)
+    others.append(replace(tiny, time_head=head))
+    found = {fingerprint(tiny), *map(fingerprint, others)}
+    assert len(found) == 1 + len(others)
+    tiny.hf.model.norm.weight.data[0] += 1e-3
+    assert fingerprint(tiny) not in found

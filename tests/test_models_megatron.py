@@ -5,6 +5,7 @@ import json
 import pickle
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,8 +15,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from typer.testing import CliRunner
 
 import maxtoki_toolkit as mt
+from maxtoki_toolkit.cli import app
 from maxtoki_toolkit.models._megatron_weights import join_qkv, split_qkv
 from maxtoki_toolkit.models._torch_dist import (
     Chunk,
@@ -596,6 +599,74 @@ def test_temporal_checkpoints_say_so(tmp_path):
     mt.models.to_megatron(model, tmp_path / "again")
     fields = yaml.safe_load((tmp_path / "again" / "context" / "model.yaml").read_text())["config"]
     assert fields["_target_"].endswith("MaxTokiMultitaskFineTuneConfig")
+
+
+@pytest.mark.parametrize("kind", ["linear", "expectation"])
+def test_the_time_head_travels(tmp_path, kind):
+    """There and back, by Python and by the command line: lapses, unit and scale stay what they were."""
+    head = mt.models.TimeHead(kind, unit="hours", scale=7.5, hidden_size=64)
+    for weight in head.parameters():
+        torch.nn.init.normal_(weight)
+    model = replace(
+        mt.models.from_megatron(temporal(tmp_path, draw(std=0.1))), time_head=head, cell_length=20
+    )
+    mt.models.save_model(model, tmp_path / "hf")
+    for source, target in [("hf", "there"), ("there", "back")]:
+        result = CliRunner().invoke(app, ["convert", str(tmp_path / source), str(tmp_path / target)])
+        assert result.exit_code == 0, result.output
+        assert "temporal" in result.output
+    for back in (mt.models.from_megatron(tmp_path / "there"), mt.load_model(tmp_path / "back", device="cpu")):
+        assert same(model, back)
+        assert (back.time_head.card, back.cell_length) == (head.card, 20)
+        old, new = head.state_dict(), back.time_head.state_dict()
+        assert list(old) == list(new)
+        assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+def test_time_head_of_other_weights_or_lapses(tmp_path):
+    folder = temporal(tmp_path, draw(std=0.1))
+    head = mt.models.TimeHead("linear", hidden_size=64)
+    model = replace(mt.models.from_megatron(folder), time_head=head)
+    mt.models.to_megatron(model, tmp_path / "head")
+    moved = mt.models.Vocabulary(make_vocab().tokens, make_vocab().medians).with_times(-13, 11)
+    with pytest.raises(ValueError, match="was trained with other vocabulary"):
+        mt.models.from_megatron(tmp_path / "head", vocab=moved)
+    # A head that is given is the caller's business.
+    assert mt.models.from_megatron(tmp_path / "head", vocab=moved, time_head=head).time_head is head
+    rewrite(tmp_path / "head", lambda state: state["module.decoder.final_layernorm.weight"].add_(1e-3))
+    with pytest.raises(ValueError, match="was trained with other weights"):
+        mt.models.from_megatron(tmp_path / "head")
+    (tmp_path / "head" / "context" / "maxtoki.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"time_head\.safetensors is there, but maxtoki\.json does not speak of it"
+    ):
+        mt.models.from_megatron(tmp_path / "head")
+
+
+def test_parts_of_two_checkpoints(tmp_path, folder, model):
+    """As large, and of other genes or another training."""
+    ids = dict(zip(model.vocab.genes, np.roll(model.vocab.gene_ids, 1).tolist(), strict=True))
+    mt.models.Vocabulary({**model.vocab.tokens, **ids}, model.vocab.medians).save(folder / "context")
+    with pytest.raises(ValueError, match="was trained with other vocabulary"):
+        mt.models.from_megatron(folder)
+    model.vocab.save(folder / "context")
+    assert same(model, mt.models.from_megatron(folder))
+    mt.models.to_megatron(make_model(seed=1), tmp_path / "other")
+    (tmp_path / "other" / "weights").replace(tmp_path / "weights")
+    (folder / "weights").rename(tmp_path / "old")
+    (tmp_path / "weights").rename(folder / "weights")
+    with pytest.raises(ValueError, match="was trained with other weights"):
+        mt.models.from_megatron(folder)
+
+
+def test_checkpoint_of_a_training_that_diverged(folder, model):
+    rewrite(folder, lambda state: state["module.decoder.final_layernorm.weight"].fill_(np.nan))
+    with pytest.raises(ValueError, match="weights that are NaN or infinite"):
+        mt.models.from_megatron(folder)
+    model.hf.model.norm.weight.data.fill_(np.nan)
+    with pytest.raises(ValueError, match="weights that are NaN or infinite"):
+        mt.models.to_megatron(model, folder.parent / "diverged")
+    assert not (folder.parent / "diverged").exists()
 
 
 def test_nothing_is_overwritten(folder, model):

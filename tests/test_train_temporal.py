@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 from scipy.sparse import csr_matrix
 from typer.testing import CliRunner
 
@@ -216,6 +217,63 @@ def test_cells_from_a_file_train_as_in_memory(cells, model, tmp_path):
         train(tmp_path / "raw.h5ad", model, tmp_path / "d")
 
 
+def test_other_data_in_the_folder_of_a_run(cells, model, tmp_path):
+    """Whatever changes what is learned: times, start model, cells that are read again."""
+    settings = {"max_steps": 2, "scale": 10.0, "loss_scale": 10.0, "replay": cells[:20].copy()}
+    first = train(cells, model, tmp_path, **settings)
+    assert train(cells, model, tmp_path, **settings).sha256 == first.sha256
+    permuted = cells.copy()
+    permuted.obs["hours"] = np.random.default_rng(1).permutation(permuted.obs["hours"])
+    other = mt.models.build_model(SHAPE, model.vocab, seed=99)
+    for change, data, start in [
+        ("cells", permuted, model),
+        ("cells, n_cells", cells[:300].copy(), model),
+        ("model", cells, other),
+        ("model", cells, replace(model, cell_length=20)),
+    ]:
+        with pytest.raises(ValueError, match=rf"other settings \({change}\)"):
+            train(data, start, tmp_path, **settings)
+    with pytest.raises(ValueError, match=r"other settings \(replay\)"):
+        train(cells, model, tmp_path, **settings | {"replay": cells[20:40].copy()})
+
+
+def test_damaged_encodings_are_not_trained_on(cells, model, tmp_path):
+    """From a file as in memory: genes were subset, or ranks are none."""
+    raw = AnnData(cells.X, obs=cells.obs[["hours"]], var=cells.var[[]])
+    raw.write_h5ad(tmp_path / "raw.h5ad")
+    mt.pp.encode_file(tmp_path / "raw.h5ad", tmp_path / "ranks.h5ad", model)
+    whole = read_h5ad(tmp_path / "ranks.h5ad")
+
+    def refused(error, change, message):
+        damaged = whole.copy()
+        damaged = change(damaged) or damaged
+        damaged.write_h5ad(tmp_path / "damaged.h5ad")
+        with pytest.raises(error, match=message):
+            train(tmp_path / "damaged.h5ad", model, tmp_path / "run")
+        assert not (tmp_path / "run" / "recipe.json").exists()
+
+    message = "400 of 400 cells have lost ranked genes since they were encoded"
+    refused(ValueError, lambda a: a[:, ::2].copy(), message)
+    with pytest.raises(ValueError, match=message):
+        train(whole[:, ::2].copy(), model, tmp_path / "memory")
+
+    def unknown(a):
+        a.var["token_id"] = -1
+
+    def by_gene(a):
+        a.layers["rank"] = a.layers["rank"].tocsc()
+
+    def repeated(a):
+        a.obs_names = ["cell", *a.obs_names[1:-1], "cell"]
+
+    refused(ValueError, unknown, "ranks are not 1, 2, 3 .* of genes of the vocabulary")
+    refused(ValueError, by_gene, "not stored by cell")
+    refused(ValueError, repeated, "1 cell names are not unique")
+    refused(ValueError, lambda a: a.uns.clear(), "rank-encoded for another vocabulary")
+    refused(KeyError, lambda a: a.obs.drop(columns="n_genes_ranked", inplace=True), "n_genes_ranked")
+    refused(KeyError, lambda a: a.var.drop(columns="token_id", inplace=True), "token_id")
+
+
 def test_missing_task_does_not_halve_the_other(cells, model):
     """S5 and the halved single-task batches of the original: each task's mean is weighted as told."""
     temporal = mt.models.extend_model(model, model.vocab.with_times(-60, 60), max_length=128)
@@ -304,6 +362,13 @@ def test_yaml_and_command_line(cells, model, tmp_path):
     assert result.exit_code == 0, result.output
     assert "temporal" in result.output
     assert mt.load_model(tmp_path / "run" / "model").is_temporal
+
+    # As everyone writes it, and no number in YAML 1.1.
+    path.write_text(yaml.safe_dump(settings | {"output": str(tmp_path / "rate")}) + "learning_rate: 1e-2\n")
+    assert train_from_yaml("temporal", path).sha256 == mt.load_model(tmp_path / "run" / "model").sha256
+    path.write_text(yaml.safe_dump(settings | {"batch_size": 0}))
+    result = CliRunner().invoke(app, ["train", "temporal", "-c", str(path)])
+    assert "batch_size must be a whole number of at least 1, got 0" in str(result.exception)
 
     path.write_text(yaml.safe_dump(settings | {"lerning_rate": 1}))
     with pytest.raises(ValueError, match="unknown settings: lerning_rate"):

@@ -34,6 +34,7 @@ def test_tokens_and_medians():
         (SPECIALS | {"ENSG00000000003": 3}, MEDIANS, "one id to several tokens"),
         (SPECIALS | GENES, {"ENSG00000000003": 1.5}, "1 of 2 genes .* no positive median"),
         (SPECIALS | GENES, MEDIANS | {"ENSG00000000005": 0.0}, "no positive median"),
+        (SPECIALS | GENES, MEDIANS | {"ENSG00000000005": float("inf")}, "no positive median"),
         (SPECIALS | GENES | {5: 6}, MEDIANS, "1 integer keys but lacks <boq> or <eoq>"),
     ],
 )

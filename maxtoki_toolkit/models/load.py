@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,11 +15,11 @@ from .._files import atomic, sha256
 from .._manifests import fetch, manifest, manifest_paths
 from .._reference import resource
 from ._quiet import quiet_transformers
-from .model import MaxTokiModel
+from .model import MaxTokiModel, require_model
 from .time_head import TimeHead
 from .vocabulary import Vocabulary
 
-WEIGHTS, HEAD = "model.safetensors", "time_head.safetensors"
+CONFIG, WEIGHTS, HEAD = "config.json", "model.safetensors", "time_head.safetensors"
 TOKENS, MEDIANS, CARD = "token_dictionary.json", "gene_median_dictionary.json", "maxtoki.json"
 _DICTIONARIES = (
     "Pass vocab=mt.models.Vocabulary.from_json('token_dictionary_v1.json', gene_medians="
@@ -76,8 +77,9 @@ def load_model(
     ImportError
         If flash-attn is asked for and not installed.
     ValueError
-        If weights are missing, left over or of another shape, if a file is corrupt or not the one asked
-        for, or if vocabulary and weights disagree.
+        If weights are missing, left over, of another shape or not finite, if a file is corrupt or not the one asked
+        for, if vocabulary and weights disagree, or if weights, vocabulary, `config.json` or time head are not those that
+        the model was saved with.
 
     Examples
     --------
@@ -101,15 +103,20 @@ def load_model(
         raise ValueError(
             f"{weights} is not the file asked for: sha256 {found}, expected {checksum}. Download it again."
         )
-    vocab = vocab or _read_vocabulary(folder)
-    card = json.loads((folder / CARD).read_text()) if (folder / CARD).is_file() else {}
+    vocab = vocab or read_vocabulary(folder)
+    card = read_card(folder)
     hf = _read_weights(folder, device=pick_device(device), dtype=_pick_dtype(dtype), attention=attention)
-    time_head = _read_time_head(folder, card, found, vocab)
+    time_head = read_time_head(folder, card)
     if time_head is not None:
         time_head.to(hf.device)
-    return MaxTokiModel(
+    model = MaxTokiModel(
         hf, vocab, name=source, sha256=found, time_head=time_head, cell_length=card.get("cell_length", 0)
     )
+    require_as_saved(
+        folder, card, weights=found, vocabulary=vocab.sha256, config=_config_sha256(folder / CONFIG)
+    )
+    require_model(model)
+    return model
 
 
 def save_model(model: MaxTokiModel, folder: str | Path, *, card: dict | None = None) -> None:
@@ -124,6 +131,11 @@ def save_model(model: MaxTokiModel, folder: str | Path, *, card: dict | None = N
     card
         Further fields for `maxtoki.json`, such as the training recipe and its metrics.
 
+    Raises
+    ------
+    ValueError
+        If weights are not finite, as after a training that diverged.
+
     Examples
     --------
     >>> import tempfile, maxtoki_toolkit as mt
@@ -132,47 +144,46 @@ def save_model(model: MaxTokiModel, folder: str | Path, *, card: dict | None = N
     >>> mt.load_model(folder).time_head.unit
     'months'
     """
+    require_model(model)
     with atomic(folder) as temporary, quiet_transformers():
         temporary.mkdir()
         model.hf.save_pretrained(temporary, max_shard_size="100GB")
         # safetensors writes for the owner alone; a model is read by whoever reads its folder.
-        shutil.copymode(temporary / "config.json", temporary / WEIGHTS)
+        shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)
         model.vocab.save(temporary)
         fields = {
             "format": 1,
             "weights_sha256": sha256(temporary / WEIGHTS),
             "vocabulary_sha256": model.vocab.sha256,
+            "config_sha256": _config_sha256(temporary / CONFIG),
             "cell_length": model.cell_length,
-            "time_head": _write_time_head(temporary, model.time_head),
+            "time_head": write_time_head(temporary, model.time_head),
             **(card or {}),
         }
         (temporary / CARD).write_text(json.dumps(fields, indent=2) + "\n")
 
 
-def _write_time_head(folder: Path, head: TimeHead | None) -> dict | None:
+def write_time_head(folder: Path, head: TimeHead | None) -> dict | None:
     """Write the head's weights, if it has any; return what describes it."""
     if head is None or not (weights := head.state_dict()):
         return None if head is None else head.card
     from safetensors.torch import save_file
 
     save_file({name: weight.cpu().float().contiguous() for name, weight in weights.items()}, folder / HEAD)
-    shutil.copymode(folder / "config.json", folder / HEAD)
+    # safetensors writes for the owner alone; a model is read by whoever reads its folder.
+    shutil.copymode(folder / TOKENS, folder / HEAD)
     return {**head.card, "sha256": sha256(folder / HEAD)}
 
 
-def _read_time_head(folder: Path, card: dict, found: str, vocab: Vocabulary) -> TimeHead | None:
-    """Read the time head, but only for the weights and the vocabulary that it was trained with."""
+def read_time_head(folder: Path, card: dict) -> TimeHead | None:
+    """Read the time head that the card speaks of."""
     if (fields := card.get("time_head")) is None:
-        return None
-    for what, expected, actual in [
-        ("weights", card.get("weights_sha256"), found),
-        ("vocabulary", card.get("vocabulary_sha256"), vocab.sha256),
-    ]:
-        if expected != actual:
+        if (folder / HEAD).is_file():
             raise ValueError(
-                f"The time head in {folder / CARD} was trained with other {what} (sha256 {expected}, found {actual}): "
-                "lapses read with it would be wrong. Restore the folder as it was saved."
+                f"{folder / HEAD} is there, but {CARD} does not speak of it: without its scale and unit no lapse can be "
+                "read. Restore the folder as it was saved."
             )
+        return None
     fields = dict(fields)
     checksum = fields.pop("sha256", None)
     if checksum is None:
@@ -185,6 +196,35 @@ def _read_time_head(folder: Path, card: dict, found: str, vocab: Vocabulary) -> 
     head = TimeHead(**fields, hidden_size=weights["linear.weight"].shape[1])
     head.load_state_dict(weights)
     return head
+
+
+def read_card(folder: Path) -> dict:
+    """What a folder says of its model; nothing where it was not saved by this package."""
+    if not (path := folder / CARD).is_file():
+        return {}
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}. Restore the folder as it was saved.") from None
+    if not isinstance(card, dict):
+        raise ValueError(f"{path} does not describe a model. Restore the folder as it was saved.")
+    return card
+
+
+def require_as_saved(folder: Path, card: dict, **found: str) -> None:
+    """Raise if the checksum of a part is not the one in the card."""
+    for what, actual in found.items():
+        if (expected := card.get(f"{what}_sha256", actual)) != actual:
+            raise ValueError(
+                f"The model in {folder} was trained with other {what} (sha256 {expected} in {CARD}, found {actual}): "
+                "what is read from it would be wrong. Restore the folder as it was saved."
+            )
+
+
+def _config_sha256(path: Path) -> str:
+    """Checksum of the content, which line ends and spaces leave as it is."""
+    content = json.dumps(json.loads(path.read_text(encoding="utf-8")), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def pick_device(device: str = "auto") -> str:
@@ -257,14 +297,14 @@ def _locate(source: str, revision: str | None, *, download: bool) -> tuple[Path,
     from huggingface_hub import hf_hub_download
 
     prefix = f"{parts[2]}/" if len(parts) == 3 else ""
-    for name in ("config.json", WEIGHTS):
+    for name in (CONFIG, WEIGHTS):
         path = Path(hf_hub_download("/".join(parts[:2]), prefix + name, revision=revision))
     return path.parent, None
 
 
 def _weights_file(folder: Path) -> Path:
     if (folder / WEIGHTS).is_file():
-        if not (folder / "config.json").is_file():
+        if not (folder / CONFIG).is_file():
             raise FileNotFoundError(f"Did not find {folder / 'config.json'}.")
         return folder / WEIGHTS
     inner = sorted(path.parent.name for path in folder.glob(f"*/{WEIGHTS}"))
@@ -280,7 +320,8 @@ def _weights_file(folder: Path) -> Path:
     )
 
 
-def _read_vocabulary(folder: Path) -> Vocabulary:
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """Read the two dictionaries of a folder."""
     if not (folder / TOKENS).is_file():
         raise FileNotFoundError(f"Did not find {TOKENS} beside the weights in {folder}. {_DICTIONARIES}")
     return Vocabulary.from_json(folder / TOKENS, gene_medians=folder / MEDIANS)

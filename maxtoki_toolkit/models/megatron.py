@@ -16,8 +16,17 @@ from ._megatron_config import read_config, write_config
 from ._megatron_weights import PADDED_TO, arrange_weights, read_weights
 from ._quiet import quiet_transformers
 from ._torch_dist import METADATA, write_state
-from .load import _read_vocabulary, pick_device
-from .model import MaxTokiModel
+from .fingerprint import weights_digest
+from .load import (
+    CARD,
+    pick_device,
+    read_card,
+    read_time_head,
+    read_vocabulary,
+    require_as_saved,
+    write_time_head,
+)
+from .model import MaxTokiModel, require_model
 from .vocabulary import QUERY, Vocabulary
 
 if TYPE_CHECKING:
@@ -44,11 +53,12 @@ def from_megatron(
     device
         "auto" or a torch device.
     time_head
-        How a lapse is read (`mt.models.TimeHead`); the checkpoint does not say.
+        How a lapse is read (`mt.models.TimeHead`); by default the one that `to_megatron` writes into `context/`. A
+        checkpoint of the original does not say.
 
     Returns
     -------
-    A `MaxTokiModel` in float32, with `time_head=None` unless one is given.
+    A `MaxTokiModel` in float32, with `time_head=None` where none is given or found.
 
     Raises
     ------
@@ -56,8 +66,9 @@ def from_megatron(
         If a file is missing.
     ValueError
         If a weight is missing, left over or of another shape, if the vocabulary has more tokens than the
-        checkpoint, if `.metadata` names a class that could run code, if the network is no Llama, or if a
-        time head is given for time tokens that were never trained.
+        checkpoint, if `.metadata` names a class that could run code, if the network is no Llama, if weights are not
+        finite, if a time head is given for time tokens that were never trained, or if weights, dictionaries or time
+        head are not those that `to_megatron` wrote together.
 
     Warns
     -----
@@ -73,8 +84,8 @@ def from_megatron(
     while few lapses occur in training.
 
     Rows beyond the vocabulary are cropped. A RoPE `scale_factor` of 1 becomes plain RoPE, which differs in
-    the last bit of a few frequencies at most. Byte entries and optimizer states are not read. The layout has no
-    `cell_length`: for a model that reads several cells, set it with `dataclasses.replace`.
+    the last bit of a few frequencies at most. Byte entries and optimizer states are not read. A checkpoint of the
+    original has no `cell_length`: for a model that reads several cells, set it with `dataclasses.replace`.
 
     Examples
     --------
@@ -92,7 +103,9 @@ def from_megatron(
         directory / name if (directory / name).is_dir() else directory for name in ("context", "weights")
     )
     device = pick_device(device)
-    vocab = vocab or _read_vocabulary(context)
+    card = read_card(context)
+    beside = vocab is None
+    vocab = read_vocabulary(context) if beside else vocab
     config = read_config(context / "model.yaml", vocab)
     state = read_weights(weights, config)
     untrained = _untrained_times(state["model.embed_tokens.weight"], vocab, config.initializer_range)
@@ -106,7 +119,19 @@ def from_megatron(
         raise ValueError(f"{len(problems)} weights do not fit transformers' Llama (first: {problems[0]}).")
     if untrained:
         warnings.warn(untrained, stacklevel=2)
-    return MaxTokiModel(hf.to(device).eval(), vocab, name=str(directory), time_head=time_head)
+    found = None if time_head or untrained else read_time_head(context, card)
+    head = time_head or found
+    model = MaxTokiModel(
+        hf.to(device).eval(),
+        vocab,
+        name=str(directory),
+        time_head=head.to(device) if head else None,
+        cell_length=card.get("cell_length", 0),
+    )
+    require_model(model)
+    if beside or found:
+        require_as_saved(context, card, weights=weights_digest(hf), vocabulary=vocab.sha256)
+    return model
 
 
 def to_megatron(model: MaxTokiModel, directory: str | Path) -> None:
@@ -122,13 +147,14 @@ def to_megatron(model: MaxTokiModel, directory: str | Path) -> None:
     Raises
     ------
     ValueError
-        If the folder is not empty, or if the original has nothing like this model.
+        If the folder is not empty, if weights are not finite, or if the original has nothing like this model.
 
     Notes
     -----
     `weights/` holds the weights with layers stacked, the vocabulary padded with zero rows to a multiple of 128,
     and empty `_extra_state` entries; `context/` holds `model.yaml` and the two dictionaries. Time head and
-    `cell_length` have no place in the layout.
+    `cell_length` have no place in the layout: they are beside the dictionaries, in `time_head.safetensors` and
+    `maxtoki.json`, where `from_megatron` finds them and the original does not look.
 
     Megatron-core 0.16.1 reads the weights and computes the same logits to 1e-5. NeMo also reads
     `context/io.json`, a graph of Python objects that only NeMo can write: take it from a checkpoint of the same
@@ -146,6 +172,7 @@ def to_megatron(model: MaxTokiModel, directory: str | Path) -> None:
     directory = Path(directory)
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
         raise ValueError(f"{directory} exists and is not empty. Give a new folder; nothing was written.")
+    require_model(model)
     state = arrange_weights(model.hf.state_dict(), model.hf.config)
     backend = {
         "sharded_backend": "torch_dist",
@@ -159,6 +186,14 @@ def to_megatron(model: MaxTokiModel, directory: str | Path) -> None:
         rows = model.vocab.size + -model.vocab.size % PADDED_TO
         write_config(context / "model.yaml", model, rows=rows)
         model.vocab.save(context)
+        card = {
+            "format": 1,
+            "weights_sha256": weights_digest(model.hf),
+            "vocabulary_sha256": model.vocab.sha256,
+            "cell_length": model.cell_length,
+            "time_head": write_time_head(context, model.time_head),
+        }
+        (context / CARD).write_text(json.dumps(card, indent=2) + "\n")
         write_state(weights, state)
         torch.save({}, weights / "common.pt")
         (weights / "metadata.json").write_text(json.dumps(backend))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from .vocabulary import Vocabulary
 
@@ -91,6 +92,25 @@ class MaxTokiModel:
 
 
 def require_model(model: object) -> None:
-    """Raise if this is no model, such as the name of one."""
+    """Raise if this is no model, such as the name of one, or one whose training diverged."""
     if not isinstance(model, MaxTokiModel):
         raise TypeError(f"Expected a model (mt.load_model), got {type(model).__name__}.")
+    require_finite(model.hf, f"The model {model.name!r}")
+    if model.time_head is not None:
+        require_finite(model.time_head, f"The time head of the model {model.name!r}")
+
+
+def require_finite(module: nn.Module, what: str) -> None:
+    """Raise if weights are NaN or infinite."""
+    with torch.no_grad():
+        # A sum is finite only if all its terms are, and takes no memory.
+        bad = [
+            name
+            for name, weight in module.named_parameters()
+            if not weight.sum(dtype=torch.float32).isfinite()
+        ]
+    if bad:
+        raise ValueError(
+            f"{what} has weights that are NaN or infinite ({len(bad)} of its tensors, the first {bad[0]}), as after a "
+            "training that diverged. Nothing can be read with it: train again with a lower learning_rate, or load another."
+        )

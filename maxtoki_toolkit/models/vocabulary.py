@@ -72,7 +72,7 @@ class Vocabulary:
                 f"The token dictionary has {self.time_values.size} integer keys but lacks <boq> or <eoq>. "
                 "Integers are read as time lapses; genes must be Ensembl ids."
             )
-        bad = ~(self._gene_table["median"].to_numpy() > 0)
+        bad = ~self._gene_table["median"].between(0, np.inf, inclusive="neither").to_numpy()
         if bad.any():
             raise ValueError(
                 f"{bad.sum()} of {len(bad)} genes in the token dictionary have no positive median "

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from .._files import load_yaml
+
 # What a preset says where the paper does not; the notebook asks for it.
 UNKNOWN = "unknown"
 _CHECKS = {
@@ -115,10 +117,9 @@ def _value(name: str, key: str, parameter: Parameter, value: Any) -> Any:
 
 
 def _load(text: str) -> Any:
-    """Value of a text in YAML; 1e-3 is a number here, as it is not in YAML."""
+    """Value of a text in YAML."""
     try:
-        value = yaml.safe_load(text)
-        return float(value) if isinstance(value, str) else value
+        return load_yaml(text)
     except (yaml.YAMLError, ValueError):
         return text
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from .._files import load_yaml
+
 
 class Source(NamedTuple):
     """A notebook before it is run."""
@@ -73,7 +75,7 @@ def read_preset(name: str | Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"Did not find the parameters {path}.")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return load_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
 

@@ -19,16 +19,19 @@ def get_sequences(adata: AnnData, model: MaxTokiModel, *, max_length: int | None
     require_model(model)
     require_encoding(adata.uns.get(_keys.ENCODING, {}), model)
     ranks = sp.csr_matrix(adata.layers[_keys.RANK])
-    n_found = np.diff(ranks.indptr)
-    n_ranked = adata.obs[_keys.N_RANKED].to_numpy()
+    require_all_ranked(np.diff(ranks.indptr), adata.obs[_keys.N_RANKED].to_numpy())
+    token = adata.var[_keys.TOKEN_ID].to_numpy()
+    return cell_sequences(ranks, token, model.vocab, max_length=max_length or model.cell_length)
+
+
+def require_all_ranked(n_found: np.ndarray, n_ranked: np.ndarray) -> None:
+    """Raise if cells have fewer ranked genes than when they were encoded."""
     if (lost := n_found != n_ranked).any():
         raise ValueError(
-            f"{lost.sum()} of {adata.n_obs} cells have lost ranked genes since they were encoded (the first: "
+            f"{lost.sum()} of {len(n_ranked)} cells have lost ranked genes since they were encoded (the first: "
             f"{n_found[lost][0]} of {n_ranked[lost][0]} are left), as when the genes are subset. Subset after "
             "embedding, or encode again: mt.pp.rank_value_encode(adata, model)."
         )
-    token = adata.var[_keys.TOKEN_ID].to_numpy()
-    return cell_sequences(ranks, token, model.vocab, max_length=max_length or model.cell_length)
 
 
 def require_encoding(result: dict, model: MaxTokiModel) -> None:

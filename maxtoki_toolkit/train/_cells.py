@@ -12,13 +12,15 @@ from anndata import AnnData
 from .. import _keys
 from .._files import atomic
 from .._progress import progress
+from .._validate import require_obs, require_unique_names
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences, cell_sequences
 from ..pp._counts import iter_csr
 from ..pp._store import open_store, read_frames
-from ..tl._cells import get_sequences, require_encoding
+from ..tl._cells import get_sequences, require_all_ranked, require_encoding
 
 _CHUNK = 8192
+_AGAIN = "Write the file again with mt.pp.encode_file."
 
 
 def read_cells(
@@ -39,22 +41,42 @@ def read_cells(
         return get_sequences(cells, model, max_length=max_length), cells
     with open_store(cells) as store:
         obs, var = read_frames(store)
-        if f"layers/{_keys.RANK}" not in store:
-            raise KeyError(f"{cells} holds no layers[{_keys.RANK!r}]. Write it with mt.pp.encode_file.")
-        require_encoding(ad.io.read_elem(store[f"uns/{_keys.ENCODING}"]), model)
+        table = AnnData(obs=obs)
+        require_unique_names(table)
+        require_obs(table, _keys.N_RANKED)
+        ranks = _open_ranks(store, cells)
+        encoding = f"uns/{_keys.ENCODING}"
+        require_encoding(ad.io.read_elem(store[encoding]) if encoding in store else {}, model)
+        n_ranked = obs[_keys.N_RANKED].to_numpy()
+        require_all_ranked(np.diff(store[f"layers/{_keys.RANK}/indptr"][:].astype(np.int64)), n_ranked)
+        if _keys.TOKEN_ID not in var:
+            raise KeyError(f"{cells} holds no .var[{_keys.TOKEN_ID!r}]. {_AGAIN}")
         token = var[_keys.TOKEN_ID].to_numpy()
-        length = np.minimum(obs[_keys.N_RANKED].to_numpy(), max_length - 2) + 2
+        length = np.minimum(n_ranked, max_length - 2) + 2
         indptr = np.concatenate([[0], np.cumsum(length, dtype=np.int64)])
         path = folder / f"{number}.npy"
-        ranks = ad.io.sparse_dataset(store[f"layers/{_keys.RANK}"])
         with atomic(path) as temporary, progress(total=len(obs), desc="Reading cells", unit="cell") as bar:
             tokens = np.lib.format.open_memmap(temporary, "w+", dtype=np.int32, shape=(int(indptr[-1]),))
             for start, block in iter_csr(ranks, _CHUNK):
                 part = cell_sequences(block, token, model.vocab, max_length=max_length)
+                if not np.array_equal(part.lengths, length[start : start + block.shape[0]]):
+                    raise ValueError(
+                        f"{cells} has cells whose ranks are not 1, 2, 3 ... of genes of the vocabulary. {_AGAIN}"
+                    )
                 tokens[indptr[start] : indptr[start] + len(part.tokens)] = part.tokens
                 bar.update(block.shape[0])
             tokens.flush()
-    return Sequences(np.load(path, mmap_mode="r"), indptr), AnnData(obs=obs)
+    return Sequences(np.load(path, mmap_mode="r"), indptr), table
+
+
+def _open_ranks(store, path: str | Path):
+    """The ranks of an encoded file, sliceable by cell."""
+    slot = f"layers/{_keys.RANK}"
+    if slot not in store:
+        raise KeyError(f"{path} holds no layers[{_keys.RANK!r}]. Write it with mt.pp.encode_file.")
+    if store[slot].attrs.get("encoding-type") != "csr_matrix":
+        raise ValueError(f"layers[{_keys.RANK!r}] in {path} is not stored by cell (CSR). {_AGAIN}")
+    return ad.io.sparse_dataset(store[slot])
 
 
 def read_together(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch.utils.data import Dataset
 from .._files import atomic
 from .._progress import progress
 from ..models._quiet import quiet_transformers
+from ..models.model import require_finite
+from ._checkpoints import drop_unfinished, finish, last_checkpoint, unfinished, writing
 from ._optimizer import MuonAdamW
 
 MOST_WORKERS = 8  # processes that write batches while a GPU computes
@@ -40,6 +43,13 @@ def fit(
 
     Returns False, and trains nothing, if the run in `output` is finished: its model is there.
 
+    Raises
+    ------
+    ValueError
+        If `output` holds a run of other settings or data, or the training diverges.
+    OSError
+        If a checkpoint cannot be written.
+
     Parameters
     ----------
     module
@@ -49,8 +59,9 @@ def fit(
     dataset, collator, held_out
         What is trained on, how it is batched, and what is evaluated.
     recipe
-        Settings of the run: a run with others is not continued. Among them max_steps, batch_size, accumulate,
-        learning_rate, warmup, weight_decay, bf16 and seed, which are used here, and optimizer, embedding_rate, hold and floor.
+        `plain` settings of the run, and checksums of what is trained on: a run with others is not continued. Among them
+        max_steps, batch_size, accumulate, learning_rate, warmup, weight_decay, bf16 and seed, which are used here, and
+        optimizer, embedding_rate, hold and floor.
     eval_every, save_every
         Steps between evaluations, and between checkpoints.
     device
@@ -68,9 +79,9 @@ def fit(
     """
     from transformers import Trainer, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
-    from transformers.trainer_utils import get_last_checkpoint
 
-    _same_run(output / "recipe.json", recipe)
+    checkpoints = output / "checkpoints"
+    _same_run(output, checkpoints, recipe)
     if (output / "model").is_dir():
         return False
     # transformers 5 takes this folder from the environment alone.
@@ -79,7 +90,7 @@ def fit(
     warmup = max(round(recipe["warmup"] * max_steps), 1)
     n_workers = min(MOST_WORKERS, (os.cpu_count() or 1) - 1) if device.startswith("cuda") else 0
     arguments = TrainingArguments(
-        output_dir=str(output / "checkpoints"),
+        output_dir=str(checkpoints),
         max_steps=max_steps,
         per_device_train_batch_size=recipe["batch_size"],
         per_device_eval_batch_size=recipe["batch_size"],
@@ -99,7 +110,8 @@ def fit(
         prediction_loss_only=compute_metrics is None,
         label_names=None if compute_metrics is None else ["lapse"],
         save_steps=save_every,
-        save_total_limit=2,
+        # Else a loss that is no number is logged as the mean of those before it.
+        logging_nan_inf_filter=False,
         logging_steps=max(min(eval_every, max_steps) // 10, 1),
         train_sampling_strategy="sequential" if sequential else "random",
         remove_unused_columns=False,
@@ -116,6 +128,19 @@ def fit(
     arguments._n_gpu = min(arguments.n_gpu, 1)
 
     class _Trainer(Trainer):
+        def _get_output_dir(self, trial=None):
+            return str(unfinished(checkpoints))
+
+        def _save_checkpoint(self, model, trial):
+            require_finite(module, "The model in training")
+            with writing(checkpoints):
+                super()._save_checkpoint(model, trial)
+                # Each process writes a part of it.
+                wait_for_all()
+                if self.is_world_process_zero():
+                    finish(checkpoints, self.state.global_step)
+            wait_for_all()
+
         def _save(self, output_dir=None, state_dict=None):
             if state_dict is None and not hasattr(self.model, "save_pretrained"):
                 # safetensors refuses one tensor under two names; a tied output layer is the embedding.
@@ -146,9 +171,11 @@ def fit(
     # The log goes to a file; on the screen there is the package's own bar.
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_log(output / "log.jsonl", metric))
-    last = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
+    if is_first_process():
+        drop_unfinished(checkpoints)
+    last = last_checkpoint(checkpoints)
     with quiet_transformers():
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     module.eval()
     return True
 
@@ -195,6 +222,11 @@ def _log(path: Path, metric: str):
             self.bar.update(1)
 
         def on_log(self, args, state, control, logs=None, **kwargs):
+            if logs and not math.isfinite(float(logs.get("loss", 0))):
+                raise ValueError(
+                    f"The training has diverged: the loss is {logs['loss']} at step {state.global_step}. Choose a lower "
+                    "learning_rate or a longer warmup, and another output folder."
+                )
             if logs and "loss" in logs:
                 self.bar.set_postfix_str(f"{float(logs['loss']):.3f} {metric}", refresh=False)
             if state.is_world_process_zero:
@@ -207,14 +239,19 @@ def _log(path: Path, metric: str):
     return Log()
 
 
-def _same_run(path: Path, recipe: dict) -> None:
-    """Keep the settings of a run beside it, and refuse to go on with others."""
-    if path.is_file():
-        found = json.loads(path.read_text())
-        changed = sorted(key for key in recipe if found.get(key) != json.loads(json.dumps(recipe[key])))
-        if changed:
+def _same_run(output: Path, checkpoints: Path, recipe: dict) -> None:
+    """Keep the settings of a run beside it, and refuse to go on with others once anything was trained."""
+    path = output / "recipe.json"
+    if (output / "model").exists() or last_checkpoint(checkpoints) is not None:
+        if not path.is_file():
             raise ValueError(
-                f"{path.parent} holds a run with other settings ({', '.join(changed)}). "
+                f"{output} holds a model or checkpoints without {path.name}: what they were trained on is not known. Choose "
+                "another output folder."
+            )
+        found = json.loads(path.read_text())
+        if changed := sorted(key for key in recipe if found.get(key) != recipe[key]):
+            raise ValueError(
+                f"{output} holds a run with other settings ({', '.join(changed)}). "
                 "Choose another output folder, or delete this one."
             )
         return

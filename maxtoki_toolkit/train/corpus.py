@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from anndata import AnnData
 from torch.utils.data import Dataset
 
+from .._digest import digest
 from ..models.model import MaxTokiModel
 from ._cells import read_cells
 
@@ -64,6 +66,11 @@ class Corpus(Dataset):
         rows = [np.tile(np.arange(len(part.lengths)), n) for part, n in zip(self.parts, repeats, strict=True)]
         self.part = np.repeat(np.arange(len(rows)), [len(part) for part in rows])
         self.row = np.concatenate(rows)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Checksum of the cells, in the order in which they are read."""
+        return digest(*(array for part in self.parts for array in part), self.part, self.row)
 
     def __len__(self) -> int:
         return len(self.row)

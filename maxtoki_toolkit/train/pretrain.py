@@ -13,6 +13,7 @@ from ..models.load import load_model, pick_device, save_model
 from ..models.model import MaxTokiModel
 from ..models.vocabulary import Vocabulary
 from ._optimizer import require_optimizer
+from ._settings import plain, require_settings
 from ._trainer import fit, is_first_process, wait_for_all
 from .corpus import Corpus, NextGeneCollator
 
@@ -56,7 +57,7 @@ def pretrain(
         Vocabulary.
     output
         Folder of the run: checkpoints, `log.jsonl`, and the model in `model/`. A run that was
-        interrupted goes on from its last checkpoint when called again with the same settings.
+        interrupted goes on from its last checkpoint when called again with the same settings and cells.
     shape
         "217m", "1b", or the fields of a `transformers.LlamaConfig`; `max_position_embeddings` is the
         length, in tokens, to which cells are cut.
@@ -92,7 +93,7 @@ def pretrain(
     Raises
     ------
     ValueError
-        If `output` holds a run with other settings.
+        If a setting makes no sense, `output` holds a run with other settings or cells, or the training diverges.
 
     Notes
     -----
@@ -113,6 +114,7 @@ def pretrain(
     >>> model.hf.config.num_hidden_layers
     1
     """
+    require_settings(locals())
     require_optimizer(optimizer)
     output = Path(output)
     one = (AnnData, str, Path)
@@ -121,32 +123,37 @@ def pretrain(
     device = pick_device(device)
     model = build_model(shape, vocab, seed=seed)
     corpus = Corpus(cells, model, repeats, gene_dropout, output / "cells")
-    recipe = {
-        "shape": shape if isinstance(shape, str) else dict(shape),
-        "max_steps": max_steps,
-        "batch_size": batch_size,
-        "accumulate": accumulate,
-        "learning_rate": learning_rate,
-        "optimizer": optimizer,
-        "embedding_rate": embedding_rate,
-        "hold": hold,
-        "floor": floor,
-        "warmup": warmup,
-        "weight_decay": weight_decay,
-        "scored": scored,
-        "gene_dropout": gene_dropout,
-        "seed": seed,
-        "bf16": bf16,
-        "vocabulary_sha256": vocab.sha256,
-        "n_examples": len(corpus),
-    }
+    test = Corpus(held_out, model, folder=output / "held_out") if held_out else None
+    recipe = plain(
+        {
+            "shape": shape if isinstance(shape, str) else dict(shape),
+            "max_steps": max_steps,
+            "batch_size": batch_size,
+            "accumulate": accumulate,
+            "learning_rate": learning_rate,
+            "optimizer": optimizer,
+            "embedding_rate": embedding_rate,
+            "warmup": warmup,
+            "hold": hold,
+            "floor": floor,
+            "weight_decay": weight_decay,
+            "scored": scored,
+            "gene_dropout": gene_dropout,
+            "seed": seed,
+            "bf16": bf16,
+            "vocabulary_sha256": vocab.sha256,
+            "n_examples": len(corpus),
+            "cells": corpus.sha256,
+            "held_out": None if test is None else test.sha256,
+        }
+    )
     trained_now = fit(
         model.hf,
         output,
         dataset=corpus,
         collator=NextGeneCollator(vocab["<pad>"], model.max_length, scored),
         recipe=recipe,
-        held_out=Corpus(held_out, model, folder=output / "held_out") if held_out else None,
+        held_out=test,
         eval_every=eval_every,
         save_every=save_every,
         device=device,

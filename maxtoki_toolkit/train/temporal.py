@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from anndata import AnnData
 
+from .._digest import digest
 from .._validate import require_obs
 from ..models.extend import extend_model
+from ..models.fingerprint import fingerprint
 from ..models.load import load_model, pick_device, save_model
 from ..models.model import MaxTokiModel
 from ..models.time_head import TimeHead
@@ -21,6 +23,7 @@ from ..pp._design import get_groups, get_mask, get_times
 from ..pp._sampling import Sampler
 from ._cells import read_together
 from ._optimizer import require_optimizer
+from ._settings import plain, require_settings
 from ._teacher import fit_teacher
 from ._temporal_module import TemporalModule
 from ._trainer import fit, is_first_process, n_processes, wait_for_all
@@ -94,7 +97,7 @@ def temporal(
         with on other cells. It is left as it is.
     output
         Folder of the run: checkpoints, `log.jsonl`, `tensorboard/`, and the model in `model/`. A run that was
-        interrupted goes on from its last checkpoint when called again with the same settings.
+        interrupted goes on from its last checkpoint when called again with the same settings, cells and model.
     time_key, time_unit
         Column of `.obs` with the time in whole units, and the name of the unit.
     groupby
@@ -177,8 +180,8 @@ def temporal(
     Raises
     ------
     ValueError
-        If times are not whole numbers, lapses have no token, no group has enough times, or `output` holds a run
-        with other settings.
+        If a setting makes no sense, times are not whole numbers, lapses have no token, no group has enough times,
+        `output` holds a run with other settings, cells or start model, or the training diverges.
 
     Notes
     -----
@@ -201,6 +204,7 @@ def temporal(
     >>> temporal.is_temporal, temporal.time_head.unit
     (True, 'months')
     """
+    require_settings(locals())
     recipe = {name: value for name, value in locals().items() if name not in _NOT_RECIPE}
     require_optimizer(optimizer, adapter)
     if teacher not in (None, "ridge"):
@@ -211,7 +215,8 @@ def temporal(
     device = pick_device(device)
     sequences, tables = read_together(cells, model, output / "cells")
     group, time, used, tested = _design(tables, time_key, groupby, use, held_out)
-    recipe["starts_from"] = model.sha256
+    names = [name for table in tables for name in table.obs_names]
+    recipe |= {"model": fingerprint(model), "cells": digest(*sequences, names, group, time, used, tested)}
     model = _prepare(model, time[used], lapses, max_length, rope, seed)
 
     settings = {"zero_lapse": zero_lapse, "forward": forward, "balance": balance, "seed": seed}
@@ -260,13 +265,17 @@ def temporal(
         clock=clock,
         running=running,
     )
-    recipe |= {
-        "scale": scale,
-        "loss_scale": loss_scale,
-        "vocabulary_sha256": model.vocab.sha256,
-        "n_cells": int(used.sum()),
-        "n_replayed": 0 if again is None else len(again.lengths),
-    }
+    recipe = plain(
+        recipe
+        | {
+            "scale": scale,
+            "loss_scale": loss_scale,
+            "vocabulary_sha256": model.vocab.sha256,
+            "n_cells": int(used.sum()),
+            "n_replayed": 0 if again is None else len(again.lengths),
+            "replay": None if again is None else digest(*again),
+        }
+    )
     trained_now = fit(
         module,
         output,
