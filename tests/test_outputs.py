@@ -1,0 +1,169 @@
+"""Outputs: what exists stays, unless we wrote it and were asked to replace it; an input always."""
+
+import json
+import os
+import subprocess
+import sys
+
+import anndata
+import pytest
+
+from maxtoki_toolkit._files import atomic
+from maxtoki_toolkit._outputs import MARK, check_output, claim, new_output, read_mark
+
+JOB = {"input": "a", "k": (1, 2)}
+
+
+def write(path, content="ours"):
+    """What a function would write to the temporary path."""
+    if path.suffix == ".h5ad":
+        anndata.AnnData(uns={"content": content}).write_h5ad(path)
+    elif path.suffix == ".zarr":
+        anndata.AnnData(uns={"content": content}).write_zarr(path)
+    else:
+        (path / "table.csv").write_text(content)
+
+
+def content(path):
+    if path.suffix == ".h5ad":
+        return anndata.read_h5ad(path).uns["content"]
+    return (
+        anndata.read_zarr(path).uns["content"] if path.suffix == ".zarr" else (path / "table.csv").read_text()
+    )
+
+
+def make(path, content="ours", **settings):
+    with new_output(path, by="f", **settings) as temporary:
+        write(temporary, content)
+
+
+def theirs(path):
+    """Somebody else's, of this name."""
+    if path.suffix == ".h5ad":
+        write(path, "theirs")
+    else:
+        path.mkdir()
+        (path / "thesis.docx").write_text("theirs")
+
+
+@pytest.fixture(params=["out", "out.h5ad", "out.zarr"])
+def path(request, tmp_path):
+    return tmp_path / request.param
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:anndata", "ignore:.*zarr")
+def test_ours_is_replaced_when_asked(path, tmp_path):
+    assert not check_output(path, by="f", job=JOB)
+    make(path, job=JOB)
+    assert check_output(path, by="f", job=JOB)
+    assert read_mark(path, "f")["job"] == {"input": "a", "k": [1, 2]}
+    with pytest.raises(FileExistsError, match=r"was made from something else \(k\).*overwrite=True"):
+        check_output(path, by="f", job={**JOB, "k": 3})
+    with pytest.raises(FileExistsError, match="was not written by g"):
+        check_output(path, by="g", overwrite=True)
+    with pytest.raises(FileExistsError, match=r"exists\. Give another one"):
+        make(path, "new")
+    make(path, "new", overwrite=True)
+    assert content(path) == "new"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:anndata", "ignore:.*zarr")
+def test_what_is_not_ours_is_never_replaced(path):
+    theirs(path)
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match="was not written by f: it stays as it is"):
+            make(path, overwrite=overwrite)
+    assert (path / "thesis.docx").exists() if path.is_dir() else content(path) == "theirs"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:anndata", "ignore:.*zarr")
+def test_their_file_in_our_folder_stays(path):
+    if path.suffix == ".h5ad":
+        # Read and written again by its owner, it is theirs.
+        make(path)
+        anndata.read_h5ad(path).write_h5ad(path)
+    else:
+        make(path)
+        (path / "thesis.docx").write_text("theirs")
+    with pytest.raises(FileExistsError, match="it stays as it is"):
+        make(path, overwrite=True)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:anndata", "ignore:.*zarr")
+def test_inputs_are_never_replaced(path):
+    make(path)
+    for given in (path, path / "embedded.h5ad", path.parent):
+        with pytest.raises(ValueError, match="would replace the input"):
+            make(path, overwrite=True, inputs=[given])
+    make(path, overwrite=True, inputs=[path.parent / "other.h5ad"])
+
+
+def test_what_appears_meanwhile_stays(tmp_path):
+    path = tmp_path / "out"
+    with pytest.raises(FileExistsError), new_output(path, by="f") as temporary:  # noqa: PT012
+        write(temporary)
+        theirs(path)
+    assert [p.name for p in tmp_path.rglob("*")] == ["out", "thesis.docx"]
+
+
+def test_names_in_a_folder_that_others_use(tmp_path):
+    (tmp_path / "thesis.docx").write_text("theirs")
+    claim(tmp_path, ["a.csv", "b.csv"], by="f", job=JOB)
+    (tmp_path / "a.csv").write_text("ours")
+    claim(tmp_path, ["a.csv"], by="f", job=JOB)
+    with pytest.raises(FileExistsError, match=r"made from something else \(input, k\)"):
+        claim(tmp_path, ["a.csv"], by="f", job={})
+    claim(tmp_path, ["b.csv"], by="f", job={})
+    with pytest.raises(FileExistsError, match=r"holds a\.csv, thesis\.docx, which g did not write"):
+        claim(tmp_path, ["a.csv", "thesis.docx"], by="g", overwrite=True)
+    claim(tmp_path, ["c.csv"], by="g")
+    assert set(json.loads((tmp_path / MARK).read_text())) == {"f", "g"}
+    with pytest.raises(FileExistsError, match="is a file"):
+        claim(tmp_path / "a.csv", ["x"], by="f")
+
+
+KILLED = """
+import os, signal, sys
+from maxtoki_toolkit._files import atomic
+with atomic(sys.argv[1]) as temporary:
+    if sys.argv[2] == "folder":
+        temporary.mkdir()
+        (temporary / "a").write_text("half")
+    else:
+        temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process")
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_process_left_goes(tmp_path, kind):
+    path = tmp_path / "out.csv"
+    subprocess.run([sys.executable, "-c", KILLED, str(path), kind], check=False)
+    (tmp_path / ".out.notes.csv").write_text("theirs")
+    (left,) = set(tmp_path.iterdir()) - {tmp_path / ".out.notes.csv"}
+    assert left.name.startswith(".out.")
+    with atomic(path) as temporary:
+        # That of a process that lives stays.
+        with atomic(path) as other:
+            other.write_text("first")
+        temporary.write_text("second")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.notes.csv", "out.csv"]
+    assert path.read_text() == "second"
+
+
+def test_a_folder_about_to_be_replaced_comes_back(tmp_path):
+    """A process was killed when it had put the old folder aside, and not yet the new one in its place."""
+    path, child = tmp_path / "out", subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    make(path)
+    with atomic(path) as temporary:
+        owner = temporary.name.split(".")[2].replace(f"-{os.getpid()}-", f"-{child.pid}-")
+        path.rename(tmp_path / f".out.{owner}.old")
+        check_output(tmp_path / "out", by="f", overwrite=True)
+        assert content(path) == "ours"
+        temporary.mkdir()
+        write(temporary, "new")
+    assert content(path) == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
