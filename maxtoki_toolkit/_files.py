@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
 # Temporary names say whose they are: host, process, and a random part.
 _HOST = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:32] or "host"
 _OWNER = r"(?P<host>[A-Za-z0-9]+)-(?P<pid>\d+)-[0-9a-f]{8}"
@@ -52,15 +51,23 @@ def sweep(path: Path) -> None:
         return
     unfinished = re.compile(rf"\.{re.escape(path.stem)}\.{_OWNER}{re.escape(path.suffix)}")
     replaced = re.compile(rf"\.{re.escape(path.name)}\.{_OWNER}\.old")
-    for name in os.listdir(path.parent):
-        if (found := unfinished.fullmatch(name) or replaced.fullmatch(name)) is None:
+    for left in list(path.parent.iterdir()):
+        found = unfinished.fullmatch(left.name) or replaced.fullmatch(left.name)
+        if found is None or not _is_abandoned(left, found["host"], int(found["pid"])):
             continue
-        left = path.with_name(name)
-        if not _is_abandoned(left, found["host"], int(found["pid"])):
-            continue
-        if name.endswith(".old") and not path.exists():
+        if left.name.endswith(".old") and not path.exists():
             left.rename(path)
         else:
+            remove(left)
+
+
+def sweep_folder(folder: Path) -> None:
+    """Remove all temporary files in a folder whose process is no more."""
+    temporary = re.compile(rf"\..+\.{_OWNER}(\.[^.]*)?")
+    for left in list(folder.iterdir()):
+        if (found := temporary.fullmatch(left.name)) and _is_abandoned(
+            left, found["host"], int(found["pid"])
+        ):
             remove(left)
 
 

@@ -66,11 +66,9 @@ def check_output(
 
     Raises
     ------
-    FileExistsError
-        If something else is there: what `by` did not write, or, unless it is to be replaced, what it made from
-        something else.
     ValueError
-        If `path` is an input, or lies in one, or holds one.
+        If something else is there: what `by` did not write, or, unless it is to be replaced, what it made from
+        something else; if `path` is an input, or lies in one, or holds one.
     """
     path = Path(path)
     refuse_inputs(path, inputs)
@@ -79,19 +77,17 @@ def check_output(
         return False
     mark = read_mark(path, by)
     if mark is None:
-        raise FileExistsError(
-            f"{path} exists and was not written by {by}: it stays as it is. Give another one."
-        )
+        raise ValueError(f"{path} exists and was not written by {by}: it stays as it is. Give another one.")
     if others := sorted(_names(path) - {*mark["files"], MARK}):
-        raise FileExistsError(
+        raise ValueError(
             f"{path} holds what {by} did not write ({_some(others)}): it stays as it is. Give another one."
         )
     if overwrite:
         return False
     if job is None:
-        raise FileExistsError(f"{path} exists. {_ASK}")
+        raise ValueError(f"{path} exists. {_ASK}")
     if changed := differences(mark["job"], job):
-        raise FileExistsError(f"{path} was made from something else ({', '.join(changed)}). {_ASK}")
+        raise ValueError(f"{path} was made from something else ({', '.join(changed)}). {_ASK}")
     return True
 
 
@@ -103,24 +99,37 @@ def claim(
     job: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Take names in a folder, which may hold other things, for files that `by` is about to write.
-
-    A file of these names that `by` did not write is an error; so is one that it made from another `job`, unless it is to be
-    replaced.
-    """
+    """Take names in a folder, which may hold other things, for files that `by` is about to write; see `check_names`."""
     folder, names = Path(folder), list(names)
+    check_names(folder, names, by=by, job=job, overwrite=overwrite)
+    mark = read_mark(folder, by) or {"files": []}
+    folder.mkdir(parents=True, exist_ok=True)
+    _mark(folder, by, job, sorted({*mark["files"], *names}))
+
+
+def check_names(
+    folder: str | Path,
+    names: Iterable[str],
+    *,
+    by: str,
+    job: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Raise if a folder holds files of these names that `by` did not write.
+
+    And if it made them from another `job`, unless they are to be replaced.
+    """
+    folder = Path(folder)
     if folder.is_file():
-        raise FileExistsError(f"{folder} is a file. Give a folder.")
+        raise ValueError(f"{folder} is a file. Give a folder.")
     mark = read_mark(folder, by) or {"files": [], "job": job}
     there = [name for name in names if (folder / name).exists()]
     if others := sorted(set(there) - set(mark["files"])):
-        raise FileExistsError(
+        raise ValueError(
             f"{folder} holds {_some(others)}, which {by} did not write and will not replace. Give another folder."
         )
     if there and not overwrite and (changed := differences(mark["job"], job)):
-        raise FileExistsError(f"{folder} holds files made from something else ({', '.join(changed)}). {_ASK}")
-    folder.mkdir(parents=True, exist_ok=True)
-    _mark(folder, by, job, sorted({*mark["files"], *names}))
+        raise ValueError(f"{folder} holds files made from something else ({', '.join(changed)}). {_ASK}")
 
 
 def refuse_inputs(path: str | Path, inputs: Iterable[str | Path]) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 from anndata import AnnData
 
-from . import get, pl, pp, tl
+from . import _keys, get, pl, pp, tl
 from ._reference import resource
 from .datasets import aging_atlas, load
 from .models.load import CARD, load_model
@@ -52,8 +52,8 @@ def run_demo(output: str | Path) -> Demo:
     atlas = compare_ages(model)
     controls = tell_time(atlas, model)
 
-    set_colors(adata, ["cell_type", "leiden"])
-    sizes = pd.crosstab(adata.obs["cell_type"], "cluster " + adata.obs["leiden"].astype(str))
+    set_colors(adata, ["cell_type", _keys.LEIDEN])
+    sizes = pd.crosstab(adata.obs["cell_type"], "cluster " + adata.obs[_keys.LEIDEN].astype(str))
     sizes.to_csv(output / "clusters_by_cell_type.csv")
     effects = get.age_acceleration(atlas)
     found = Demo(
@@ -71,7 +71,7 @@ def run_demo(output: str | Path) -> Demo:
         "encoding_report": pl.encoding_report(adata, max_genes=model.cell_length - 2),
         "rank_heatmap": pl.rank_heatmap(adata, groupby="cell_type"),
         "neighbor_purity": pl.neighbor_purity(adata).figure,
-        "umap": draw_umap(adata, ["cell_type", "leiden"]),
+        "umap": draw_umap(adata, ["cell_type", _keys.LEIDEN]),
         "timelapse": pl.timelapse_scatter(controls).figure,
         "matched_ages": pl.matched_ages(atlas, key="age_acceleration").figure,
         "age_acceleration": pl.age_acceleration(atlas, truth=PLANTED),

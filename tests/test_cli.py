@@ -58,11 +58,9 @@ def test_embed(folder, capsys, monkeypatch):
     assert sorted(path.name for path in results.iterdir()) == [
         "cells.csv",
         "embedded.h5ad",
-        *(
-            f"{name}.{suffix}"
-            for name in ("encoding_report", "rank_heatmap", "umap")
-            for suffix in ("pdf", "png")
-        ),
+        *(f"encoding_report.{suffix}" for suffix in ("pdf", "png")),
+        "maxtoki.json",
+        *(f"{name}.{suffix}" for name in ("rank_heatmap", "umap") for suffix in ("pdf", "png")),
     ]
     adata = anndata.read_h5ad(results / "embedded.h5ad")
     mine = anndata.read_h5ad("mine.h5ad")
@@ -73,7 +71,7 @@ def test_embed(folder, capsys, monkeypatch):
     mt.tl.embed(mine, model)
     np.testing.assert_allclose(adata.obsm["X_maxtoki"], mine.obsm["X_maxtoki"], atol=2e-6)
     table = pd.read_csv(results / "cells.csv", index_col="cell")
-    assert {"leiden", "umap1", "umap2", "n_genes_ranked", "cell_type"} <= set(table)
+    assert {"maxtoki_leiden", "maxtoki_umap1", "maxtoki_umap2", "n_genes_ranked", "cell_type"} <= set(table)
     assert len(table) == 150
 
 

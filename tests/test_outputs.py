@@ -57,11 +57,11 @@ def test_ours_is_replaced_when_asked(path, tmp_path):
     make(path, job=JOB)
     assert check_output(path, by="f", job=JOB)
     assert read_mark(path, "f")["job"] == {"input": "a", "k": [1, 2]}
-    with pytest.raises(FileExistsError, match=r"was made from something else \(k\).*overwrite=True"):
+    with pytest.raises(ValueError, match=r"was made from something else \(k\).*overwrite=True"):
         check_output(path, by="f", job={**JOB, "k": 3})
-    with pytest.raises(FileExistsError, match="was not written by g"):
+    with pytest.raises(ValueError, match="was not written by g"):
         check_output(path, by="g", overwrite=True)
-    with pytest.raises(FileExistsError, match=r"exists\. Give another one"):
+    with pytest.raises(ValueError, match=r"exists\. Give another one"):
         make(path, "new")
     make(path, "new", overwrite=True)
     assert content(path) == "new"
@@ -72,7 +72,7 @@ def test_ours_is_replaced_when_asked(path, tmp_path):
 def test_what_is_not_ours_is_never_replaced(path):
     theirs(path)
     for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match="was not written by f: it stays as it is"):
+        with pytest.raises(ValueError, match="was not written by f: it stays as it is"):
             make(path, overwrite=overwrite)
     assert (path / "thesis.docx").exists() if path.is_dir() else content(path) == "theirs"
 
@@ -86,7 +86,7 @@ def test_their_file_in_our_folder_stays(path):
     else:
         make(path)
         (path / "thesis.docx").write_text("theirs")
-    with pytest.raises(FileExistsError, match="it stays as it is"):
+    with pytest.raises(ValueError, match="it stays as it is"):
         make(path, overwrite=True)
 
 
@@ -101,7 +101,7 @@ def test_inputs_are_never_replaced(path):
 
 def test_what_appears_meanwhile_stays(tmp_path):
     path = tmp_path / "out"
-    with pytest.raises(FileExistsError), new_output(path, by="f") as temporary:  # noqa: PT012
+    with pytest.raises(ValueError), new_output(path, by="f") as temporary:  # noqa: PT012
         write(temporary)
         theirs(path)
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "thesis.docx"]
@@ -112,14 +112,14 @@ def test_names_in_a_folder_that_others_use(tmp_path):
     claim(tmp_path, ["a.csv", "b.csv"], by="f", job=JOB)
     (tmp_path / "a.csv").write_text("ours")
     claim(tmp_path, ["a.csv"], by="f", job=JOB)
-    with pytest.raises(FileExistsError, match=r"made from something else \(input, k\)"):
+    with pytest.raises(ValueError, match=r"made from something else \(input, k\)"):
         claim(tmp_path, ["a.csv"], by="f", job={})
     claim(tmp_path, ["b.csv"], by="f", job={})
-    with pytest.raises(FileExistsError, match=r"holds a\.csv, thesis\.docx, which g did not write"):
+    with pytest.raises(ValueError, match=r"holds a\.csv, thesis\.docx, which g did not write"):
         claim(tmp_path, ["a.csv", "thesis.docx"], by="g", overwrite=True)
     claim(tmp_path, ["c.csv"], by="g")
     assert set(json.loads((tmp_path / MARK).read_text())) == {"f", "g"}
-    with pytest.raises(FileExistsError, match="is a file"):
+    with pytest.raises(ValueError, match="is a file"):
         claim(tmp_path / "a.csv", ["x"], by="f")
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import maxtoki_toolkit as mt
 from maxtoki_toolkit import cli
 from maxtoki_toolkit import screen as module
-from maxtoki_toolkit._shards import open_shards, parts_folder, shard_path
+from maxtoki_toolkit._shards import job_digest, open_shards, parts_folder, shard_path
 from maxtoki_toolkit.cli import app
 from maxtoki_toolkit.screen import read_settings, run_screen
 
@@ -169,7 +169,7 @@ def test_files_that_are_not_there_or_not_what_they_should_be(settings, tmp_path)
 def test_a_screen_that_is_stopped_says_what_is_kept(settings, tmp_path, monkeypatch):
     path, effects = write(settings, tmp_path), tmp_path / "out" / "effects.csv.gz"
 
-    def stopped(_):
+    def stopped(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "run_screen", stopped)
@@ -183,7 +183,7 @@ def test_a_screen_that_is_stopped_says_what_is_kept(settings, tmp_path, monkeypa
     folder = parts_folder(effects)
     with open_shards(folder, 3, {}) as todo:
         assert message() == "maxtoki: stopped before the first part was done.\n"
-        shard_path(folder, todo[0]).write_text("")
+        shard_path(folder, todo[0], job_digest(3, {})).write_text("")
     kept = f"1 of 3 parts are kept in {folder}"
     assert message() == f"maxtoki: stopped; {kept}. The same command goes on.\n"
     (folder / "manifest.json").unlink()
