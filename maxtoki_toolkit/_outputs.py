@@ -91,6 +91,12 @@ def check_output(
     return True
 
 
+def is_made(path: str | Path, *, by: str, job: Mapping[str, Any]) -> bool:
+    """Whether an output is there that `by` made from `job`."""
+    mark = read_mark(path, by)
+    return mark is not None and not differences(mark["job"], job)
+
+
 def claim(
     folder: str | Path,
     names: Iterable[str],

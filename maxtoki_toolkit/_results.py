@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,50 @@ from . import __version__
 
 
 def write_result(adata: AnnData, key: str, params: Mapping[str, Any], **tables: Any) -> None:
-    """Store `{"params": ..., "<table>": DataFrame}` in `uns[key]`."""
+    """Store `{"params": ..., "<table>": DataFrame}` in `uns[key]`, where nothing of the user's may be."""
+    if key in adata.uns and not is_ours(adata, key):
+        raise ValueError(
+            f".uns[{key!r}] holds something of yours, which the result would replace. Rename it first."
+        )
     adata.uns[key] = writable({"params": {**params, "version": __version__}, **tables})
+
+
+def is_ours(adata: AnnData, key: str) -> bool:
+    """Whether `uns[key]` is a result of this package."""
+    found = adata.uns.get(key)
+    return (
+        isinstance(found, Mapping)
+        and isinstance(found.get("params"), Mapping)
+        and "version" in found["params"]
+    )
+
+
+def require_free(adata: AnnData, key: str, names: Iterable[str]) -> None:
+    """Raise if columns of `.obs` that belong to the result `key` are there without it: they are the user's."""
+    taken = [] if is_ours(adata, key) else [name for name in names if name in adata.obs]
+    if taken:
+        raise ValueError(
+            f".obs has {', '.join(map(repr, taken))} already, which the result would replace. Rename "
+            f"{'it' if len(taken) == 1 else 'them'} first: adata.obs = adata.obs.rename(columns={{{taken[0]!r}: ...}})."
+        )
+
+
+def write_obs(adata: AnnData, key: str, columns: Mapping[str, np.ndarray]) -> None:
+    """Write columns of the result `key` to `.obs`; one of the user's that says something else is an error."""
+    different = [
+        name for name, values in columns.items() if name in adata.obs and not _same(adata.obs[name], values)
+    ]
+    require_free(adata, key, different)
+    for name, values in columns.items():
+        adata.obs[name] = values
+
+
+def _same(column: pd.Series, values: np.ndarray) -> bool:
+    values = np.asarray(values)
+    try:
+        return bool((column.to_numpy().astype(values.dtype) == values).all())
+    except (TypeError, ValueError):
+        return False
 
 
 def read_result(adata: AnnData, key: str, function: str) -> dict[str, Any]:

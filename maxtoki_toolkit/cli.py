@@ -343,6 +343,7 @@ def report(
     help_notebook: Annotated[
         bool, typer.Option("--help-notebook", help="Say which parameters NOTEBOOK has.")
     ] = False,
+    overwrite: _Overwrite = False,
 ) -> None:
     """Run a notebook, or all that your cells allow, with other parameters: executed notebook and HTML page."""
     from . import reports
@@ -362,11 +363,12 @@ def report(
         if notebook == "all":
             if sets:
                 raise ValueError("all takes one set of parameters, not a list of them.")
-            table = reports.run_all(on or None, output, **given)
+            table = reports.run_all(on or None, output, overwrite=overwrite, **given)
         elif sets or len(on or []) > 1:
-            table = reports.run_batch(notebook, output, sets, on=on, **given)
+            table = reports.run_batch(notebook, output, sets, on=on, overwrite=overwrite, **given)
         else:
-            path = reports.run(notebook, output, **({"path": on[0]} if on else {}), **given)
+            given |= {"path": on[0]} if on else {}
+            path = reports.run(notebook, output, overwrite=overwrite, **given)
             print(f"{path.with_suffix('.html')} and {path.name} are there.")
             return
     except RuntimeError as error:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from . import _keys, pl, tl
 from ._files import atomic
-from ._outputs import check_output, new_output
+from ._outputs import check_output, is_made, new_output
 from ._progress import hidden, progress
 from ._shards import drop_shards, job_digest, open_shards, process_index, shard_path, take_shards
 from ._validate import require_obs
@@ -119,7 +119,7 @@ def embed_file(
             cells = cells[obs.index].copy()
             with new_output(output, by=BY, job=job, overwrite=overwrite, inputs=[path]) as folder:
                 return _summarise(cells, folder, model, shown=obs.index[shown], color=color)
-    if check_output(output, by=BY, job=job, inputs=[path]):
+    if is_made(output, by=BY, job=job):
         # Another process had the same to do.
         drop_shards(shards, digest)
         return _read(output)

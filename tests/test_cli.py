@@ -75,6 +75,21 @@ def test_embed(folder, capsys, monkeypatch):
     assert len(table) == 150
 
 
+@pytest.mark.filterwarnings("ignore:The set_bad function:PendingDeprecationWarning")
+def test_clusters_of_the_user_stay(folder, capsys, tmp_path):
+    mine = anndata.read_h5ad(folder / "mine.h5ad")
+    mine.obs["leiden"] = pd.Categorical("mine " + mine.obs["cell_type"].astype(str))
+    mine.obs["umap1"] = 7
+    mine.write_h5ad(tmp_path / "mine.h5ad")
+    options = ["--color", "leiden", "--model", folder / "model", "-o", tmp_path / "out"]
+    code, _, err = run(capsys, "embed", tmp_path / "mine.h5ad", *options)
+    assert code == 0, err
+    table = pd.read_csv(tmp_path / "out" / "cells.csv", index_col="cell")
+    assert table["leiden"].tolist() == mine.obs["leiden"].tolist()
+    assert (table["umap1"] == 7).all()
+    assert table["maxtoki_leiden"].nunique() > 1
+
+
 def mistakes(folder):
     counts = anndata.read_h5ad(folder / "mine.h5ad")
     logged = counts.copy()

@@ -8,6 +8,7 @@ import sys
 import anndata
 import pytest
 
+import maxtoki_toolkit as mt
 from maxtoki_toolkit._files import atomic
 from maxtoki_toolkit._outputs import MARK, check_output, claim, new_output, read_mark
 
@@ -101,7 +102,7 @@ def test_inputs_are_never_replaced(path):
 
 def test_what_appears_meanwhile_stays(tmp_path):
     path = tmp_path / "out"
-    with pytest.raises(ValueError), new_output(path, by="f") as temporary:  # noqa: PT012
+    with pytest.raises(ValueError, match="it stays as it is"), new_output(path, by="f") as temporary:  # noqa: PT012
         write(temporary)
         theirs(path)
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "thesis.docx"]
@@ -167,3 +168,100 @@ def test_a_folder_about_to_be_replaced_comes_back(tmp_path):
         write(temporary, "new")
     assert content(path) == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def small():
+    adata = mt.datasets.aging_atlas(40, 10, n_genes=500)
+    mt.pp.map_genes(adata)
+    return adata, mt.models.Vocabulary.from_anndata(adata)
+
+
+def test_columns_of_the_user_stay():
+    adata, vocab = small()
+    for name in ("n_genes_ranked", "share_ranked"):
+        theirs = adata.copy()
+        theirs.obs[name] = 7
+        with pytest.raises(ValueError, match=rf"\.obs has '{name}' already.*Rename it"):
+            mt.pp.rank_value_encode(theirs, vocab)
+        assert (theirs.obs[name] == 7).all()
+        assert "rank" not in theirs.layers
+    theirs = adata.copy()
+    theirs.layers["rank"] = theirs.X.copy()
+    with pytest.raises(ValueError, match="a layer 'rank' already"):
+        mt.pp.rank_value_encode(theirs, vocab)
+    # Ours are written again: with the record of how, and after anndata.concat, which drops it.
+    mt.pp.rank_value_encode(adata, vocab)
+    mt.pp.rank_value_encode(adata, vocab)
+    del adata.uns["rank_value_encode"]
+    mt.pp.rank_value_encode(adata, vocab)
+
+
+def test_other_slots_of_the_user_stay():
+    adata, vocab = small()
+    adata.obs["train"] = "maybe"
+    with pytest.raises(ValueError, match=r"\.obs has 'train' already"):
+        mt.pp.hold_out(adata, donor_key="donor_id")
+    assert (adata.obs["train"] == "maybe").all()
+    adata.uns["rank_value_encode"] = {"notes": "mine"}
+    with pytest.raises(ValueError, match=r"\.uns\['rank_value_encode'\] holds something of yours"):
+        mt.pp.rank_value_encode(adata, vocab)
+    assert adata.uns["rank_value_encode"] == {"notes": "mine"}
+    adata.obs["doublet"] = "singlet"
+    with pytest.raises(ValueError, match=r"\.obs has 'doublet' already"):
+        mt.tl.doublets(adata)
+
+
+def test_a_vocabulary_is_not_written_over_another(tmp_path):
+    _, vocab = small()
+    vocab.save(tmp_path)
+    vocab.save(tmp_path)
+    (tmp_path / "token_dictionary.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"token_dictionary\.json exists, and is of another vocabulary"):
+        vocab.save(tmp_path)
+    assert (tmp_path / "token_dictionary.json").read_text() == "{}"
+
+
+def test_models_sums_and_runs_leave_folders_of_the_user_alone(tmp_path):
+    adata, vocab = small()
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = mt.models.build_model(shape, vocab)
+    mt.pp.rank_value_encode(adata, vocab)
+    for path in (tmp_path / "mine", tmp_path / "mine.zarr"):
+        path.mkdir()
+        (path / "thesis.docx").write_text("theirs")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text("theirs")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="was not written by mt.models.save_model"):
+            mt.models.save_model(model, tmp_path / "mine", overwrite=overwrite)
+        with pytest.raises(ValueError, match="was not written by mt.tl.attention"):
+            mt.tl.attention(adata, model, path=tmp_path / "mine.zarr", overwrite=overwrite)
+    with pytest.raises(ValueError, match=r"must end with \.zarr"):
+        mt.tl.attention(adata, model, path=tmp_path / "mine")
+    with pytest.raises(ValueError, match=r"holds recipe\.json, which mt\.train did not write"):
+        mt.train.pretrain(adata, vocab, tmp_path / "run", shape=shape, max_steps=1)
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["recipe.json"] + ["thesis.docx"] * 2
+    # Ours are replaced when that is asked for.
+    mt.models.save_model(model, tmp_path / "model")
+    with pytest.raises(ValueError, match="overwrite=True"):
+        mt.models.save_model(model, tmp_path / "model")
+    mt.models.save_model(model, tmp_path / "model", overwrite=True)
+    assert mt.load_model(tmp_path / "model").vocab.sha256 == vocab.sha256
+
+
+def test_raw_counts_are_not_replaced_by_their_ranks(tmp_path):
+    adata, vocab = small()
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    before = (tmp_path / "cells.h5ad").read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="would replace the input"):
+            mt.pp.encode_files([tmp_path / "cells.h5ad"], tmp_path, vocab, overwrite=overwrite)
+        with pytest.raises(ValueError, match="would replace the input"):
+            mt.pp.encode_file(tmp_path / "cells.h5ad", tmp_path / "cells.h5ad", vocab, overwrite=overwrite)
+    assert (tmp_path / "cells.h5ad").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["cells.h5ad"]
+    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "manifest.json").rename(tmp_path / "out" / "manifest.json")
+    with pytest.raises(ValueError, match=r"manifest\.json exists and was not written by"):
+        mt.pp.encode_files([tmp_path / "cells.h5ad"], tmp_path / "out", vocab)

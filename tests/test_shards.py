@@ -1,6 +1,7 @@
 """Jobs in shards: every one made once, by whichever process, and put together by one."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -206,6 +207,68 @@ def test_a_file_in_shards_is_as_one(counts, tmp_path, monkeypatch):
         p.name for p in (tmp_path / "whole").iterdir()
     )
     assert found.uns["embed"]["params"]["model_sha256"] == model.sha256
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_made_is_read_and_nothing_else_replaced(counts, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "_summarise", summarise)
+    model, out = mt.load_model("demo", device="cpu"), tmp_path / "out"
+    embed_file(counts, out, model)
+    monkeypatch.setattr(pipeline.tl, "embed", None)  # nothing is embedded again
+    assert embed_file(counts, out, model, chunk_size=30).n_obs == 90
+    with pytest.raises(ValueError, match=r"made from something else \(force\).*--overwrite"):
+        embed_file(counts, out, model, force=True)
+    monkeypatch.undo()
+    monkeypatch.setattr(pipeline, "_summarise", summarise)
+    embed_file(counts, out, model, force=True, overwrite=True)
+    assert names(tmp_path) == ["out"]
+    # An input is never replaced, nor is what lies beside it.
+    (out / "thesis.docx").write_text("theirs")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"did not write \(thesis\.docx\)"):
+            embed_file(counts, out, model, force=True, overwrite=overwrite)
+        with pytest.raises(ValueError, match="would replace the input"):
+            embed_file(counts, counts.parent, model, overwrite=overwrite)
+
+
+def test_an_array_shares_only_where_it_is_asked_to(counts, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "_summarise", summarise)
+    model = mt.load_model("demo", device="cpu")
+    array(monkeypatch, 3, range(10))
+    assert embed_file(counts, tmp_path / "alone", model).n_obs == 90
+    found = []
+    for task in (4, 0, 2):
+        array(monkeypatch, task, [0, 2, 4], step=2)
+        found.append(embed_file(counts, tmp_path / "shared", model, chunk_size=30, share_array=True))
+    assert [one is None for one in found] == [True, True, False]
+    assert names(tmp_path) == ["alone", "shared"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:anndata", "ignore:.*zarr")
+def test_another_input_under_the_same_name(tmp_path, monkeypatch):
+    """Parts made from a store that was replaced meanwhile are not joined with those of the new one."""
+    monkeypatch.setattr(pipeline, "_summarise", summarise)
+    model, nuclei = mt.load_model("demo", device="cpu"), mt.datasets.load("heart_nuclei")
+    path, out = tmp_path / "cells.zarr", tmp_path / "out"
+    old, new = nuclei[:40].copy(), nuclei[:40].copy()
+    new.X = nuclei[40:80].X.copy()
+    old.write_zarr(path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert embed_file(path, out, model, chunk_size=20) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(pipeline, "_summarise", summarise)
+    shutil.rmtree(path)
+    new.write_zarr(path)
+    with pytest.raises(ValueError, match=r"parts of a job with other settings \(input\)"):
+        embed_file(path, out, model, chunk_size=20)
+    found = embed_file(path, out, model, chunk_size=20, overwrite=True)
+    mt.pp.rank_value_encode(new, model)
+    mt.tl.embed(new, model)
+    np.testing.assert_allclose(found.obsm["X_maxtoki"], new.obsm["X_maxtoki"], atol=1e-4)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from ..models.build import build_model
 from ..models.load import load_model, pick_device, save_model
 from ..models.model import MaxTokiModel
 from ..models.vocabulary import Vocabulary
-from ._trainer import fit, is_first_process, wait_for_all
+from ._trainer import claim_run, fit, is_first_process, wait_for_all
 from .corpus import Corpus, NextGeneCollator
 
 
@@ -108,7 +108,7 @@ def pretrain(
     >>> model.hf.config.num_hidden_layers
     1
     """
-    output = Path(output)
+    claim_run(output := Path(output))
     one = (AnnData, str, Path)
     cells = [cells] if isinstance(cells, one) else list(cells)
     held_out = [held_out] if isinstance(held_out, one) else list(held_out or [])

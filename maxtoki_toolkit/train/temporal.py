@@ -20,7 +20,7 @@ from ..pp._design import get_groups, get_mask, get_times
 from ..pp._sampling import Sampler
 from ._cells import read_together
 from ._temporal_module import TemporalModule
-from ._trainer import fit, is_first_process, n_processes, wait_for_all
+from ._trainer import claim_run, fit, is_first_process, n_processes, wait_for_all
 from .prompt_stream import PromptCollator, PromptStream, Stage
 
 
@@ -178,7 +178,7 @@ def temporal(
     (True, 'months')
     """
     recipe = {name: value for name, value in locals().items() if name not in _NOT_RECIPE}
-    output = Path(output)
+    claim_run(output := Path(output))
     device = pick_device(device)
     sequences, tables = read_together(cells, model, output / "cells")
     group, time, used, tested = _design(tables, time_key, groupby, use, held_out)
