@@ -15,27 +15,28 @@ from . import __version__
 
 def write_result(adata: AnnData, key: str, params: Mapping[str, Any], **tables: Any) -> None:
     """Store `{"params": ..., "<table>": DataFrame}` in `uns[key]`, where nothing of the user's may be."""
-    if key in adata.uns and not is_ours(adata, key):
-        raise ValueError(
-            f".uns[{key!r}] holds something of yours, which the result would replace. Rename it first."
-        )
+    require_free(adata, key)
     adata.uns[key] = writable({"params": {**params, "version": __version__}, **tables})
 
 
 def is_ours(adata: AnnData, key: str) -> bool:
     """Whether `uns[key]` is a result of this package."""
     found = adata.uns.get(key)
-    return (
-        isinstance(found, Mapping)
-        and isinstance(found.get("params"), Mapping)
-        and "version" in found["params"]
-    )
+    return isinstance(found, Mapping) and isinstance(found.get("params"), Mapping)
 
 
-def require_free(adata: AnnData, key: str, names: Iterable[str]) -> None:
-    """Raise if columns of `.obs` that belong to the result `key` are there without it: they are the user's."""
-    taken = [] if is_ours(adata, key) else [name for name in names if name in adata.obs]
-    if taken:
+def require_free(adata: AnnData, key: str, names: Iterable[str] = ()) -> None:
+    """Raise if `uns[key]` is no result, or columns of `.obs` that belong to the result are there without it.
+
+    They are the user's then.
+    """
+    if is_ours(adata, key):
+        return
+    if key in adata.uns:
+        raise ValueError(
+            f".uns[{key!r}] holds something of yours, which the result would replace. Rename it first."
+        )
+    if taken := [name for name in names if name in adata.obs]:
         raise ValueError(
             f".obs has {', '.join(map(repr, taken))} already, which the result would replace. Rename "
             f"{'it' if len(taken) == 1 else 'them'} first: adata.obs = adata.obs.rename(columns={{{taken[0]!r}: ...}})."

@@ -93,9 +93,10 @@ def embed_file(
         recipe = {"input": input_identity(path), **model.params, **settings}
         job = {**recipe, "color": color}
         recipe |= {"n_cells": len(obs), "chunk_size": chunk_size}
-        if check_output(output, by=BY, job=job, overwrite=overwrite, inputs=[path]):
-            return _read(output)
         digest, shared = job_digest(n_shards, recipe), process_index(share_array=share_array)[1] > 1
+        if check_output(output, by=BY, job=job, overwrite=overwrite, inputs=[path]):
+            drop_shards(shards, digest)
+            return _read(output)
         with open_shards(shards, n_shards, recipe, share_array=share_array, overwrite=overwrite) as todo:
             blocks = encoded_blocks(
                 store, obs, var, model.vocab, numbers=todo, chunk_size=chunk_size, **settings

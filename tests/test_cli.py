@@ -1,6 +1,9 @@
 """The command line, on a user's file and on a user's mistakes."""
 
+import os
+import signal
 import sys
+import time
 import warnings
 
 import anndata
@@ -10,6 +13,7 @@ import pytest
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit import cli
+from maxtoki_toolkit._files import atomic
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -122,6 +126,23 @@ def test_mistakes_give_one_line_and_leave_nothing(folder, capsys, monkeypatch):
         assert not (folder / "out").exists()
         assert not list(folder.glob(".out*"))
         assert not list(folder.glob("out*"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_cancelled_job_cleans_up(tmp_path, capsys, monkeypatch):
+    def app():
+        with atomic(tmp_path / "out.csv") as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+
+    monkeypatch.setattr(cli, "app", app)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run(capsys)[0] == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_warning_is_one_line(capsys, monkeypatch):

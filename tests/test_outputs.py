@@ -6,11 +6,13 @@ import subprocess
 import sys
 
 import anndata
+import pandas as pd
 import pytest
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit._files import atomic
 from maxtoki_toolkit._outputs import MARK, check_output, claim, new_output, read_mark
+from maxtoki_toolkit.get._effects_file import is_written, write_effects
 
 JOB = {"input": "a", "k": (1, 2)}
 
@@ -170,14 +172,21 @@ def test_a_folder_about_to_be_replaced_comes_back(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def small():
+@pytest.fixture(scope="module")
+def made():
     adata = mt.datasets.aging_atlas(40, 10, n_genes=500)
     mt.pp.map_genes(adata)
     return adata, mt.models.Vocabulary.from_anndata(adata)
 
 
-def test_columns_of_the_user_stay():
-    adata, vocab = small()
+@pytest.fixture
+def small(made):
+    """Cells that may be changed, and their vocabulary."""
+    return made[0].copy(), made[1]
+
+
+def test_columns_of_the_user_stay(small):
+    adata, vocab = small
     for name in ("n_genes_ranked", "share_ranked"):
         theirs = adata.copy()
         theirs.obs[name] = 7
@@ -196,8 +205,8 @@ def test_columns_of_the_user_stay():
     mt.pp.rank_value_encode(adata, vocab)
 
 
-def test_other_slots_of_the_user_stay():
-    adata, vocab = small()
+def test_other_slots_of_the_user_stay(small):
+    adata, vocab = small
     adata.obs["train"] = "maybe"
     with pytest.raises(ValueError, match=r"\.obs has 'train' already"):
         mt.pp.hold_out(adata, donor_key="donor_id")
@@ -206,13 +215,15 @@ def test_other_slots_of_the_user_stay():
     with pytest.raises(ValueError, match=r"\.uns\['rank_value_encode'\] holds something of yours"):
         mt.pp.rank_value_encode(adata, vocab)
     assert adata.uns["rank_value_encode"] == {"notes": "mine"}
+    assert "rank" not in adata.layers
+    assert "n_genes_ranked" not in adata.obs
     adata.obs["doublet"] = "singlet"
     with pytest.raises(ValueError, match=r"\.obs has 'doublet' already"):
-        mt.tl.doublets(adata)
+        mt.tl.doublets(adata, vocab)
 
 
-def test_a_vocabulary_is_not_written_over_another(tmp_path):
-    _, vocab = small()
+def test_a_vocabulary_is_not_written_over_another(small, tmp_path):
+    _, vocab = small
     vocab.save(tmp_path)
     vocab.save(tmp_path)
     (tmp_path / "token_dictionary.json").write_text("{}")
@@ -221,8 +232,8 @@ def test_a_vocabulary_is_not_written_over_another(tmp_path):
     assert (tmp_path / "token_dictionary.json").read_text() == "{}"
 
 
-def test_models_sums_and_runs_leave_folders_of_the_user_alone(tmp_path):
-    adata, vocab = small()
+def test_models_sums_and_runs_leave_folders_of_the_user_alone(small, tmp_path):
+    adata, vocab = small
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = mt.models.build_model(shape, vocab)
     mt.pp.rank_value_encode(adata, vocab)
@@ -249,8 +260,8 @@ def test_models_sums_and_runs_leave_folders_of_the_user_alone(tmp_path):
     assert mt.load_model(tmp_path / "model").vocab.sha256 == vocab.sha256
 
 
-def test_raw_counts_are_not_replaced_by_their_ranks(tmp_path):
-    adata, vocab = small()
+def test_raw_counts_are_not_replaced_by_their_ranks(small, tmp_path):
+    adata, vocab = small
     adata.write_h5ad(tmp_path / "cells.h5ad")
     before = (tmp_path / "cells.h5ad").read_bytes()
     for overwrite in (False, True):
@@ -265,3 +276,26 @@ def test_raw_counts_are_not_replaced_by_their_ranks(tmp_path):
     (tmp_path / "manifest.json").rename(tmp_path / "out" / "manifest.json")
     with pytest.raises(ValueError, match=r"manifest\.json exists and was not written by"):
         mt.pp.encode_files([tmp_path / "cells.h5ad"], tmp_path / "out", vocab)
+
+
+def test_effects_of_another_screen_or_of_the_user_stay(tmp_path):
+    path, table = tmp_path / "effects.csv", pd.DataFrame({"gene": ["a"], "effect": [1.0]})
+    path.write_text("theirs")
+    with pytest.raises(ValueError, match="exists and is no screen"):
+        is_written(path, {"mode": "delete"}, overwrite=True)
+    path.unlink()
+    write_effects(path, table, {"mode": "delete"}, "months")
+    assert is_written(path, {"mode": "delete"})
+    with pytest.raises(ValueError, match=r"other settings or data \(mode\).*--overwrite"):
+        is_written(path, {"mode": "shift"})
+    assert not is_written(path, {"mode": "shift"}, overwrite=True)
+    # Killed between the note and the table: it is made again.
+    written = path.read_bytes()
+    path.unlink()
+    assert not is_written(path, {"mode": "delete"})
+    path.write_bytes(written + b"b,2.0,months\n")
+    with pytest.raises(ValueError, match="has changed since it was written"):
+        is_written(path, {"mode": "delete"}, overwrite=True)
+    (tmp_path / "effects.csv.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"effects\.csv\.json exists and is of no screen"):
+        is_written(path, {"mode": "delete"}, overwrite=True)

@@ -149,6 +149,21 @@ def test_cells_in_zarr(settings, tmp_path, loaded):
         run_screen(write(settings | change, tmp_path))
 
 
+def test_what_is_no_screen_stays(settings, tmp_path, loaded):
+    path, theirs = write(settings | {"model": "own"}, tmp_path), tmp_path / "out" / "stats.csv"
+    theirs.parent.mkdir()
+    theirs.write_text("theirs")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"holds stats\.csv, which maxtoki screen did not write"):
+            run_screen(path, overwrite=overwrite)
+    assert theirs.read_text() == "theirs"
+    inside = settings | {"model": "own", "cells": str(tmp_path / "out" / "effects.csv.gz" / "cells.h5ad")}
+    Path(inside["cells"]).parent.mkdir()
+    Path(settings["cells"]).rename(inside["cells"])
+    with pytest.raises(ValueError, match="would replace the input"):
+        run_screen(write(inside, tmp_path))
+
+
 def test_files_that_are_not_there_or_not_what_they_should_be(settings, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"Did not find nothere\.h5ad\."):
         run_screen(write(settings | {"cells": "nothere.h5ad"}, tmp_path))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .._files import atomic
+from .._outputs import refuse_inputs
 from .._progress import progress
 from ._allow import fit_cells
 from ._html import to_html
@@ -73,6 +74,7 @@ def is_done(task: Task) -> bool:
 
 def check_free(task: Task, *, overwrite: bool) -> None:
     """Raise if the report would replace what is no report of ours, or another one unless that is asked for."""
+    refuse_inputs(task.path, [task.values["path"]] if task.values.get("path") else [])
     records = [_read_record(path) for path in (task.path, task.partial) if path.exists()]
     page = task.path.with_suffix(".html")
     if None in records or (page.exists() and not task.path.exists()):

@@ -587,10 +587,11 @@ def _in_parts(
     screen: _Screen, path: Path, recipe: dict, unit: str, *, share_array: bool, overwrite: bool
 ) -> pd.DataFrame | None:
     """Run what is left of a screen, and put it together; `None` where another process has to."""
-    if is_written(path, recipe, overwrite=overwrite):
-        return read_effects(path)
     folder, n = parts_folder(path), screen.n_parts
     digest, shared = job_digest(n, recipe), process_index(share_array=share_array)[1] > 1
+    if is_written(path, recipe, overwrite=overwrite):
+        drop_shards(folder, digest)
+        return read_effects(path)
     with open_shards(folder, n, recipe, share_array=share_array, overwrite=overwrite) as todo:
         n_done, _ = count_shards(folder)
         for number, part in _read_parts(screen, todo, n_done):
@@ -601,7 +602,7 @@ def _in_parts(
         if shards is not None and not is_written(path, recipe, overwrite=overwrite):
             table = screen.table(pd.concat([ad.read_h5ad(shard).obs for shard in shards]))
             write_effects(path, table, recipe, unit)
-    if is_written(path, recipe):
+    if is_written(path, recipe, overwrite=overwrite):
         drop_shards(folder, digest)
         return read_effects(path)
     if not shared:
