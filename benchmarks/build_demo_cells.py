@@ -121,7 +121,7 @@ def main() -> None:
     }
     # float16 halves the download.
     model.hf.half()
-    save_model(model, arguments.target, card=card)
+    save_model(model, arguments.target, card=card, overwrite=True)
     print(json.dumps(card["metrics"], indent=2))
     shutil.copy(ROOT / "benchmarks" / "demo_cells_card.md", arguments.target / "README.md")
 

@@ -223,7 +223,7 @@ def main() -> None:
     # reads the shipped files, and the card holds the measurement.
     card = {"stage": 2, "recipe": recipe, "held_out": list(heart.obs_names[heart.obs["held_out"]])}
     model.hf.half()
-    save_model(model, arguments.target, card=card)
+    save_model(model, arguments.target, card=card, overwrite=True)
     shipped = mt.load_model(arguments.target, device="cpu")
     mt.tl.embed(heart, shipped)
     last = [entry for entry in logs["stage2"] if "eval_r" in entry][-1]
@@ -242,7 +242,7 @@ def main() -> None:
         ),
     }
     print(json.dumps(card["metrics"], indent=2))
-    save_model(model, arguments.target, card=card)
+    save_model(model, arguments.target, card=card, overwrite=True)
     shutil.copy(ROOT / "benchmarks" / "demo_model_card.md", arguments.target / "README.md")
 
 

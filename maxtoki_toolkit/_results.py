@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,51 @@ from . import __version__
 
 
 def write_result(adata: AnnData, key: str, params: Mapping[str, Any], **tables: Any) -> None:
-    """Store `{"params": ..., "<table>": DataFrame}` in `uns[key]`."""
+    """Store `{"params": ..., "<table>": DataFrame}` in `uns[key]`, where nothing of the user's may be."""
+    require_free(adata, key)
     adata.uns[key] = writable({"params": {**params, "version": __version__}, **tables})
+
+
+def is_ours(adata: AnnData, key: str) -> bool:
+    """Whether `uns[key]` is a result of this package."""
+    found = adata.uns.get(key)
+    return isinstance(found, Mapping) and isinstance(found.get("params"), Mapping)
+
+
+def require_free(adata: AnnData, key: str, names: Iterable[str] = ()) -> None:
+    """Raise if `uns[key]` is no result, or columns of `.obs` that belong to the result are there without it.
+
+    They are the user's then.
+    """
+    if is_ours(adata, key):
+        return
+    if key in adata.uns:
+        raise ValueError(
+            f".uns[{key!r}] holds something of yours, which the result would replace. Rename it first."
+        )
+    if taken := [name for name in names if name in adata.obs]:
+        raise ValueError(
+            f".obs has {', '.join(map(repr, taken))} already, which the result would replace. Rename "
+            f"{'it' if len(taken) == 1 else 'them'} first: adata.obs = adata.obs.rename(columns={{{taken[0]!r}: ...}})."
+        )
+
+
+def write_obs(adata: AnnData, key: str, columns: Mapping[str, np.ndarray]) -> None:
+    """Write columns of the result `key` to `.obs`; one of the user's that says something else is an error."""
+    different = [
+        name for name, values in columns.items() if name in adata.obs and not _same(adata.obs[name], values)
+    ]
+    require_free(adata, key, different)
+    for name, values in columns.items():
+        adata.obs[name] = values
+
+
+def _same(column: pd.Series, values: np.ndarray) -> bool:
+    values = np.asarray(values)
+    try:
+        return bool((column.to_numpy().astype(values.dtype) == values).all())
+    except (TypeError, ValueError):
+        return False
 
 
 def read_result(adata: AnnData, key: str, function: str) -> dict[str, Any]:

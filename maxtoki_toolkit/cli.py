@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from . import __version__
+from . import __version__, _keys
+
+_Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace what this command wrote there with other settings or data."),
+]
+_ShareArray = Annotated[
+    bool, typer.Option("--share-array", help="Share the job with the other tasks of this SLURM array.")
+]
 
 app = typer.Typer(
     help="MaxToki for single cells.",
@@ -23,6 +33,9 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line; a mistake of the user gives one line, not a traceback, and so does a warning."""
     warnings.formatwarning = _format_warning
+    if threading.current_thread() is threading.main_thread():
+        # A job that is cancelled cleans up behind itself.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
     except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
@@ -159,6 +172,8 @@ def embed(
         typer.Option("--force", help="Accept values that are linear in expression but no integers (TPM)."),
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    share_array: _ShareArray = False,
+    overwrite: _Overwrite = False,
 ) -> None:
     """Embed, cluster and plot the cells of a file, which is read a block at a time.
 
@@ -171,7 +186,17 @@ def embed(
     vocab = _dictionaries(tokens, medians)
     loaded = load_model(model, vocab=vocab, revision=revision, device=device)
     output = output or path.with_name(f"{stem_of(path)}_maxtoki")
-    adata = embed_file(path, output, loaded, color=color, layer=layer, gene_key=gene_key, force=force)
+    adata = embed_file(
+        path,
+        output,
+        loaded,
+        color=color,
+        layer=layer,
+        gene_key=gene_key,
+        force=force,
+        share_array=share_array,
+        overwrite=overwrite,
+    )
     if adata is None:
         print(f"This process has done its share; the last one to finish writes {output}/.")
         return
@@ -179,7 +204,7 @@ def embed(
         print(
             "Note: the demo model has learned from heart nuclei and simulated cells; it is for trying things out."
         )
-    print(f"{adata.n_obs:,} cells in {adata.obs['leiden'].nunique()} clusters.")
+    print(f"{adata.n_obs:,} cells in {adata.obs[_keys.LEIDEN].nunique()} clusters.")
     print(
         f"Embedding, tables and figures are in {output}/: {', '.join(sorted(p.name for p in output.iterdir()))}"
     )
@@ -212,6 +237,7 @@ def encode(
         bool,
         typer.Option("--force", help="Accept values that are linear in expression but no integers (TPM)."),
     ] = False,
+    overwrite: _Overwrite = False,
 ) -> None:
     """Rank-encode a collection of files for training, larger than memory if need be; called again, it goes on."""
     from .models import load_model
@@ -227,6 +253,7 @@ def encode(
         layer=layer,
         gene_key=gene_key,
         force=force,
+        overwrite=overwrite,
     )
     print(f"{table['n_cells'].sum():,} cells of {len(table)} files are in {output}/.")
 
@@ -293,6 +320,8 @@ def screen(
         Path,
         typer.Option("--config", "-c", help="YAML: cells, output, model; sections prompts, perturb, stats."),
     ],
+    share_array: _ShareArray = False,
+    overwrite: _Overwrite = False,
 ) -> None:
     """Edit genes and read the cells again: tables and figures of a screen; called again, it goes on.
 
@@ -323,7 +352,7 @@ def screen(
     try:
         from .screen import run_screen
 
-        stats = run_screen(config)
+        stats = run_screen(config, share_array=share_array, overwrite=overwrite)
     except KeyboardInterrupt:
         print(f"maxtoki: stopped{_kept(output / 'effects.csv.gz')}", file=sys.stderr)
         raise typer.Exit(130) from None  # as a shell expects it
@@ -374,6 +403,7 @@ def report(
     help_notebook: Annotated[
         bool, typer.Option("--help-notebook", help="Say which parameters NOTEBOOK has.")
     ] = False,
+    overwrite: _Overwrite = False,
 ) -> None:
     """Run a notebook, or all that your cells allow, with other parameters: executed notebook and HTML page."""
     from . import reports
@@ -393,11 +423,12 @@ def report(
         if notebook == "all":
             if sets:
                 raise ValueError("all takes one set of parameters, not a list of them.")
-            table = reports.run_all(on or None, output, **given)
+            table = reports.run_all(on or None, output, overwrite=overwrite, **given)
         elif sets or len(on or []) > 1:
-            table = reports.run_batch(notebook, output, sets, on=on, **given)
+            table = reports.run_batch(notebook, output, sets, on=on, overwrite=overwrite, **given)
         else:
-            path = reports.run(notebook, output, **({"path": on[0]} if on else {}), **given)
+            given |= {"path": on[0]} if on else {}
+            path = reports.run(notebook, output, overwrite=overwrite, **given)
             print(f"{path.with_suffix('.html')} and {path.name} are there.")
             return
     except RuntimeError as error:

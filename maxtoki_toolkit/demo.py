@@ -9,13 +9,31 @@ from typing import NamedTuple
 import pandas as pd
 from anndata import AnnData
 
-from . import get, pl, pp, tl
+from . import _keys, get, pl, pp, tl
+from ._outputs import check_names, claim
 from ._reference import resource
 from .datasets import aging_atlas, load
 from .models.load import CARD, load_model
 from .models.model import MaxTokiModel
 from .pipeline import cluster, draw_umap, save_figures, set_colors
 
+BY = "maxtoki demo"
+_TABLES = ("clusters_by_cell_type", "neighbor_purity", "timelapse", "timelapse_scores", "age_acceleration")
+_FIGURES = (
+    "encoding_report",
+    "rank_heatmap",
+    "neighbor_purity",
+    "umap",
+    "timelapse",
+    "matched_ages",
+    "age_acceleration",
+)
+_EMBEDDED = "heart_nuclei_embedded.h5ad"
+WRITTEN = [
+    *(f"{name}.csv" for name in _TABLES),
+    *(f"{name}.{ending}" for name in _FIGURES for ending in ("png", "pdf")),
+    _EMBEDDED,
+]
 # Acceleration in years that the simulation plants in its conditions.
 PLANTED = {"accelerated_15y": 15, "accelerated_5y": 5, "accelerated_3y": 3, "resilient": 0}
 
@@ -41,7 +59,7 @@ def run_demo(output: str | Path) -> Demo:
         Folder to write figures and tables to.
     """
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    check_names(output, WRITTEN, by=BY)
     model = load_model("demo")
     adata = load("heart_nuclei")
     pp.map_genes(adata, model)
@@ -52,8 +70,9 @@ def run_demo(output: str | Path) -> Demo:
     atlas = compare_ages(model)
     controls = tell_time(atlas, model)
 
-    set_colors(adata, ["cell_type", "leiden"])
-    sizes = pd.crosstab(adata.obs["cell_type"], "cluster " + adata.obs["leiden"].astype(str))
+    claim(output, WRITTEN, by=BY)
+    set_colors(adata, ["cell_type", _keys.LEIDEN])
+    sizes = pd.crosstab(adata.obs["cell_type"], "cluster " + adata.obs[_keys.LEIDEN].astype(str))
     sizes.to_csv(output / "clusters_by_cell_type.csv")
     effects = get.age_acceleration(atlas)
     found = Demo(
@@ -71,13 +90,13 @@ def run_demo(output: str | Path) -> Demo:
         "encoding_report": pl.encoding_report(adata, max_genes=model.cell_length - 2),
         "rank_heatmap": pl.rank_heatmap(adata, groupby="cell_type"),
         "neighbor_purity": pl.neighbor_purity(adata).figure,
-        "umap": draw_umap(adata, ["cell_type", "leiden"]),
+        "umap": draw_umap(adata, ["cell_type", _keys.LEIDEN]),
         "timelapse": pl.timelapse_scatter(controls).figure,
         "matched_ages": pl.matched_ages(atlas, key="age_acceleration").figure,
         "age_acceleration": pl.age_acceleration(atlas, truth=PLANTED),
     }
     save_figures(figures, output)
-    adata.write_h5ad(output / "heart_nuclei_embedded.h5ad", compression="gzip")
+    adata.write_h5ad(output / _EMBEDDED, compression="gzip")
     return found
 
 

@@ -13,13 +13,16 @@ from matplotlib.figure import Figure
 
 from . import _keys, pl, tl
 from ._files import atomic
+from ._outputs import check_output, is_made, new_output
 from ._progress import hidden, progress
-from ._shards import file_identity, open_shards, shard_path, take_shards
+from ._shards import drop_shards, job_digest, open_shards, process_index, shard_path, take_shards
 from ._validate import require_obs
 from .models.model import MaxTokiModel
 from .pl._style import category_colors, clean
+from .pp._identity import input_identity
 from .pp._store import encoded_blocks, open_store, read_frames
 
+BY = "maxtoki embed"
 # Cells kept for the heat map of ranks, of however many there are.
 _SHOWN = 2000
 
@@ -34,20 +37,22 @@ def embed_file(
     gene_key: str | None = None,
     force: bool = False,
     chunk_size: int = 2048,
+    share_array: bool = False,
+    overwrite: bool = False,
 ) -> AnnData | None:
     """Embed, cluster and plot the cells of a file.
 
     Counts are read `chunk_size` cells at a time and not kept, so memory grows only by the embedding. Blocks are shared
-    out over the processes of `accelerate launch` or the tasks of a SLURM array; each is written to `output`.shards when
-    it is done, and not computed again after an interruption. The process that finds all of them there puts
-    them together.
+    out over the processes of `accelerate launch` and, if that is asked for, the tasks of a SLURM array; each is written to
+    `output`.shards when it is done, and not computed again after an interruption. The process that finds all of them
+    there puts them together. If the output is there already, from this input with these settings, it is read.
 
     Parameters
     ----------
     path
         `.h5ad` or `.zarr` with raw counts.
     output
-        Folder to write; it appears when everything is done.
+        Folder to write, of its own; it appears when everything is done.
     model
         Model.
     color
@@ -58,11 +63,21 @@ def embed_file(
         As in `mt.pp.map_genes`.
     chunk_size
         Cells a block.
+    share_array
+        Share the blocks out over the tasks of the SLURM array that this process is of.
+    overwrite
+        Replace what this function has written to `output` from another input or with other settings. Anything else that is there
+        stays in any case.
 
     Returns
     -------
-    Cells without genes, counts and ranks: `.obs` with "leiden", `.obsm["X_maxtoki"]`, `.obsm["X_umap"]`. The folder holds
+    Cells without genes, counts and ranks: `.obs` with "maxtoki_leiden", `.obsm["X_maxtoki"]`, `.obsm["X_umap"]`. The folder holds
     them as `embedded.h5ad`, with `cells.csv` and figures. `None` where another process has to finish.
+
+    Raises
+    ------
+    ValueError
+        If something else is at `output`, the input cannot be read, lies in `output`, or another process is at the same work.
     """
     output = Path(output)
     if output.is_file():
@@ -74,13 +89,20 @@ def embed_file(
         shown = np.zeros(len(obs), dtype=bool)
         shown[np.linspace(0, len(obs) - 1, min(len(obs), _SHOWN)).astype(int)] = True
         shards, n_shards = output.with_name(f"{output.name}.shards"), -(-len(obs) // chunk_size)
-        recipe = {"input": file_identity(path), "n_cells": len(obs), "chunk_size": chunk_size, **model.params}
-        recipe |= {"layer": layer, "gene_key": gene_key, "force": force}
-        settings = {"layer": layer, "gene_key": gene_key, "force": force, "chunk_size": chunk_size}
-        with open_shards(shards, n_shards, recipe) as todo:
-            blocks = encoded_blocks(store, obs, var, model.vocab, numbers=todo, **settings)
+        settings = {"layer": layer, "gene_key": gene_key, "force": force}
+        recipe = {"input": input_identity(path), **model.params, **settings}
+        job = {**recipe, "color": color}
+        recipe |= {"n_cells": len(obs), "chunk_size": chunk_size}
+        digest, shared = job_digest(n_shards, recipe), process_index(share_array=share_array)[1] > 1
+        if check_output(output, by=BY, job=job, overwrite=overwrite, inputs=[path]):
+            drop_shards(shards, digest)
+            return _read(output)
+        with open_shards(shards, n_shards, recipe, share_array=share_array, overwrite=overwrite) as todo:
+            blocks = encoded_blocks(
+                store, obs, var, model.vocab, numbers=todo, chunk_size=chunk_size, **settings
+            )
             size = {number: min(chunk_size, len(obs) - number * chunk_size) for number in range(n_shards)}
-            done = sum(size[number] for number in size if shard_path(shards, number).is_file())
+            done = sum(size[number] for number in size if shard_path(shards, number, digest).is_file())
             total = done + sum(size[number] for number in todo)
             with progress(total=total, initial=done, desc="Embedding", unit="cell") as bar:
                 for number, cells in zip(todo, blocks, strict=True):
@@ -89,39 +111,51 @@ def embed_file(
                     del cells.X
                     keep = sp.diags(shown[number * chunk_size :][: cells.n_obs], dtype=np.uint16)
                     cells.layers[_keys.RANK] = (keep @ cells.layers[_keys.RANK]).tocsr()
-                    with atomic(shard_path(shards, number)) as temporary:
+                    with atomic(shard_path(shards, number, digest)) as temporary:
                         cells.write_h5ad(temporary)
                     bar.update(cells.n_obs)
-    with take_shards(shards, n_shards) as paths:
-        if paths is None:
-            return None
-        cells = ad.concat([ad.read_h5ad(shard) for shard in paths], merge="same", uns_merge="same")
-        return _summarise(cells[obs.index].copy(), output, model, shown=obs.index[shown], color=color)
+    with take_shards(shards, n_shards, recipe, wait=not shared) as paths:
+        if paths is not None:
+            cells = ad.concat([ad.read_h5ad(shard) for shard in paths], merge="same", uns_merge="same")
+            cells = cells[obs.index].copy()
+            with new_output(output, by=BY, job=job, overwrite=overwrite, inputs=[path]) as folder:
+                return _summarise(cells, folder, model, shown=obs.index[shown], color=color)
+    if is_made(output, by=BY, job=job):
+        # Another process had the same to do.
+        drop_shards(shards, digest)
+        return _read(output)
+    if shared:
+        return None
+    raise ValueError(
+        f"Parts of the job in {shards} have gone meanwhile. Run it again: it makes what is missing."
+    )
+
+
+def _read(output: Path) -> AnnData:
+    return ad.read_h5ad(output / "embedded.h5ad")
 
 
 def _summarise(
-    cells: AnnData, output: Path, model: MaxTokiModel, *, shown: pd.Index, color: str | None
+    cells: AnnData, folder: Path, model: MaxTokiModel, *, shown: pd.Index, color: str | None
 ) -> AnnData:
-    """Cluster embedded cells, and write the folder."""
+    """Cluster embedded cells, and fill the folder."""
     adata = AnnData(obs=cells.obs, obsm=dict(cells.obsm), uns=cells.uns)
     cluster(adata)
     example = cells[shown].copy()
     example.obs = adata.obs.loc[shown].copy()
-    with atomic(output) as folder:
-        folder.mkdir()
-        colors = ["leiden"] if color is None else [color, "leiden"]
-        set_colors(adata, colors)
-        example.uns |= {key: value for key, value in adata.uns.items() if key.endswith("_colors")}
-        figures = {
-            "encoding_report": pl.encoding_report(adata, max_genes=model.cell_length - 2),
-            "rank_heatmap": pl.rank_heatmap(example, groupby=color or "leiden"),
-            "umap": draw_umap(adata, colors),
-        }
-        save_figures(figures, folder)
-        table = adata.obs.copy()
-        table[["umap1", "umap2"]] = adata.obsm["X_umap"]
-        table.to_csv(folder / "cells.csv", index_label="cell")
-        adata.write_h5ad(folder / "embedded.h5ad", compression="gzip")
+    colors = [_keys.LEIDEN] if color is None else [color, _keys.LEIDEN]
+    set_colors(adata, colors)
+    example.uns |= {key: value for key, value in adata.uns.items() if key.endswith("_colors")}
+    figures = {
+        "encoding_report": pl.encoding_report(adata, max_genes=model.cell_length - 2),
+        "rank_heatmap": pl.rank_heatmap(example, groupby=color or _keys.LEIDEN),
+        "umap": draw_umap(adata, colors),
+    }
+    save_figures(figures, folder)
+    table = adata.obs.copy()
+    table[_keys.UMAP] = adata.obsm["X_umap"]
+    table.to_csv(folder / "cells.csv", index_label="cell")
+    adata.write_h5ad(folder / "embedded.h5ad", compression="gzip")
     return adata
 
 
@@ -137,7 +171,13 @@ def cluster(adata: AnnData, *, seed: int = 0) -> None:
         sc.tl.umap(adata, random_state=seed)
         bar.update()
         sc.tl.leiden(
-            adata, flavor="igraph", n_iterations=2, directed=False, resolution=0.5, random_state=seed
+            adata,
+            flavor="igraph",
+            n_iterations=2,
+            directed=False,
+            resolution=0.5,
+            random_state=seed,
+            key_added=_keys.LEIDEN,
         )
         bar.update()
 

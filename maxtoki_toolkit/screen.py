@@ -12,14 +12,19 @@ import pandas as pd
 
 from . import _keys, get, pl, pp, tl
 from ._files import atomic, read_yaml
+from ._outputs import check_names, claim, refuse_inputs
 from .models.load import SHIPPED, load_model
 from .pp._store import open_counts, open_store
 
+BY, EFFECTS = "maxtoki screen", "effects.csv.gz"
+_FIGURES = [f"{name}.{ending}" for name in ("ranked", "volcano") for ending in ("png", "pdf")]
+WRITTEN = ["stats.csv", "controls.csv", *_FIGURES]
 # Sections of the file, with what they are passed to.
 SECTIONS = {"prompts": pp.sample_prompts, "perturb": tl.perturb, "stats": tl.perturbation_stats}
 _OWN = dict.fromkeys(("cells", "output", "model", "device"), str)
 _OWN |= dict.fromkeys(("revision", "layer"), str | None)
 _NOT_ASKED = {"adata", "model", "copy", "key_added", "key", "path", "layer", "task", "return"}
+_NOT_ASKED |= {"share_array", "overwrite"}
 # As what the values of a type come from YAML, and what a message calls them.
 _IN_YAML = {
     bool: ({bool}, "true or false"),
@@ -87,17 +92,28 @@ def _check_types(path, where: str, found: dict, types: dict) -> None:
             raise ValueError(f"{path}: {where}{name} must be {words}, got {found[name]!r}.")
 
 
-def run_screen(path: str | Path) -> pd.DataFrame | None:
+def run_screen(
+    path: str | Path, *, share_array: bool = False, overwrite: bool = False
+) -> pd.DataFrame | None:
     """Run a screen, or go on with it, and write its tables and figures.
 
     Parameters
     ----------
     path
         YAML; see `read_settings`.
+    share_array
+        Share the parts out over the tasks of the SLURM array that this process is of.
+    overwrite
+        Replace a screen that is there, of other settings or cells. What else is there stays in any case.
 
     Returns
     -------
     Effects over donors; `None` where another process has to finish.
+
+    Raises
+    ------
+    ValueError
+        If `output` holds files of these names that are of no screen, or of another one.
     """
     settings = read_settings(path)
     folder, cells, layer = Path(settings["output"]), Path(settings["cells"]), settings.get("layer")
@@ -105,6 +121,10 @@ def run_screen(path: str | Path) -> pd.DataFrame | None:
     reads_time = asked.get("readout", "timelapse") == "timelapse"
     with open_store(cells) as store:
         open_counts(store, layer)  # it says what is wrong with a file
+    refuse_inputs(folder / EFFECTS, [cells])
+    # Cells and model are known by what they are, beside the effects.
+    ours = {"by": BY, "job": {key: settings.get(key) for key in (*SECTIONS, "layer")}, "overwrite": overwrite}
+    check_names(folder, WRITTEN, **ours)
     if reads_time and settings["model"] in SHIPPED:
         warnings.warn(
             "The time of the demo model is that of a simulation: the effects mean nothing on real cells. As model, give the "
@@ -120,11 +140,12 @@ def run_screen(path: str | Path) -> pd.DataFrame | None:
     pp.rank_value_encode(adata, model, layer=layer)
     if reads_time:
         pp.sample_prompts(adata, **settings["prompts"])
-    folder.mkdir(parents=True, exist_ok=True)
-    tl.perturb(adata, model, layer=layer, path=folder / "effects.csv.gz", **asked)
+    where = {"path": folder / EFFECTS, "share_array": share_array, "overwrite": overwrite}
+    tl.perturb(adata, model, layer=layer, **where, **asked)
     if _keys.PERTURBATION not in adata.uns:
         return None
     tl.perturbation_stats(adata, layer=layer, **settings["stats"])
+    claim(folder, WRITTEN, **ours)
     stats = get.perturbation_stats(adata)
     for name, table in [("stats", stats), ("controls", get.perturbation_controls(adata))]:
         with atomic(folder / f"{name}.csv") as temporary:

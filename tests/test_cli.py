@@ -1,6 +1,9 @@
 """The command line, on a user's file and on a user's mistakes."""
 
+import os
+import signal
 import sys
+import time
 import warnings
 
 import anndata
@@ -10,6 +13,7 @@ import pytest
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit import cli
+from maxtoki_toolkit._files import atomic
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -58,11 +62,9 @@ def test_embed(folder, capsys, monkeypatch):
     assert sorted(path.name for path in results.iterdir()) == [
         "cells.csv",
         "embedded.h5ad",
-        *(
-            f"{name}.{suffix}"
-            for name in ("encoding_report", "rank_heatmap", "umap")
-            for suffix in ("pdf", "png")
-        ),
+        *(f"encoding_report.{suffix}" for suffix in ("pdf", "png")),
+        "maxtoki.json",
+        *(f"{name}.{suffix}" for name in ("rank_heatmap", "umap") for suffix in ("pdf", "png")),
     ]
     adata = anndata.read_h5ad(results / "embedded.h5ad")
     mine = anndata.read_h5ad("mine.h5ad")
@@ -73,8 +75,23 @@ def test_embed(folder, capsys, monkeypatch):
     mt.tl.embed(mine, model)
     np.testing.assert_allclose(adata.obsm["X_maxtoki"], mine.obsm["X_maxtoki"], atol=2e-6)
     table = pd.read_csv(results / "cells.csv", index_col="cell")
-    assert {"leiden", "umap1", "umap2", "n_genes_ranked", "cell_type"} <= set(table)
+    assert {"maxtoki_leiden", "maxtoki_umap1", "maxtoki_umap2", "n_genes_ranked", "cell_type"} <= set(table)
     assert len(table) == 150
+
+
+@pytest.mark.filterwarnings("ignore:The set_bad function:PendingDeprecationWarning")
+def test_clusters_of_the_user_stay(folder, capsys, tmp_path):
+    mine = anndata.read_h5ad(folder / "mine.h5ad")
+    mine.obs["leiden"] = pd.Categorical("mine " + mine.obs["cell_type"].astype(str))
+    mine.obs["umap1"] = 7
+    mine.write_h5ad(tmp_path / "mine.h5ad")
+    options = ["--color", "leiden", "--model", folder / "model", "-o", tmp_path / "out"]
+    code, _, err = run(capsys, "embed", tmp_path / "mine.h5ad", *options)
+    assert code == 0, err
+    table = pd.read_csv(tmp_path / "out" / "cells.csv", index_col="cell")
+    assert table["leiden"].tolist() == mine.obs["leiden"].tolist()
+    assert (table["umap1"] == 7).all()
+    assert table["maxtoki_leiden"].nunique() > 1
 
 
 def mistakes(folder):
@@ -109,6 +126,23 @@ def test_mistakes_give_one_line_and_leave_nothing(folder, capsys, monkeypatch):
         assert not (folder / "out").exists()
         assert not list(folder.glob(".out*"))
         assert not list(folder.glob("out*"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_cancelled_job_cleans_up(tmp_path, capsys, monkeypatch):
+    def app():
+        with atomic(tmp_path / "out.csv") as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+
+    monkeypatch.setattr(cli, "app", app)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run(capsys)[0] == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_warning_is_one_line(capsys, monkeypatch):

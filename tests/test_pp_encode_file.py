@@ -91,7 +91,7 @@ def test_an_earlier_result_survives_a_failure(path, vocab, tmp_path):
     mt.pp.encode_file(path, tmp_path / "ranks.h5ad", vocab)
     before = (tmp_path / "ranks.h5ad").read_bytes()
     with pytest.raises(KeyError, match="Did not find layers/nope"):
-        mt.pp.encode_file(path, tmp_path / "ranks.h5ad", vocab, layer="nope")
+        mt.pp.encode_file(path, tmp_path / "ranks.h5ad", vocab, layer="nope", overwrite=True)
     assert (tmp_path / "ranks.h5ad").read_bytes() == before
 
 

@@ -207,13 +207,42 @@ def test_batch_goes_on(small, never_run):
     never_run.clear()
     write_cells("others.h5ad", 3)
     table = mt.reports.run_batch(small, "many", sets[:1] * 2, on=files, seed=9)
-    assert table["status"].tolist() == ["kept", "done", "done", "done"]
+    # A report that is there is replaced where that is asked for; one that failed is not in the way.
+    assert table["status"].tolist() == ["kept", "done", "not possible", "done"]
+    assert "overwrite=True" in table["why"][2]
+    never_run.clear()
+    table = mt.reports.run_batch(small, "many", sets[:1] * 2, on=files, seed=9, overwrite=True)
+    assert table["status"].tolist() == ["done"] * 4
     Path("cells.h5ad").rename("renamed.h5ad")
     again = {"n": 1, "path": "renamed.h5ad", "seed": 9}
     assert mt.reports.run_batch(small, "many/cells/1", [again])["status"].tolist() == ["kept"]
-    assert mt.reports.run_batch(small, "many/cells/1", [again | {"seed": 8}])["status"].tolist() == ["done"]
+    other = [again | {"seed": 8}]
+    assert mt.reports.run_batch(small, "many/cells/1", other)["status"].tolist() == ["not possible"]
+    assert mt.reports.run_batch(small, "many/cells/1", other, overwrite=True)["status"].tolist() == ["done"]
     Path(small).write_text(SMALL.replace("[0, n]", "[0, 2 * n]"))
-    assert mt.reports.run_batch(small, "many/cells/1", [again | {"seed": 8}])["status"].tolist() == ["done"]
+    assert mt.reports.run_batch(small, "many/cells/1", other)["status"].tolist() == ["not possible"]
+    assert mt.reports.run_batch(small, "many/cells/1", other, overwrite=True)["status"].tolist() == ["done"]
+
+
+def test_what_is_no_report_stays(small, never_run):
+    """A notebook, page, index or folder of figures of the user's, of the name that ours would have."""
+    for number, name in enumerate(
+        ["small.ipynb", "small.html", "small.partial.ipynb", "small_files/a.png", "index.html"]
+    ):
+        theirs = Path(f"out{number}", name)
+        theirs.parent.mkdir(parents=True)
+        theirs.write_text("theirs")
+        for overwrite in (False, True):
+            if name == "index.html":
+                with pytest.raises(
+                    ValueError, match=r"holds index\.html, which maxtoki report did not write"
+                ):
+                    mt.reports.run_batch(small, f"out{number}", overwrite=overwrite)
+            else:
+                with pytest.raises(ValueError, match="no report"):
+                    mt.reports.run(small, f"out{number}", overwrite=overwrite)
+        assert theirs.read_text() == "theirs"
+    assert not never_run
 
 
 def test_batch_from_files(small, never_run, capsys, monkeypatch):

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import maxtoki_toolkit as mt
 from maxtoki_toolkit import cli
 from maxtoki_toolkit import screen as module
-from maxtoki_toolkit._shards import open_shards, parts_folder, shard_path
+from maxtoki_toolkit._shards import job_digest, open_shards, parts_folder, shard_path
 from maxtoki_toolkit.cli import app
 from maxtoki_toolkit.screen import read_settings, run_screen
 
@@ -149,6 +149,21 @@ def test_cells_in_zarr(settings, tmp_path, loaded):
         run_screen(write(settings | change, tmp_path))
 
 
+def test_what_is_no_screen_stays(settings, tmp_path, loaded):
+    path, theirs = write(settings | {"model": "own"}, tmp_path), tmp_path / "out" / "stats.csv"
+    theirs.parent.mkdir()
+    theirs.write_text("theirs")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"holds stats\.csv, which maxtoki screen did not write"):
+            run_screen(path, overwrite=overwrite)
+    assert theirs.read_text() == "theirs"
+    inside = settings | {"model": "own", "cells": str(tmp_path / "out" / "effects.csv.gz" / "cells.h5ad")}
+    Path(inside["cells"]).parent.mkdir()
+    Path(settings["cells"]).rename(inside["cells"])
+    with pytest.raises(ValueError, match="would replace the input"):
+        run_screen(write(inside, tmp_path))
+
+
 def test_files_that_are_not_there_or_not_what_they_should_be(settings, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"Did not find nothere\.h5ad\."):
         run_screen(write(settings | {"cells": "nothere.h5ad"}, tmp_path))
@@ -169,7 +184,7 @@ def test_files_that_are_not_there_or_not_what_they_should_be(settings, tmp_path)
 def test_a_screen_that_is_stopped_says_what_is_kept(settings, tmp_path, monkeypatch):
     path, effects = write(settings, tmp_path), tmp_path / "out" / "effects.csv.gz"
 
-    def stopped(_):
+    def stopped(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "run_screen", stopped)
@@ -183,7 +198,7 @@ def test_a_screen_that_is_stopped_says_what_is_kept(settings, tmp_path, monkeypa
     folder = parts_folder(effects)
     with open_shards(folder, 3, {}) as todo:
         assert message() == "maxtoki: stopped before the first part was done.\n"
-        shard_path(folder, todo[0]).write_text("")
+        shard_path(folder, todo[0], job_digest(3, {})).write_text("")
     kept = f"1 of 3 parts are kept in {folder}"
     assert message() == f"maxtoki: stopped; {kept}. The same command goes on.\n"
     (folder / "manifest.json").unlink()

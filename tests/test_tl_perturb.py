@@ -12,7 +12,6 @@ import torch
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit import _progress
-from maxtoki_toolkit._shards import shard_path
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 KEYS = ["prompt", "gene", "k"]
@@ -231,9 +230,13 @@ def test_a_killed_screen_goes_on(model, cells, tmp_path, monkeypatch, suffix):
         with pytest.raises(KeyboardInterrupt):
             mt.tl.perturb(cells, model, genes="all", path=path)
     folder = tmp_path / f"effects.{suffix}.parts"
-    assert all(shard_path(folder, number).is_file() for number in made)
+    assert all(list(folder.glob(f"{number:06d}.*.h5ad")) for number in made)
     assert not path.exists()
     with pytest.raises(ValueError, match=r"other settings \(mode\)"):
+        mt.tl.perturb(cells, model, genes="all", mode="delete", path=path)
+    # Nor are parts adopted of which nothing says what they are.
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"other settings \(not known\)"):
         mt.tl.perturb(cells, model, genes="all", mode="delete", path=path)
     after = []
     monkeypatch.setattr(

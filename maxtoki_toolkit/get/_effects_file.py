@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from .._files import atomic, sha256
+from .._outputs import differences
 
 UNIT = "effect_unit"
 SUFFIXES = (".csv", ".gz", ".parquet")
@@ -26,32 +27,54 @@ def check_path(path: Path) -> None:
 
 
 def write_effects(path: Path, table: pd.DataFrame, recipe: dict, unit: str) -> None:
-    """Write the table and its unit, then its recipe and checksum to `path`.json."""
+    """Write the table and its unit, and its recipe and checksum to `path`.json."""
     table = table.assign(**{UNIT: unit})
     with atomic(path) as temporary:
         if path.suffix == ".parquet":
             table.to_parquet(temporary, index=False)
         else:
             table.to_csv(temporary, index=False)
-    with atomic(_beside(path)) as temporary:
-        temporary.write_text(json.dumps({"recipe": recipe, "sha256": sha256(path)}, indent=2))
+        # First: a table without its recipe would be anybody's.
+        with atomic(_beside(path)) as beside:
+            beside.write_text(json.dumps({"recipe": recipe, "sha256": sha256(temporary)}, indent=2))
 
 
-def is_written(path: Path, recipe: dict) -> bool:
-    """Whether a screen of this recipe is there, complete; refuse to write over another one."""
-    beside = _beside(path)
-    if not beside.is_file():
-        if path.exists():
-            raise ValueError(f"{path} exists and is no screen. Choose another path.")
+def is_written(path: Path, recipe: dict, *, overwrite: bool = False) -> bool:
+    """Whether a screen of this recipe is there, complete; refuse to write over anything else.
+
+    Over a screen of another recipe only if that is asked for.
+    """
+    found = _read_recipe(path)
+    if not path.exists():
         return False
-    found = json.loads(beside.read_text())
-    # As it reads from the file.
-    if found["recipe"] != json.loads(json.dumps(recipe)):
-        changed = sorted(k for k in {**found["recipe"], **recipe} if found["recipe"].get(k) != recipe.get(k))
+    if found is None:
+        raise ValueError(f"{path} exists and is no screen. Choose another path.")
+    if sha256(path) != found["sha256"]:
         raise ValueError(
-            f"{path} holds a screen with other settings or data ({', '.join(changed)}). Delete it, or choose another path."
+            f"{path} has changed since it was written: it stays as it is. Move it, or choose another path."
         )
-    return path.is_file() and sha256(path) == found["sha256"]
+    if changed := differences(found["recipe"], recipe):
+        if overwrite:
+            return False
+        raise ValueError(
+            f"{path} holds a screen with other settings or data ({', '.join(changed)}). Choose another path, or ask for it "
+            "to be replaced: overwrite=True, on the command line --overwrite."
+        )
+    return True
+
+
+def _read_recipe(path: Path) -> dict | None:
+    """What is noted beside the effects; `None` where nothing is. What is no note of ours is not for us to replace."""
+    beside = _beside(path)
+    if not beside.exists():
+        return None
+    try:
+        found = json.loads(beside.read_text())
+    except (ValueError, OSError):
+        found = None
+    if not (isinstance(found, dict) and {"recipe", "sha256"} <= set(found)):
+        raise ValueError(f"{beside} exists and is of no screen. Choose another path.")
+    return found
 
 
 def read_effects(path: Path, checksum: str | None = None) -> pd.DataFrame:

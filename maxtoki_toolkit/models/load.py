@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from .._files import atomic, sha256
+from .._files import sha256
 from .._manifests import fetch, manifest, manifest_paths
+from .._outputs import MARK, new_output
 from .._reference import resource
 from ._quiet import quiet_transformers
 from .model import MaxTokiModel, require_model
@@ -20,7 +21,8 @@ from .time_head import TimeHead
 from .vocabulary import Vocabulary
 
 CONFIG, WEIGHTS, HEAD = "config.json", "model.safetensors", "time_head.safetensors"
-TOKENS, MEDIANS, CARD = "token_dictionary.json", "gene_median_dictionary.json", "maxtoki.json"
+TOKENS, MEDIANS, CARD = "token_dictionary.json", "gene_median_dictionary.json", MARK
+BY = "mt.models.save_model"
 _DICTIONARIES = (
     "Pass vocab=mt.models.Vocabulary.from_json('token_dictionary_v1.json', gene_medians="
     "'gene_median_dictionary_v1.json'); mt.datasets.fetch('maxtoki-dictionaries') downloads both."
@@ -119,7 +121,9 @@ def load_model(
     return model
 
 
-def save_model(model: MaxTokiModel, folder: str | Path, *, card: dict | None = None) -> None:
+def save_model(
+    model: MaxTokiModel, folder: str | Path, *, card: dict | None = None, overwrite: bool = False
+) -> None:
     """Write a model as one folder that `load_model` reads; the folder appears when it is complete.
 
     Parameters
@@ -127,9 +131,16 @@ def save_model(model: MaxTokiModel, folder: str | Path, *, card: dict | None = N
     model
         The model.
     folder
-        Folder to write; replaced if it exists.
+        Folder to write. It must not exist, or be empty.
     card
         Further fields for `maxtoki.json`, such as the training recipe and its metrics.
+    overwrite
+        Replace a model that this function has written to the folder. Anything else that is there stays in any case.
+
+    Raises
+    ------
+    ValueError
+        If something is in the folder that is not to be replaced.
 
     Raises
     ------
@@ -145,8 +156,7 @@ def save_model(model: MaxTokiModel, folder: str | Path, *, card: dict | None = N
     'months'
     """
     require_model(model)
-    with atomic(folder) as temporary, quiet_transformers():
-        temporary.mkdir()
+    with new_output(folder, by=BY, overwrite=overwrite) as temporary, quiet_transformers():
         model.hf.save_pretrained(temporary, max_shard_size="100GB")
         # safetensors writes for the owner alone; a model is read by whoever reads its folder.
         shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)

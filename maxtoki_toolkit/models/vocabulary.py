@@ -187,12 +187,19 @@ class Vocabulary:
         )
 
     def save(self, directory: str | Path) -> None:
-        """Write `token_dictionary.json` and `gene_median_dictionary.json` into `directory`."""
+        """Write `token_dictionary.json` and `gene_median_dictionary.json` into `directory`, where they must not be yet."""
         directory = Path(directory)
         medians = self._gene_table["median"].to_dict()
-        for name, content in [("token_dictionary", self.tokens), ("gene_median_dictionary", medians)]:
-            with atomic(directory / f"{name}.json") as path:
-                path.write_text(json.dumps(content))
+        contents = {"token_dictionary": self.tokens, "gene_median_dictionary": medians}
+        files = {directory / f"{name}.json": json.dumps(content) for name, content in contents.items()}
+        for path, text in files.items():
+            if path.exists() and path.read_text() != text:
+                raise ValueError(
+                    f"{path} exists, and is of another vocabulary: it stays as it is. Give another folder."
+                )
+        for path, text in files.items():
+            with atomic(path) as temporary:
+                temporary.write_text(text)
 
     @property
     def size(self) -> int:

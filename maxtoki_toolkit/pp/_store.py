@@ -122,6 +122,9 @@ def encoded_blocks(
 
     All blocks, or those with these numbers.
     """
+    if f"uns/{_keys.ENCODING}" in store:
+        # Of an earlier encoding; without it, they are the user's.
+        obs = obs.drop(columns=[_keys.N_RANKED, _keys.SHARE_RANKED], errors="ignore")
     if not obs.index.is_unique:
         repeated = obs.index[obs.index.duplicated()]
         raise ValueError(f"{len(repeated)} cell names in the file are not unique (first: {repeated[0]!r}).")

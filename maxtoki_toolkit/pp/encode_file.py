@@ -10,10 +10,14 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._files import atomic
+from .._outputs import check_output, new_output
 from .._progress import progress
+from ..models.vocabulary import Vocabulary
+from ._identity import input_identity
 from ._store import count_values, encoded_blocks, open_store, read_frames
 from ._vocabulary import as_vocabulary
+
+BY = "mt.pp.encode_file"
 
 
 def encode_file(
@@ -26,6 +30,7 @@ def encode_file(
     min_overlap: float = 0.1,
     force: bool = False,
     chunk_size: int = 2048,
+    overwrite: bool = False,
 ) -> None:
     """Rank-encode an h5ad or zarr file into another, a block of cells at a time.
 
@@ -38,18 +43,22 @@ def encode_file(
         before 0.7 is read into memory.
     output
         `.h5ad` or `.zarr` to write: `.obs`, `.var`, `.layers["rank"]` and `.uns`, no counts. It appears when
-        it is complete; a failure leaves nothing behind.
+        it is complete; a failure leaves nothing behind. If it is there already, from this input with these settings, nothing is
+        done.
     model
         A model or a `Vocabulary`.
     layer, force, chunk_size
         As in `mt.pp.rank_value_encode`.
     gene_key, min_overlap
         As in `mt.pp.map_genes`.
+    overwrite
+        Replace what this function has written to `output` from another input or with other settings. Anything else that is there
+        stays in any case.
 
     Raises
     ------
     ValueError
-        If the file is cut short, holds no raw counts, or a cell expresses no gene of the vocabulary.
+        If something else is at `output`, or `output` is the input, the file is cut short, holds no raw counts, or a cell expresses no gene of the vocabulary.
 
     Examples
     --------
@@ -62,6 +71,9 @@ def encode_file(
     200
     """
     vocab = as_vocabulary(model)
+    job = encoding_job(path, vocab, layer=layer, gene_key=gene_key, min_overlap=min_overlap, force=force)
+    if check_output(output, by=BY, job=job, overwrite=overwrite, inputs=[path]):
+        return
     with open_store(path) as store:
         obs, var = read_frames(store, layer)
         # Ranks are no more than counts. scipy works only with row pointers and columns of one type.
@@ -78,7 +90,7 @@ def encode_file(
             chunk_size=chunk_size,
         )
         with (
-            atomic(output) as temporary,
+            new_output(output, by=BY, job=job, overwrite=overwrite, inputs=[path]) as temporary,
             open_store(temporary, "w") as result,
             progress(total=len(obs), desc="Ranking genes", unit="cell") as bar,
         ):
@@ -94,3 +106,8 @@ def encode_file(
                 frames.append(cells.obs)
                 bar.update(cells.n_obs)
             ad.io.write_elem(result, "obs", pd.concat(frames))
+
+
+def encoding_job(path: str | Path, vocab: Vocabulary, **settings) -> dict:
+    """What an encoded file is made from."""
+    return {"input": input_identity(path), **settings, "genes_sha256": vocab.genes_sha256}

@@ -13,15 +13,16 @@ import anndata as ad
 import pandas as pd
 
 from .._files import atomic
+from .._outputs import differences, read_mark, refuse_inputs
 from .._progress import hidden, progress
-from .._shards import file_identity
 from ..models.vocabulary import Vocabulary
 from ._formats import H5AD, ZARR, kind_of, stem_of
 from ._store import open_store
 from ._vocabulary import as_vocabulary
-from .encode_file import encode_file
+from .encode_file import BY as ENCODE_FILE
+from .encode_file import encode_file, encoding_job
 
-MANIFEST = "manifest.json"
+BY, MANIFEST = "mt.pp.encode_files", "manifest.json"
 
 
 def encode_files(
@@ -36,11 +37,13 @@ def encode_files(
     min_overlap: float = 0.1,
     force: bool = False,
     chunk_size: int = 2048,
+    overwrite: bool = False,
 ) -> pd.DataFrame:
     """Rank-encode a collection of files of cells, each into one of the same name.
 
     Files are encoded side by side, each a block of cells at a time. What is there already, from the same file with the
-    same settings, is not encoded again, so an interrupted collection goes on when it is called again.
+    same settings, is not encoded again, so an interrupted collection goes on when it is called again. A file whose content has
+    changed since is encoded again.
 
     Parameters
     ----------
@@ -57,6 +60,8 @@ def encode_files(
         Processes on this machine; 1 does without Dask.
     layer, gene_key, min_overlap, force, chunk_size
         As in `mt.pp.encode_file`.
+    overwrite
+        Replace encoded files of other settings, or from elsewhere. What this function did not write stays in any case.
 
     Returns
     -------
@@ -65,7 +70,7 @@ def encode_files(
     Raises
     ------
     ValueError
-        If two files have one name, or a file cannot be encoded. The others are finished first.
+        If `output` holds files of something else, two files have one name, or a file cannot be encoded. The others are finished first.
 
     Examples
     --------
@@ -85,53 +90,57 @@ def encode_files(
         raise ValueError(f"Several files are named {repeated[0]!r}; their results would replace each other.")
     if missing := [path for path in paths if not path.exists()]:
         raise FileNotFoundError(f"Did not find {missing[0]} ({len(missing)} of {len(paths)} files).")
-    output.mkdir(parents=True, exist_ok=True)
     settings = {"layer": layer, "gene_key": gene_key, "min_overlap": min_overlap, "force": force}
-    recipe = settings | {"genes_sha256": vocab.genes_sha256}
-    done = _read_manifest(output)
-    entries = {path: {"source": str(path), "input": file_identity(path), **recipe} for path in paths}
-    todo = []
-    for path, entry in entries.items():
-        known = done.get(stem_of(path), {})
-        target = output / f"{stem_of(path)}.{ZARR if kind_of(path) == ZARR else H5AD}"
-        entry |= {"encoded": str(target)}
-        if target.exists() and {**known, "source": entry["source"], "n_cells": 0} == {**entry, "n_cells": 0}:
-            entry["n_cells"] = known["n_cells"]
-        else:
-            todo.append(path)
-
-    failed = {}
+    settings |= {"chunk_size": chunk_size, "overwrite": overwrite}
+    known = _read_manifest(output)
+    targets = {path: output / f"{stem_of(path)}.{ZARR if kind_of(path) == ZARR else H5AD}" for path in paths}
+    for target in targets.values():
+        refuse_inputs(target, paths)
+    output.mkdir(parents=True, exist_ok=True)
+    jobs = [(path, target, known.get(stem_of(path), {}).get("source")) for path, target in targets.items()]
+    cells, failed = {}, {}
     run = _on_dask if scheduler or n_workers > 1 else _here
     with progress(total=len(paths), desc="Encoding files", unit="file") as bar:
-        bar.update(len(paths) - len(todo))
-        jobs = [(path, Path(entries[path]["encoded"])) for path in todo]
-        for path, n_cells, error in run(
-            jobs, vocab, {**settings, "chunk_size": chunk_size}, scheduler, n_workers
-        ):
+        for path, n_cells, error in run(jobs, vocab, settings, scheduler, n_workers):
             if error:
                 failed[path] = error
             else:
-                entries[path]["n_cells"] = n_cells
-                done[stem_of(path)] = entries[path]
+                cells[path] = n_cells
+                entry = {"source": str(path.resolve()), "encoded": str(targets[path]), "n_cells": n_cells}
+                known[stem_of(path)] = entry
                 with atomic(output / MANIFEST) as temporary:
-                    temporary.write_text(json.dumps({"files": done}, indent=2))
+                    temporary.write_text(json.dumps({"made_by": BY, "files": known}, indent=2))
             bar.update()
     if failed:
         path, error = next(iter(failed.items()))
         raise ValueError(f"{len(failed)} of {len(paths)} files were not encoded. {path}: {error}")
-    return pd.DataFrame(
-        [{key: entry[key] for key in ("source", "encoded", "n_cells")} for entry in entries.values()]
-    )
+    return pd.DataFrame([{"source": str(p), "encoded": str(targets[p]), "n_cells": cells[p]} for p in paths])
 
 
 def _read_manifest(output: Path) -> dict:
+    """What is known of encoded files; raise if the manifest is somebody else's."""
     path = output / MANIFEST
-    return json.loads(path.read_text())["files"] if path.is_file() else {}
-
-
-def _encode(path: Path, target: Path, vocab: Vocabulary, settings: dict) -> tuple[Path, int, str]:
-    """Encode one file; return its number of cells, or what was wrong."""
+    if not path.exists():
+        return {}
     try:
+        content = json.loads(path.read_text())
+        if content["made_by"] == BY:
+            return content["files"]
+    except (ValueError, KeyError, TypeError, OSError):
+        pass
+    raise ValueError(f"{path} exists and was not written by {BY}: it stays as it is. Give another output.")
+
+
+def _encode(
+    path: Path, target: Path, source: str | None, vocab: Vocabulary, settings: dict
+) -> tuple[Path, int, str]:
+    """Encode one file, whose encoding of before came from `source`; return its number of cells, or what was wrong."""
+    try:
+        if source == str(path.resolve()) and (mark := read_mark(target, ENCODE_FILE)):
+            of_result = {k: v for k, v in settings.items() if k not in ("chunk_size", "overwrite")}
+            if differences(mark["job"], encoding_job(path, vocab, **of_result)) == ["input"]:
+                # What has changed is the file itself, not what is asked for.
+                settings = {**settings, "overwrite": True}
         with hidden():
             encode_file(path, target, vocab, **settings)
         with open_store(target) as store:
@@ -141,8 +150,8 @@ def _encode(path: Path, target: Path, vocab: Vocabulary, settings: dict) -> tupl
 
 
 def _here(jobs, vocab, settings, _scheduler, _n_workers):
-    for path, target in jobs:
-        yield _encode(path, target, vocab, settings)
+    for job in jobs:
+        yield _encode(*job, vocab, settings)
 
 
 def _on_dask(jobs, vocab, settings, scheduler, n_workers):
@@ -160,8 +169,6 @@ def _on_dask(jobs, vocab, settings, scheduler, n_workers):
     )
     with cluster as local, Client(scheduler or local) as client:
         shared = client.scatter(vocab, broadcast=True)
-        futures = [
-            client.submit(_encode, path, target, shared, settings, pure=False) for path, target in jobs
-        ]
+        futures = [client.submit(_encode, *job, shared, settings, pure=False) for job in jobs]
         for future in as_completed(futures):
             yield future.result()

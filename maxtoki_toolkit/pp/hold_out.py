@@ -8,7 +8,7 @@ import numpy as np
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
+from .._results import write_obs, write_result
 from .._validate import require_obs
 from ._design import get_times
 
@@ -104,8 +104,7 @@ def hold_out(
         "held_out_times": by_time & ~by_group,
         "held_out_donors": by_donor & ~by_group,
     }
-    for name, mask in parts.items():
-        adata.obs[name] = mask
+    write_obs(adata, _keys.HOLD_OUT, parts)
     params = {"donor_key": donor_key, "donors": sorted(chosen), "time_key": time_key, "seed": rng}
     params |= {
         "times": [list(pair) for pair in times],

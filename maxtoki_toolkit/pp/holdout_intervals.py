@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from .. import _keys
 from .._correction import benjamini_hochberg
-from .._results import write_result
+from .._results import write_obs, write_result
 from .._validate import require_obs, require_rank, require_unique_names
 from ._design import get_groups, get_times
 from ._turnover import rank_scores, sample_means, two_lines
@@ -270,7 +270,6 @@ def _hold_out(adata: AnnData, time_key: str, time: np.ndarray, donor: np.ndarray
     sample = [f"{d} at {t}" for d, t in zip(donor, time, strict=True)]
     cells = AnnData(obs=pd.DataFrame({time_key: time, "sample": sample}, index=adata.obs_names))
     hold_out(cells, donor_key="sample", donors=0.0, time_key=time_key, times=chosen)
-    for name in cells.obs.columns.difference([time_key, "sample"]):
-        adata.obs[name] = cells.obs[name].to_numpy()
-    params = cells.uns[_keys.HOLD_OUT]["params"]
-    adata.uns[_keys.HOLD_OUT] = {"params": {**params, "donor_key": ""}}
+    names = cells.obs.columns.difference([time_key, "sample"])
+    write_obs(adata, _keys.HOLD_OUT, {name: cells.obs[name].to_numpy() for name in names})
+    write_result(adata, _keys.HOLD_OUT, {**cells.uns[_keys.HOLD_OUT]["params"], "donor_key": ""})

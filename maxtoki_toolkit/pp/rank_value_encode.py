@@ -11,7 +11,7 @@ from .. import _keys
 from .._counts import check_counts
 from .._features import gene_columns
 from .._progress import progress
-from .._results import write_result
+from .._results import is_ours, write_obs, write_result
 from .._settings import settings
 from .._validate import require_unique_names
 from ..models.vocabulary import Vocabulary
@@ -67,7 +67,8 @@ def rank_value_encode(
     ------
     ValueError
         If the input is not raw counts (negative, NaN, log-normalised), if a cell expresses no gene of the
-        vocabulary, or if cell names repeat. Nothing is written then.
+        vocabulary, if cell names repeat, or if columns or a layer of these names are there that say something else. Nothing is
+        written then.
 
     Notes
     -----
@@ -109,10 +110,16 @@ def rank_value_encode(
     ranks = sp.csr_matrix((*arrays, np.concatenate([[0], np.cumsum(n_ranked)])), shape=adata.shape)
     _refuse_empty_cells(adata.obs_names, n_ranked)
 
+    if _keys.RANK in adata.layers and not is_ours(adata, _keys.ENCODING):
+        if (sp.csr_matrix(adata.layers[_keys.RANK]) != ranks).nnz:
+            raise ValueError(
+                f"There is a layer {_keys.RANK!r} already, which the ranks would replace. Rename it first."
+            )
+    share = np.concatenate(shares).astype(np.float32)
+    columns = {_keys.N_RANKED: n_ranked.astype(np.int32), _keys.SHARE_RANKED: share}
+    write_obs(adata, _keys.ENCODING, columns)
     adata.var[_keys.TOKEN_ID] = token
     adata.layers[_keys.RANK] = ranks
-    adata.obs[_keys.N_RANKED] = n_ranked.astype(np.int32)
-    adata.obs[_keys.SHARE_RANKED] = np.concatenate(shares).astype(np.float32)
     params = {"genes_sha256": vocab.genes_sha256, "layer": layer or "X", "force": force}
     write_result(adata, _keys.ENCODING, params)
     return adata if copy else None

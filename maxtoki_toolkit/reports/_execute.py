@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .._files import atomic
+from .._outputs import refuse_inputs
 from .._progress import progress
 from ._allow import fit_cells
 from ._html import to_html
@@ -67,11 +68,35 @@ def is_done(task: Task) -> bool:
     """Whether the report is there, of the same notebook, parameters, data and model."""
     if not (task.path.is_file() and task.path.with_suffix(".html").is_file()):
         return False
+    record = _read_record(task.path)
+    return record is not None and same(record, task.record)
+
+
+def check_free(task: Task, *, overwrite: bool) -> None:
+    """Raise if the report would replace what is no report of ours, or another one unless that is asked for."""
+    refuse_inputs(task.path, [task.values["path"]] if task.values.get("path") else [])
+    records = [_read_record(path) for path in (task.path, task.partial) if path.exists()]
+    page = task.path.with_suffix(".html")
+    if None in records or (page.exists() and not task.path.exists()):
+        raise ValueError(f"{task.output} holds a {task.path.stem} that is no report. Give another folder.")
+    # Figures and tables lie in a folder of their own, which a report that was begun has taken.
+    files = task.values.get("output")
+    begun = [record["parameters"].get("output") for record in records]
+    if files and Path(files).is_dir() and any(Path(files).iterdir()) and files not in begun:
+        raise ValueError(f"{files} is not empty, and of no report in {task.output}. Give another folder.")
+    if task.path.exists() and not overwrite and not same(records[0], task.record):
+        raise ValueError(
+            f"{task.path} is there, made with other parameters, data, model or code. Give another folder, or ask for it to be "
+            "replaced: overwrite=True, on the command line --overwrite."
+        )
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """How a report was made; `None` for what is no report."""
     try:
-        record = json.loads(task.path.read_text(encoding="utf-8"))["metadata"][METADATA]
-    except (KeyError, json.JSONDecodeError):
-        return False
-    return same(record, task.record)
+        return json.loads(path.read_text(encoding="utf-8"))["metadata"][METADATA]
+    except (KeyError, TypeError, ValueError, OSError):
+        return None
 
 
 def execute(task: Task) -> Path:

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from .._outputs import claim
 from .._progress import hidden, progress
-from ._execute import execute, is_done, prepare
+from ._execute import check_free, execute, is_done, prepare
 from ._provenance import METADATA
 from ._summary import thumbnails, write_summary
 
+BY = "maxtoki report"
 DONE, KEPT, FAILED, NOT = "done", "kept", "failed", "not possible"
 
 
@@ -26,22 +28,22 @@ class Job(NamedTuple):
     parameters: Mapping[str, Any]
 
 
-def run_jobs(jobs: list[Job], output: str | Path) -> pd.DataFrame:
+def run_jobs(jobs: list[Job], output: str | Path, *, overwrite: bool = False) -> pd.DataFrame:
     """Make the reports; `output`/index.html is written after each."""
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    claim(output, ["index.html"], by=BY)
     rows: list[dict[str, Any]] = []
     with progress(total=len(jobs), desc="reports", unit="report") as bar:
         for job in jobs:
             with hidden():
-                row = _run(job)
+                row = _run(job, overwrite=overwrite)
             rows.append(row | {"images": thumbnails(row["report"])})
             write_summary(rows, len(jobs), output)
             bar.update()
     return pd.DataFrame(rows).drop(columns="images")
 
 
-def _run(job: Job) -> dict[str, Any]:
+def _run(job: Job, *, overwrite: bool) -> dict[str, Any]:
     row = {
         "notebook": Path(job.notebook).stem
         if Path(job.notebook).suffix in (".ipynb", ".py")
@@ -58,9 +60,13 @@ def _run(job: Job) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         # One set of parameters may suit one notebook and not another.
         return row | {"why": str(error).split(" It has:\n")[0]}
-    if is_done(task):
+    if is_done(task) and not overwrite:
         minutes = json.loads(task.path.read_text(encoding="utf-8"))["metadata"][METADATA]["minutes"]
         return row | {"status": KEPT, "minutes": minutes, "report": str(task.path.with_suffix(".html"))}
+    try:
+        check_free(task, overwrite=overwrite)
+    except ValueError as error:
+        return row | {"why": str(error)}
     try:
         execute(task)
     except RuntimeError as error:

@@ -16,7 +16,12 @@ from ._sources import notebook_paths, read_source
 
 
 def run_all(
-    on: str | Path | Iterable[str | Path] | None, output: str | Path, /, **parameters: Any
+    on: str | Path | Iterable[str | Path] | None,
+    output: str | Path,
+    /,
+    *,
+    overwrite: bool = False,
+    **parameters: Any,
 ) -> pd.DataFrame:
     """Run every notebook of the project that the data allow, and say of the others why not.
 
@@ -30,6 +35,8 @@ def run_all(
         model, whose time is that of a simulation: give `model`.
     output
         Folder to write: the reports (in a folder for each file, if there are several) and index.html.
+    overwrite
+        As in `mt.reports.run`.
     **parameters
         Parameters for all notebooks that have them.
 
@@ -68,7 +75,7 @@ def run_all(
         for name, entry in known.items():
             given = {key: value for key, value in parameters.items() if key in entry}
             jobs.append(Job(name, folder, given | ({"path": str(path)} if path else {})))
-    return run_jobs(jobs, output)
+    return run_jobs(jobs, output, overwrite=overwrite)
 
 
 def folders(

@@ -22,6 +22,7 @@ def run_batch(
     sets: str | Path | Iterable[Mapping[str, Any]] | None = None,
     *,
     on: str | Path | Iterable[str | Path] | None = None,
+    overwrite: bool = False,
     **parameters: Any,
 ) -> pd.DataFrame:
     """Run a notebook on each of many files, with each of many sets of parameters.
@@ -39,6 +40,8 @@ def run_batch(
         Sets of parameters, or a YAML file with a list of them.
     on
         Files of cells, for the parameter `path`.
+    overwrite
+        As in `mt.reports.run`.
     **parameters
         Parameters of all; those of a set come first.
 
@@ -78,4 +81,4 @@ def run_batch(
             values = check_parameters(source.name, known, {**parameters, **given, **one})
             place = folder if len(listed) == 1 else folder / f"{number:0{len(str(len(listed)))}d}"
             jobs.append(Job(notebook, place, values))
-    return run_jobs(jobs, output)
+    return run_jobs(jobs, output, overwrite=overwrite)

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._files import atomic
+from .._outputs import check_output, new_output
 from .._results import read_result, write_result
 from .._validate import require_obs
 from ..get._head_sums import Shape, Sums, checksum_of
@@ -38,6 +38,7 @@ from ._tokens import (
     token_parts,
 )
 
+BY = "mt.tl.attention"
 LARGEST = 1 << 28  # bytes in .uns: every copy of the AnnData has them, and h5ad reads them all
 _BUFFER = 1 << 27  # bytes of sums at a time
 _TOKENS = 1 << 22  # tokens at a time
@@ -56,6 +57,7 @@ def attention(
     layer: str | None = None,
     n_examples: int = 3,
     path: str | Path | None = None,
+    overwrite: bool = False,
     max_tokens: int | None = None,
     rng: int = 0,
     key_added: str | None = None,
@@ -89,7 +91,9 @@ def attention(
         Sequences of which what each token receives is kept, for `mt.pl.prompt_attention`.
     path
         Where to write the sums of the genes, as a zarr store. Needed when they take more than 256 MB; `.uns` then has
-        the path and a checksum.
+        the path and a checksum. Must end with `.zarr`.
+    overwrite
+        Replace sums that this function has written to `path`. Anything else that is there stays in any case.
     max_tokens
         Padded tokens a batch; halved whenever memory runs out. Neither the batches nor the order of the cells
         changes the result beyond rounding (about 1e-6).
@@ -124,7 +128,7 @@ def attention(
     ------
     ValueError
         If prompts are asked of a model without temporal training, a gene set has fewer than three genes, or the result
-        is large and there is no `path`.
+        is large and there is no `path`, or something is there already.
     KeyError
         If the prompts or a column are missing.
 
@@ -157,6 +161,8 @@ def attention(
     for name, value, least in [("n_cells", n_cells, 1), ("n_examples", n_examples, 0)]:
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}.")
+    if path is not None:
+        _check_path(path := Path(path), overwrite=overwrite)
     require_obs(adata, groupby, donor_key)
     cells = get_sequences(adata, model)
     read = (
@@ -181,7 +187,7 @@ def attention(
             "without groupby."
         )
     shape = Shape(len(units), len(genes), n_heads)
-    with nullcontext() if path is None else atomic(path) as temporary:
+    with nullcontext() if path is None else new_output(path, by=BY, overwrite=overwrite) as temporary:
         sums = Sums.make(shape, temporary)
         found = _stream(
             model,
@@ -234,6 +240,13 @@ def attention(
         **(sums._asdict() if path is None else {}),
     )
     return adata if copy else None
+
+
+def _check_path(path: Path, *, overwrite: bool) -> None:
+    """Before anything is read."""
+    if path.suffix != ".zarr":
+        raise ValueError(f"path={str(path)!r} must end with .zarr.")
+    check_output(path, by=BY, overwrite=overwrite)
 
 
 class _Read(NamedTuple):

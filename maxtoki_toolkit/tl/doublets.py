@@ -13,7 +13,7 @@ from anndata import AnnData
 
 from .. import _keys
 from .._progress import progress
-from .._results import write_result
+from .._results import is_ours, require_free, write_result
 from .._validate import require_obs, require_rank, require_unique_names
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
@@ -157,6 +157,8 @@ def doublets(
     ['cells', 'same-type doublets', 'cross-type doublets']
     """
     require_unique_names(adata)
+    if not any(is_ours(adata, name) and "n_doublets" in adata.uns[name]["params"] for name in adata.uns):
+        require_free(adata, _keys.DOUBLETS, [_keys.DOUBLET_PROBABILITY, _keys.DOUBLET])
     require_rank(adata)
     require_obs(adata, groupby, donor_key, truth_key)
     check_share(groupby, same_type)

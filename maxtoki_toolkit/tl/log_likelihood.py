@@ -6,7 +6,7 @@ import numpy as np
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
+from .._results import require_free, write_result
 from ..models.likelihood import token_log_likelihoods
 from ..models.model import MaxTokiModel
 from ._cells import count_truncated, get_sequences
@@ -64,6 +64,7 @@ def log_likelihood(
     True
     """
     key = key_added or _keys.LOG_LIKELIHOOD
+    require_free(adata, key, [key])
     sequences = get_sequences(adata, model)
     found = token_log_likelihoods(model, sequences, max_tokens=max_tokens)
     # Neither `<bos>`, which nothing predicts, nor `<eos>`.

@@ -19,7 +19,16 @@ from .. import _keys
 from .._files import atomic, sha256
 from .._progress import hidden, progress
 from .._results import read_result, write_result
-from .._shards import count_shards, open_shards, parts_folder, shard_path, take_shards
+from .._shards import (
+    count_shards,
+    drop_shards,
+    job_digest,
+    open_shards,
+    parts_folder,
+    process_index,
+    shard_path,
+    take_shards,
+)
 from .._validate import require_obs
 from ..get._effects_file import as_categories, check_path, is_written, read_effects, write_effects
 from ..models.edits import INSERTING, MODES, cut_cells, edit_cells
@@ -60,6 +69,8 @@ def perturb(
     n_controls: int = 0,
     layer: str | None = None,
     path: str | Path | None = None,
+    share_array: bool = False,
+    overwrite: bool = False,
     max_tokens: int | None = None,
     rng: int = 0,
     key_added: str | None = None,
@@ -120,8 +131,11 @@ def perturb(
         Layer with the raw counts, for the expression of controls; by default what was ranked.
     path
         `.csv`, `.csv.gz` or `.parquet` to write the effects to, with their unit as `effect_unit`, for large screens. Parts are kept beside it until it is complete: a
-        screen that was killed goes on where it was, and gives the same table. Processes of one job (`accelerate launch`, a
-        SLURM array) share the parts.
+        screen that was killed goes on where it was, and gives the same table. Processes of `accelerate launch` share the parts.
+    share_array
+        Share the parts out over the tasks of the SLURM array that this process is of, too.
+    overwrite
+        Replace a screen of other settings or cells at `path`. What else is there stays in any case.
     max_tokens
         Padded tokens a batch; halved whenever memory runs out. Neither the batches nor the other genes change an effect beyond
         rounding.
@@ -197,7 +211,7 @@ def perturb(
                 "them: path='effects.csv.gz'."
             )
     else:
-        effects = _in_parts(screen, path, recipe, unit)
+        effects = _in_parts(screen, path, recipe, unit, share_array=share_array, overwrite=overwrite)
         if effects is None:
             return adata.copy() if copy else None
 
@@ -569,26 +583,34 @@ def _read_parts(screen: _Screen, todo: Sequence[int], n_done: int = 0) -> Iterat
         yield number, part
 
 
-def _in_parts(screen: _Screen, path: Path, recipe: dict, unit: str) -> pd.DataFrame | None:
+def _in_parts(
+    screen: _Screen, path: Path, recipe: dict, unit: str, *, share_array: bool, overwrite: bool
+) -> pd.DataFrame | None:
     """Run what is left of a screen, and put it together; `None` where another process has to."""
-    if is_written(path, recipe):
+    folder, n = parts_folder(path), screen.n_parts
+    digest, shared = job_digest(n, recipe), process_index(share_array=share_array)[1] > 1
+    if is_written(path, recipe, overwrite=overwrite):
+        drop_shards(folder, digest)
         return read_effects(path)
-    folder = parts_folder(path)
-    with open_shards(folder, screen.n_parts, recipe) as todo:
+    with open_shards(folder, n, recipe, share_array=share_array, overwrite=overwrite) as todo:
         n_done, _ = count_shards(folder)
         for number, part in _read_parts(screen, todo, n_done):
             part.index = part.index.astype(str)
-            with atomic(shard_path(folder, number)) as temporary:
+            with atomic(shard_path(folder, number, digest)) as temporary:
                 AnnData(obs=part).write_h5ad(temporary)
-    with take_shards(folder, screen.n_parts) as shards:
-        if shards is None:
-            warnings.warn(
-                f"This process has done its share; the last one to finish writes {path}.", stacklevel=3
-            )
-            return None
-        table = screen.table(pd.concat([ad.read_h5ad(shard).obs for shard in shards]))
-        write_effects(path, table, recipe, unit)
-    return read_effects(path)
+    with take_shards(folder, n, recipe, wait=not shared) as shards:
+        if shards is not None and not is_written(path, recipe, overwrite=overwrite):
+            table = screen.table(pd.concat([ad.read_h5ad(shard).obs for shard in shards]))
+            write_effects(path, table, recipe, unit)
+    if is_written(path, recipe, overwrite=overwrite):
+        drop_shards(folder, digest)
+        return read_effects(path)
+    if not shared:
+        raise ValueError(
+            f"Parts of the job in {folder} have gone meanwhile. Run it again: it makes what is missing."
+        )
+    warnings.warn(f"This process has done its share; the last one to finish writes {path}.", stacklevel=3)
+    return None
 
 
 def _digest(*parts) -> str:

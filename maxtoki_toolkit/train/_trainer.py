@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from .._files import atomic
+from .._outputs import claim
 from .._progress import progress
 from ..models._quiet import quiet_transformers
 from ..models.model import require_finite
@@ -20,6 +21,9 @@ from ._checkpoints import drop_unfinished, finish, last_checkpoint, unfinished, 
 from ._optimizer import MuonAdamW
 
 MOST_WORKERS = 8  # processes that write batches while a GPU computes
+
+# What is written to the folder of a run, if all is asked for.
+_FILES = ("recipe.json", "log.jsonl", "checkpoints", "model", "cells", "held_out", "replay", "tensorboard")
 
 
 def fit(
@@ -178,6 +182,12 @@ def fit(
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     module.eval()
     return True
+
+
+def claim_run(output: Path) -> None:
+    """Take the folder of a run; raise if it holds files of these names that no training wrote."""
+    if is_first_process():
+        claim(output, _FILES, by="mt.train")
 
 
 def n_processes() -> int:

@@ -14,7 +14,7 @@ from ..models.model import MaxTokiModel
 from ..models.vocabulary import Vocabulary
 from ._optimizer import require_optimizer
 from ._settings import plain, require_settings
-from ._trainer import fit, is_first_process, wait_for_all
+from ._trainer import claim_run, fit, is_first_process, wait_for_all
 from .corpus import Corpus, NextGeneCollator
 
 
@@ -116,7 +116,7 @@ def pretrain(
     """
     require_settings(locals())
     require_optimizer(optimizer)
-    output = Path(output)
+    claim_run(output := Path(output))
     one = (AnnData, str, Path)
     cells = [cells] if isinstance(cells, one) else list(cells)
     held_out = [held_out] if isinstance(held_out, one) else list(held_out or [])

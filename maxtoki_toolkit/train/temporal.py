@@ -26,7 +26,7 @@ from ._optimizer import require_optimizer
 from ._settings import plain, require_settings
 from ._teacher import fit_teacher
 from ._temporal_module import TemporalModule
-from ._trainer import fit, is_first_process, n_processes, wait_for_all
+from ._trainer import claim_run, fit, is_first_process, n_processes, wait_for_all
 from .prompt_stream import PromptCollator, PromptStream, Stage
 
 
@@ -211,7 +211,7 @@ def temporal(
         raise ValueError(f'There is no teacher {teacher!r}; give "ridge" or None.')
     if teacher is not None and not running:
         raise ValueError("A teacher has a say at every gene: give running a weight, such as running=1.")
-    output = Path(output)
+    claim_run(output := Path(output))
     device = pick_device(device)
     sequences, tables = read_together(cells, model, output / "cells")
     group, time, used, tested = _design(tables, time_key, groupby, use, held_out)
