@@ -15,12 +15,12 @@ from .. import _keys
 from .._correction import benjamini_hochberg
 from .._progress import progress
 from .._results import write_result
-from .._validate import require_obs, require_rank, require_unique_names
+from .._validate import require_rank, require_unique_names
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
 from ..models.timelapse import read_lapses, require_temporal
-from ..pp._design import get_groups, get_mask, get_times
+from ..pp._design import get_groups, get_labels, get_mask, get_times, known_cells
 from ..pp.match_ages import age_balance, donor_table, match_donors
 from ._cells import count_truncated, get_sequences
 from ._clock import cross_fitted_ages, log_expression
@@ -147,7 +147,6 @@ def age_acceleration(
     require_temporal(model)
     require_unique_names(adata)
     require_rank(adata)
-    require_obs(adata, batch_key)
     for name, value, least in [
         ("n_cells", n_cells, 1),
         ("n_contexts", n_contexts, 1),
@@ -157,7 +156,9 @@ def age_acceleration(
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}.")
     columns = [match_by] if isinstance(match_by, str) else list(match_by or [])
-    used = get_mask(adata, use, "use")
+    keys = (condition_key, age_key, donor_key, groupby, columns, batch_key)
+    given, (adata, kept) = adata, known_cells(adata, *keys)
+    used = get_mask(given, use, "use")[kept]
     donors = donor_table(
         adata[used],
         condition_key=condition_key,
@@ -190,7 +191,8 @@ def age_acceleration(
     for note in notes:
         warnings.warn(note, stacklevel=2)
 
-    adata = adata.copy() if copy else adata
+    truncated = count_truncated(adata, model)
+    adata = given.copy() if copy else given
     params = {
         "unit": unit,
         "condition_key": condition_key,
@@ -205,7 +207,8 @@ def age_acceleration(
         "context_size": context_size,
         "n_permutations": n_permutations,
         "n_queries": len(queries),
-        "n_truncated": count_truncated(adata, model),
+        "n_left_out": adata.n_obs - len(kept),
+        "n_truncated": truncated,
         "seed": rng,
         "warnings": notes,
     }
@@ -238,7 +241,7 @@ class _Cells(NamedTuple):
 
 
 def _cells(adata, donors: pd.DataFrame, donor_key, age_key, groupby, used, control) -> _Cells:
-    donor = pd.Index(donors["donor"]).get_indexer(adata.obs[donor_key].astype(str))
+    donor = pd.Index(donors["donor"]).get_indexer(get_labels(adata, donor_key))
     group, groups = get_groups(adata, groupby)
     donor = np.where(used & (group >= 0), donor, -1)
     is_control = (donors["condition"] == control).to_numpy()
@@ -482,7 +485,7 @@ def _warnings(matching, balance, effects, enough, overlap, min_donors) -> list[s
 
 def _batches(adata: AnnData, matching: pd.DataFrame, donor_key: str, batch_key: str) -> list[str]:
     """Conditions whose donors were in batches without controls."""
-    pairs = adata.obs[[donor_key, batch_key]].astype(str).drop_duplicates()
+    pairs = pd.DataFrame({key: get_labels(adata, key) for key in (donor_key, batch_key)}).drop_duplicates()
     notes = []
     for condition, part in matching[matching["matched"]].groupby("condition"):
         case = dict(zip(part["donor"], part["case"], strict=True))
