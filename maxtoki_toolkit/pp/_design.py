@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from .._validate import require_obs
+from .._validate import require_adata, require_obs
 
 # What a missing value becomes when a column is made text before it gets here.
 _MISSING = ("", "nan")
@@ -21,6 +21,7 @@ def known_cells(adata: AnnData, *keys: str | Sequence[str] | None) -> tuple[AnnD
     What is drawn and computed of them does not depend on where they stand in the file, and none becomes a donor, a
     group or a time "nan". How many are left out is warned of.
     """
+    require_adata(adata)
     columns = [key for part in keys for key in ([part] if isinstance(part, str) else part or [])]
     require_obs(adata, *columns)
     missing = {key: is_missing(adata.obs[key]) for key in dict.fromkeys(columns)}

@@ -11,13 +11,12 @@ from anndata import AnnData
 
 from .. import _keys
 from .._results import read_result
-from .._validate import require_obs
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel, require_model
 from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences
 from ..models.timelapse import read_lapses, require_temporal
-from ..pp._design import get_mask
+from ..pp._design import get_labels, get_mask
 from ..pp.sample_prompts import read_prompts
 from ._cells import get_sequences
 from ._edit_readouts import read_likelihoods, some
@@ -172,11 +171,10 @@ def _prompts(adata, model, mask, key, n_cells, rng) -> tuple[pd.DataFrame, Promp
 
 
 def _cells(adata, mask, donor_key, n_cells, rng) -> tuple[pd.DataFrame, np.ndarray]:
-    require_obs(adata, donor_key)
     rows = _draw(np.flatnonzero(mask), n_cells, rng)
     table = pd.DataFrame({"query": adata.obs_names[rows].to_numpy(dtype=object)})
     if donor_key is not None:
-        table["donor"] = adata.obs[donor_key].astype(str).to_numpy(dtype=object)[rows]
+        table["donor"] = get_labels(adata, donor_key)[rows]
     return table, rows
 
 

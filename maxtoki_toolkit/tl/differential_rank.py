@@ -160,7 +160,9 @@ def differential_rank(
     true = about_cells(adata, **keys)
     ranges = _read_intervals(intervals)
     side = {
-        "true": np.where(get_mask(given, use, "use")[kept], _side(adata, true, time_key, ranges, intervals), -1),
+        "true": np.where(
+            get_mask(given, use, "use")[kept], _side(adata, true, time_key, ranges, intervals), -1
+        ),
         "generated": _side(None, made, time_key, ranges, intervals),
     }
     of_true, of_made, length = rank_levels(adata, generated, model)

@@ -18,6 +18,7 @@ from .._validate import require_obs, require_rank, require_unique_names
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..pp._counts import check_counts, counts_hint, get_counts
+from ..pp._design import get_labels, known_cells
 from ..pp._doublets import add_counts, draw_pairs, merge_ranks, uniform
 from ..pp.rank_value_encode import rank_value_encode
 from ..pp.simulate_doublets import KINDS, check_share, read_codes
@@ -158,12 +159,15 @@ def doublets(
     """
     require_unique_names(adata)
     require_rank(adata)
-    require_obs(adata, groupby, donor_key, truth_key)
+    require_obs(adata, truth_key)
     check_share(groupby, same_type)
     if kind not in KINDS:
         raise ValueError(f"There are no doublets of {kind!r}; choose from {', '.join(KINDS)}.")
     if not 0 < expected_rate < 1:
         raise ValueError(f"expected_rate must be between 0 and 1, got {expected_rate}.")
+    given, (adata, kept) = adata, known_cells(adata, groupby, donor_key)
+    if queries is not None and donor_key in queries.obs:
+        queries, _ = known_cells(queries, donor_key)
     if adata.n_obs < MIN_CELLS:
         raise ValueError(f"{adata.n_obs} cells are too few to learn from; at least {MIN_CELLS} are needed.")
     used = _choose_features(features, kind, queries, layer)
@@ -219,7 +223,7 @@ def doublets(
     if queries is not None:
         asked = pd.DataFrame({"cell": queries.obs_names.to_numpy(), "population": "queries", "score": asked})
         if by_donor and donor_key in queries.obs:
-            asked["donor"] = queries.obs[donor_key].astype(str).to_numpy()
+            asked["donor"] = get_labels(queries, donor_key)
         table = pd.concat([table, asked], ignore_index=True)
     if items.donor is not None:
         table.loc[: len(score) - 1, "donor"] = donor_names[items.donor]
@@ -227,9 +231,9 @@ def doublets(
     for column in {"donor", "pair", "truth"} & set(table):
         table[column] = table[column].fillna("")
 
-    adata = adata.copy() if copy else adata
-    probability = np.empty(n)
-    probability[order] = table["probability"].to_numpy()[:n]
+    adata = given.copy() if copy else given
+    probability = np.full(adata.n_obs, np.nan)
+    probability[kept[order]] = table["probability"].to_numpy()[:n]
     adata.obs[_keys.DOUBLET_PROBABILITY] = probability
     adata.obs[_keys.DOUBLET] = probability > 0.5
     params = {
@@ -246,6 +250,7 @@ def doublets(
         "layer": layer or "X",
         "seed": rng,
         "n_cells": n,
+        "n_left_out": adata.n_obs - n,
         "n_doublets": len(first),
         "n_without_genes": (n_doublets or n) - len(first),
     }

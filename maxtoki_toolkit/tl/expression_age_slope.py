@@ -13,10 +13,9 @@ from scipy import stats
 from .. import _keys
 from .._correction import benjamini_hochberg
 from .._results import write_result
-from .._validate import require_obs
 from ..get.results import symbols
 from ..pp._counts import check_counts, counts_hint, get_counts
-from ..pp._design import as_numbers, get_groups, get_mask
+from ..pp._design import as_numbers, get_groups, get_labels, get_mask, known_cells
 from ._time_unit import warn_of_unit
 
 
@@ -86,19 +85,18 @@ def expression_age_slope(
     'log2 expression per year'
     """
     columns = [covariates] if isinstance(covariates, str) else list(covariates or [])
-    require_obs(adata, time_key, donor_key, *columns)
+    given, (adata, kept) = adata, known_cells(adata, time_key, donor_key, groupby, columns)
     group, names = get_groups(adata, groupby)
     time = as_numbers(adata.obs[time_key], time_key)
     warn_of_unit(time_key, time, time_unit, "pass time_unit=.")
-    used = get_mask(adata, use, "use") & (group >= 0) & adata.obs[donor_key].notna().to_numpy()
-    rows = np.flatnonzero(used)
+    rows = np.flatnonzero(get_mask(given, use, "use")[kept])
     counts = sp.csr_matrix(get_counts(adata, layer)[rows])
     check_counts(counts, force=False, hint=counts_hint(adata))
     unit, factor = ("year", 12.0) if time_unit == "months" else (time_unit.removesuffix("s"), 1.0)
 
     obs = adata.obs.iloc[rows]
     samples = pd.DataFrame(
-        {"group": group[rows], "donor": obs[donor_key].astype(str).to_numpy(), "time": time[rows] / factor}
+        {"group": group[rows], "donor": get_labels(adata, donor_key)[rows], "time": time[rows] / factor}
     )
     number = samples.groupby(["group", "donor", "time"], sort=False).ngroup().to_numpy()
     for name in columns:
@@ -107,10 +105,6 @@ def expression_age_slope(
             raise ValueError(
                 f".obs[{name!r}] varies within {varies.sum()} samples; a covariate belongs to the donor."
             )
-    if (missing := samples[columns].isna().any(axis=1)).any():
-        raise ValueError(
-            f"{missing.sum()} cells lack a covariate. Drop them first, or leave them out with use=."
-        )
     n_samples = int(number.max(initial=-1)) + 1
     member = sp.csr_matrix(
         (np.ones(len(number)), (number, np.arange(len(number)))), shape=(n_samples, len(number))
@@ -141,7 +135,7 @@ def expression_age_slope(
     if not tables:
         raise ValueError(f"No group has {min_donors} donors with {min_cells} cells each (donors: {few}).")
 
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     params = {
         "unit": f"log2 expression per {unit}",
         "time_key": time_key,
@@ -151,6 +145,7 @@ def expression_age_slope(
         "min_cells": min_cells,
         "min_donors": min_donors,
         "groups_left_out": list(few),
+        "n_left_out": adata.n_obs - len(kept),
     }
     write_result(adata, key_added or _keys.AGE_SLOPE, params, slopes=pd.concat(tables, ignore_index=True))
     return adata if copy else None

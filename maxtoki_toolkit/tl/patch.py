@@ -15,6 +15,7 @@ from ..models.hooks import Site
 from ..models.layout import Layout
 from ..models.model import MaxTokiModel, require_model
 from ..models.patching import ALIGN, LEVELS, Patched, level_sites, patch_states
+from ..pp._design import known_cells
 from ..pp.sample_prompts import read_prompts
 from ._cells import get_sequences
 from ._paired import donor_ratio, unit_name
@@ -112,6 +113,7 @@ def patch(
         raise ValueError(
             f"{model.name!r} has no time tokens and reads no prompts, so there is nothing to patch."
         )
+    given, (adata, _) = adata, known_cells(adata)
     table, prompts, cells = get_prompts(adata, model, metric, key=key, n_prompts=None, rng=rng)
     if corrupted in ABLATIONS:
         if corrupted == "drop_lapses":
@@ -160,7 +162,7 @@ def patch(
         max_tokens=max_tokens,
     )
     effects = _effects(table, found, layers, sites, clean.parts.names, rng)
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     params = {
         "metric": clean.metric,
         "unit": clean.unit,

@@ -20,7 +20,6 @@ from .._files import atomic, sha256
 from .._progress import hidden, progress
 from .._results import read_result, write_result
 from .._shards import count_shards, open_shards, parts_folder, shard_path, take_shards
-from .._validate import require_obs
 from ..get._effects_file import as_categories, check_path, is_written, read_effects, write_effects
 from ..models.edits import INSERTING, MODES, cut_cells, edit_cells
 from ..models.embedding import embed_sequences
@@ -28,7 +27,7 @@ from ..models.model import MaxTokiModel, require_model
 from ..models.prompts import Prompts
 from ..models.sequences import Sequences
 from ..models.timelapse import require_temporal
-from ..pp._design import get_groups, get_mask
+from ..pp._design import get_groups, get_labels, get_mask, known_cells
 from ..pp.sample_prompts import read_prompts
 from ._asked_genes import ALL, Asked, ask_genes, make_asked
 from ._cells import get_sequences
@@ -173,6 +172,11 @@ def perturb(
     doses = _check(model, mode, k, on, readout, key, use, target, groupby, donor_key, n_controls)
     if path is not None:
         check_path(path := Path(path))
+    given, (adata, kept) = adata, known_cells(adata, groupby, donor_key)
+    use, target = (
+        mask if mask is None else get_mask(given, mask, name)[kept]
+        for name, mask in (("use", use), ("target", target))
+    )
     get = _prompts if readout == "timelapse" else _cells
     units = get(
         adata, model, key=key, on=on, use=use, target=target, groupby=groupby, donor_key=donor_key, rng=rng
@@ -199,14 +203,14 @@ def perturb(
     else:
         effects = _in_parts(screen, path, recipe, unit)
         if effects is None:
-            return adata.copy() if copy else None
+            return given.copy() if copy else None
 
     table = asked.table.copy()
     rows = effects["gene"].cat.codes.to_numpy()
     place = pd.Index(table["gene"]).get_indexer(effects["gene"].cat.categories)[rows]
     for name, column in [("n_read", effects["effect"].notna()), ("n_took_effect", effects["took_effect"])]:
         table[name] = np.bincount(place[column.to_numpy()], minlength=len(table))
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     params = {
         "unit": unit,
         "mode": mode,
@@ -320,7 +324,6 @@ def _prompts(adata: AnnData, model: MaxTokiModel, *, key, on, **_) -> _Units:
 
 
 def _cells(adata: AnnData, model: MaxTokiModel, *, use, target, groupby, donor_key, rng, **_) -> _Units:
-    require_obs(adata, donor_key)
     group, names = get_groups(adata, groupby)
     chosen = np.flatnonzero(get_mask(adata, use, "use") & (group >= 0))
     if not len(chosen):
@@ -335,7 +338,7 @@ def _cells(adata: AnnData, model: MaxTokiModel, *, use, target, groupby, donor_k
     units = pd.DataFrame({"prompt": np.arange(len(chosen)), "cell": adata.obs_names[chosen].astype(str)})
     units["group"] = np.array(names, dtype=object)[group[chosen]]
     if donor_key is not None:
-        units["donor"] = adata.obs[donor_key].astype(str).to_numpy(dtype=object)[chosen]
+        units["donor"] = get_labels(adata, donor_key)[chosen]
     row = np.searchsorted(used, chosen)
     drawn = (
         goal
