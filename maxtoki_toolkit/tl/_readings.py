@@ -21,6 +21,7 @@ from ..models.timelapse import require_temporal
 from ..pp._design import get_labels
 from ..pp.sample_prompts import read_prompts
 from ._cells import get_sequences
+from ._time_unit import check_unit
 
 Metric = str | Callable
 
@@ -81,6 +82,8 @@ def get_prompts(
             'These prompts ask for cells. Draw others: mt.pp.sample_prompts(..., task="timelapse").'
         )
     table = table.iloc[_some(len(table), n_prompts, rng)].copy()
+    if model.time_head is not None:
+        table.attrs["time_read_as"] = check_unit(params["time_key"], table["time"], model.time_head.unit)
     return table, read_prompts(table, adata, adata, task=params["task"]), get_sequences(adata, model)
 
 

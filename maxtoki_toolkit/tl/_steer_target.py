@@ -20,6 +20,7 @@ from ..pp._design import get_labels, get_mask
 from ..pp.sample_prompts import read_prompts
 from ._cells import get_sequences
 from ._edit_readouts import read_likelihoods, some
+from ._time_unit import check_unit
 
 TARGETS = ("time", "embedding", "likelihood")
 # Nats that a unit of the distance is worth, unless given.
@@ -164,9 +165,11 @@ def _prompts(adata, model, mask, key, n_cells, rng) -> tuple[pd.DataFrame, Promp
         raise ValueError(
             "Steering to a time needs prompts that ask for the lapse to query cells of the same AnnData."
         )
+    read_as = check_unit(params["time_key"], table["time"], model.time_head.unit)
     first = ~table["query"].duplicated().to_numpy()
     used = np.flatnonzero(first & mask[adata.obs_names.get_indexer(table["query"]).clip(min=0)])
-    table = table.iloc[_draw(used, n_cells, rng)]
+    table = table.iloc[_draw(used, n_cells, rng)].copy()
+    table.attrs["time_read_as"] = read_as
     return table, read_prompts(table, adata, adata)
 
 

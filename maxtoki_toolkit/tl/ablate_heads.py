@@ -166,6 +166,7 @@ def ablate_heads(
     adata = given.copy() if copy else given
     params = {
         "metric": readings.metric,
+        "time_read_as": drawn[0].attrs.get("time_read_as", ""),
         "unit": readings.unit,
         "how": how,
         "search": search,

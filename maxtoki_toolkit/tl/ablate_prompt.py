@@ -21,6 +21,7 @@ from ..pp._design import known_cells
 from ..pp.sample_prompts import read_prompts
 from ._cells import get_sequences
 from ._paired import unit_name
+from ._time_unit import check_unit
 from ._timelapse_scores import jackknife_error, jackknife_interval, left_out
 
 INTACT = "intact"
@@ -127,6 +128,7 @@ def ablate_prompt(
     params, table = stored["params"], stored["prompts"].copy()
     if params["task"] != "timelapse" or params["queries_elsewhere"]:
         raise ValueError("Ablations need prompts that ask for the lapse to query cells of the same AnnData.")
+    read_as = check_unit(params["time_key"], table["time"], model.time_head.unit)
     given, (adata, _) = adata, known_cells(adata)
     cells, prompts = get_sequences(adata, model), read_prompts(table, adata, adata)
     table[INTACT] = _predict(model, prompts, cells, cells, max_tokens)
@@ -142,6 +144,7 @@ def ablate_prompt(
         "ablations": list(ablations),
         "share": share,
         "time_key": params["time_key"],
+        "time_read_as": read_as,
         "groupby": params["groupby"],
         "n_prompts": len(table),
         "seed": rng,

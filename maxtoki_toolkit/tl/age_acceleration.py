@@ -25,7 +25,7 @@ from ..pp.match_ages import age_balance, donor_table, match_donors
 from ._cells import count_truncated, get_sequences
 from ._clock import cross_fitted_ages, log_expression
 from ._effects import Readings, estimate_effect
-from ._time_unit import warn_of_unit
+from ._time_unit import check_unit
 
 # Numbers of genes are compared in fifths of the cells.
 _DEPTHS = 5
@@ -170,7 +170,7 @@ def age_acceleration(
     matching = match_donors(donors, control, tolerance)
     enough = _enough(matching, min_donors)
     cells = _cells(adata, donors, donor_key, age_key, groupby, used, control)
-    warn_of_unit(age_key, cells.time, model.time_head.unit)
+    read_as = check_unit(age_key, cells.time[cells.donor >= 0], model.time_head.unit)
     queries, overlap = _draw_queries(cells, matching, n_cells, rng)
     drawn = [
         _draw_contexts(cells, group, n_contexts, context_size, rng) for group in range(len(cells.groups))
@@ -198,6 +198,7 @@ def age_acceleration(
         "condition_key": condition_key,
         "control": control,
         "age_key": age_key,
+        "time_read_as": read_as,
         "donor_key": donor_key,
         "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
         "match_by": columns,

@@ -27,6 +27,7 @@ from ..pp._design import get_groups, get_labels, known_cells
 from ..pp.sample_prompts import read_prompts
 from ._cells import count_truncated, get_sequences
 from ._gene_sets import TRANSCRIPTION_FACTORS, find_members
+from ._time_unit import check_unit
 from ._tokens import (
     could_attend,
     evenly_given,
@@ -217,6 +218,7 @@ def attention(
         "n_units": len(units),
         "n_truncated": n_truncated,
         "n_clipped": read.n_clipped,
+        "time_read_as": read.time_read_as,
         "path": None if path is None else str(path),
         "sha256": checksum,
         "seed": rng,
@@ -248,6 +250,7 @@ class _Read(NamedTuple):
     donor_key: str
     donors_known: bool
     n_clipped: int = 0
+    time_read_as: str = ""
 
 
 def read_cells(adata, cells: Sequences, groupby, donor_key, n_cells: int, seed: int) -> _Read:
@@ -277,6 +280,7 @@ def _read_prompts(adata, model, cells: Sequences, key: str, groupby, donor_key) 
     params, prompts = stored["params"], stored["prompts"]
     if params["task"] != "timelapse" or params["queries_elsewhere"]:
         raise ValueError("Attention needs prompts that ask for the lapse to query cells of the same AnnData.")
+    read_as = check_unit(params["time_key"], prompts["time"], model.time_head.unit)
     rows = read_prompts(prompts, adata, adata)
     written = write_prompts(rows, cells, model.vocab, max_length=model.max_length, answer=False)
     table = pd.DataFrame({"name": prompts["query"].to_numpy(dtype=object)})
@@ -305,6 +309,7 @@ def _read_prompts(adata, model, cells: Sequences, key: str, groupby, donor_key) 
         donor_key or str(params["donor_key"]),
         known,
         int((written.n_clipped > 0).sum()),
+        read_as,
     )
 
 

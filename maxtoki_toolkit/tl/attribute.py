@@ -151,6 +151,7 @@ def attribute(
     adata = given.copy() if copy else given
     params = {
         "target": target,
+        "time_read_as": drawn[0].attrs.get("time_read_as", ""),
         "unit": readings.unit,
         "baseline": baseline,
         "n_steps": n_steps,

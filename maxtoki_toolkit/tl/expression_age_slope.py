@@ -16,7 +16,7 @@ from .._results import write_result
 from ..get.results import symbols
 from ..pp._counts import check_counts, counts_hint, get_counts
 from ..pp._design import as_numbers, get_groups, get_labels, get_mask, known_cells
-from ._time_unit import warn_of_unit
+from ._time_unit import check_unit
 
 
 def expression_age_slope(
@@ -88,7 +88,7 @@ def expression_age_slope(
     given, (adata, kept) = adata, known_cells(adata, time_key, donor_key, groupby, columns)
     group, names = get_groups(adata, groupby)
     time = as_numbers(adata.obs[time_key], time_key)
-    warn_of_unit(time_key, time, time_unit, "pass time_unit=.")
+    read_as = check_unit(time_key, time, time_unit, "pass time_unit=.")
     rows = np.flatnonzero(get_mask(given, use, "use")[kept])
     counts = sp.csr_matrix(get_counts(adata, layer)[rows])
     check_counts(counts, force=False, hint=counts_hint(adata))
@@ -139,6 +139,7 @@ def expression_age_slope(
     params = {
         "unit": f"log2 expression per {unit}",
         "time_key": time_key,
+        "time_read_as": read_as,
         "donor_key": donor_key,
         "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
         "covariates": columns,

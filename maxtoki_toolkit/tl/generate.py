@@ -17,6 +17,7 @@ from ..models.sequences import Sequences
 from ..models.timelapse import require_temporal
 from ..pp.sample_prompts import read_prompts
 from ._cells import get_sequences
+from ._time_unit import check_unit
 
 
 def generate(
@@ -185,7 +186,12 @@ def _temporal_prompts(
     return (
         Sequences(opened, written.indptr + np.arange(len(written.indptr))),
         about,
-        {"prompts": key or _keys.PROMPTS, "time_key": params["time_key"], "unit": model.time_head.unit},
+        {
+            "prompts": key or _keys.PROMPTS,
+            "time_key": params["time_key"],
+            "time_read_as": check_unit(params["time_key"], table["time"], model.time_head.unit),
+            "unit": model.time_head.unit,
+        },
     )
 
 

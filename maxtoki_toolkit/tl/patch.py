@@ -115,6 +115,7 @@ def patch(
         )
     given, (adata, _) = adata, known_cells(adata)
     table, prompts, cells = get_prompts(adata, model, metric, key=key, n_prompts=None, rng=rng)
+    read_as = table.attrs.get("time_read_as", "")
     if corrupted in ABLATIONS:
         if corrupted == "drop_lapses":
             raise ValueError(
@@ -165,6 +166,7 @@ def patch(
     adata = given.copy() if copy else given
     params = {
         "metric": clean.metric,
+        "time_read_as": read_as,
         "unit": clean.unit,
         "corrupted": corrupted,
         "level": level,

@@ -33,7 +33,7 @@ from ._asked_genes import ALL, Asked, ask_genes, make_asked
 from ._cells import get_sequences
 from ._edit_readouts import READOUTS, join, likeness, read_likelihoods, read_prompted_lapses, some
 from ._gene_covariates import gene_covariates, nearest_genes
-from ._time_unit import warn_of_unit
+from ._time_unit import check_unit
 
 ON = ("query", "context", "both")
 UNITS = {"likelihood": "nats a gene", "embedding": "cosine"}
@@ -222,6 +222,7 @@ def perturb(
         "target": target is not None,
         "groupby": units.groupby,
         "donor_key": units.donor_key,
+        "time_read_as": units.time_read_as,
         "n_controls": n_controls,
         "n_units": len(units.table),
         "n_edits": len(effects),
@@ -292,6 +293,7 @@ class _Units(NamedTuple):
     """Which of the cells is the target of each unit, or units x hidden size; empty for none."""
     groupby: list[str]
     donor_key: str
+    time_read_as: str = ""
 
 
 def _prompts(adata: AnnData, model: MaxTokiModel, *, key, on, **_) -> _Units:
@@ -299,7 +301,7 @@ def _prompts(adata: AnnData, model: MaxTokiModel, *, key, on, **_) -> _Units:
     params, table = stored["params"], stored["prompts"].reset_index(drop=True)
     if params["task"] != "timelapse" or params["queries_elsewhere"]:
         raise ValueError("A screen needs prompts that ask for the lapse to query cells of the same AnnData.")
-    warn_of_unit(params["time_key"], table["time"], model.time_head.unit)
+    read_as = check_unit(params["time_key"], table["time"], model.time_head.unit)
     rows = read_prompts(table, adata, adata)
     members = np.column_stack([rows.context, rows.query])
     used = np.unique(members[members >= 0])
@@ -320,6 +322,7 @@ def _prompts(adata: AnnData, model: MaxTokiModel, *, key, on, **_) -> _Units:
         np.zeros(0),
         list(params["groupby"]),
         str(params["donor_key"]),
+        read_as,
     )
 
 

@@ -226,6 +226,7 @@ def steer(
         "method": method,
         "target": target,
         "unit": steered.unit,
+        "time_read_as": steered.table.attrs.get("time_read_as", ""),
         "genes": adata.var_names[columns].tolist(),
         "mode": mode,
         "k": k,

@@ -15,6 +15,7 @@ from .._progress import progress
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences, cell_sequences
 from ..pp._counts import iter_csr
+from ..pp._design import known_cells
 from ..pp._store import open_store, read_frames
 from ..tl._cells import get_sequences, require_encoding
 
@@ -29,13 +30,14 @@ def read_cells(
     *,
     max_length: int | None = None,
 ) -> tuple[Sequences, AnnData]:
-    """Cells as sequences, and their `.obs`.
+    """Cells as sequences in the order of their names, and their `.obs`.
 
     Those of an encoded file are written to `folder` and mapped into memory, so that memory does not grow with their
     number.
     """
     max_length = max_length or model.cell_length
     if isinstance(cells, AnnData):
+        cells, _ = known_cells(cells)
         return get_sequences(cells, model, max_length=max_length), cells
     with open_store(cells) as store:
         obs, var = read_frames(store)
@@ -43,18 +45,22 @@ def read_cells(
             raise KeyError(f"{cells} holds no layers[{_keys.RANK!r}]. Write it with mt.pp.encode_file.")
         require_encoding(ad.io.read_elem(store[f"uns/{_keys.ENCODING}"]), model)
         token = var[_keys.TOKEN_ID].to_numpy()
+        _, order = known_cells(AnnData(obs=obs))
+        place = np.argsort(order)
         length = np.minimum(obs[_keys.N_RANKED].to_numpy(), max_length - 2) + 2
-        indptr = np.concatenate([[0], np.cumsum(length, dtype=np.int64)])
+        indptr = np.concatenate([[0], np.cumsum(length[order], dtype=np.int64)])
         path = folder / f"{number}.npy"
         ranks = ad.io.sparse_dataset(store[f"layers/{_keys.RANK}"])
         with atomic(path) as temporary, progress(total=len(obs), desc="Reading cells", unit="cell") as bar:
             tokens = np.lib.format.open_memmap(temporary, "w+", dtype=np.int32, shape=(int(indptr[-1]),))
             for start, block in iter_csr(ranks, _CHUNK):
                 part = cell_sequences(block, token, model.vocab, max_length=max_length)
-                tokens[indptr[start] : indptr[start] + len(part.tokens)] = part.tokens
+                begin = indptr[place[start : start + block.shape[0]]]
+                at = np.repeat(begin - part.indptr[:-1], part.lengths) + np.arange(len(part.tokens))
+                tokens[at] = part.tokens
                 bar.update(block.shape[0])
             tokens.flush()
-    return Sequences(np.load(path, mmap_mode="r"), indptr), AnnData(obs=obs)
+    return Sequences(np.load(path, mmap_mode="r"), indptr), AnnData(obs=obs.iloc[order])
 
 
 def read_together(

@@ -16,8 +16,9 @@ from ..models.extend import extend_model
 from ..models.load import load_model, pick_device, save_model
 from ..models.model import MaxTokiModel
 from ..models.time_head import TimeHead
-from ..pp._design import get_groups, get_mask, get_times
+from ..pp._design import get_groups, get_mask, get_times, known_cells
 from ..pp._sampling import Sampler
+from ..tl._time_unit import check_unit
 from ._cells import read_together
 from ._temporal_module import TemporalModule
 from ._trainer import fit, is_first_process, n_processes, wait_for_all
@@ -182,6 +183,7 @@ def temporal(
     device = pick_device(device)
     sequences, tables = read_together(cells, model, output / "cells")
     group, time, used, tested = _design(tables, time_key, groupby, use, held_out)
+    recipe["time_read_as"] = check_unit(time_key, time[used | tested], time_unit, "pass time_unit=.")
     recipe["starts_from"] = model.sha256
     model = _prepare(model, time[used], lapses, max_length, rope, seed)
 
@@ -312,13 +314,19 @@ def _design(tables: Sequence[AnnData], time_key: str, groupby, use: str | None, 
     parts = {"group": [], "time": [], "used": [], "tested": []}
     offset = 0
     for adata in tables:
+        known, rows = known_cells(adata, time_key, groupby)
         group, names = get_groups(adata, groupby)
+        time = np.zeros(adata.n_obs, dtype=np.int64)
+        time[rows] = get_times(known, time_key)
+        # Others have no part in any prompt; their time is any that there is.
+        group[others := np.setdiff1d(np.arange(adata.n_obs), rows)] = -1
+        time[others] = time[rows[0]]
         parts["group"].append(np.where(group >= 0, group + offset, -1))
         offset += len(names)
-        parts["time"].append(get_times(adata, time_key))
+        parts["time"].append(time)
         tested = np.zeros(adata.n_obs, bool) if held_out is None else get_mask(adata, held_out, "held_out")
-        parts["used"].append(get_mask(adata, use, "use") & ~tested)
-        parts["tested"].append(tested)
+        parts["used"].append(get_mask(adata, use, "use") & ~tested & (group >= 0))
+        parts["tested"].append(tested & (group >= 0))
     return tuple(np.concatenate(part) for part in parts.values())
 
 
