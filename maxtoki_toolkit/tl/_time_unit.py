@@ -18,8 +18,7 @@ _LIFE = 120  # years; ages of people in months go further
 
 def check_unit(time_key: str, times: np.ndarray, unit: str, advice: str = "") -> str:
     """What a column is read as, in words; or raise if it may be in another unit: all would be wrong by a factor."""
-    times = np.asarray(times)
-    low, high = np.min(times, initial=np.inf), np.max(times, initial=-np.inf)
+    low, high = (float(end) for end in (np.min(times), np.max(times)))
     words = re.split(r"[^a-z]+", time_key.lower())
     named = [name for name, pattern in _WORDS.items() if any(re.fullmatch(pattern, word) for word in words)]
     advice = advice or f"convert the column to {unit}, and go on from there."
