@@ -136,15 +136,15 @@ def test_training_leaves_out_what_has_no_group_or_time(cells):
 
 
 def test_training_is_the_same_for_cells_in_another_order(cells, moved, model, tmp_path):
-    settings = dict(time_key="age_months", groupby="cell_type", max_length=256, max_steps=1, batch_size=4)
-    settings |= {"tensorboard": False, "device": "cpu"}
+    settings = {"time_key": "age_months", "groupby": "cell_type", "max_length": 256, "max_steps": 1}
+    settings |= {"batch_size": 4, "tensorboard": False, "device": "cpu"}
     trained = [
         mt.train.temporal(adata, model, tmp_path / name, **settings)
         for name, adata in (("a", cells), ("b", moved))
     ]
     assert trained[0].sha256 == trained[1].sha256
     shape = {**SHAPE, "max_position_embeddings": 32}
-    settings = dict(shape=shape, max_steps=1, batch_size=4, tensorboard=False, device="cpu")
+    settings = {"shape": shape, "max_steps": 1, "batch_size": 4, "tensorboard": False, "device": "cpu"}
     trained = [
         mt.train.pretrain(adata, model.vocab, tmp_path / name, **settings)
         for name, adata in (("c", cells), ("d", moved))

@@ -35,4 +35,4 @@ def check_unit(time_key: str, times: np.ndarray, unit: str, advice: str = "") ->
                 f"{advice} If they are {unit}, say so in the column's name: "
                 f"adata.obs['{time_key}_{unit}'] = adata.obs[{time_key!r}]."
             )
-    return f"{unit or 'no unit'}, {low:g} to {high:g}" + (f", as {time_key!r} says" if named else "")
+    return f"{unit}, {low:g} to {high:g}" + (f", as {time_key!r} says" if named else "")

@@ -17,7 +17,6 @@ from ..pp._design import get_mask, get_times
 from ._clock import N_GENES, fit_ridge
 from ._prompted import asked_groups, features_at, other_cells, read_prompted
 from ._rank_features import rank_features
-from ._time_unit import check_unit
 from ._timelapse_scores import score_lapses
 
 SEEN = 0.05  # share of a clock's cells that a gene is read of
@@ -125,8 +124,6 @@ def age_match(
             "These cells go on with others, so no age was asked for. Generate from prompts: mt.tl.generate(adata, model)."
         )
     time = get_times(adata, age_key).astype(float)
-    unit = model.time_head.unit if model.time_head is not None else ""
-    read_as = check_unit(age_key, time, unit)
     group, asked, names = asked_groups(adata, prompted, groupby)
     train = np.flatnonzero(other_cells(adata, prompted, use) & (group >= 0))
     donor = prompted.donor
@@ -164,9 +161,8 @@ def age_match(
     )
     adata = given.copy() if copy else given
     params = {
-        "unit": unit,
+        "unit": model.time_head.unit if model.time_head is not None else "",
         "age_key": age_key,
-        "time_read_as": read_as,
         "donor_key": donor_key,
         "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
         "n_train_cells": len(train),
