@@ -193,6 +193,38 @@ ON_ATTENTION = {"tl.head_enrichment", "tl.head_profiles", "tl.head_segments", "t
 ON_SCREEN = {"tl.perturbation_stats", "tl.perturbation_concordance"}
 
 
+# Functions that draw, and that have donors. (Prompts know their own; a temporal model reads nothing else.)
+SEEDED = [
+    name
+    for name, function in ON_ANNDATA.items()
+    if "rng" in inspect.signature(function).parameters and name.split(".")[0] in ("pp", "tl")
+]
+BY_DONOR = [
+    name
+    for name, function in ON_ANNDATA.items()
+    if "donor_key" in inspect.signature(function).parameters
+    and name not in ("tl.ablate_heads", "tl.attribute", "tl.perturb", "tl.steer")
+]
+# Functions that read time, and what they need for it.
+READ_TIME = [
+    "tl.ablate_heads",
+    "tl.ablate_prompt",
+    "tl.age_acceleration",
+    "tl.attention",
+    "tl.generate",
+    "tl.patch",
+    "tl.perturb",
+    "tl.predict_timelapse",
+    "tl.steer",
+]
+TIMED = {
+    "tl.age_acceleration": {**ARGUMENTS["tl.age_acceleration"], "age_key": "age", "tolerance": 40},
+    "tl.attention": {"key": "prompts"},
+    "tl.perturb": {"genes": "all"},
+    "tl.steer": ARGUMENTS["tl.steer"],
+}
+
+
 def read_heads(adata, model):
     """Write the attention that these build on."""
     mt.tl.attention(adata, model, groupby="cell_type", donor_key="donor_id", n_cells=2)
@@ -208,7 +240,7 @@ def call(name, adata, model, **settings):
     }
     if "generated" in wanted:
         required["generated"] = mt.tl.generate(adata, model, key="cell_prompts", max_genes=6)
-    return FUNCTIONS[name](adata, **required, **ARGUMENTS.get(name, {}), **settings)
+    return FUNCTIONS[name](adata, **required, **{**ARGUMENTS.get(name, {}), **settings})
 
 
 def call_on_copy(name, adata, model):
@@ -277,6 +309,71 @@ def test_results_survive_a_round_trip(request, encoded, name, tmp_path):
     store = zarr.storage.MemoryStore()
     alone.write_zarr(store)
     assert_equal(anndata.read_zarr(store), alone)
+
+
+@pytest.mark.parametrize("name", SEEDED)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_order_of_the_cells_does_not_matter(request, encoded, name):
+    """Draws depend on the names of cells and donors and the seed, never on places in the file."""
+    built = "attended" if name in ON_ATTENTION else "screened" if name in ON_SCREEN else "read"
+    adata, model = request.getfixturevalue(built), encoded[1]
+    moved = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()
+    settings = {} if name in NEW_CELLS else {"copy": True}
+    expected, found = (call(name, cells, model, **settings) for cells in (adata, moved))
+    assert_equal(found[expected.obs_names].copy(), expected)
+
+
+@pytest.mark.parametrize("name", BY_DONOR)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_cells_without_a_donor_are_left_out(encoded, name):
+    """They are no donor of their own, called "nan", and how many they are is said."""
+    adata, model = encoded[0].copy(), encoded[1]
+    mt.tl.embed(adata, model)
+    asked = np.unique(
+        np.concatenate(
+            [
+                adata.uns[key]["prompts"].filter(regex="^(query|context_.)$").to_numpy().ravel()
+                for key in ("prompts", "train_prompts", "cell_prompts")
+            ]
+        ).astype(str)
+    )
+    lost = adata.obs_names.difference(asked)[:6]
+    adata.obs["donor_id"] = adata.obs["donor_id"].astype(object).mask(adata.obs_names.isin(lost), np.nan)
+    with pytest.warns(
+        UserWarning, match=r"6 of 120 cells have no value in .obs\['donor_id'\] and are left out"
+    ):
+        result = call(name, adata, model, donor_key="donor_id")
+    tables = [
+        table
+        for value in (adata if result is None else result).uns.values()
+        for table in value.values()
+        if isinstance(table, pd.DataFrame)
+    ]
+    assert not any(
+        table[column].astype(str).eq("nan").any()
+        for table in tables
+        for column in table.select_dtypes(["object", "string", "category"])
+    )
+
+
+@pytest.mark.parametrize("name", READ_TIME)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_doubtful_unit_is_refused(encoded, name):
+    """Ages in years, for a model that tells months, would make all answers wrong by a factor."""
+    adata, model = encoded[0].copy(), encoded[1]
+    adata.obs["age"] = adata.obs["age_months"] // 12
+    task = "cell" if name == "tl.generate" else "timelapse"
+    mt.pp.sample_prompts(adata, **{**PROMPTS, "time_key": "age", "task": task, "n_prompts": 40})
+    before = set(adata.uns)
+    with pytest.raises(ValueError, match=r"\.obs\['age'\] goes from \d+ to \d+, which is taken for months"):
+        FUNCTIONS[name](adata, model, **TIMED.get(name, {}))
+    assert set(adata.uns) == before
+
+
+def test_the_unit_is_listed_in_the_result(read):
+    assert re.fullmatch(
+        r"months, \d+ to \d+, as 'age_months' says", read.uns["timelapse"]["params"]["time_read_as"]
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*zarr")

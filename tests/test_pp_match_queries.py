@@ -112,7 +112,7 @@ def test_no_cell_is_left(healthy, sick):
     with pytest.raises(ValueError, match="No cell of the queries is left"):
         matched(healthy, sick, use=np.zeros(150, bool))
     sick.obs["cell_type"] = np.nan
-    with pytest.raises(ValueError, match="No cell of the queries is left"):
+    with pytest.raises(ValueError, match=r"150 of 150 cells have no value in .obs\['cell_type'\]"):
         matched(healthy, sick)
 
 

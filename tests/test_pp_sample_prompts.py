@@ -126,7 +126,8 @@ def test_groups_may_be_one_column_or_none(adata):
 def test_cells_without_a_group_are_left_out(adata):
     adata.obs["cell_type"] = adata.obs["cell_type"].astype(object)
     adata.obs.loc[adata.obs["age"] == 20, "cell_type"] = np.nan
-    table = sample(adata)["prompts"]
+    with pytest.warns(UserWarning, match=r"cells have no value in .obs\['cell_type'\] and are left out"):
+        table = sample(adata)["prompts"]
     assert 20 not in set(adata.obs.loc[table["query"], "age"])
 
 

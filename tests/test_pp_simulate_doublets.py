@@ -175,7 +175,8 @@ def test_refuses_what_is_no_counts(adata):
         mt.pp.simulate_doublets(logged)
     missing = adata[:30].copy()
     missing.obs["cell_type"] = missing.obs["cell_type"].where(np.arange(30) > 0)
-    with pytest.raises(ValueError, match="is empty for 1 cells"):
-        mt.pp.simulate_doublets(missing, groupby="cell_type")
+    with pytest.warns(UserWarning, match=r"1 of 30 cells have no value in .obs\['cell_type'\]"):
+        doublets = mt.pp.simulate_doublets(missing, groupby="cell_type")
+    assert missing.obs_names[0] not in set(doublets.obs[["parent_1", "parent_2"]].to_numpy().ravel())
     with pytest.raises(ValueError, match="No cell has another cell"):
         mt.pp.simulate_doublets(adata[:1].copy())

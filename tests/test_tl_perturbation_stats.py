@@ -225,7 +225,7 @@ class TestSlopes:
         years = {**self.SETTINGS, "time_key": "years"}
         mt.tl.expression_age_slope(atlas, **years, time_unit="years")
         pd.testing.assert_frame_equal(mt.get.expression_age_slope(atlas), expected)
-        with pytest.warns(UserWarning, match="in years by its name, but is taken for months: pass time_unit"):
+        with pytest.raises(ValueError, match="in years by its name, but is taken for months: pass time_unit"):
             mt.tl.expression_age_slope(atlas, **years)
 
     def test_is_that_of_statsmodels(self, atlas):

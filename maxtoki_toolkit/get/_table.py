@@ -9,8 +9,10 @@ from .._results import read_result
 
 
 def read_table(adata: AnnData, key: str, name: str, function: str) -> pd.DataFrame:
-    """Copy of a table in `uns[key]`, with the unit of its numbers in `.attrs`; or say which function writes it."""
+    """Copy of a table in `uns[key]`, with the unit of its numbers and what times were read as in `.attrs`; or say which function writes it."""
     result = read_result(adata, key, function)
     table = result[name].copy()
     table.attrs["unit"] = str(result["params"]["unit"])
+    if "time_read_as" in result["params"]:
+        table.attrs["time_read_as"] = str(result["params"]["time_read_as"])
     return table

@@ -36,6 +36,7 @@ def generate_cells(
     model: MaxTokiModel,
     prompts: Sequences,
     *,
+    keys: np.ndarray | None = None,
     n_samples: int = 1,
     max_genes: int | None = None,
     temperature: float = 1.0,
@@ -54,6 +55,8 @@ def generate_cells(
         Model.
     prompts
         Tokens to go on from. The last cell of each must be open: `<bos>`, and perhaps its first genes.
+    keys
+        int64, prompts x samples: seeds of the cells (`chain_keys`); by default of the numbers of their prompts.
     n_samples
         Cells for each prompt.
     max_genes
@@ -85,6 +88,8 @@ def generate_cells(
     request = np.repeat(np.arange(len(given)), n_samples)
     of_prompt = scrambled(scrambled(torch.tensor([seed])) + torch.arange(len(given)))
     key = scrambled(of_prompt[request] + torch.arange(n_samples).repeat(len(given)))
+    if keys is not None:
+        key = torch.from_numpy(keys.ravel())
     cells: list[np.ndarray | None] = [None] * len(request)
     likelihood = np.zeros(len(request))
     # Long ones first: a width too large for the memory shows at once.

@@ -140,12 +140,7 @@ def save_model(
     Raises
     ------
     ValueError
-        If something is in the folder that is not to be replaced.
-
-    Raises
-    ------
-    ValueError
-        If weights are not finite, as after a training that diverged.
+        If something is in the folder that is not to be replaced, or weights are not finite, as after a training that diverged.
 
     Examples
     --------

@@ -10,8 +10,9 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from .._validate import require_obs, require_rank
+from .._validate import require_rank
 from ..get.results import find_genes, symbols
+from ..pp._design import known_cells
 from ._style import category_colors
 
 
@@ -62,7 +63,7 @@ def rank_heatmap(
     from matplotlib.colors import ListedColormap, LogNorm
 
     require_rank(adata)
-    require_obs(adata, groupby)
+    adata, _ = known_cells(adata, groupby)
     if groupby is None:
         labels, groups = np.full(adata.n_obs, "all cells"), ["all cells"]
     else:

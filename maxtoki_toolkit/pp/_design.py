@@ -2,13 +2,61 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from .._validate import require_obs
+from .._validate import require_adata, require_obs
+
+# What a missing value becomes when a column is made text before it gets here.
+_MISSING = ("", "nan")
+
+
+def known_cells(adata: AnnData, *keys: str | Sequence[str] | None) -> tuple[AnnData, np.ndarray]:
+    """Cells with a value in each of these columns of `.obs`, in the order of their names; and their rows.
+
+    What is drawn and computed of them does not depend on where they stand in the file, and none becomes a donor, a
+    group or a time "nan". How many are left out is warned of.
+    """
+    require_adata(adata)
+    columns = [key for part in keys for key in ([part] if isinstance(part, str) else part or [])]
+    require_obs(adata, *columns)
+    missing = {key: is_missing(adata.obs[key]) for key in dict.fromkeys(columns)}
+    left = np.ones(adata.n_obs, dtype=bool)
+    for key, mask in missing.items():
+        if (mask & left).any():
+            text = f"{(mask & left).sum()} of {adata.n_obs} cells have no value in .obs[{key!r}]"
+            if mask.all():
+                raise ValueError(f"{text}.")
+            warnings.warn(f"{text} and are left out.", UserWarning, stacklevel=3)
+        left &= ~mask
+    if adata.n_obs and not left.any():
+        raise ValueError(f"No cell has a value in all of {', '.join(f'.obs[{key!r}]' for key in missing)}.")
+    rows = np.flatnonzero(left)
+    names = adata.obs_names[rows].to_numpy(dtype=str)
+    # Short names first: cell_9 comes before cell_10.
+    rows = rows[np.lexsort((names, np.char.str_len(names)))]
+    same = len(rows) == adata.n_obs and (np.diff(rows) > 0).all()
+    return adata if same else adata[rows], rows
+
+
+def is_missing(column: pd.Series) -> np.ndarray:
+    """Which values of a column are none."""
+    return (column.isna() | column.isin(_MISSING)).to_numpy(dtype=bool)
+
+
+def get_labels(adata: AnnData, key: str) -> np.ndarray:
+    """A column as text, object; or raise if a cell has none (`known_cells` leaves these out)."""
+    require_obs(adata, key)
+    if (missing := is_missing(adata.obs[key])).any():
+        raise ValueError(
+            f"{missing.sum()} of {adata.n_obs} cells have no value in .obs[{key!r}]. Drop them first."
+        )
+    return adata.obs[key].astype(str).to_numpy(dtype=object)
+
 
 _DATE = 1e7  # 20200131, or seconds since 1970
 
@@ -69,7 +117,7 @@ def get_groups(adata: AnnData, groupby: str | Sequence[str] | None) -> tuple[np.
     if not columns:
         return np.zeros(adata.n_obs, dtype=np.int64), ["all"]
     require_obs(adata, *columns)
-    present = adata.obs[columns].notna().all(axis=1).to_numpy()
+    present = ~np.any([is_missing(adata.obs[column]) for column in columns], axis=0)
     values = [adata.obs[column][present].astype(str).to_numpy(dtype=object) for column in columns]
     joined = values[0]
     for value in values[1:]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
 from .._results import write_obs, write_result
-from .._validate import require_obs
-from ._design import get_times
+from ._design import get_labels, get_times, known_cells
 
 
 def hold_out(
@@ -46,9 +46,10 @@ def hold_out(
 
     Returns
     -------
-    `None`, or the copy. Writes boolean columns of `.obs`: `train`; its reverse, `held_out`; and what of it is
+    `None`, or the copy. Writes boolean columns of `.obs`: `train`; `held_out`; and what of it is
     held out for which reason, without overlap: `held_out_groups` (any donor), then `held_out_times` and
-    `held_out_donors`. The counts are in `.uns["hold_out"]`.
+    `held_out_donors`. The counts are in `.uns["hold_out"]`. Cells without a donor, a time or a value of a column of
+    `groups` might be of a donor that is held out: they are in none of these, `train` neither.
 
     Raises
     ------
@@ -65,16 +66,16 @@ def hold_out(
     """
     # Values are compared as text, whatever their column holds.
     groups = {key: _names(values) for key, values in (groups or {}).items()}
-    require_obs(adata, donor_key, time_key, *(groups or {}))
     if times and time_key is None:
         raise ValueError("Give time_key, the column that the held-out times refer to.")
-    donor = adata.obs[donor_key].astype(str).to_numpy(dtype=object)
+    given, (adata, rows) = adata, known_cells(adata, donor_key, time_key, list(groups or {}))
+    donor = get_labels(adata, donor_key)
     by_group = np.zeros(adata.n_obs, dtype=bool)
     for column, values in (groups or {}).items():
-        found = adata.obs[column].astype(str)
+        found = get_labels(adata, column)
         if unknown := sorted(set(values) - set(found)):
             raise ValueError(f".obs[{column!r}] has no {unknown[0]!r}; it has {sorted(set(found))}.")
-        by_group |= found.isin(values).to_numpy()
+        by_group |= np.isin(found, list(values))
     time = None if time_key is None else get_times(adata, time_key)
     by_time = np.zeros(adata.n_obs, dtype=bool)
     for first, last in times:
@@ -96,7 +97,7 @@ def hold_out(
     if held_out.all():
         raise ValueError("Everything is held out: nothing is left to train on.")
 
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     parts = {
         "train": ~held_out,
         "held_out": held_out,
@@ -104,14 +105,17 @@ def hold_out(
         "held_out_times": by_time & ~by_group,
         "held_out_donors": by_donor & ~by_group,
     }
-    write_obs(adata, _keys.HOLD_OUT, parts)
+    columns = {name: np.zeros(adata.n_obs, dtype=bool) for name in parts}
+    for name, mask in parts.items():
+        columns[name][rows] = mask
+    write_obs(adata, _keys.HOLD_OUT, columns)
     params = {"donor_key": donor_key, "donors": sorted(chosen), "time_key": time_key, "seed": rng}
     params |= {
         "times": [list(pair) for pair in times],
         "groups": {k: list(v) for k, v in (groups or {}).items()},
     }
     counts = {f"n_cells_{name}": int(mask.sum()) for name, mask in parts.items()}
-    write_result(adata, _keys.HOLD_OUT, {**params, **counts})
+    write_result(adata, _keys.HOLD_OUT, {**params, **counts, "n_left_out": adata.n_obs - len(rows)})
     return adata if copy else None
 
 
@@ -123,10 +127,11 @@ def _spread(donor: np.ndarray, time: np.ndarray | None, share: float, seed: int)
     """A share of the donors, one from each stretch of the donors sorted by time."""
     if not 0 <= share < 1:
         raise ValueError(f"The share of donors to hold out must be in [0, 1), got {share}.")
-    names, first = np.unique(donor, return_index=True)
+    names, of_cell = np.unique(donor, return_inverse=True)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(names))
     if time is not None:
-        order = order[np.argsort(time[first][order], kind="stable")]
+        earliest = pd.Series(time).groupby(of_cell).min().to_numpy()
+        order = order[np.argsort(earliest[order], kind="stable")]
     n = round(share * len(names))
     return [str(names[rng.choice(stretch)]) for stretch in np.array_split(order, n)] if n else []

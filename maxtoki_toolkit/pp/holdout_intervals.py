@@ -12,8 +12,8 @@ from anndata import AnnData
 from .. import _keys
 from .._correction import benjamini_hochberg
 from .._results import write_obs, write_result
-from .._validate import require_obs, require_rank, require_unique_names
-from ._design import get_groups, get_times
+from .._validate import require_rank, require_unique_names
+from ._design import get_groups, get_labels, get_times, known_cells
 from ._turnover import rank_scores, sample_means, two_lines
 from .hold_out import hold_out
 
@@ -99,12 +99,14 @@ def holdout_intervals(
     """
     require_unique_names(adata)
     require_rank(adata)
-    require_obs(adata, donor_key)
+    given, (adata, rows) = adata, known_cells(adata, time_key, groupby, donor_key)
     time = get_times(adata, time_key)
     group, names = get_groups(adata, groupby)
     chosen = None if isinstance(intervals, int) else [(int(a), int(b)) for a, b in intervals]
     # A sample is a donor at a time, or a cell where donors are not known.
-    donor = np.arange(adata.n_obs) if donor_key is None else pd.factorize(adata.obs[donor_key].astype(str))[0]
+    donor = np.arange(adata.n_obs)
+    if donor_key is not None:
+        donor = pd.factorize(get_labels(adata, donor_key), sort=True)[0]
     candidates = _cut(time, donor, n_bins) if chosen is None else chosen
     for first, last in candidates:
         if not (time < first).any() or not (time > last).any():
@@ -147,9 +149,9 @@ def holdout_intervals(
     if chosen is None:
         chosen = _most(found, intervals)
 
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     found["held_out"] = [(a, b) in chosen for a, b in zip(found["first"], found["last"], strict=True)]
-    _hold_out(adata, time_key, time, donor, chosen)
+    _hold_out(adata, rows, time_key, time, donor, chosen)
     genes = _genes(parts, candidates, tests, q_value, adata.var_names)
     turning = genes[q_value < alpha].sort_values("q_value", kind="stable")
     params = {
@@ -265,11 +267,15 @@ def _most(found: pd.DataFrame, n: int) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in total.index[:n]]
 
 
-def _hold_out(adata: AnnData, time_key: str, time: np.ndarray, donor: np.ndarray, chosen) -> None:
+def _hold_out(
+    adata: AnnData, rows: np.ndarray, time_key: str, time: np.ndarray, donor: np.ndarray, chosen
+) -> None:
     """Write what `mt.pp.hold_out` writes, with samples in the place of donors."""
     sample = [f"{d} at {t}" for d, t in zip(donor, time, strict=True)]
-    cells = AnnData(obs=pd.DataFrame({time_key: time, "sample": sample}, index=adata.obs_names))
+    cells = AnnData(obs=pd.DataFrame({time_key: time, "sample": sample}, index=adata.obs_names[rows]))
     hold_out(cells, donor_key="sample", donors=0.0, time_key=time_key, times=chosen)
     names = cells.obs.columns.difference([time_key, "sample"])
-    write_obs(adata, _keys.HOLD_OUT, {name: cells.obs[name].to_numpy() for name in names})
-    write_result(adata, _keys.HOLD_OUT, {**cells.uns[_keys.HOLD_OUT]["params"], "donor_key": ""})
+    columns = {name: cells.obs[name].reindex(adata.obs_names, fill_value=False).to_numpy() for name in names}
+    write_obs(adata, _keys.HOLD_OUT, columns)
+    params = {**cells.uns[_keys.HOLD_OUT]["params"], "donor_key": "", "n_left_out": adata.n_obs - len(rows)}
+    write_result(adata, _keys.HOLD_OUT, params)

@@ -10,8 +10,8 @@ from anndata import AnnData
 
 from .. import _keys
 from .._results import write_result
-from .._validate import require_obs, require_unique_names
-from ._design import get_groups, get_times
+from .._validate import require_unique_names
+from ._design import get_groups, get_labels, get_times, known_cells
 
 
 def match_ages(
@@ -110,17 +110,15 @@ def donor_table(
     donor_key: str,
     match_by: Sequence[str],
 ) -> pd.DataFrame:
-    """One row a donor: `donor`, `condition`, `age`, `stratum`. Cells without a condition or stratum are left out."""
-    require_obs(adata, condition_key, age_key, donor_key, *match_by)
+    """One row a donor: `donor`, `condition`, `age`, `stratum`. Cells without any of these are left out."""
+    adata, _ = known_cells(adata, donor_key, condition_key, age_key, match_by)
     stratum, names = get_groups(adata, match_by)
-    known = adata.obs[[donor_key, condition_key]].notna().all(axis=1).to_numpy() & (stratum >= 0)
-    obs = adata.obs[known]
     table = pd.DataFrame(
         {
-            "donor": obs[donor_key].astype(str),
-            "condition": obs[condition_key].astype(str),
-            "age": get_times(adata, age_key)[known],
-            "stratum": np.array(names, dtype=object)[stratum[known]],
+            "donor": get_labels(adata, donor_key),
+            "condition": get_labels(adata, condition_key),
+            "age": get_times(adata, age_key),
+            "stratum": np.array(names, dtype=object)[stratum],
         }
     ).drop_duplicates(ignore_index=True)
     if (repeated := table["donor"].duplicated()).any():

@@ -7,8 +7,8 @@ from anndata import AnnData
 
 from .. import _keys
 from .._results import read_result, write_result
-from .._validate import require_obs, require_unique_names
-from ._design import get_groups, get_mask, get_times
+from .._validate import require_unique_names
+from ._design import get_groups, get_labels, get_mask, get_times, known_cells
 from ._sampling import Pool
 
 
@@ -76,10 +76,10 @@ def match_queries(
     stored = read_result(adata, key or _keys.PROMPTS, "mt.pp.sample_prompts(adata, ...)")
     params, table = stored["params"], stored["prompts"].copy()
     time_key, columns, donor_key = params["time_key"], list(params["groupby"]), params["donor_key"]
-    require_obs(queries, time_key, *columns, donor_key or None)
+    given, (queries, kept) = queries, known_cells(queries, time_key, columns, donor_key or None)
     code, names = get_groups(queries, columns)
     time = get_times(queries, time_key)
-    pool = Pool.build(code, time, len(names), get_mask(queries, use, "use"))
+    pool = Pool.build(code, time, len(names), get_mask(given, use, "use")[kept])
     if not len(pool.cells):
         raise ValueError(
             "No cell of the queries is left: use= leaves out, or the columns of the groups are missing for, all of them."
@@ -113,7 +113,7 @@ def match_queries(
     table["lapse"] = table["lapse"] + time[chosen] - table["time"]
     table["time"] = time[chosen]
     if donor_key:
-        table["donor"] = queries.obs[donor_key].astype(str).to_numpy(dtype=object)[chosen]
+        table["donor"] = get_labels(queries, donor_key)[chosen]
     adata = adata.copy() if copy else adata
     params = {**params, "queries_elsewhere": True, "tolerance": tolerance, "match_seed": rng}
     params |= {"n_unmatched": int((~found).sum()), "n_prompts": len(table)}

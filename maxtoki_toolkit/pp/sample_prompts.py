@@ -10,9 +10,9 @@ from anndata import AnnData
 
 from .. import _keys
 from .._results import write_result
-from .._validate import require_obs, require_unique_names
+from .._validate import require_unique_names
 from ..models.prompts import Prompts
-from ._design import get_groups, get_mask, get_times
+from ._design import get_groups, get_labels, get_mask, get_times, known_cells
 from ._sampling import Sampler
 
 TASKS = ("timelapse", "cell")
@@ -46,7 +46,7 @@ def sample_prompts(
         Column of `.obs` with the time, in whole units (age in months, hours of a course).
     groupby
         Column or columns of `.obs`: all cells of a prompt agree in them, e.g. ["cell_type", "sex"]. `None`
-        for one group. Cells with a missing value are left out.
+        for one group. Cells without a group, a time or (with `donor_key`) a donor are left out.
     task
         "timelapse": the query cell is given and the lapse asked for; "cell": the reverse.
     n_prompts
@@ -69,7 +69,8 @@ def sample_prompts(
     donor_key
         Column of `.obs` with the donor, kept for donor-level intervals.
     rng
-        Seed. Prompt i depends on the seed, the cells and i only, not on how many are drawn.
+        Seed. Prompt i depends on the seed, the cells and i only, not on how many are drawn or how the cells are
+        ordered.
     key_added
         Key in `.uns`, by default "prompts".
     copy
@@ -101,19 +102,19 @@ def sample_prompts(
     ['context_0', 'context_1', 'context_2']
     """
     require_unique_names(adata)
-    require_obs(adata, donor_key)
     if task not in TASKS:
         raise ValueError(f"There is no task {task!r}; choose from {', '.join(TASKS)}.")
     if n_prompts < 1:
         raise ValueError(f"n_prompts must be at least 1, got {n_prompts}.")
     size = (context_size, context_size) if isinstance(context_size, int) else tuple(context_size)
+    given, (adata, kept) = adata, known_cells(adata, time_key, groupby, donor_key)
     group, names = get_groups(adata, groupby)
     time = get_times(adata, time_key)
     sampler = Sampler(
         group,
         time,
-        contexts=get_mask(adata, contexts, "contexts"),
-        queries=get_mask(adata, queries, "queries"),
+        contexts=get_mask(given, contexts, "contexts")[kept],
+        queries=get_mask(given, queries, "queries")[kept],
         context_size=size,
         zero_lapse=zero_lapse,
         forward=forward,
@@ -125,16 +126,17 @@ def sample_prompts(
     table["group"] = np.array(names, dtype=object)[group[drawn.query]]
     table["time"] = time[drawn.query]
     if donor_key is not None:
-        donor = np.append(adata.obs[donor_key].astype(str).to_numpy(dtype=object), "")
+        donor = np.append(get_labels(adata, donor_key), "")
         table["donor"] = donor[drawn.query]
         for i, rows in enumerate(drawn.context.T):
             table[f"donor_{i}"] = donor[rows]
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     params = {
         "time_key": time_key,
         "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
         "task": task,
         "n_prompts": n_prompts,
+        "n_left_out": adata.n_obs - len(kept),
         "context_size": size,
         "contexts": contexts if isinstance(contexts, str) else ("all" if contexts is None else "mask"),
         "queries": queries if isinstance(queries, str) else ("all" if queries is None else "mask"),
@@ -183,6 +185,6 @@ def _rows(names: pd.Series, adata: AnnData) -> np.ndarray:
     if (missing := (rows < 0) & (names != "")).any():
         raise KeyError(
             f"{missing.sum()} cells of the prompts are not in the AnnData (first: {names[missing][0]!r}): it was subset "
-            "since, or the query cells are elsewhere (queries=...). Draw the prompts again: mt.pp.sample_prompts."
+            "since, they lack a donor, group or time, or the query cells are elsewhere (queries=...). Draw the prompts again: mt.pp.sample_prompts."
         )
     return rows.astype(np.int64)

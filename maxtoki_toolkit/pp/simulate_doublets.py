@@ -9,7 +9,8 @@ from anndata import AnnData
 
 from .. import _keys
 from .._results import write_result
-from .._validate import require_obs, require_rank, require_unique_names
+from .._validate import require_rank, require_unique_names
+from ._design import get_labels, known_cells
 from ._doublets import add_counts, draw_pairs, merge_ranks, uniform
 from ._ranked_counts import ranked_counts, source_of
 
@@ -100,11 +101,11 @@ def simulate_doublets(
     if kind not in KINDS:
         raise ValueError(f"There are no doublets of {kind!r}; choose from {', '.join(KINDS)}.")
     require_unique_names(adata)
-    require_obs(adata, groupby, donor_key)
     check_share(groupby, same_type)
     low, high = capture
     if not 0 < low <= high <= 1:
         raise ValueError(f"capture must be two shares, 0 < low <= high <= 1; got ({low}, {high}).")
+    adata, _ = known_cells(adata, groupby, donor_key)
     n = adata.n_obs if n_doublets is None else n_doublets
     if n < 1:
         raise ValueError(f"n_doublets must be at least 1, got {n}.")
@@ -173,7 +174,5 @@ def read_codes(adata: AnnData, key: str | None) -> tuple[np.ndarray | None, np.n
     """A column as integers in the order of its values, and these values; nothing for no column."""
     if key is None:
         return None, None
-    if adata.obs[key].isna().any():
-        raise ValueError(f".obs[{key!r}] is empty for {adata.obs[key].isna().sum()} cells. Drop them first.")
-    names, codes = np.unique(adata.obs[key].astype(str).to_numpy(dtype=str), return_inverse=True)
+    names, codes = np.unique(get_labels(adata, key).astype(str), return_inverse=True)
     return codes, names.astype(object)

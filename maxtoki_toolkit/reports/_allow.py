@@ -116,7 +116,7 @@ def _why_not(
             )
         elif key in _TIMES:
             try:
-                as_times(obs[column].astype(object), column)
+                as_times(obs[column].dropna().astype(object), column)
             except ValueError as error:
                 reasons.append(f"{str(error).rstrip('.')} ({key})")
     if any("no column" in reason for reason in reasons):

@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from .._validate import require_obs
 from ..models.model import MaxTokiModel
-from ..pp._design import get_groups
+from ..pp._design import get_groups, is_missing, known_cells
 from ._prompted import named_rows, stored_prompts
 from ._rank_features import rank_features
 
@@ -25,7 +25,7 @@ class About(NamedTuple):
     time: np.ndarray | None
     """Values of the column of times, cells."""
     donor: np.ndarray | None
-    """str, cells."""
+    """str, cells; "" for none."""
     prompt: np.ndarray | None
     """str, cells: cells of one prompt were written from the same."""
 
@@ -57,10 +57,14 @@ def about_cells(
     """What the columns of `.obs` say."""
     require_obs(adata, time_key, donor_key)
     code, names = get_groups(adata, groupby)
+    donor = None
+    if donor_key is not None:
+        column = adata.obs[donor_key]
+        donor = np.where(is_missing(column), "", column.astype(str).to_numpy(dtype=object))
     return About(
         np.array([*names, ""], dtype=object)[code],
         None if time_key is None else adata.obs[time_key].to_numpy(),
-        None if donor_key is None else adata.obs[donor_key].astype(str).to_numpy(dtype=object),
+        donor,
         None,
     )
 
@@ -117,6 +121,16 @@ def about_generated(
     return found._replace(
         prompt=obs["prompt"].astype(str).to_numpy(dtype=object) if "prompt" in obs else None
     )
+
+
+def known_generated(generated: AnnData, about: About) -> tuple[AnnData, About]:
+    """Generated cells of which all is known, in the order of their names, and what they are about."""
+    columns = {name: getattr(about, name) for name in ("time", "group", "donor")}
+    obs = pd.DataFrame(
+        {name: values for name, values in columns.items() if values is not None}, index=generated.obs_names
+    )
+    _, rows = known_cells(AnnData(obs=obs), list(obs))
+    return generated[rows], About(*(None if values is None else values[rows] for values in about))
 
 
 def _from_prompts(obs, adata, wanted, time_key, donor_key, columns, stored) -> pd.DataFrame:

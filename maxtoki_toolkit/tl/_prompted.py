@@ -12,9 +12,9 @@ from anndata import AnnData
 
 from .. import _keys
 from .._results import read_result
-from .._validate import require_adata, require_obs, require_rank, require_unique_names
+from .._validate import require_adata, require_rank, require_unique_names
 from ..models.model import MaxTokiModel
-from ..pp._design import get_groups, get_mask
+from ..pp._design import get_groups, get_labels, get_mask, known_cells
 from ..pp.sample_prompts import read_prompts
 from ._rank_features import rank_features
 
@@ -38,6 +38,8 @@ class Prompted(NamedTuple):
     """ "donor" or "prompt"."""
     taken: np.ndarray
     """bool, true cells: of a donor in any of the prompts (or one of their cells, where no donor is known)."""
+    donor: np.ndarray | None
+    """str, true cells; `None` where no donor is known."""
 
     @property
     def last(self) -> np.ndarray:
@@ -46,9 +48,20 @@ class Prompted(NamedTuple):
 
 
 def read_prompted(
-    adata: AnnData, model: MaxTokiModel, generated: AnnData, key: str | None, donor_key: str | None
-) -> Prompted:
-    """Find the true cells of the prompts that cells were generated from."""
+    adata: AnnData,
+    model: MaxTokiModel,
+    generated: AnnData,
+    key: str | None,
+    donor_key: str | None,
+    *keys: str | Sequence[str] | None,
+) -> tuple[AnnData, np.ndarray, AnnData, Prompted]:
+    """Find the true cells of the prompts that cells were generated from.
+
+    Returns
+    -------
+    The true cells with donors and values in the other columns, their rows, and the generated cells, both in the order of
+    their names; and what belongs to what.
+    """
     require_unique_names(adata)
     require_rank(adata)
     require_adata(generated)
@@ -61,19 +74,24 @@ def read_prompted(
     params = generation_params(generated)
     if params.get("model_sha256", model.sha256) != model.sha256:
         raise ValueError(f"Another model than {model.name!r} generated these cells. Pass that one.")
+    generated, _ = known_cells(generated)
     named = generated.obs["prompt"].astype(str).to_numpy(dtype=object)
-    if "n_given" in params:
-        context, asked, default = named_rows(adata, named)[:, None], np.full(len(named), np.nan), ""
+    stored = None if "n_given" in params else stored_prompts(adata, generated, key)
+    donor_key = donor_key or (stored["params"]["donor_key"] if stored else None) or None
+    adata, rows = known_cells(adata, donor_key, *keys)
+    if stored is None:
+        context, asked = named_rows(adata, named)[:, None], np.full(len(named), np.nan)
         query, lapse = context[:, 0], asked
     else:
-        stored = stored_prompts(adata, generated, key)
-        table, default = stored["prompts"], stored["params"]["donor_key"]
+        table = stored["prompts"]
         row = _prompt_rows(table, generated, named)
         found = read_prompts(table, adata, adata, task="cell")
         context, query, asked = found.context[row], found.query[row], found.lapse[row].astype(float)
         lapse = generated.obs["lapse"].to_numpy(dtype=float)
-    units, unit, taken = _units(adata, named, context, query, donor_key or default or None)
-    return Prompted(pd.factorize(named)[0], context, query, lapse, asked, units, unit, taken)
+    donor = None if donor_key is None else get_labels(adata, donor_key)
+    units, unit, taken = _units(adata, named, context, query, donor)
+    prompted = Prompted(pd.factorize(named)[0], context, query, lapse, asked, units, unit, taken, donor)
+    return adata, rows, generated, prompted
 
 
 def asked_groups(
@@ -127,7 +145,8 @@ def named_rows(adata: AnnData, named: np.ndarray) -> np.ndarray:
     rows = adata.obs_names.get_indexer(named)
     if (missing := rows < 0).any():
         raise KeyError(
-            f"{missing.sum()} cells of the prompts are not in the AnnData (first: {named[missing][0]!r})."
+            f"{missing.sum()} cells of the prompts are not in the AnnData, or are without a donor, a group or a time "
+            f"(first: {named[missing][0]!r})."
         )
     return rows
 
@@ -146,16 +165,14 @@ def _prompt_rows(table: pd.DataFrame, generated: AnnData, named: np.ndarray) -> 
 
 
 def _units(
-    adata: AnnData, named: np.ndarray, context: np.ndarray, query: np.ndarray, donor_key: str | None
+    adata: AnnData, named: np.ndarray, context: np.ndarray, query: np.ndarray, donor: np.ndarray | None
 ) -> tuple[pd.DataFrame, str, np.ndarray]:
     """What intervals leave out, and the true cells that have a part in it."""
     taken = np.zeros(adata.n_obs, dtype=bool)
     members = np.column_stack([context, query])
-    if donor_key is None:
+    if donor is None:
         taken[members[members >= 0]] = True
         return pd.DataFrame({"prompt": named}), "prompt", taken
-    require_obs(adata, donor_key)
-    donor = adata.obs[donor_key].astype(str).to_numpy(dtype=object)
     taken = np.isin(donor.astype(str), np.unique(donor[members[members >= 0]].astype(str)))
     named_donor = np.append(donor, "")[members]
     columns = ["donor", *(f"donor_{i}" for i in range(context.shape[1]))]

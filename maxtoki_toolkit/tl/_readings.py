@@ -11,7 +11,6 @@ from anndata import AnnData
 
 from .. import _keys
 from .._results import read_result
-from .._validate import require_obs
 from ..get.results import find_genes
 from ..models.layout import Layout, layout
 from ..models.model import MaxTokiModel, require_model
@@ -19,8 +18,10 @@ from ..models.prompts import Prompts, write_prompts
 from ..models.readout import Readout, lapse_readout, likelihood_readout, logits_readout, token_readout
 from ..models.sequences import Sequences
 from ..models.timelapse import require_temporal
+from ..pp._design import get_labels
 from ..pp.sample_prompts import read_prompts
 from ._cells import get_sequences
+from ._time_unit import check_unit
 
 Metric = str | Callable
 
@@ -56,7 +57,6 @@ def get_prompts(
     if n_prompts is not None and n_prompts < 2:
         raise ValueError(f"n_prompts must be at least 2, got {n_prompts}.")
     if not model.vocab.is_temporal:
-        require_obs(adata, donor_key)
         if key is not None:
             raise ValueError(
                 f"{model.name!r} has no time tokens and reads no prompts, so key={key!r} has no meaning. Leave key out: "
@@ -64,7 +64,7 @@ def get_prompts(
             )
         cells, table = get_sequences(adata, model), pd.DataFrame({"query": adata.obs_names})
         if donor_key is not None:
-            table["donor"] = adata.obs[donor_key].astype(str).to_numpy(dtype=object)
+            table["donor"] = get_labels(adata, donor_key)
         return table.iloc[_some(len(table), n_prompts, rng)].reset_index(drop=True), None, cells
     if donor_key is not None:
         raise ValueError(
@@ -82,6 +82,8 @@ def get_prompts(
             'These prompts ask for cells. Draw others: mt.pp.sample_prompts(..., task="timelapse").'
         )
     table = table.iloc[_some(len(table), n_prompts, rng)].copy()
+    if model.time_head is not None:
+        table.attrs["time_read_as"] = check_unit(params["time_key"], table["time"], model.time_head.unit)
     return table, read_prompts(table, adata, adata, task=params["task"]), get_sequences(adata, model)
 
 

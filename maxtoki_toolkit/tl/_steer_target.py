@@ -11,16 +11,16 @@ from anndata import AnnData
 
 from .. import _keys
 from .._results import read_result
-from .._validate import require_obs
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel, require_model
 from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences
 from ..models.timelapse import read_lapses, require_temporal
-from ..pp._design import get_mask
+from ..pp._design import get_labels, get_mask
 from ..pp.sample_prompts import read_prompts
 from ._cells import get_sequences
 from ._edit_readouts import read_likelihoods, some
+from ._time_unit import check_unit
 
 TARGETS = ("time", "embedding", "likelihood")
 # Nats that a unit of the distance is worth, unless given.
@@ -165,18 +165,19 @@ def _prompts(adata, model, mask, key, n_cells, rng) -> tuple[pd.DataFrame, Promp
         raise ValueError(
             "Steering to a time needs prompts that ask for the lapse to query cells of the same AnnData."
         )
+    read_as = check_unit(params["time_key"], table["time"], model.time_head.unit)
     first = ~table["query"].duplicated().to_numpy()
     used = np.flatnonzero(first & mask[adata.obs_names.get_indexer(table["query"]).clip(min=0)])
-    table = table.iloc[_draw(used, n_cells, rng)]
+    table = table.iloc[_draw(used, n_cells, rng)].copy()
+    table.attrs["time_read_as"] = read_as
     return table, read_prompts(table, adata, adata)
 
 
 def _cells(adata, mask, donor_key, n_cells, rng) -> tuple[pd.DataFrame, np.ndarray]:
-    require_obs(adata, donor_key)
     rows = _draw(np.flatnonzero(mask), n_cells, rng)
     table = pd.DataFrame({"query": adata.obs_names[rows].to_numpy(dtype=object)})
     if donor_key is not None:
-        table["donor"] = adata.obs[donor_key].astype(str).to_numpy(dtype=object)[rows]
+        table["donor"] = get_labels(adata, donor_key)[rows]
     return table, rows
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 
 import numpy as np
 
@@ -17,19 +16,23 @@ _WORDS = {
 _LIFE = 120  # years; ages of people in months go further
 
 
-def warn_of_unit(time_key: str, times: np.ndarray, unit: str, advice: str = "") -> None:
-    """Warn if a column seems to be in another unit than that of the model, or the one given: all would be wrong by a factor."""
-    times = np.asarray(times)
+def check_unit(time_key: str, times: np.ndarray, unit: str, advice: str = "") -> str:
+    """What a column is read as, in words; or raise if it may be in another unit: all would be wrong by a factor."""
+    low, high = (float(end) for end in (np.min(times), np.max(times)))
     words = re.split(r"[^a-z]+", time_key.lower())
     named = [name for name, pattern in _WORDS.items() if any(re.fullmatch(pattern, word) for word in words)]
     advice = advice or f"convert the column to {unit}, and go on from there."
     if named and unit in _WORDS and unit not in named:
-        text = f".obs[{time_key!r}] is in {named[0]} by its name, but is taken for {unit}: {advice}"
-    elif not named and unit == "months" and 18 <= np.max(times, initial=0) <= _LIFE:
-        text = (
-            f".obs[{time_key!r}] goes from {np.min(times):g} to {np.max(times):g}, which is taken for months. If "
-            f"these are years, {advice}"
+        raise ValueError(
+            f".obs[{time_key!r}] is in {named[0]} by its name, but is taken for {unit}: {advice}"
         )
-    else:
-        return
-    warnings.warn(text, UserWarning, stacklevel=3)
+    if not named:
+        other = {"months": 18 <= high <= _LIFE, "years": _LIFE < high <= 12 * _LIFE}.get(unit, False)
+        if other:
+            likely = "years" if unit == "months" else "months"
+            raise ValueError(
+                f".obs[{time_key!r}] goes from {low:g} to {high:g}, which is taken for {unit}. If these are {likely}, "
+                f"{advice} If they are {unit}, say so in the column's name: "
+                f"adata.obs['{time_key}_{unit}'] = adata.obs[{time_key!r}]."
+            )
+    return f"{unit}, {low:g} to {high:g}" + (f", as {time_key!r} says" if named else "")

@@ -16,6 +16,7 @@ from ..models.ablation import HOW, Ablated, ablate, mean_activations
 from ..models.hooks import n_heads, n_layers
 from ..models.layout import n_classes, place_classes
 from ..models.model import MaxTokiModel, require_model
+from ..pp._design import known_cells
 from ._paired import donor_mean, unit_name
 from ._readings import Readings, draw_partners, get_prompts, get_readings
 
@@ -130,6 +131,7 @@ def ablate_heads(
     sets = _sets(heads, model)
     if search == "greedy" and any(len(some) > 1 for some in sets):
         raise ValueError('search="greedy" makes sets itself: give heads as pairs of layer and head.')
+    given, (adata, _) = adata, known_cells(adata, donor_key)
     drawn = get_prompts(adata, model, metric, key=key, n_prompts=n_prompts, rng=rng, donor_key=donor_key)
 
     def prepare(rows: np.ndarray) -> tuple[Readings, Callable[..., Ablated]]:
@@ -161,9 +163,10 @@ def ablate_heads(
     else:
         readings, read = prepare(np.arange(len(drawn[0])))
         effects = _effects(readings, read(sets), sets, rng)
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     params = {
         "metric": readings.metric,
+        "time_read_as": drawn[0].attrs.get("time_read_as", ""),
         "unit": readings.unit,
         "how": how,
         "search": search,

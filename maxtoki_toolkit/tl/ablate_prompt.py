@@ -17,9 +17,11 @@ from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences
 from ..models.timelapse import read_lapses, require_temporal
 from ..models.vocabulary import Vocabulary
+from ..pp._design import known_cells
 from ..pp.sample_prompts import read_prompts
 from ._cells import get_sequences
 from ._paired import unit_name
+from ._time_unit import check_unit
 from ._timelapse_scores import jackknife_error, jackknife_interval, left_out
 
 INTACT = "intact"
@@ -126,6 +128,8 @@ def ablate_prompt(
     params, table = stored["params"], stored["prompts"].copy()
     if params["task"] != "timelapse" or params["queries_elsewhere"]:
         raise ValueError("Ablations need prompts that ask for the lapse to query cells of the same AnnData.")
+    read_as = check_unit(params["time_key"], table["time"], model.time_head.unit)
+    given, (adata, _) = adata, known_cells(adata)
     cells, prompts = get_sequences(adata, model), read_prompts(table, adata, adata)
     table[INTACT] = _predict(model, prompts, cells, cells, max_tokens)
     for name in dict.fromkeys(ablations):
@@ -134,12 +138,13 @@ def ablate_prompt(
         changed = ablated(name, prompts, cells, model.vocab, share, np.random.default_rng(seed))
         table[name] = _predict(model, *changed, max_tokens, lapses=name != "drop_lapses")
 
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     result = {
         "unit": model.time_head.unit,
         "ablations": list(ablations),
         "share": share,
         "time_key": params["time_key"],
+        "time_read_as": read_as,
         "groupby": params["groupby"],
         "n_prompts": len(table),
         "seed": rng,

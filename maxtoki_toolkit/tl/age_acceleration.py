@@ -15,17 +15,17 @@ from .. import _keys
 from .._correction import benjamini_hochberg
 from .._progress import progress
 from .._results import write_result
-from .._validate import require_obs, require_rank, require_unique_names
+from .._validate import require_rank, require_unique_names
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
 from ..models.timelapse import read_lapses, require_temporal
-from ..pp._design import get_groups, get_mask, get_times
+from ..pp._design import get_groups, get_labels, get_mask, get_times, known_cells
 from ..pp.match_ages import age_balance, donor_table, match_donors
 from ._cells import count_truncated, get_sequences
 from ._clock import cross_fitted_ages, log_expression
 from ._effects import Readings, estimate_effect
-from ._time_unit import warn_of_unit
+from ._time_unit import check_unit
 
 # Numbers of genes are compared in fifths of the cells.
 _DEPTHS = 5
@@ -147,7 +147,6 @@ def age_acceleration(
     require_temporal(model)
     require_unique_names(adata)
     require_rank(adata)
-    require_obs(adata, batch_key)
     for name, value, least in [
         ("n_cells", n_cells, 1),
         ("n_contexts", n_contexts, 1),
@@ -157,7 +156,9 @@ def age_acceleration(
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}.")
     columns = [match_by] if isinstance(match_by, str) else list(match_by or [])
-    used = get_mask(adata, use, "use")
+    keys = (condition_key, age_key, donor_key, groupby, columns, batch_key)
+    given, (adata, kept) = adata, known_cells(adata, *keys)
+    used = get_mask(given, use, "use")[kept]
     donors = donor_table(
         adata[used],
         condition_key=condition_key,
@@ -169,7 +170,7 @@ def age_acceleration(
     matching = match_donors(donors, control, tolerance)
     enough = _enough(matching, min_donors)
     cells = _cells(adata, donors, donor_key, age_key, groupby, used, control)
-    warn_of_unit(age_key, cells.time, model.time_head.unit)
+    read_as = check_unit(age_key, cells.time[cells.donor >= 0], model.time_head.unit)
     queries, overlap = _draw_queries(cells, matching, n_cells, rng)
     drawn = [
         _draw_contexts(cells, group, n_contexts, context_size, rng) for group in range(len(cells.groups))
@@ -190,12 +191,14 @@ def age_acceleration(
     for note in notes:
         warnings.warn(note, stacklevel=2)
 
-    adata = adata.copy() if copy else adata
+    truncated = count_truncated(adata, model)
+    adata = given.copy() if copy else given
     params = {
         "unit": unit,
         "condition_key": condition_key,
         "control": control,
         "age_key": age_key,
+        "time_read_as": read_as,
         "donor_key": donor_key,
         "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
         "match_by": columns,
@@ -205,7 +208,8 @@ def age_acceleration(
         "context_size": context_size,
         "n_permutations": n_permutations,
         "n_queries": len(queries),
-        "n_truncated": count_truncated(adata, model),
+        "n_left_out": adata.n_obs - len(kept),
+        "n_truncated": truncated,
         "seed": rng,
         "warnings": notes,
     }
@@ -238,7 +242,7 @@ class _Cells(NamedTuple):
 
 
 def _cells(adata, donors: pd.DataFrame, donor_key, age_key, groupby, used, control) -> _Cells:
-    donor = pd.Index(donors["donor"]).get_indexer(adata.obs[donor_key].astype(str))
+    donor = pd.Index(donors["donor"]).get_indexer(get_labels(adata, donor_key))
     group, groups = get_groups(adata, groupby)
     donor = np.where(used & (group >= 0), donor, -1)
     is_control = (donors["condition"] == control).to_numpy()
@@ -482,7 +486,7 @@ def _warnings(matching, balance, effects, enough, overlap, min_donors) -> list[s
 
 def _batches(adata: AnnData, matching: pd.DataFrame, donor_key: str, batch_key: str) -> list[str]:
     """Conditions whose donors were in batches without controls."""
-    pairs = adata.obs[[donor_key, batch_key]].astype(str).drop_duplicates()
+    pairs = pd.DataFrame({key: get_labels(adata, key) for key in (donor_key, batch_key)}).drop_duplicates()
     notes = []
     for condition, part in matching[matching["matched"]].groupby("condition"):
         case = dict(zip(part["donor"], part["case"], strict=True))

@@ -13,7 +13,7 @@ from .._correction import benjamini_hochberg
 from .._progress import progress
 from .._results import write_result
 from ..models.model import MaxTokiModel
-from ..pp._design import get_times
+from ..pp._design import get_mask, get_times
 from ._clock import N_GENES, fit_ridge
 from ._prompted import asked_groups, features_at, other_cells, read_prompted
 from ._rank_features import rank_features
@@ -114,7 +114,11 @@ def age_match(
     >>> mt.get.age_match(adata)["cells"].tolist()
     ['generated', 'query', 'context']
     """
-    prompted = read_prompted(adata, model, generated, key, donor_key)
+    given, (adata, kept, generated, prompted) = (
+        adata,
+        read_prompted(adata, model, generated, key, donor_key, age_key, groupby),
+    )
+    use = get_mask(given, use, "use")[kept]
     if np.isnan(prompted.lapse).any():
         raise ValueError(
             "These cells go on with others, so no age was asked for. Generate from prompts: mt.tl.generate(adata, model)."
@@ -122,7 +126,7 @@ def age_match(
     time = get_times(adata, age_key).astype(float)
     group, asked, names = asked_groups(adata, prompted, groupby)
     train = np.flatnonzero(other_cells(adata, prompted, use) & (group >= 0))
-    donor = adata.obs[donor_key].astype(str).to_numpy(dtype=object) if prompted.unit == "donor" else None
+    donor = prompted.donor
     rows = {"query": prompted.query, "context": prompted.last}
     if as_prompted := bool((prompted.lapse == prompted.asked).all()):
         _require_same_times(time, prompted)
@@ -155,7 +159,7 @@ def age_match(
             **read,
         }
     )
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     params = {
         "unit": model.time_head.unit if model.time_head is not None else "",
         "age_key": age_key,

@@ -11,6 +11,7 @@ from anndata import AnnData
 from .. import _keys
 from .._results import write_result
 from ..models.model import MaxTokiModel
+from ..pp._design import get_mask
 from ._classify import fit_classifier, jackknife_weights, score_labels, with_share_intervals
 from ._prompted import asked_groups, features_at, other_cells, read_prompted
 from ._rank_features import rank_features
@@ -120,7 +121,11 @@ def annotation_concordance(
     >>> mt.get.annotation_concordance(adata)["cells"].tolist()
     ['generated', 'query', 'context', 'majority', 'permuted']
     """
-    prompted = read_prompted(adata, model, generated, key, donor_key)
+    given, (adata, kept, generated, prompted) = (
+        adata,
+        read_prompted(adata, model, generated, key, donor_key, groupby),
+    )
+    use = get_mask(given, use, "use")[kept]
     group, asked, names = asked_groups(adata, prompted, groupby)
     train = np.flatnonzero(other_cells(adata, prompted, use) & (group >= 0))
     _require_types(group[train], asked, names)
@@ -153,7 +158,7 @@ def annotation_concordance(
     )
     rows.append(_chance_row(chance, scores["generated"].accuracy[0]) | {"p_value": np.nan, **head})
 
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     params = {
         "groupby": [groupby] if isinstance(groupby, str) else list(groupby),
         "unit": prompted.unit,

@@ -15,7 +15,6 @@ from anndata import AnnData
 from .. import _keys
 from .._outputs import check_output, new_output
 from .._results import read_result, write_result
-from .._validate import require_obs
 from ..get._head_sums import Shape, Sums, checksum_of
 from ..get.results import symbols
 from ..models.attention import STATISTICS, stream_attention
@@ -23,11 +22,12 @@ from ..models.model import MaxTokiModel
 from ..models.prompts import write_prompts
 from ..models.sequences import Sequences
 from ..models.timelapse import require_temporal
-from ..pp._design import get_groups
+from ..pp._design import get_groups, get_labels, known_cells
 from ..pp._ranked_counts import counts_or_none
 from ..pp.sample_prompts import read_prompts
 from ._cells import count_truncated, get_sequences
 from ._gene_sets import TRANSCRIPTION_FACTORS, find_members
+from ._time_unit import check_unit
 from ._tokens import (
     could_attend,
     evenly_given,
@@ -163,7 +163,7 @@ def attention(
             raise ValueError(f"{name} must be at least {least}, got {value}.")
     if path is not None:
         _check_path(path := Path(path), overwrite=overwrite)
-    require_obs(adata, groupby, donor_key)
+    given, (adata, _) = adata, known_cells(adata, groupby, donor_key)
     cells = get_sequences(adata, model)
     read = (
         read_cells(adata, cells, groupby, donor_key, n_cells, rng)
@@ -206,7 +206,8 @@ def attention(
     genes["detection"] = genes["n_tokens"] / found.pop("n_cells")
     genes["mean_rank"] = found.pop("rank_sum") / np.maximum(genes["n_tokens"], 1)
 
-    adata = adata.copy() if copy else adata
+    n_truncated = count_truncated(adata[read.cells], model)
+    adata = given.copy() if copy else given
     params = {
         "prompts": key,
         "gene_sets": list(sets),
@@ -221,8 +222,9 @@ def attention(
         "n_cells": n_cells,
         "n_sequences": len(table),
         "n_units": len(units),
-        "n_truncated": count_truncated(adata[read.cells], model),
+        "n_truncated": n_truncated,
         "n_clipped": read.n_clipped,
+        "time_read_as": read.time_read_as,
         "path": None if path is None else str(path),
         "sha256": checksum,
         "seed": rng,
@@ -261,14 +263,15 @@ class _Read(NamedTuple):
     donor_key: str
     donors_known: bool
     n_clipped: int = 0
+    time_read_as: str = ""
 
 
 def read_cells(adata, cells: Sequences, groupby, donor_key, n_cells: int, seed: int) -> _Read:
     """Cells drawn by group and donor, the same whatever else there is."""
     group, groups = get_groups(adata, groupby)
     known = donor_key is not None
-    donor = adata.obs[donor_key].astype(str).to_numpy() if known else np.full(adata.n_obs, "")
-    used = np.flatnonzero((group >= 0) & (adata.obs[donor_key].notna().to_numpy() if known else True))
+    donor = get_labels(adata, donor_key).astype(str) if known else np.full(adata.n_obs, "")
+    used = np.flatnonzero(group >= 0)
     names = adata.obs_names.to_numpy(dtype=object)
     # A number for each name: the draw does not depend on what else there is.
     drawn = pd.util.hash_array(names[used].astype(object), hash_key=f"{seed % 10**16:016d}", categorize=False)
@@ -290,14 +293,15 @@ def _read_prompts(adata, model, cells: Sequences, key: str, groupby, donor_key) 
     params, prompts = stored["params"], stored["prompts"]
     if params["task"] != "timelapse" or params["queries_elsewhere"]:
         raise ValueError("Attention needs prompts that ask for the lapse to query cells of the same AnnData.")
+    read_as = check_unit(params["time_key"], prompts["time"], model.time_head.unit)
     rows = read_prompts(prompts, adata, adata)
     written = write_prompts(rows, cells, model.vocab, max_length=model.max_length, answer=False)
     table = pd.DataFrame({"name": prompts["query"].to_numpy(dtype=object)})
-    group = prompts["group"].to_numpy() if groupby is None else adata.obs[groupby].to_numpy()[rows.query]
+    group = prompts["group"].to_numpy() if groupby is None else get_labels(adata, groupby)[rows.query]
     table["group"] = group.astype(str).astype(object)
     known = donor_key is not None or "donor" in prompts
     if donor_key is not None:
-        donor = np.append(adata.obs[donor_key].astype(str).to_numpy(dtype=object), "")
+        donor = np.append(get_labels(adata, donor_key), "")
         table["donor"] = donor[rows.query]
         for i, column in enumerate(rows.context.T):
             table[f"donor_{i}"] = donor[column]
@@ -318,6 +322,7 @@ def _read_prompts(adata, model, cells: Sequences, key: str, groupby, donor_key) 
         donor_key or str(params["donor_key"]),
         known,
         int((written.n_clipped > 0).sum()),
+        read_as,
     )
 
 

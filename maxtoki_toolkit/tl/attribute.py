@@ -15,6 +15,7 @@ from .._results import write_result
 from ..get.results import symbols
 from ..models.attribution import BASELINES, Attributions, integrated_gradients, require_captum
 from ..models.model import MaxTokiModel, require_model
+from ..pp._design import known_cells
 from ._paired import donor_mean, unit_name
 from ._readings import Readings, get_prompts, get_readings
 
@@ -129,6 +130,7 @@ def attribute(
         raise ValueError(
             'target must be "time" or a gene: the genes of a likelihood are input and output at once.'
         )
+    given, (adata, _) = adata, known_cells(adata, donor_key)
     drawn = get_prompts(adata, model, target, key=key, n_prompts=n_prompts, rng=rng, donor_key=donor_key)
     readings = get_readings(adata, model, target, *drawn)
     found = integrated_gradients(
@@ -146,9 +148,10 @@ def attribute(
         )
     genes, correlation = _genes(adata, model, readings, found, rng)
     prompts, segments = _segments(readings, found, residual, rng)
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     params = {
         "target": target,
+        "time_read_as": drawn[0].attrs.get("time_read_as", ""),
         "unit": readings.unit,
         "baseline": baseline,
         "n_steps": n_steps,

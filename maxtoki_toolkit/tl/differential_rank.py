@@ -14,9 +14,9 @@ from .. import _keys
 from .._correction import benjamini_hochberg
 from .._results import write_result
 from ..models.model import MaxTokiModel
-from ..pp._design import get_mask, get_times
+from ..pp._design import get_mask, get_times, known_cells
 from ..pp._turnover import fit_lines, sample_means
-from ._generated import About, about_cells, about_generated, rank_levels
+from ._generated import About, about_cells, about_generated, known_generated, rank_levels
 from ._rank_change import (
     Units,
     agreement,
@@ -155,10 +155,14 @@ def differential_rank(
             f"n_bootstrap must be at least 2 and n_permutations 1, got {n_bootstrap} and {n_permutations}."
         )
     keys = {"time_key": time_key, "groupby": groupby, "donor_key": donor_key}
-    true, made = about_cells(adata, **keys), about_generated(generated, adata, **keys, key=key)
+    generated, made = known_generated(generated, about_generated(generated, adata, **keys, key=key))
+    given, (adata, kept) = adata, known_cells(adata, *keys.values())
+    true = about_cells(adata, **keys)
     ranges = _read_intervals(intervals)
     side = {
-        "true": np.where(get_mask(adata, use, "use"), _side(adata, true, time_key, ranges, intervals), -1),
+        "true": np.where(
+            get_mask(given, use, "use")[kept], _side(adata, true, time_key, ranges, intervals), -1
+        ),
         "generated": _side(None, made, time_key, ranges, intervals),
     }
     of_true, of_made, length = rank_levels(adata, generated, model)
@@ -167,7 +171,7 @@ def differential_rank(
     if known is None:
         may_use = _side(adata, true, time_key, ranges, intervals) < 0
     else:
-        may_use = get_mask(adata, known, "known") & (side["true"] < 0)
+        may_use = get_mask(given, known, "known")[kept] & (side["true"] < 0)
 
     genes, scores, cells, small = [], [], [], []
     names = sorted(set(true.group[side["true"] >= 0]) & set(made.group[side["generated"] >= 0]) - {""})
@@ -225,7 +229,7 @@ def differential_rank(
     scores = pd.concat(scores, ignore_index=True)
     scores["q_value"] = benjamini_hochberg(scores["p_value"])
 
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     params = {
         "unit": "ranks",
         "time_key": time_key,
@@ -238,6 +242,7 @@ def differential_rank(
         "n_bootstrap": n_bootstrap,
         "n_permutations": n_permutations,
         "groups_left_out": small,
+        "n_left_out": adata.n_obs - len(kept),
         "seed": rng,
     }
     write_result(

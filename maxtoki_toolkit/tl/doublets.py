@@ -17,6 +17,7 @@ from .._results import is_ours, require_free, write_result
 from .._validate import require_obs, require_rank, require_unique_names
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
+from ..pp._design import get_labels, known_cells
 from ..pp._doublets import add_counts, draw_pairs, merge_ranks, uniform
 from ..pp._ranked_counts import has_counts, ranked_counts, source_of
 from ..pp.rank_value_encode import rank_value_encode
@@ -160,12 +161,15 @@ def doublets(
     if not any(is_ours(adata, name) and "n_doublets" in adata.uns[name]["params"] for name in adata.uns):
         require_free(adata, _keys.DOUBLETS, [_keys.DOUBLET_PROBABILITY, _keys.DOUBLET])
     require_rank(adata)
-    require_obs(adata, groupby, donor_key, truth_key)
+    require_obs(adata, truth_key)
     check_share(groupby, same_type)
     if kind not in KINDS:
         raise ValueError(f"There are no doublets of {kind!r}; choose from {', '.join(KINDS)}.")
     if not 0 < expected_rate < 1:
         raise ValueError(f"expected_rate must be between 0 and 1, got {expected_rate}.")
+    given, (adata, kept) = adata, known_cells(adata, groupby, donor_key)
+    if queries is not None and donor_key in queries.obs:
+        queries, _ = known_cells(queries, donor_key)
     if adata.n_obs < MIN_CELLS:
         raise ValueError(f"{adata.n_obs} cells are too few to learn from; at least {MIN_CELLS} are needed.")
     used = _choose_features(features, kind, queries, layer)
@@ -221,7 +225,7 @@ def doublets(
     if queries is not None:
         asked = pd.DataFrame({"cell": queries.obs_names.to_numpy(), "population": "queries", "score": asked})
         if by_donor and donor_key in queries.obs:
-            asked["donor"] = queries.obs[donor_key].astype(str).to_numpy()
+            asked["donor"] = get_labels(queries, donor_key)
         table = pd.concat([table, asked], ignore_index=True)
     if items.donor is not None:
         table.loc[: len(score) - 1, "donor"] = donor_names[items.donor]
@@ -229,9 +233,9 @@ def doublets(
     for column in {"donor", "pair", "truth"} & set(table):
         table[column] = table[column].fillna("")
 
-    adata = adata.copy() if copy else adata
-    probability = np.empty(n)
-    probability[order] = table["probability"].to_numpy()[:n]
+    adata = given.copy() if copy else given
+    probability = np.full(adata.n_obs, np.nan)
+    probability[kept[order]] = table["probability"].to_numpy()[:n]
     adata.obs[_keys.DOUBLET_PROBABILITY] = probability
     adata.obs[_keys.DOUBLET] = probability > 0.5
     params = {
@@ -248,6 +252,7 @@ def doublets(
         "layer": source_of(adata, layer)[0] or "X",
         "seed": rng,
         "n_cells": n,
+        "n_left_out": adata.n_obs - n,
         "n_doublets": len(first),
         "n_without_genes": (n_doublets or n) - len(first),
     }

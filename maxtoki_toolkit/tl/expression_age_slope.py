@@ -14,11 +14,10 @@ from .. import _keys
 from .._correction import benjamini_hochberg
 from .._features import gene_columns
 from .._results import write_result
-from .._validate import require_obs
 from ..get.results import symbols
-from ..pp._design import as_numbers, get_groups, get_mask
+from ..pp._design import as_numbers, get_groups, get_labels, get_mask, known_cells
 from ..pp._ranked_counts import ranked_counts
-from ._time_unit import warn_of_unit
+from ._time_unit import check_unit
 
 
 def expression_age_slope(
@@ -87,12 +86,11 @@ def expression_age_slope(
     'log2 expression per year'
     """
     columns = [covariates] if isinstance(covariates, str) else list(covariates or [])
-    require_obs(adata, time_key, donor_key, *columns)
+    given, (adata, kept) = adata, known_cells(adata, time_key, donor_key, groupby, columns)
     group, names = get_groups(adata, groupby)
     time = as_numbers(adata.obs[time_key], time_key)
-    warn_of_unit(time_key, time, time_unit, "pass time_unit=.")
-    used = get_mask(adata, use, "use") & (group >= 0) & adata.obs[donor_key].notna().to_numpy()
-    rows = np.flatnonzero(used)
+    read_as = check_unit(time_key, time, time_unit, "pass time_unit=.")
+    rows = np.flatnonzero(get_mask(given, use, "use")[kept])
     # One row a gene: columns of the same gene are summed in the first of them.
     column = np.flatnonzero(gene_columns(adata.var) == np.arange(adata.n_vars))
     counts = ranked_counts(adata, layer, rows)[:, column]
@@ -100,7 +98,7 @@ def expression_age_slope(
 
     obs = adata.obs.iloc[rows]
     samples = pd.DataFrame(
-        {"group": group[rows], "donor": obs[donor_key].astype(str).to_numpy(), "time": time[rows] / factor}
+        {"group": group[rows], "donor": get_labels(adata, donor_key)[rows], "time": time[rows] / factor}
     )
     number = samples.groupby(["group", "donor", "time"], sort=False).ngroup().to_numpy()
     for name in columns:
@@ -109,10 +107,6 @@ def expression_age_slope(
             raise ValueError(
                 f".obs[{name!r}] varies within {varies.sum()} samples; a covariate belongs to the donor."
             )
-    if (missing := samples[columns].isna().any(axis=1)).any():
-        raise ValueError(
-            f"{missing.sum()} cells lack a covariate. Drop them first, or leave them out with use=."
-        )
     n_samples = int(number.max(initial=-1)) + 1
     member = sp.csr_matrix(
         (np.ones(len(number)), (number, np.arange(len(number)))), shape=(n_samples, len(number))
@@ -144,16 +138,18 @@ def expression_age_slope(
     if not tables:
         raise ValueError(f"No group has {min_donors} donors with {min_cells} cells each (donors: {few}).")
 
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     params = {
         "unit": f"log2 expression per {unit}",
         "time_key": time_key,
+        "time_read_as": read_as,
         "donor_key": donor_key,
         "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
         "covariates": columns,
         "min_cells": min_cells,
         "min_donors": min_donors,
         "groups_left_out": list(few),
+        "n_left_out": adata.n_obs - len(kept),
     }
     write_result(adata, key_added or _keys.AGE_SLOPE, params, slopes=pd.concat(tables, ignore_index=True))
     return adata if copy else None

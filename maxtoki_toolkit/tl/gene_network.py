@@ -12,12 +12,12 @@ from scipy.stats import rankdata
 
 from .. import _keys
 from .._results import write_result
-from .._validate import require_obs
 from ..get.results import find_genes, symbols
 from ..models.attention import n_pair_classes, pair_classes, place_steps, stream_pairs
 from ..models.hooks import n_heads, n_layers
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences
+from ..pp._design import known_cells
 from ..pp._ranked_counts import counts_or_none
 from ._cells import count_truncated, get_sequences
 from ._regulons import MIN_SOURCES, MIN_TARGETS, find_edges, score_regulons
@@ -172,7 +172,7 @@ def gene_network(
     if n_permutations < 99:
         raise ValueError(f"n_permutations must be at least 99, got {n_permutations}.")
     groupby = [groupby] if isinstance(groupby, str) else list(groupby or [])
-    require_obs(adata, *groupby, donor_key)
+    given, (adata, _) = adata, known_cells(adata, groupby, donor_key)
     chosen = _heads(model, heads)
     read = read_cells(adata, get_sequences(adata, model), groupby, donor_key, n_cells, rng)
     columns, table, n_unread = _choose_genes(adata, model, read.sequences, genes, regulons)
@@ -232,7 +232,8 @@ def gene_network(
     if len(table) <= _GENES:
         tables["matrix"] = np.array(matrix, dtype=np.float32)
 
-    adata = adata.copy() if copy else adata
+    n_truncated = count_truncated(adata[read.cells], model)
+    adata = given.copy() if copy else given
     params = {
         "unit": "log2 of attention over expectation",
         "groupby": read.groupby,
@@ -247,7 +248,7 @@ def gene_network(
         "n_edges": n_edges,
         "n_permutations": n_permutations,
         "expression": expression,
-        "n_truncated": count_truncated(adata[read.cells], model),
+        "n_truncated": n_truncated,
         "seed": rng,
     }
     write_result(adata, key_added or _keys.GENE_NETWORK, {**model.params, **params}, **tables)

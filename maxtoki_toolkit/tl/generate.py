@@ -12,10 +12,12 @@ from .._results import read_result, write_result
 from ..models.generation import generate_cells
 from ..models.model import MaxTokiModel
 from ..models.prompts import write_prompts
+from ..models.sampling import chain_keys
 from ..models.sequences import Sequences
 from ..models.timelapse import require_temporal
 from ..pp.sample_prompts import read_prompts
 from ._cells import get_sequences
+from ._time_unit import check_unit
 
 
 def generate(
@@ -62,8 +64,8 @@ def generate(
     max_tokens
         Tokens held in memory at once; halved whenever memory runs out.
     rng
-        Seed. A cell's random numbers depend on it, on the place of its prompt and on its number among the samples,
-        and not on what else is generated with it.
+        Seed. A cell's random numbers depend on it, on the number of its prompt (or the name of the cell that is gone on
+        with) and on its number among the samples, and not on what else is generated with it.
 
     Returns
     -------
@@ -113,9 +115,12 @@ def generate(
     else:
         prompts, about = _given_genes(adata, model, cells, n_given), pd.DataFrame(index=adata.obs_names)
         params = {"n_given": n_given}
+    # Prompts are known by their numbers; the numbers of cells are their places in a file.
+    keys = None if n_given is None else chain_keys(rng, adata.obs_names, n_samples)
     found = generate_cells(
         model,
         prompts,
+        keys=keys,
         n_samples=n_samples,
         max_genes=max_genes,
         temperature=temperature,
@@ -181,7 +186,12 @@ def _temporal_prompts(
     return (
         Sequences(opened, written.indptr + np.arange(len(written.indptr))),
         about,
-        {"prompts": key or _keys.PROMPTS, "time_key": params["time_key"], "unit": model.time_head.unit},
+        {
+            "prompts": key or _keys.PROMPTS,
+            "time_key": params["time_key"],
+            "time_read_as": check_unit(params["time_key"], table["time"], model.time_head.unit),
+            "unit": model.time_head.unit,
+        },
     )
 
 

@@ -16,10 +16,10 @@ from .._results import write_result
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.sequences import cell_sequences
-from ..pp._design import get_mask
+from ..pp._design import get_mask, known_cells
 from . import _diversity as kernel
 from ._diversity import Cells
-from ._generated import about_cells, about_generated, rank_levels
+from ._generated import about_cells, about_generated, known_generated, rank_levels
 
 SPACES = ("ranks", "embedding")
 _MIN_DONORS = 4
@@ -148,14 +148,16 @@ def generation_diversity(
         raise ValueError(f"There is no space {space!r}; choose from {', '.join(SPACES)}.")
     if n_neighbors < 1:
         raise ValueError(f"n_neighbors must be at least 1, got {n_neighbors}.")
-    training = get_mask(adata, train, "train")
+    keys = {"groupby": groupby, "donor_key": donor_key}
+    generated, made = known_generated(generated, about_generated(generated, adata, **keys, key=key))
+    given, (adata, kept) = adata, known_cells(adata, *keys.values())
+    training = get_mask(given, train, "train")[kept]
     if training.all() or not training.any():
         raise ValueError(
             f"{training.sum()} of {len(training)} cells are training cells: some have to be, and others held out, to tell "
             "copies from true cells. See mt.pp.hold_out."
         )
-    keys = {"groupby": groupby, "donor_key": donor_key}
-    true, made = about_cells(adata, **keys), about_generated(generated, adata, **keys, key=key)
+    true = about_cells(adata, **keys)
     of_true, of_made, length = rank_levels(adata, generated, model)
     X = {"true": of_true, "generated": of_made}
     names = sorted(set(true.group) - {""})
@@ -196,7 +198,7 @@ def generation_diversity(
         tested = rows & (scores["cells"] == "generated")
         scores.loc[tested, "q_value"] = benjamini_hochberg(scores.loc[tested, "p_value"])
 
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     params = {
         "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
         "donor_key": donor_key,
@@ -209,6 +211,7 @@ def generation_diversity(
         "n_permutations": n_permutations,
         "test": "nearer: units exchanged, two-sided; Benjamini-Hochberg over groups",
         "groups_left_out": small,
+        "n_left_out": adata.n_obs - len(kept),
         "seed": rng,
     }
     write_result(adata, key_added or _keys.DIVERSITY, {**model.params, **params}, scores=scores)

@@ -8,10 +8,10 @@ from anndata import AnnData
 
 from .. import _keys
 from .._results import write_result
-from .._validate import require_obs
 from ..models.build import build_model
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
+from ..pp._design import get_labels, get_mask, known_cells
 from ..pp._ranked_counts import ranked_counts
 from ._cells import get_sequences
 
@@ -79,13 +79,13 @@ def neighbor_purity(
     >>> mt.get.neighbor_purity(adata)["embedding"].tolist()
     ['MaxToki', 'untrained', 'PCA', 'chance']
     """
-    require_obs(adata, groupby, subset)
+    given, (adata, kept) = adata, known_cells(adata, groupby)
+    scored = get_mask(given, subset, "subset")[kept]
     if _keys.EMBEDDING not in adata.obsm:
         raise KeyError(f"Did not find .obsm[{_keys.EMBEDDING!r}]. Run mt.tl.embed(adata, model) first.")
-    labels = adata.obs[groupby].astype(str).to_numpy()
+    labels = get_labels(adata, groupby).astype(str)
     if adata.n_obs <= n_neighbors:
         raise ValueError(f"{adata.n_obs} cells are too few for {n_neighbors} neighbours each.")
-    scored = np.ones(adata.n_obs, dtype=bool) if subset is None else adata.obs[subset].to_numpy(dtype=bool)
 
     settings = adata.uns.get(_keys.EMBED, {}).get("params", {})
     config = model.hf.config.to_diff_dict()
@@ -106,7 +106,7 @@ def neighbor_purity(
     counts = pd.Series(labels).value_counts()
     purity["chance"] = ((counts[labels].to_numpy() - 1) / (len(labels) - 1))[scored]
 
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     params = {"groupby": groupby, "subset": subset, "n_neighbors": n_neighbors, "n_top_genes": n_top_genes}
     write_result(
         adata,

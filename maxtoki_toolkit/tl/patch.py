@@ -15,6 +15,7 @@ from ..models.hooks import Site
 from ..models.layout import Layout
 from ..models.model import MaxTokiModel, require_model
 from ..models.patching import ALIGN, LEVELS, Patched, level_sites, patch_states
+from ..pp._design import known_cells
 from ..pp.sample_prompts import read_prompts
 from ._cells import get_sequences
 from ._paired import donor_ratio, unit_name
@@ -112,7 +113,9 @@ def patch(
         raise ValueError(
             f"{model.name!r} has no time tokens and reads no prompts, so there is nothing to patch."
         )
+    given, (adata, _) = adata, known_cells(adata)
     table, prompts, cells = get_prompts(adata, model, metric, key=key, n_prompts=None, rng=rng)
+    read_as = table.attrs.get("time_read_as", "")
     if corrupted in ABLATIONS:
         if corrupted == "drop_lapses":
             raise ValueError(
@@ -160,9 +163,10 @@ def patch(
         max_tokens=max_tokens,
     )
     effects = _effects(table, found, layers, sites, clean.parts.names, rng)
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     params = {
         "metric": clean.metric,
+        "time_read_as": read_as,
         "unit": clean.unit,
         "corrupted": corrupted,
         "level": level,

@@ -29,7 +29,6 @@ from .._shards import (
     shard_path,
     take_shards,
 )
-from .._validate import require_obs
 from ..get._effects_file import as_categories, check_path, is_written, read_effects, write_effects
 from ..models.edits import INSERTING, MODES, cut_cells, edit_cells
 from ..models.embedding import embed_sequences
@@ -37,13 +36,13 @@ from ..models.model import MaxTokiModel, require_model
 from ..models.prompts import Prompts
 from ..models.sequences import Sequences
 from ..models.timelapse import require_temporal
-from ..pp._design import get_groups, get_mask
+from ..pp._design import get_groups, get_labels, get_mask, known_cells
 from ..pp.sample_prompts import read_prompts
 from ._asked_genes import ALL, Asked, ask_genes, make_asked
 from ._cells import get_sequences
 from ._edit_readouts import READOUTS, join, likeness, read_likelihoods, read_prompted_lapses, some
 from ._gene_covariates import gene_covariates, nearest_genes
-from ._time_unit import warn_of_unit
+from ._time_unit import check_unit
 
 ON = ("query", "context", "both")
 UNITS = {"likelihood": "nats a gene", "embedding": "cosine"}
@@ -187,6 +186,11 @@ def perturb(
     doses = _check(model, mode, k, on, readout, key, use, target, groupby, donor_key, n_controls)
     if path is not None:
         check_path(path := Path(path))
+    given, (adata, kept) = adata, known_cells(adata, groupby, donor_key)
+    use, target = (
+        mask if mask is None else get_mask(given, mask, name)[kept]
+        for name, mask in (("use", use), ("target", target))
+    )
     get = _prompts if readout == "timelapse" else _cells
     units = get(
         adata, model, key=key, on=on, use=use, target=target, groupby=groupby, donor_key=donor_key, rng=rng
@@ -213,14 +217,14 @@ def perturb(
     else:
         effects = _in_parts(screen, path, recipe, unit, share_array=share_array, overwrite=overwrite)
         if effects is None:
-            return adata.copy() if copy else None
+            return given.copy() if copy else None
 
     table = asked.table.copy()
     rows = effects["gene"].cat.codes.to_numpy()
     place = pd.Index(table["gene"]).get_indexer(effects["gene"].cat.categories)[rows]
     for name, column in [("n_read", effects["effect"].notna()), ("n_took_effect", effects["took_effect"])]:
         table[name] = np.bincount(place[column.to_numpy()], minlength=len(table))
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     params = {
         "unit": unit,
         "mode": mode,
@@ -232,6 +236,7 @@ def perturb(
         "target": target is not None,
         "groupby": units.groupby,
         "donor_key": units.donor_key,
+        "time_read_as": units.time_read_as,
         "n_controls": n_controls,
         "n_units": len(units.table),
         "n_edits": len(effects),
@@ -302,6 +307,7 @@ class _Units(NamedTuple):
     """Which of the cells is the target of each unit, or units x hidden size; empty for none."""
     groupby: list[str]
     donor_key: str
+    time_read_as: str = ""
 
 
 def _prompts(adata: AnnData, model: MaxTokiModel, *, key, on, **_) -> _Units:
@@ -309,7 +315,7 @@ def _prompts(adata: AnnData, model: MaxTokiModel, *, key, on, **_) -> _Units:
     params, table = stored["params"], stored["prompts"].reset_index(drop=True)
     if params["task"] != "timelapse" or params["queries_elsewhere"]:
         raise ValueError("A screen needs prompts that ask for the lapse to query cells of the same AnnData.")
-    warn_of_unit(params["time_key"], table["time"], model.time_head.unit)
+    read_as = check_unit(params["time_key"], table["time"], model.time_head.unit)
     rows = read_prompts(table, adata, adata)
     members = np.column_stack([rows.context, rows.query])
     used = np.unique(members[members >= 0])
@@ -330,11 +336,11 @@ def _prompts(adata: AnnData, model: MaxTokiModel, *, key, on, **_) -> _Units:
         np.zeros(0),
         list(params["groupby"]),
         str(params["donor_key"]),
+        read_as,
     )
 
 
 def _cells(adata: AnnData, model: MaxTokiModel, *, use, target, groupby, donor_key, rng, **_) -> _Units:
-    require_obs(adata, donor_key)
     group, names = get_groups(adata, groupby)
     chosen = np.flatnonzero(get_mask(adata, use, "use") & (group >= 0))
     if not len(chosen):
@@ -349,7 +355,7 @@ def _cells(adata: AnnData, model: MaxTokiModel, *, use, target, groupby, donor_k
     units = pd.DataFrame({"prompt": np.arange(len(chosen)), "cell": adata.obs_names[chosen].astype(str)})
     units["group"] = np.array(names, dtype=object)[group[chosen]]
     if donor_key is not None:
-        units["donor"] = adata.obs[donor_key].astype(str).to_numpy(dtype=object)[chosen]
+        units["donor"] = get_labels(adata, donor_key)[chosen]
     row = np.searchsorted(used, chosen)
     drawn = (
         goal

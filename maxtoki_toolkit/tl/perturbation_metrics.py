@@ -14,7 +14,7 @@ from .. import _keys
 from .._results import write_result
 from .._validate import require_adata, require_obs, require_unique_names
 from ..pp._counts import get_counts
-from ..pp._design import get_mask
+from ..pp._design import get_labels, get_mask, known_cells
 from ._response_scores import SCORES, Truth, discrimination, score_response
 
 PREDICTION = "prediction"
@@ -123,15 +123,14 @@ def perturbation_metrics(
     1.0
     """
     require_unique_names(adata)
-    require_obs(adata, perturbation_key, donor_key)
     if n_top < 1 or n_bootstrap < 2:
         raise ValueError(
             f"n_top must be at least 1 and n_bootstrap at least 2, got {n_top} and {n_bootstrap}."
         )
-    label = adata.obs[perturbation_key].astype(str).to_numpy(dtype=object)
-    label[adata.obs[perturbation_key].isna().to_numpy()] = ""
-    learned = np.zeros(adata.n_obs, dtype=bool) if train is None else get_mask(adata, train, "train")
-    scored = ~learned & (label != "")
+    given, (adata, kept) = adata, known_cells(adata, perturbation_key, donor_key)
+    label = get_labels(adata, perturbation_key)
+    learned = np.zeros(adata.n_obs, dtype=bool) if train is None else get_mask(given, train, "train")[kept]
+    scored = ~learned
     names = sorted(set(label[scored]) - {control})
     if not names or not (scored & (label == control)).any():
         has = ", ".join(map(repr, sorted(set(label[scored]))[:8]))
@@ -144,7 +143,7 @@ def perturbation_metrics(
     cells = np.flatnonzero(scored & np.isin(label, every))
     code = pd.Index(every).get_indexer(label[cells])
     draws = _weights(
-        None if donor_key is None else adata.obs[donor_key].astype(str).to_numpy()[cells],
+        None if donor_key is None else get_labels(adata, donor_key)[cells],
         code,
         n_bootstrap,
         rng,
@@ -182,7 +181,7 @@ def perturbation_metrics(
             rows.append({"perturbation": "all", "method": method, "score": s, **_interval(_nan_mean(values))})
     table = pd.DataFrame(rows)
     table.insert(2, "is_baseline", table["method"].isin(BASELINES))
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     params = {
         "unit": layer or "X",
         "perturbation_key": perturbation_key,
@@ -219,7 +218,7 @@ def _weights(donor: np.ndarray | None, code: np.ndarray, n: int, seed: int) -> n
     rng = np.random.default_rng(seed)
     weights = np.ones((n + 1, len(code)))
     if donor is not None:
-        number, names = pd.factorize(donor)
+        number, names = pd.factorize(donor, sort=True)
         weights[1:] = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=n)[:, number]
         return weights
     for c in np.unique(code):
@@ -270,7 +269,7 @@ def _baselines(X, label, learned, control, names, means) -> dict[str, np.ndarray
     """Predictions that anyone could make, of training cells or, without these, of the other perturbations."""
     nothing = np.full((len(names), X.shape[1]), np.nan)
     if learned.any():
-        treated, still = learned & (label != control) & (label != ""), learned & (label == control)
+        treated, still = learned & (label != control), learned & (label == control)
         parts = [
             np.asarray(X[mask].mean(axis=0)).ravel() if mask.any() else nothing[0]
             for mask in (treated, still)

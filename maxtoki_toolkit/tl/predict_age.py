@@ -21,7 +21,7 @@ from ..pp._design import as_numbers, as_times, get_groups, get_mask
 from ._age_intervals import calibrate
 from ._cells import count_truncated, get_sequences
 from ._contexts import draw_contexts
-from ._time_unit import warn_of_unit
+from ._time_unit import check_unit
 
 MIN_DONORS = 4  # of known age that a group needs
 
@@ -124,7 +124,7 @@ def predict_age(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
     asked = _gather(adata, reference, model, time_key, donor_key, groupby)
-    warn_of_unit(time_key, asked.time[asked.known], model.time_head.unit)
+    read_as = check_unit(time_key, asked.time[asked.known], model.time_head.unit)
     calibrating = _some_of_each(asked, n_reference_cells, rng)
     read, n_read = _read(model, asked, asked.queried | calibrating, n_contexts, context_size, max_tokens, rng)
 
@@ -165,6 +165,7 @@ def predict_age(
     params = {
         "time_key": time_key,
         "unit": model.time_head.unit,
+        "time_read_as": read_as,
         "donor_key": donor_key,
         "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
         "reference": reference

@@ -11,7 +11,7 @@ from ..models.prompts import write_prompts
 from ..models.timelapse import read_lapses, require_temporal
 from ..pp.sample_prompts import read_prompts
 from ._cells import count_truncated, get_sequences
-from ._time_unit import warn_of_unit
+from ._time_unit import check_unit
 from ._timelapse_scores import score_lapses
 
 
@@ -90,7 +90,7 @@ def predict_timelapse(
         )
     if params["queries_elsewhere"] and queries is None:
         raise ValueError("The query cells of these prompts are in another AnnData: pass it as queries=.")
-    warn_of_unit(params["time_key"], table["time"], model.time_head.unit)
+    read_as = check_unit(params["time_key"], table["time"], model.time_head.unit)
     cells = get_sequences(adata, model)
     query_cells = None if queries is None else get_sequences(queries, model)
     prompts = read_prompts(table, adata, adata if queries is None else queries)
@@ -104,6 +104,7 @@ def predict_timelapse(
     result = {
         "unit": model.time_head.unit,
         "time_key": params["time_key"],
+        "time_read_as": read_as,
         "groupby": params["groupby"],
         "n_prompts": len(table),
         "n_clipped": int((written.n_clipped > 0).sum()),

@@ -15,6 +15,7 @@ from ..get.results import find_genes, symbols
 from ..models.edits import MODES
 from ..models.model import MaxTokiModel
 from ..models.sampling import PROPOSALS
+from ..pp._design import get_mask, known_cells
 from ._paired import unit_name
 from ._steer_ranks import sample_ranks
 from ._steer_sets import Edits, search_sets
@@ -199,6 +200,11 @@ def steer(
     [1, 2, 1, 2]
     """
     _check(locals())
+    given, (adata, kept) = adata, known_cells(adata, donor_key)
+    use, reference = (
+        mask if mask is None else get_mask(given, mask, name)[kept]
+        for name, mask in (("use", use), ("reference", reference))
+    )
     steered = get_steered(
         adata,
         model,
@@ -220,6 +226,7 @@ def steer(
         "method": method,
         "target": target,
         "unit": steered.unit,
+        "time_read_as": steered.table.attrs.get("time_read_as", ""),
         "genes": adata.var_names[columns].tolist(),
         "mode": mode,
         "k": k,
@@ -233,7 +240,7 @@ def steer(
         "burn_in": float(burn_in),
         "seed": rng,
     }
-    result = adata.copy() if copy else adata
+    result = given.copy() if copy else given
     name = key_added or _keys.STEER
     if method == "ranks":
         own = np.zeros(model.vocab.size, dtype=bool)
@@ -263,8 +270,8 @@ def steer(
         table.insert(1, "symbol", symbols(adata)[at])
         table["held"] = np.isin(at, columns)
         table = table[table.filter(like="level_").max(axis=1) > 0].reset_index(drop=True)
-        result.layers[f"{name}_rank"] = _rank_layer(found.last, steered.rows, column, adata.shape)
-        result.layers[f"{name}_level"] = _level_layer(found.level, steered.rows, column, adata.shape)
+        result.layers[f"{name}_rank"] = _rank_layer(found.last, kept[steered.rows], column, given.shape)
+        result.layers[f"{name}_level"] = _level_layer(found.level, kept[steered.rows], column, given.shape)
         params |= {"proposal": proposal, "block_size": block_size}
         params |= {"proposal_temperature": float(proposal_temperature)}
         tables = {"effects": found.effects, "genes": table, "trace": found.trace, "cells": found.cells}

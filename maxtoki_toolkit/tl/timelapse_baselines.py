@@ -12,11 +12,11 @@ from anndata import AnnData
 from .. import _keys
 from .._progress import progress
 from .._results import read_result, write_result
-from .._validate import require_obs, require_unique_names
+from .._validate import require_unique_names
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts
-from ..pp._design import get_times
+from ..pp._design import get_labels, get_times, known_cells
 from ..pp._ranked_counts import source_of
 from ..pp.sample_prompts import read_prompts
 from ._cells import get_sequences
@@ -140,6 +140,8 @@ def timelapse_baselines(
             )
     if params["model_sha256"] != model.sha256:
         raise ValueError(f"Another model than {model.name!r} predicted these prompts. Pass that one.")
+    given, (adata, _) = adata, known_cells(adata)
+    queries = None if queries is None else known_cells(queries)[0]
     sources, training, test = _gather(adata, queries, drawn["prompts"], table)
 
     fit_group, group = (t["group"].to_numpy(dtype=str) for t in (drawn["prompts"], table))
@@ -157,7 +159,7 @@ def timelapse_baselines(
     lapses["most_common"] = _most_common(training.lapse, fit_group, group)
     table = table.assign(**lapses)
 
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     result = {
         "unit": params["unit"],
         "time_key": params["time_key"],
@@ -236,8 +238,7 @@ def _cells(used: AnnData, training: Prompts, group: np.ndarray, params: dict) ->
     place = place[place >= 0]
     donor = None
     if params["donor_key"]:
-        require_obs(used, params["donor_key"])
-        donor = used.obs[params["donor_key"]].astype(str).to_numpy()[place]
+        donor = get_labels(used[place], params["donor_key"])
     return _Cells(place, group, get_times(used, params["time_key"])[place], donor)
 
 

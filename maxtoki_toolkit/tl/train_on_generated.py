@@ -125,7 +125,11 @@ def train_on_generated(
     """
     if n_permutations < 1:
         raise ValueError(f"n_permutations must be at least 1, got {n_permutations}.")
-    prompted = read_prompted(adata, model, generated, key, donor_key)
+    given, (adata, kept, generated, prompted) = (
+        adata,
+        read_prompted(adata, model, generated, key, donor_key, groupby),
+    )
+    use = get_mask(given, use, "use")[kept]
     group, asked, names = asked_groups(adata, prompted, groupby)
     apart = other_cells(adata, prompted, use)
     ours = get_mask(adata, use, "use") & prompted.taken
@@ -152,7 +156,7 @@ def train_on_generated(
     }
     test = np.flatnonzero(apart & np.isin(group, types))
     X, answer = features_at(adata, model, test), group[test]
-    donor = adata.obs[donor_key].astype(str).to_numpy(dtype=object)[test]
+    donor = prompted.donor[test]
     weights, n_donors = jackknife_weights(pd.DataFrame({"donor": donor}), "donor", rng)
     by_donor, tested = (np.unique(donor.astype(str)) == donor[:, None]).T.astype(float), np.unique(donor)
 
@@ -178,7 +182,7 @@ def train_on_generated(
         score = score_labels(answer, found, len(names))
         chance.append((score.accuracy[0], score.macro_f1[0]))
 
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     params = {
         "groupby": [groupby] if isinstance(groupby, str) else list(groupby),
         "donor_key": donor_key,

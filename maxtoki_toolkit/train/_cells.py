@@ -16,6 +16,7 @@ from .._validate import require_obs, require_unique_names
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences, cell_sequences
 from ..pp._counts import iter_csr
+from ..pp._design import known_cells
 from ..pp._store import open_store, read_frames
 from ..tl._cells import get_sequences, require_all_ranked, require_encoding
 
@@ -31,13 +32,14 @@ def read_cells(
     *,
     max_length: int | None = None,
 ) -> tuple[Sequences, AnnData]:
-    """Cells as sequences, and their `.obs`.
+    """Cells as sequences in the order of their names, and their `.obs`.
 
     Those of an encoded file are written to `folder` and mapped into memory, so that memory does not grow with their
     number.
     """
     max_length = max_length or model.cell_length
     if isinstance(cells, AnnData):
+        cells, _ = known_cells(cells)
         return get_sequences(cells, model, max_length=max_length), cells
     with open_store(cells) as store:
         obs, var = read_frames(store)
@@ -52,8 +54,10 @@ def read_cells(
         if _keys.TOKEN_ID not in var:
             raise KeyError(f"{cells} holds no .var[{_keys.TOKEN_ID!r}]. {_AGAIN}")
         token = var[_keys.TOKEN_ID].to_numpy()
+        _, order = known_cells(table)
+        place = np.argsort(order)
         length = np.minimum(n_ranked, max_length - 2) + 2
-        indptr = np.concatenate([[0], np.cumsum(length, dtype=np.int64)])
+        indptr = np.concatenate([[0], np.cumsum(length[order], dtype=np.int64)])
         path = folder / f"{number}.npy"
         with atomic(path) as temporary, progress(total=len(obs), desc="Reading cells", unit="cell") as bar:
             tokens = np.lib.format.open_memmap(temporary, "w+", dtype=np.int32, shape=(int(indptr[-1]),))
@@ -63,10 +67,12 @@ def read_cells(
                     raise ValueError(
                         f"{cells} has cells whose ranks are not 1, 2, 3 ... of genes of the vocabulary. {_AGAIN}"
                     )
-                tokens[indptr[start] : indptr[start] + len(part.tokens)] = part.tokens
+                begin = indptr[place[start : start + block.shape[0]]]
+                at = np.repeat(begin - part.indptr[:-1], part.lengths) + np.arange(len(part.tokens))
+                tokens[at] = part.tokens
                 bar.update(block.shape[0])
             tokens.flush()
-    return Sequences(np.load(path, mmap_mode="r"), indptr), table
+    return Sequences(np.load(path, mmap_mode="r"), indptr), AnnData(obs=obs.iloc[order])
 
 
 def _open_ranks(store, path: str | Path):

@@ -19,8 +19,9 @@ from ..models.fingerprint import fingerprint
 from ..models.load import load_model, pick_device, save_model
 from ..models.model import MaxTokiModel
 from ..models.time_head import TimeHead
-from ..pp._design import get_groups, get_mask, get_times
+from ..pp._design import get_groups, get_mask, get_times, known_cells
 from ..pp._sampling import Sampler
+from ..tl._time_unit import check_unit
 from ._cells import read_together
 from ._optimizer import require_optimizer
 from ._settings import plain, require_settings
@@ -217,6 +218,7 @@ def temporal(
     group, time, used, tested = _design(tables, time_key, groupby, use, held_out)
     names = [name for table in tables for name in table.obs_names]
     recipe |= {"model": fingerprint(model), "cells": digest(*sequences, names, group, time, used, tested)}
+    recipe["time_read_as"] = check_unit(time_key, time[used | tested], time_unit, "pass time_unit=.")
     model = _prepare(model, time[used], lapses, max_length, rope, seed)
 
     settings = {"zero_lapse": zero_lapse, "forward": forward, "balance": balance, "seed": seed}
@@ -373,13 +375,19 @@ def _design(tables: Sequence[AnnData], time_key: str, groupby, use: str | None, 
     parts = {"group": [], "time": [], "used": [], "tested": []}
     offset = 0
     for adata in tables:
+        known, rows = known_cells(adata, time_key, groupby)
         group, names = get_groups(adata, groupby)
+        time = np.zeros(adata.n_obs, dtype=np.int64)
+        time[rows] = get_times(known, time_key)
+        # Others have no part in any prompt; their time is any that there is.
+        group[others := np.setdiff1d(np.arange(adata.n_obs), rows)] = -1
+        time[others] = time[rows[0]]
         parts["group"].append(np.where(group >= 0, group + offset, -1))
         offset += len(names)
-        parts["time"].append(get_times(adata, time_key))
+        parts["time"].append(time)
         tested = np.zeros(adata.n_obs, bool) if held_out is None else get_mask(adata, held_out, "held_out")
-        parts["used"].append(get_mask(adata, use, "use") & ~tested)
-        parts["tested"].append(tested)
+        parts["used"].append(get_mask(adata, use, "use") & ~tested & (group >= 0))
+        parts["tested"].append(tested & (group >= 0))
     return tuple(np.concatenate(part) for part in parts.values())
 
 

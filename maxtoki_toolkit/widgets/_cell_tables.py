@@ -16,7 +16,7 @@ from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences
 from ..models.timelapse import read_lapses
-from ..pp._design import get_groups
+from ..pp._design import get_groups, known_cells
 from ..tl._cells import get_sequences
 
 LARGEST_CONTEXTS = 30  # prompts to choose from
@@ -231,7 +231,7 @@ def embedding_key(adata: AnnData, basis: str | None) -> str:
 
 def cell_points(adata: AnnData, basis: str, n_cells: int) -> pd.DataFrame:
     """Places of the cells on the map, of at most `n_cells` drawn at random: `name`, `row`, `x`, `y`."""
-    rows = np.arange(adata.n_obs)
+    _, rows = known_cells(adata)
     if len(rows) > n_cells:
         rows = np.sort(np.random.default_rng(0).choice(rows, n_cells, replace=False))
     values = np.asarray(adata.obsm[basis])[rows, :2]
