@@ -7,6 +7,7 @@ from .holdout_intervals import holdout_intervals
 from .map_genes import map_genes
 from .match_ages import match_ages
 from .match_queries import match_queries
+from .parse_age import parse_age
 from .rank_value_encode import rank_value_encode
 from .sample_prompts import sample_prompts
 from .simulate_doublets import simulate_doublets
@@ -19,6 +20,7 @@ __all__ = [
     "map_genes",
     "match_ages",
     "match_queries",
+    "parse_age",
     "rank_value_encode",
     "sample_prompts",
     "simulate_doublets",
