@@ -27,7 +27,7 @@
 path: str = ""  # .h5ad with raw counts; "" for the simulated atlas
 layer: str = ""  # layer with the raw counts; "" for .X
 model: str = "demo"  # "demo", "demo-cells", a folder or the name of a published model
-type_key: str = "cell_type"  # column of .obs with the cell type; "" for any two cells
+cell_type_key: str = "cell_type"  # column of .obs with the cell type; "" for any two cells
 donor_key: str = (
     "donor_id"  # column of .obs with the donor or sample; "" for none, and then folds are of cells
 )
@@ -78,7 +78,7 @@ def write(table, name):
 
 # %%
 if path:
-    adata = anndata.read_h5ad(path)
+    adata = mt.reports.read_cells(path)
 else:
     adata = mt.datasets.aging_atlas(n_cells, n_donors, seed=seed)
     adata.obs["planted"] = adata.obs_names.isin(adata.uns["truth"]["doublets"]["cell"])
@@ -102,8 +102,8 @@ for n, used in enumerate(features):
         queries=queries,
         kind=kind,
         features=used,
-        groupby=type_key or None,
-        same_type=same_type if type_key else None,
+        groupby=cell_type_key or None,
+        same_type=same_type if cell_type_key else None,
         donor_key=donor_key or None,
         truth_key=truth_key or None,
         n_doublets=n_doublets or None,

@@ -84,7 +84,7 @@ if output:
 
 # %%
 if path:
-    adata = anndata.read_h5ad(path)
+    adata = mt.reports.read_cells(path, time_key=time_key, time_unit=time_unit)
 else:
     parts = {
         "seen": mt.datasets.aging_atlas(n_cells[0], n_donors[0], seed=1),
@@ -130,7 +130,7 @@ mt.pp.hold_out(
 
 def has(values):
     """Cells with one of these values in a column."""
-    found = [adata.obs[column].isin(names) for column, names in values.items()]
+    found = [mt.reports.cells_with(adata, {column: names}) for column, names in values.items()]
     return np.any(found, axis=0) if found else np.zeros(adata.n_obs, bool)
 
 

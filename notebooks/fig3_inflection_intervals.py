@@ -55,7 +55,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import anndata
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -89,7 +88,7 @@ def write(table, name):
 
 # %%
 if path:
-    adata = anndata.read_h5ad(path)
+    adata = mt.reports.read_cells(path, time_key=time_key, time_unit=time_unit)
 else:
     adata, force = mt.datasets.load("myoblast_timecourse"), True
 adata.obs["time"] = adata.obs[time_key].astype(float).astype(int)

@@ -59,7 +59,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import anndata
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -82,7 +81,7 @@ run = Path(output or tempfile.mkdtemp())
 
 # %%
 if path:
-    adata = anndata.read_h5ad(path)
+    adata = mt.reports.read_cells(path, time_key=time_key, time_unit=time_unit)
 else:
     adata, force = mt.datasets.load("myoblast_timecourse"), True
     adata.obs["chip"] = adata.obs["Library"].astype(str).str.split("_").str[0]

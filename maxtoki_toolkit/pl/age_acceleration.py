@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from .. import _keys
 from ..get import age_acceleration as get_effects
-from ._style import BASELINE, MODEL, NULL, clean
+from ._style import BASELINE, MODEL, NULL, as_written, clean
 
 _LABELS = {
     "MaxToki": "MaxToki",
@@ -19,6 +19,7 @@ _NOTE = {"fontsize": 7, "va": "center", "bbox": {"facecolor": "white", "edgecolo
 _COLORS = {"MaxToki": MODEL, "ridge_embedding": NULL, "ridge_expression": BASELINE}
 
 
+@as_written
 def age_acceleration(
     adata: AnnData, *, truth: dict[str, float] | None = None, key: str = _keys.AGE_ACCELERATION
 ) -> Figure:

@@ -8,9 +8,10 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from .._results import read_result
-from ._style import BASELINE, MODEL, clean
+from ._style import BASELINE, MODEL, as_written, clean
 
 
+@as_written
 def matched_ages(adata: AnnData, *, key: str = _keys.MATCHED_AGES, ax: Axes | None = None) -> Axes:
     """Draw the ages of the donors of each condition beside those of the controls.
 

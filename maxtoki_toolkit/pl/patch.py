@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from .. import _keys
 from ..get import patch as get_effects
 from ._heads import segment_label
-from ._style import clean
+from ._style import as_written, clean
 
 _LEVELS = {
     "residual": "blocks before",
@@ -19,6 +19,7 @@ _LEVELS = {
 }
 
 
+@as_written
 def patch(adata: AnnData, *, key: str = _keys.PATCH, ax: Axes | None = None) -> Axes:
     """Draw which states bring the clean reading back.
 

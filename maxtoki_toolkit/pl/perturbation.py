@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..get import perturbation_stats as get_effects
-from ._style import MODEL, NULL, clean
+from ._style import MODEL, NULL, as_written, clean
 
 WORDS = {
     "inhibit": "inhibition",
@@ -51,6 +51,7 @@ def first_group(effects) -> str:
     return "all" if "all" in set(effects["group"]) else effects["group"].iloc[0]
 
 
+@as_written
 def perturbation(
     adata: AnnData,
     *,

@@ -9,8 +9,10 @@ from matplotlib.axes import Axes
 from .. import _keys
 from ..get import perturbation_stats as get_effects
 from .perturbation import effect_label
+from ._style import as_written
 
 
+@as_written
 def perturbation_heatmap(
     adata: AnnData,
     *,

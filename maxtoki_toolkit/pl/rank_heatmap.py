@@ -12,9 +12,12 @@ from matplotlib.figure import Figure
 from .. import _keys
 from .._validate import require_obs, require_rank
 from ..get.results import find_genes, symbols
-from ._style import category_colors
+from ._style import as_written, category_colors
+
+_MOST_GROUPS = 30  # more have no room for their names
 
 
+@as_written
 def rank_heatmap(
     adata: AnnData,
     *,
@@ -71,6 +74,11 @@ def rank_heatmap(
     # The colours that scanpy's plots give the same groups, where they are known.
     colors = list(adata.uns.get(f"{groupby}_colors", []))
     colors = colors if len(colors) == len(groups) else category_colors(len(groups))
+    every = len(groups)
+    if every > _MOST_GROUPS:
+        sizes = column.value_counts(sort=False).to_numpy()
+        largest = np.sort(np.argsort(-sizes, kind="stable")[:_MOST_GROUPS])
+        groups, colors = [groups[i] for i in largest], [colors[i] for i in largest]
     ranks = sp.csr_matrix(adata.layers[_keys.RANK])
     columns = _typical_genes(ranks, labels, groups, n_genes) if genes is None else find_genes(adata, genes)
 
@@ -108,9 +116,11 @@ def rank_heatmap(
         shown, aspect="auto", cmap="viridis", norm=LogNorm(1, max(np.nanmax(shown), 2)), interpolation="none"
     )
     ax.set_yticks(range(len(columns)), symbols(adata)[columns], fontsize=7)
-    ax.set(xticks=[], xlabel=f"cells, {n_cells} at most of each group")
+    which = f" ({len(groups)} largest of {every} groups)" if len(groups) < every else ""
+    ax.set(xticks=[], xlabel=f"cells, {n_cells} at most of each group" + which)
     bar = fig.colorbar(image, cax=ax.inset_axes((1.02, 0.35, 0.02, 0.3)))
     bar.set_label("rank in the cell (1: highest)")
+    bar.ax.yaxis.set_major_formatter("{x:,.0f}")
     bar.ax.invert_yaxis()
     plt.close(fig)  # or a notebook would show it twice
     return fig

@@ -14,6 +14,7 @@ from .. import _keys
 from ..get import target_evidence as get_evidence
 from ..get.target_evidence import EXPRESSION, PERTURBATION
 from .perturbation import WORDS, effect_label
+from ._style import as_written
 
 _CELL = 0.27  # inches between dots
 _FEWEST = 3  # columns that a block is at least wide, for its title
@@ -22,6 +23,7 @@ _SMALLEST, _LARGEST = 12, 190  # areas of dots, in square points
 _CAP = 4  # -log10 q of the largest dot
 
 
+@as_written
 def target_evidence(
     adata: AnnData,
     *,

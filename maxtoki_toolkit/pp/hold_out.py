@@ -10,6 +10,7 @@ from anndata import AnnData
 from .. import _keys
 from .._results import write_result
 from .._validate import require_obs
+from ._columns import as_labels
 from ._design import get_times
 
 
@@ -69,10 +70,10 @@ def hold_out(
     donor = adata.obs[donor_key].astype(str).to_numpy(dtype=object)
     by_group = np.zeros(adata.n_obs, dtype=bool)
     for column, values in (groups or {}).items():
-        found = adata.obs[column].astype(str)
-        if unknown := sorted(set(values) - set(found)):
+        found, wanted = as_labels(adata.obs[column].astype(object)), as_labels(values)
+        if unknown := sorted(set(wanted) - set(found)):
             raise ValueError(f".obs[{column!r}] has no {unknown[0]!r}; it has {sorted(set(found))}.")
-        by_group |= found.isin(values).to_numpy()
+        by_group |= np.isin(found, wanted)
     time = None if time_key is None else get_times(adata, time_key)
     by_time = np.zeros(adata.n_obs, dtype=bool)
     for first, last in times:
