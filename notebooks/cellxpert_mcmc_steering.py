@@ -115,7 +115,7 @@ adata.obs[["led", "aim"]].sum()
 # themselves) and by how likely the model finds it. Middle: how many proposals are accepted. Right: the genes whose level
 # changes most, over all cells.
 
-# %%
+# %% tags=["answer"]
 common = {
     "method": "ranks",
     "target": "embedding",
@@ -134,7 +134,7 @@ mt.tl.steer(adata, maxtoki, n_steps=n_steps, n_chains=n_chains, **common)
 figure = mt.pl.steer(adata)
 save(figure, "steering")
 
-# %%
+# %% tags=["answer"]
 effects = mt.get.steer(adata)
 columns = [
     "measure",

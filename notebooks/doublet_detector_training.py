@@ -93,7 +93,7 @@ print(f"{adata.n_obs:,} cells" + (f", {queries.n_obs:,} to judge" if generated e
 #
 # Each is trained and scored in folds of donors: it never judges a cell, or a doublet of a cell, of a donor that it has seen.
 
-# %%
+# %% tags=["answer"]
 scores, singlets = [], []
 for n, used in enumerate(features):
     mt.tl.doublets(
@@ -127,7 +127,7 @@ scores[columns].round(3)
 # `simulated` doublets are easier to tell than real ones: what counts is `truth`, where it is known. scrublet looks for cells between types,
 # and is not made for doublets of one type. Areas with 95% intervals over donors:
 
-# %%
+# %% tags=["answer"]
 shown = "truth" if (scores["set"] == "truth").any() else "simulated"
 part = scores[(scores["set"] == shown) & (scores["doublets"] == "all")]
 part = part[~part.duplicated(["detector"]) | (part["detector"] == "detector")].iloc[::-1]

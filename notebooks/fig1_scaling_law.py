@@ -158,7 +158,7 @@ table.pivot_table(
 # how far b moves when one size is left out says more.
 
 
-# %%
+# %% tags=["answer"]
 def fit_power_law(n, loss, *, floor):
     """Fit loss = a n^-b + c by least squares; returns a, b, c (c = 0 without a floor)."""
     n, loss, middle = np.asarray(n, float), np.asarray(loss, float), np.exp(np.mean(np.log(n)))
@@ -214,7 +214,7 @@ pd.DataFrame(rows).set_index(["N", "floor c"])
 # Only the last point of a curve has been trained to the end of its learning rate schedule; those before lie higher than a
 # model would that was trained for so long on purpose.
 
-# %%
+# %% tags=["answer"]
 figure, axes = plt.subplots(1, 3, figsize=(12.8, 3.8), layout="constrained")
 for ax, (axis, column) in zip(axes, axes_of.items(), strict=False):
     n = np.array([sizes[width][column] for width in hidden_sizes])

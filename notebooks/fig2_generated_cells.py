@@ -126,7 +126,7 @@ save(mt.pl.rank_heatmap(generated, groupby="asked for", n_genes=3, n_cells=20), 
 # The detector learns true cells from doublets that are made of two of them, of other donors, and then judges the generated
 # cells. `expected_rate` is the share of doublets that it takes for granted.
 
-# %%
+# %% tags=["answer"]
 mt.tl.doublets(
     adata,
     maxtoki,
@@ -154,7 +154,7 @@ mt.tl.annotation_concordance(adata, maxtoki, generated=generated, groupby=cell_t
 write(mt.get.annotation_concordance(adata), "concordance")
 mt.get.annotation_concordance(adata).round(3)
 
-# %%
+# %% tags=["answer"]
 save(mt.pl.annotation_concordance(adata).figure, "fig2_concordance")
 
 # %% [markdown]

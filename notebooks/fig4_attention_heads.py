@@ -129,13 +129,13 @@ write(mt.get.attention(adata), "attention")
 # - **Expression.** Transcription factors are often expressed less than other genes, and so have other ranks and are in fewer cells. They
 #   are compared with genes alike in rank, detection and expression, 16 to 31 at a time.
 
-# %%
+# %% tags=["answer"]
 name = next(iter(gene_set))
 mt.tl.head_enrichment(adata, gene_set=name, n_permutations=n_permutations, rng=seed)
 ax = mt.pl.head_enrichment(adata)
 save(ax.figure, "fig4_head_enrichment")
 
-# %%
+# %% tags=["answer"]
 enrichment = mt.get.head_enrichment(adata)
 write(enrichment, "head_enrichment")
 called = enrichment["q_value"] < 0.05

@@ -120,7 +120,7 @@ save(ax.figure, "fig4_head_ablation")
 # large change in a random direction does (grey): something always happens when a model is disturbed, and heads that write
 # more disturb it more. A head matters for the lapse as far as it goes beyond the grey point.
 
-# %%
+# %% tags=["answer"]
 heads = mt.get.ablate_heads(adata)
 write(heads, "ablate_heads")
 unit = heads.attrs["unit"]
@@ -142,7 +142,7 @@ axes[1].legend(frameon=False, fontsize=8, loc="lower right")
 axes[0].set_yticks(place, table["heads"])
 save(figure, "fig4_head_ablation_intervals")
 
-# %%
+# %% tags=["answer"]
 called = heads["error_q_value"] < 0.05
 lapses = mt.get.prompts(adata)["lapse"]
 guess = (lapses - lapses.median()).abs().mean()

@@ -97,7 +97,7 @@ mt.get.prompts(adata)["group"].value_counts()
 # Each point is the mean, over the same prompts, of the absolute error with the ablation less that without, with its 95%
 # interval over donors: one donor after the other is left out, with all prompts he or she is part of. Filled where q < 0.05.
 
-# %%
+# %% tags=["answer"]
 mt.tl.ablate_prompt(adata, maxtoki, ablations=ablations, share=share, rng=seed)
 ax = mt.pl.ablation(adata)
 if output:
@@ -105,7 +105,7 @@ if output:
     for ending in ("png", "pdf"):
         ax.figure.savefig(Path(output) / f"fig4a_prompt_ablation.{ending}", dpi=300, bbox_inches="tight")
 
-# %%
+# %% tags=["answer"]
 effects = mt.get.ablation(adata)
 if output:
     effects.to_csv(Path(output) / "ablation.csv", index=False)
@@ -126,7 +126,7 @@ effects[columns].round(3).set_index("ablation")
 #
 # "Equivalently" is more than two significant effects: it is a statement about their difference, which has an interval too.
 
-# %%
+# %% tags=["answer"]
 table = adata.uns["ablate_prompt"]["prompts"]
 pairs = [
     ("shuffle_context", "shuffle_query"),

@@ -153,7 +153,7 @@ adata.uns["matched_ages"]["balance"].round(2).set_index("condition").transpose()
 # the ages that ridge regression reads from expression, or from the model's embedding of the cell, by clocks that are fitted to controls, never to
 # the donor who is read.
 
-# %%
+# %% tags=["answer"]
 with warnings.catch_warnings(record=True):
     warnings.simplefilter("always")
     mt.tl.age_acceleration(
@@ -173,7 +173,7 @@ with warnings.catch_warnings(record=True):
     )
 save(mt.pl.age_acceleration(adata, truth=truth or None), "fig5_age_acceleration")
 
-# %%
+# %% tags=["answer"]
 effects = mt.get.age_acceleration(adata)
 whole = effects[effects["group"] == "all"]
 for row in whole[whole["predictor"] == "MaxToki"].itertuples():
@@ -184,7 +184,7 @@ for row in whole[whole["predictor"] == "MaxToki"].itertuples():
 # %% [markdown]
 # What stands in the way of a conclusion:
 
-# %%
+# %% tags=["answer"]
 for note in effects.attrs["warnings"] or ["nothing that was looked for"]:
     print("-", note)
 
@@ -229,11 +229,12 @@ for ax, condition in zip(axes[0], conditions, strict=True):
         slope, level = np.polyfit(side["time"], side["read"], 1)
         ends = np.array([part["time"].min(), part["time"].max()])
         ax.plot(ends, level + slope * ends, color=BASELINE, lw=1)
-    ax.set_title(condition, fontsize=9)
+    ax.set_title(condition, fontsize=9, parse_math=False)
     ax.set_xlabel(f"age ({effects.attrs['unit']})", fontsize=9)
     clean(ax)
 axes[0, 0].set_ylabel(f"age that is read ({effects.attrs['unit']})", fontsize=9)
-axes[0, -1].legend(frameon=False, fontsize=8, loc="upper left")
+names = axes[0, 0].get_legend_handles_labels()
+figure.legend(*names, frameon=False, fontsize=8, loc="outside lower center", ncols=2)
 save(figure, "fig5_donors")
 
 # %% [markdown]

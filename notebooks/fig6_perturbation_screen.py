@@ -110,7 +110,7 @@ print(
     f"of {effects['donor'].nunique()} donors; {effects['took_effect'].mean():.1%} changed what is read."
 )
 
-# %%
+# %% tags=["answer"]
 mt.tl.perturbation_stats(adata, min_donors=min_donors, layer=layer or None)
 stats = mt.get.perturbation_stats(adata)
 names = list(dict.fromkeys(stats["group"]))
@@ -121,7 +121,7 @@ save(mt.pl.perturbation(adata).figure, "fig6_ranked")
 # Grey is where the effects of genes like it lie: an edit of any gene at that rank moves the reading, and only what lies beyond is about the
 # gene. The interval is over donors. Controls, which should do nothing in particular:
 
-# %%
+# %% tags=["answer"]
 controls = mt.get.perturbation_controls(adata)
 if output:
     Path(output).mkdir(parents=True, exist_ok=True)

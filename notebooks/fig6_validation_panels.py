@@ -169,7 +169,7 @@ save(figure, "fig6f_pca")
 # DESeq2 (pydeseq2): Wald test of each condition against the control, two-sided, corrected over the genes of each comparison
 # (Benjamini and Hochberg).
 
-# %%
+# %% tags=["answer"]
 design = "~" + " + ".join([*covariates, condition_key])
 levels = about.assign(**{condition_key: pd.Categorical(about[condition_key], [control, *others])})
 with warnings.catch_warnings():
@@ -188,7 +188,7 @@ summary = called.groupby("condition")["log2FoldChange"].agg(
 )
 summary.reindex(others, fill_value=0).assign(tested=changes.groupby("condition")["padj"].count())
 
-# %%
+# %% tags=["answer"]
 best = (
     changes.assign(size=changes["stat"].abs()).sort_values("size", ascending=False)["gene"].drop_duplicates()
 )

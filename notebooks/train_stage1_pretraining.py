@@ -150,7 +150,7 @@ print(
 # - **gene frequencies**: each gene is as likely as it is common in the training cells, whatever came before. Below this
 #   line the model uses the cell, not only the list of common genes.
 
-# %%
+# %% tags=["answer"]
 log = pd.DataFrame([json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()])
 held_out = log.dropna(subset="eval_loss")
 training = log.dropna(subset="loss")
@@ -193,7 +193,7 @@ clean(ax)
 if output:
     figure.savefig(run / "loss.pdf")
 
-# %%
+# %% tags=["answer"]
 last = held_out.iloc[-1]["eval_loss"]
 print(
     f"Held-out loss {last:.2f} nats a gene: the next gene is one of about {np.exp(last):.0f} equally likely ones."
@@ -210,6 +210,7 @@ for name, value in lines.items():
 # %%
 mt.tl.embed(test, model)
 mt.tl.neighbor_purity(test, model, groupby=cell_type_key, layer=layer or None, rng=seed)
+mt.get.neighbor_purity(test).to_csv(run / "neighbor_purity.csv", index=False)
 mt.pl.neighbor_purity(test)
 mt.get.neighbor_purity(test).round(3)
 

@@ -12,8 +12,8 @@ from .._validate import require_rank
 from ..get import compared_cells
 from ..get import differential_rank as get_changes
 from ..get.results import find_genes
-from .differential_rank import pick_group
 from ._style import as_written
+from .differential_rank import pick_group
 
 
 @as_written

@@ -81,7 +81,7 @@ def perturbation(
     Returns
     -------
     The axes: a point a gene, with its 95% interval over donors; filled where q < 0.05, with a grey edge where it was not
-    tested. Grey bands: where the middle 95% of matched genes lie.
+    tested; a triangle at the edge where it goes on. Grey bands: where the middle 95% of matched genes lie.
 
     Examples
     --------
@@ -133,6 +133,12 @@ def perturbation(
     # Intervals of few donors may be far wider than the effects.
     ends = part[["effect", "null_low", "null_high"]].to_numpy()
     reach = 1.25 * np.nanmax(np.abs(ends))
+    for end, beyond, marker in (
+        (-reach, part["effect_low"] < -reach, 4),
+        (reach, part["effect_high"] > reach, 5),
+    ):
+        colors = [NULL if np.isnan(value) else MODEL for value in q[beyond]]
+        ax.scatter(np.full(beyond.sum(), end), place[beyond], s=26, c=colors, marker=marker, clip_on=False)
     ax.set(xlim=(-reach, reach), ylim=(len(part) - 0.5, -0.5), xlabel=effect_label(effects))
     ax.set_yticks(place, part["symbol"].astype(str), fontsize=8)
     ax.set_title(

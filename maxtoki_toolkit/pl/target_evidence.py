@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from .. import _keys
 from ..get import target_evidence as get_evidence
 from ..get.target_evidence import EXPRESSION, PERTURBATION
-from .perturbation import WORDS, effect_label
 from ._style import as_written
+from .perturbation import WORDS, effect_label
 
 _CELL = 0.27  # inches between dots
 _FEWEST = 3  # columns that a block is at least wide, for its title

@@ -73,7 +73,9 @@ def markdown(record: Mapping[str, Any]) -> str:
         ("notebook", f"{as_text(record['notebook'])}, {_code(record['notebook_sha256'])}"),
     ]
     rows += [("versions", versions)]
-    rows += [(key, f"{as_text(file['name'])}, {_code(file['sha256'])}") for key, file in record["files"].items()]
+    rows += [
+        (key, f"{as_text(file['name'])}, {_code(file['sha256'])}") for key, file in record["files"].items()
+    ]
     if "path" in record["parameters"] and "path" not in record["files"]:
         rows += [("path", "none: the notebook's own cells, simulated or shipped with the package")]
     rows += [("seed", as_text(record["seed"]))]
