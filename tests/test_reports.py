@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import sys
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from maxtoki_toolkit import cli
 from maxtoki_toolkit._files import sha256
 from maxtoki_toolkit.reports import _allow, _html, _jobs, _sources
 from maxtoki_toolkit.reports._execute import prepare
+from maxtoki_toolkit.reports._methods import methods
 from maxtoki_toolkit.reports._parameters import check_parameters, read_parameters
-from maxtoki_toolkit.reports._provenance import METADATA, checksum, provenance, same
+from maxtoki_toolkit.reports._provenance import METADATA, as_text, checksum, markdown, provenance, same
 
 # The function of that name hides the module.
 run_all = sys.modules["maxtoki_toolkit.reports.run_all"]
@@ -335,7 +337,7 @@ def test_all_says_why_not(tmp_path, capsys, monkeypatch, never_run):
     assert task.values["truth_key"] == ""
     assert task.values["path"] == "mine.h5ad"
     index = (tmp_path / "out" / "index.html").read_text()
-    assert "columns of .obs, e.g. -p &#x27;start=" in index
+    assert "columns of .obs: -p &#x27;start=" in index
     assert index.count("<tr><td>") == len(table)
 
     paths = _sources.notebook_paths()
@@ -465,6 +467,73 @@ def test_page_without_widgets_and_copies():
     assert text.count('class="plotly-graph-div"') == 2
     assert "&lt;b&gt;" in text
     assert _html.WIDGET in notebook.cells[0].outputs[0].data
+
+
+HOSTILE = "x<img src=x onerror=alert(1)>`[a](javascript:b)`|$.csv"
+
+
+class Tags(HTMLParser):
+    """Tags of a page that could run something."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if "onerror" in attrs or "javascript" in (attrs.get("href") or ""):
+            self.found.append(tag)
+
+
+def test_text_of_a_user_is_no_html(small):
+    """Names of files, values of parameters and titles are shown as they are."""
+    Path(HOSTILE).write_text("a")
+    source = _sources.read_source(small)
+    known = read_parameters(source.notebook)
+    record = provenance("small", source.notebook, known, {"path": HOSTILE, "names": [HOSTILE]})
+    assert record["files"]["path"]["name"] == HOSTILE
+    cells = [nbformat.v4.new_markdown_cell(text) for text in (markdown(record), as_text(HOSTILE))]
+    page = _html.to_html(nbformat.v4.new_notebook(cells=cells), title=HOSTILE, folder=ROOT)
+    assert not Tags(page).found
+    assert page.count(escape(HOSTILE, quote=False)) >= 2
+
+
+def test_the_answer_comes_first():
+    """Under the title: what tagged cells print, then draw; code is folded."""
+    image = nbformat.v4.new_output("display_data", {"image/png": "aGVsbG8=", "text/plain": "figure"})
+    words = nbformat.v4.new_output("stream", name="stdout", text="older than controls")
+    cells = [
+        nbformat.v4.new_markdown_cell("# Is it old?\n\nA long introduction."),
+        nbformat.v4.new_code_cell("draw()", outputs=[image], metadata={"tags": ["answer"]}),
+        nbformat.v4.new_code_cell("say()", outputs=[words], metadata={"tags": ["answer"]}),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    text = _html.to_html(notebook, title="t", folder=ROOT)
+    body = text[text.index("<body") :]
+    places = [
+        body.index(part) for part in ("Is it old?", "older than controls", "aGVsbG8=", "A long introduction")
+    ]
+    assert places == sorted(places)
+    assert body.count("<details><summary>code</summary>") == 2
+    assert [cell.source for cell in notebook.cells] == [cell.source for cell in cells]
+
+
+@pytest.mark.parametrize("name", sorted(_sources.notebook_paths()))
+def test_pages_have_an_answer_methods_and_tables(name):
+    """Each notebook says which cells answer its question, how that was done with which works, and writes tables."""
+    source = _sources.read_source(name)
+    code = [cell for cell in source.notebook.cells if cell.cell_type == "code"]
+    assert any("answer" in cell.metadata.get("tags", []) for cell in code)
+    text = "\n".join(cell.source for cell in code)
+    assert "to_csv(" in text
+    known = read_parameters(source.notebook)
+    paragraph = methods(provenance(name, source.notebook, known, {}))
+    assert paragraph.startswith("## Methods")
+    assert "{" not in paragraph
+    assert "1. MaxToki" in paragraph
+    assert "with maxtoki_toolkit " in paragraph
+    assert methods(provenance("small", source.notebook, known, {})) == ""
 
 
 def test_missing_extra(monkeypatch):

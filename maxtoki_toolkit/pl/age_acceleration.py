@@ -53,6 +53,7 @@ def age_acceleration(
     4
     """
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     effects = get_effects(adata, key=key)
     unit = effects.attrs["unit"]
@@ -122,6 +123,7 @@ def age_acceleration(
             fontsize=9,
         )
         ax.set(xlim=(-reach, reach), xlabel=f"age acceleration ({unit})")
+        ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.xaxis.label.set_size(9)
         ax.tick_params(labelsize=8)
         clean(ax)

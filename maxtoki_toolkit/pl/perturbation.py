@@ -137,6 +137,8 @@ def perturbation(
         (-reach, part["effect_low"] < -reach, 4),
         (reach, part["effect_high"] > reach, 5),
     ):
+        if not beyond.any():
+            continue
         colors = [NULL if np.isnan(value) else MODEL for value in q[beyond]]
         ax.scatter(np.full(beyond.sum(), end), place[beyond], s=26, c=colors, marker=marker, clip_on=False)
     ax.set(xlim=(-reach, reach), ylim=(len(part) - 0.5, -0.5), xlabel=effect_label(effects))

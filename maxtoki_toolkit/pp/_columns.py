@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -81,7 +83,47 @@ def unit_in_name(name: str) -> str | None:
 
 def say_columns(found: Mapping[str, str]) -> str:
     """One line that says what was guessed."""
+    if not found:
+        return "No column of .obs has a name that says what it holds. Name them: donor_key, time_key, cell_type_key, condition_key."
     return f"Taken from the names in .obs: {', '.join(f'{key}={value!r}' for key, value in found.items())}. Name others to overrule this."
+
+
+class Comparison(NamedTuple):
+    """Where conditions, their controls, ages and donors are."""
+
+    condition_key: str
+    control: str
+    age_key: str
+    donor_key: str
+
+
+def find_comparison(
+    obs: pd.DataFrame,
+    condition_key: str | None,
+    control: str | None,
+    age_key: str | None,
+    donor_key: str | None,
+) -> Comparison:
+    """Fill in what is `None` from the names of columns, and say so in a line; or raise with what could be named."""
+    given = {"condition_key": condition_key, "age_key": age_key, "donor_key": donor_key}
+    roles = {"condition_key": "condition_key", "age_key": "time_key", "donor_key": "donor_key"}
+    guessed = guess_columns(obs, [roles[name] for name, value in given.items() if value is None])
+    found = {name: guessed[roles[name]] for name in given if roles[name] in guessed and given[name] is None}
+    for name, value in given.items():
+        if value is None and name not in found:
+            raise ValueError(f"Give {name}: no column was found for it; {suggest_columns(obs, roles[name])}.")
+    values = given | found
+    if control is None and values["condition_key"] in obs:
+        column = obs[values["condition_key"]]
+        control = guess_control(column)
+        if control is None:
+            raise ValueError(
+                f"Give control: .obs[{column.name!r}] has {', '.join(sorted(map(repr, map(str, column.dropna().unique()))))}."
+            )
+        found["control"] = control
+    if found:
+        warnings.warn(say_columns(found), UserWarning, stacklevel=3)
+    return Comparison(values["condition_key"], control or "", values["age_key"], values["donor_key"])
 
 
 def suggest_columns(obs: pd.DataFrame, role: str) -> str:

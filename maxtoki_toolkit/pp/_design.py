@@ -35,7 +35,8 @@ def as_numbers(column: pd.Series, time_key: str) -> np.ndarray:
         values = pd.to_numeric(column).to_numpy(dtype=float)
     except (ValueError, TypeError):
         raise ValueError(
-            f".obs[{time_key!r}] is not numeric (first: {column.iloc[0]!r}). Times are numbers, such as age in months."
+            f".obs[{time_key!r}] is not numeric (first: {column.iloc[0]!r}). Times are numbers, such as age in months; "
+            f"mt.pp.parse_age(adata, {time_key!r}) reads ages from text."
         ) from None
     if (bad := ~np.isfinite(values)).any():
         raise ValueError(

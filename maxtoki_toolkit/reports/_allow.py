@@ -92,8 +92,7 @@ def fit_cells(name: str, known: Mapping[str, Parameter], given: Mapping[str, Any
     obs, layers = read_cells(given["path"])
     guessed = guess_parameters(known, given, obs)
     values = {key: instead for key, instead in _OWN.items() if key in known} | guessed | given
-    if said := {key: value for key, value in guessed.items() if value}:
-        _say(say_columns(said))
+    _say(say_columns({key: value for key, value in _roles(obs).items() if key not in given}))
     why = _why_not(name, known, values, obs, layers)
     if not why and "layer" in known:
         why = _no_counts(given["path"], values.get("layer", ""), force=bool(values.get("force")))
@@ -104,8 +103,18 @@ def fit_cells(name: str, known: Mapping[str, Parameter], given: Mapping[str, Any
 
 @cache
 def _say(line: str) -> None:
-    """Once, however many notebooks take the same columns."""
+    """Once, however many notebooks take columns of a file."""
     print(line, file=sys.stderr)
+
+
+def _roles(obs: pd.DataFrame) -> dict[str, str]:
+    """Columns of a file, and what goes with them."""
+    found = guess_columns(obs)
+    if "condition_key" in found and (control := guess_control(obs[found["condition_key"]])):
+        found["control"] = control
+    if "time_key" in found and (unit := guess_unit(obs[found["time_key"]])):
+        found["time_unit"] = unit
+    return found
 
 
 def guess_parameters(
@@ -164,9 +173,12 @@ def _why_not(
                 f"all cells are of one donor in .obs[{column!r}] ({key}), and others have to be held out"
             )
     if "start" in known and not (values["start"] and values["target"]):
+        roles = _roles(obs)
+        column, control = roles.get("condition_key", "COLUMN"), roles.get("control", "VALUE")
+        other = next((str(value) for value in obs.get(column, []) if str(value) != control), "VALUE")
         reasons.append(
-            "start and target say which cells are led, and to which, by columns of .obs, e.g. -p 'start={condition: [disease]}' "
-            f"-p 'target={{condition: [control]}}'; {suggest_columns(obs, 'condition_key')}"
+            f"start and target say which cells are led, and to which, by columns of .obs: -p 'start={{{column}: [{other}]}}' "
+            f"-p 'target={{{column}: [{control}]}}'; {suggest_columns(obs, 'condition_key')}"
         )
     if (
         name in READS_TIME
