@@ -1,5 +1,17 @@
 """Where results live in an AnnData: the one place that names the slots."""
 
+
+def head_name(layer: int, head: int) -> str:
+    """Name of an attention head, in every table and figure.
+
+    Examples
+    --------
+    >>> head_name(2, 0)
+    'L2H0'
+    """
+    return f"L{layer}H{head}"
+
+
 ENSEMBL_ID = "ensembl_id"
 TOKEN_ID = "token_id"
 GENE_STATUS = "gene_status"
@@ -10,6 +22,7 @@ EMBEDDING = "X_maxtoki"
 LEIDEN = "maxtoki_leiden"
 UMAP = ["maxtoki_umap1", "maxtoki_umap2"]
 MAP_GENES = "map_genes"
+PARSE_AGE = "parse_age"
 ENCODING = "rank_value_encode"
 EMBED = "embed"
 PURITY = "neighbor_purity"

@@ -438,7 +438,8 @@ def report(
         where = row.report if row.status in ("done", "kept") else row.why
         print(f"{row.notebook}: {row.status}. {where}")
     print(f"{output / 'index.html'} lists them all.")
-    if "failed" in set(table["status"]):
+    states = set(table["status"])
+    if "failed" in states or not states & {"done", "kept"}:
         raise typer.Exit(1)
 
 

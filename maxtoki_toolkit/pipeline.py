@@ -18,13 +18,15 @@ from ._progress import hidden, progress
 from ._shards import drop_shards, job_digest, open_shards, process_index, shard_path, take_shards
 from ._validate import require_obs
 from .models.model import MaxTokiModel
-from .pl._style import category_colors, clean
+from .pl._style import as_written, category_colors, clean
 from .pp._identity import input_identity
 from .pp._store import encoded_blocks, open_store, read_frames
 
 BY = "maxtoki embed"
 # Cells kept for the heat map of ranks, of however many there are.
 _SHOWN = 2000
+_MOST_LABELS = 60  # a legend of more is larger than the figure
+_FEWEST = 4  # cells for neighbours and a UMAP
 
 
 def embed_file(
@@ -85,6 +87,11 @@ def embed_file(
     with open_store(path) as store:
         obs, var = read_frames(store, layer)
         require_obs(AnnData(obs=obs), color)
+        if len(obs) < _FEWEST:
+            raise ValueError(
+                f"{path} has {len(obs)} cell{'s' * (len(obs) != 1)}: neighbours, UMAP and clusters need {_FEWEST} at least. "
+                "mt.tl.embed embeds any number."
+            )
         # Cells whose ranks are kept, for the heat map.
         shown = np.zeros(len(obs), dtype=bool)
         shown[np.linspace(0, len(obs) - 1, min(len(obs), _SHOWN)).astype(int)] = True
@@ -189,6 +196,7 @@ def set_colors(adata: AnnData, names: list[str]) -> None:
             adata.uns[f"{name}_colors"] = category_colors(adata.obs[name].cat.categories.size)
 
 
+@as_written
 def draw_umap(adata: AnnData, colors: list[str]) -> Figure:
     """Draw the UMAP once for each column of `.obs`."""
     import matplotlib.pyplot as plt
@@ -202,7 +210,12 @@ def draw_umap(adata: AnnData, colors: list[str]) -> Figure:
         1, len(colors), figsize=(6.5 * len(colors), 4.2), squeeze=False, layout="constrained"
     )
     for name, ax in zip(colors, axes[0], strict=True):
-        sc.pl.umap(shown, color=name, ax=ax, show=False, title=name.replace("_", " "))
+        values = shown.obs[name]
+        n_labels = values.nunique() if isinstance(values.dtype, pd.CategoricalDtype) else 0
+        many = n_labels > _MOST_LABELS
+        title = name.replace("_", " ") + (f" ({n_labels} labels, not named)" if many else "")
+        legend = None if many else "right margin"
+        sc.pl.umap(shown, color=name, ax=ax, show=False, title=title, legend_loc=legend)
         ax.set(xlabel="UMAP 1", ylabel="UMAP 2", box_aspect=1)
         clean(ax)
     return fig

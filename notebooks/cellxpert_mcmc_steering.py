@@ -62,7 +62,6 @@ output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 # %%
 from pathlib import Path
 
-import anndata
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -83,10 +82,7 @@ def save(figure, name):
 
 def chosen(columns):
     """Cells with these values."""
-    mask = np.ones(adata.n_obs, dtype=bool)
-    for column, values in columns.items():
-        mask &= adata.obs[column].isin(values).to_numpy()
-    return mask
+    return mt.reports.cells_with(adata, columns)
 
 
 # %% [markdown]
@@ -98,7 +94,7 @@ settings |= {"n_anchors": n_anchors, "block_size": block_size}
 if unset := [name for name, value in settings.items() if value == "unknown"]:
     raise ValueError(f"Set these parameters: {', '.join(unset)}. What the paper used is not known.")
 if path:
-    adata = anndata.read_h5ad(path)
+    adata = mt.reports.read_cells(path)
     truth = None
 else:
     adata = mt.datasets.aging_atlas(n_simulated, n_donors, seed=seed)
@@ -119,7 +115,7 @@ adata.obs[["led", "aim"]].sum()
 # themselves) and by how likely the model finds it. Middle: how many proposals are accepted. Right: the genes whose level
 # changes most, over all cells.
 
-# %%
+# %% tags=["answer"]
 common = {
     "method": "ranks",
     "target": "embedding",
@@ -138,7 +134,7 @@ mt.tl.steer(adata, maxtoki, n_steps=n_steps, n_chains=n_chains, **common)
 figure = mt.pl.steer(adata)
 save(figure, "steering")
 
-# %%
+# %% tags=["answer"]
 effects = mt.get.steer(adata)
 columns = [
     "measure",

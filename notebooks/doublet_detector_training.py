@@ -27,7 +27,7 @@
 path: str = ""  # .h5ad with raw counts; "" for the simulated atlas
 layer: str = ""  # layer with the raw counts; "" for .X
 model: str = "demo"  # "demo", "demo-cells", a folder or the name of a published model
-type_key: str = "cell_type"  # column of .obs with the cell type; "" for any two cells
+cell_type_key: str = "cell_type"  # column of .obs with the cell type; "" for any two cells
 donor_key: str = (
     "donor_id"  # column of .obs with the donor or sample; "" for none, and then folds are of cells
 )
@@ -78,7 +78,7 @@ def write(table, name):
 
 # %%
 if path:
-    adata = anndata.read_h5ad(path)
+    adata = mt.reports.read_cells(path)
 else:
     adata = mt.datasets.aging_atlas(n_cells, n_donors, seed=seed)
     adata.obs["planted"] = adata.obs_names.isin(adata.uns["truth"]["doublets"]["cell"])
@@ -93,7 +93,7 @@ print(f"{adata.n_obs:,} cells" + (f", {queries.n_obs:,} to judge" if generated e
 #
 # Each is trained and scored in folds of donors: it never judges a cell, or a doublet of a cell, of a donor that it has seen.
 
-# %%
+# %% tags=["answer"]
 scores, singlets = [], []
 for n, used in enumerate(features):
     mt.tl.doublets(
@@ -102,8 +102,8 @@ for n, used in enumerate(features):
         queries=queries,
         kind=kind,
         features=used,
-        groupby=type_key or None,
-        same_type=same_type if type_key else None,
+        groupby=cell_type_key or None,
+        same_type=same_type if cell_type_key else None,
         donor_key=donor_key or None,
         truth_key=truth_key or None,
         n_doublets=n_doublets or None,
@@ -127,7 +127,7 @@ scores[columns].round(3)
 # `simulated` doublets are easier to tell than real ones: what counts is `truth`, where it is known. scrublet looks for cells between types,
 # and is not made for doublets of one type. Areas with 95% intervals over donors:
 
-# %%
+# %% tags=["answer"]
 shown = "truth" if (scores["set"] == "truth").any() else "simulated"
 part = scores[(scores["set"] == shown) & (scores["doublets"] == "all")]
 part = part[~part.duplicated(["detector"]) | (part["detector"] == "detector")].iloc[::-1]

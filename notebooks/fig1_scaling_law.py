@@ -43,7 +43,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import anndata
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -63,7 +62,7 @@ runs = Path(output or tempfile.mkdtemp())
 # One vocabulary and one set of held-out donors for all models.
 
 # %%
-adata = anndata.read_h5ad(path) if path else mt.datasets.aging_atlas(4000, 40, n_genes=500, seed=10)
+adata = mt.reports.read_cells(path) if path else mt.datasets.aging_atlas(4000, 40, n_genes=500, seed=10)
 mt.pp.hold_out(adata, donor_key=donor_key, donors=0.2)
 train, test = adata[adata.obs["train"]].copy(), adata[adata.obs["held_out"]].copy()
 test = test[np.sort(np.random.default_rng(0).permutation(test.n_obs)[:n_held_out])].copy()
@@ -159,7 +158,7 @@ table.pivot_table(
 # how far b moves when one size is left out says more.
 
 
-# %%
+# %% tags=["answer"]
 def fit_power_law(n, loss, *, floor):
     """Fit loss = a n^-b + c by least squares; returns a, b, c (c = 0 without a floor)."""
     n, loss, middle = np.asarray(n, float), np.asarray(loss, float), np.exp(np.mean(np.log(n)))
@@ -215,7 +214,7 @@ pd.DataFrame(rows).set_index(["N", "floor c"])
 # Only the last point of a curve has been trained to the end of its learning rate schedule; those before lie higher than a
 # model would that was trained for so long on purpose.
 
-# %%
+# %% tags=["answer"]
 figure, axes = plt.subplots(1, 3, figsize=(12.8, 3.8), layout="constrained")
 for ax, (axis, column) in zip(axes, axes_of.items(), strict=False):
     n = np.array([sizes[width][column] for width in hidden_sizes])

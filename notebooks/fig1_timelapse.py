@@ -84,7 +84,7 @@ if output:
 
 # %%
 if path:
-    adata = anndata.read_h5ad(path)
+    adata = mt.reports.read_cells(path, time_key=time_key, time_unit=time_unit)
 else:
     parts = {
         "seen": mt.datasets.aging_atlas(n_cells[0], n_donors[0], seed=1),
@@ -130,7 +130,7 @@ mt.pp.hold_out(
 
 def has(values):
     """Cells with one of these values in a column."""
-    found = [adata.obs[column].isin(names) for column, names in values.items()]
+    found = [mt.reports.cells_with(adata, {column: names}) for column, names in values.items()]
     return np.any(found, axis=0) if found else np.zeros(adata.n_obs, bool)
 
 
@@ -199,7 +199,7 @@ panels = [name for name in sets if "control" not in name]
 # flat line; one that is right, the dashed one. Below: absolute errors, medians with 95% intervals. All intervals leave out
 # one donor after the other, because prompts that share a donor are not independent.
 
-# %%
+# %% tags=["answer"]
 figure = plt.figure(figsize=(5.4 * len(panels), 8.4), layout="constrained")
 columns = np.atleast_1d(figure.subfigures(1, len(panels), wspace=0.04))
 for i, (name, column) in enumerate(zip(panels, columns, strict=True)):
@@ -216,7 +216,7 @@ save(figure, "fig1_timelapse")
 # among them: what lies inside is owed to the context cells and their known ages, not to reading the query. In
 # `error ratio` the model's median error is divided by the predictor's; below 1 the model is better.
 
-# %%
+# %% tags=["answer"]
 LABELS = {
     "most_common": "most common lapse",
     "sgd_expression": "SGD on expression",

@@ -30,8 +30,9 @@
 path: str = ""  # .h5ad with raw counts and known ages; "" for the simulated atlas
 layer: str = ""  # layer with the raw counts; "" for .X
 model: str = "demo-cells"  # "demo-cells", or the folder of a model that mt.train.temporal wrote
-time_key: str = "age_months"  # column of .obs with the time, in the whole units that the model tells
-type_key: str = "cell_type"  # column of .obs with the cell type
+time_key: str = "age_months"  # column of .obs with the time, in whole units
+time_unit: str = "months"  # unit of that column
+cell_type_key: str = "cell_type"  # column of .obs with the cell type
 groupby: list = ["cell_type", "sex"]  # columns of .obs in which all cells of a prompt agree
 donor_key: str = "donor_id"  # column of .obs with the donor
 cells: dict = {"condition": ["control"]}  # cells to use, by columns of .obs; {} for all
@@ -48,8 +49,6 @@ output: str = ""  # folder for figures (PNG, PDF), tables (CSV) and the cells (h
 
 # %%
 from pathlib import Path
-
-import anndata
 
 import maxtoki_toolkit as mt
 
@@ -75,10 +74,12 @@ def write(table, name):
 # ## Prompts, and the cells that follow
 
 # %%
-adata = anndata.read_h5ad(path) if path else mt.datasets.aging_atlas(n_cells, n_donors, seed=seed)
-for column, values in cells.items():
-    adata = adata[adata.obs[column].isin(values)].copy()
 maxtoki = mt.load_model(model)
+if path:
+    adata = mt.reports.read_cells(path, time_key=time_key, time_unit=time_unit, model=maxtoki)
+else:
+    adata = mt.datasets.aging_atlas(n_cells, n_donors, seed=seed)
+adata = adata[mt.reports.cells_with(adata, cells)].copy()
 mt.pp.map_genes(adata, maxtoki)
 mt.pp.rank_value_encode(adata, maxtoki, layer=layer or None)
 if train_donors:
@@ -125,14 +126,14 @@ save(mt.pl.rank_heatmap(generated, groupby="asked for", n_genes=3, n_cells=20), 
 # The detector learns true cells from doublets that are made of two of them, of other donors, and then judges the generated
 # cells. `expected_rate` is the share of doublets that it takes for granted.
 
-# %%
+# %% tags=["answer"]
 mt.tl.doublets(
     adata,
     maxtoki,
     queries=generated,
     kind="ranks",
     features=["ranks"],
-    groupby=type_key,
+    groupby=cell_type_key,
     donor_key=donor_key,
     rng=seed,
 )
@@ -149,11 +150,11 @@ save(mt.pl.doublets(adata), "fig2_doublets")
 # generated cell can be expected to do better. `context cells` are those of the prompts.
 
 # %%
-mt.tl.annotation_concordance(adata, maxtoki, generated=generated, groupby=type_key, rng=seed)
+mt.tl.annotation_concordance(adata, maxtoki, generated=generated, groupby=cell_type_key, rng=seed)
 write(mt.get.annotation_concordance(adata), "concordance")
 mt.get.annotation_concordance(adata).round(3)
 
-# %%
+# %% tags=["answer"]
 save(mt.pl.annotation_concordance(adata).figure, "fig2_concordance")
 
 # %% [markdown]
@@ -163,7 +164,9 @@ save(mt.pl.annotation_concordance(adata).figure, "fig2_concordance")
 # with as many true cells, and with bags of genes: generated cells whose genes were put in an order by lot.
 
 # %%
-mt.tl.train_on_generated(adata, maxtoki, generated=generated, groupby=type_key, donor_key=donor_key, rng=seed)
+mt.tl.train_on_generated(
+    adata, maxtoki, generated=generated, groupby=cell_type_key, donor_key=donor_key, rng=seed
+)
 write(mt.get.train_on_generated(adata), "train_on_generated")
 mt.get.train_on_generated(adata).round(3)
 
@@ -177,7 +180,13 @@ save(mt.pl.train_on_generated(adata).figure, "fig2_train_on_generated")
 
 # %%
 mt.tl.age_match(
-    adata, maxtoki, generated=generated, age_key=time_key, donor_key=donor_key, groupby=type_key, rng=seed
+    adata,
+    maxtoki,
+    generated=generated,
+    age_key=time_key,
+    donor_key=donor_key,
+    groupby=cell_type_key,
+    rng=seed,
 )
 write(mt.get.age_match(adata), "age_match")
 mt.get.age_match(adata).round(3)
@@ -196,7 +205,7 @@ mt.tl.generation_diversity(
     adata,
     maxtoki,
     generated=generated,
-    groupby=type_key,
+    groupby=cell_type_key,
     donor_key=donor_key,
     train=adata.obs["held_out"].to_numpy(),
     rng=seed,

@@ -55,7 +55,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import anndata
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -89,7 +88,7 @@ def write(table, name):
 
 # %%
 if path:
-    adata = anndata.read_h5ad(path)
+    adata = mt.reports.read_cells(path, time_key=time_key, time_unit=time_unit)
 else:
     adata, force = mt.datasets.load("myoblast_timecourse"), True
 adata.obs["time"] = adata.obs[time_key].astype(float).astype(int)
@@ -195,7 +194,7 @@ save(figure, "fig3_training")
 # Contexts are of the times that were learned, queries of the two intervals that are compared. Their changes of rank from the first
 # interval to the second, in cells that the model wrote and in true ones:
 
-# %%
+# %% tags=["answer"]
 time = adata.obs["time"].to_numpy()
 inside = np.any([(time >= first) & (time <= last) for first, last in compare], axis=0)
 unseen = np.any([(time >= first) & (time <= last) for first, last in held_out], axis=0)
@@ -226,7 +225,7 @@ mt.tl.differential_rank(
 )
 save(mt.pl.differential_rank(adata).figure, "fig3_differential_rank")
 
-# %%
+# %% tags=["answer"]
 write(mt.get.differential_rank(adata), "differential_rank")
 write(mt.get.differential_rank_scores(adata), "scores")
 mt.get.differential_rank_scores(adata).round(2)

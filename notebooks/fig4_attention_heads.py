@@ -35,7 +35,8 @@ tokens: str = ""  # published token dictionary (JSON), for the published weights
 medians: str = ""  # published gene medians (JSON), with tokens
 cell_type_key: str = "cell_type"  # column of .obs with the cell type
 donor_key: str = "donor_id"  # column of .obs with the donor
-time_key: str = "age_months"  # column of .obs with the time, in the whole units that the model tells
+time_key: str = "age_months"  # column of .obs with the time, in whole units
+time_unit: str = "months"  # unit of that column
 groupby: list = ["cell_type", "sex"]  # columns of .obs in which all cells of a prompt agree
 cells: dict = {}  # cells to use, by columns of .obs, e.g. {"tissue": ["lung"]}; {} for all
 gene_set: dict = {"TF": "TF"}  # a name, and symbols or Ensembl ids; "TF" is all human transcription factors
@@ -54,7 +55,6 @@ output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 # %%
 from pathlib import Path
 
-import anndata
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import display
@@ -94,12 +94,13 @@ if unset := [name for name, value in settings.items() if value == "unknown"]:
 vocab = mt.models.Vocabulary.from_json(tokens, gene_medians=medians) if tokens else None
 maxtoki = mt.load_model(model, vocab=vocab)
 if path:
-    adata = anndata.read_h5ad(path)
+    adata = mt.reports.read_cells(
+        path, time_key=time_key, time_unit=time_unit, model=maxtoki if maxtoki.is_temporal else None
+    )
 else:
     adata = mt.datasets.aging_atlas(n_simulated, n_donors, seed=seed)
     adata = adata[adata.obs["condition"] == "control"].copy()
-for column, values in cells.items():
-    adata = adata[adata.obs[column].isin(values)].copy()
+adata = adata[mt.reports.cells_with(adata, cells)].copy()
 mt.pp.map_genes(adata, maxtoki)
 mt.pp.rank_value_encode(adata, maxtoki, layer=layer or None)
 mt.tl.attention(
@@ -128,13 +129,13 @@ write(mt.get.attention(adata), "attention")
 # - **Expression.** Transcription factors are often expressed less than other genes, and so have other ranks and are in fewer cells. They
 #   are compared with genes alike in rank, detection and expression, 16 to 31 at a time.
 
-# %%
+# %% tags=["answer"]
 name = next(iter(gene_set))
 mt.tl.head_enrichment(adata, gene_set=name, n_permutations=n_permutations, rng=seed)
 ax = mt.pl.head_enrichment(adata)
 save(ax.figure, "fig4_head_enrichment")
 
-# %%
+# %% tags=["answer"]
 enrichment = mt.get.head_enrichment(adata)
 write(enrichment, "head_enrichment")
 called = enrichment["q_value"] < 0.05

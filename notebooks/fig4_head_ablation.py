@@ -28,7 +28,8 @@
 path: str = ""  # .h5ad with raw counts and known ages; "" for the simulated atlas
 layer: str = ""  # layer with the raw counts; "" for .X
 model: str = "demo"  # "demo", or the folder of a model that mt.train.temporal wrote
-time_key: str = "age_months"  # column of .obs with the time, in the whole units that the model tells
+time_key: str = "age_months"  # column of .obs with the time, in whole units
+time_unit: str = "months"  # unit of that column
 groupby: list = ["cell_type", "sex"]  # columns of .obs in which all cells of a prompt agree
 donor_key: str = "donor_id"  # column of .obs with the donor
 cells: dict = {  # cells to use, by columns of .obs; {} for all. Here: types whose time the model was taught
@@ -52,7 +53,6 @@ output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 # %%
 from pathlib import Path
 
-import anndata
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -85,12 +85,11 @@ def write(table, name):
 # %%
 maxtoki = mt.load_model(model)
 if path:
-    adata = anndata.read_h5ad(path)
+    adata = mt.reports.read_cells(path, time_key=time_key, time_unit=time_unit, model=maxtoki)
 else:
     adata = mt.datasets.aging_atlas(n_cells, n_donors, seed=seed)
     adata = adata[adata.obs["condition"] == "control"].copy()
-for column, values in cells.items():
-    adata = adata[adata.obs[column].isin(values)].copy()
+adata = adata[mt.reports.cells_with(adata, cells)].copy()
 mt.pp.map_genes(adata, maxtoki)
 mt.pp.rank_value_encode(adata, maxtoki, layer=layer or None)
 mt.pp.sample_prompts(
@@ -121,7 +120,7 @@ save(ax.figure, "fig4_head_ablation")
 # large change in a random direction does (grey): something always happens when a model is disturbed, and heads that write
 # more disturb it more. A head matters for the lapse as far as it goes beyond the grey point.
 
-# %%
+# %% tags=["answer"]
 heads = mt.get.ablate_heads(adata)
 write(heads, "ablate_heads")
 unit = heads.attrs["unit"]
@@ -143,7 +142,7 @@ axes[1].legend(frameon=False, fontsize=8, loc="lower right")
 axes[0].set_yticks(place, table["heads"])
 save(figure, "fig4_head_ablation_intervals")
 
-# %%
+# %% tags=["answer"]
 called = heads["error_q_value"] < 0.05
 lapses = mt.get.prompts(adata)["lapse"]
 guess = (lapses - lapses.median()).abs().mean()

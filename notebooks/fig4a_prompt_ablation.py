@@ -27,7 +27,8 @@
 path: str = ""  # .h5ad with raw counts and known ages; "" for the simulated atlas
 layer: str = ""  # layer with the raw counts; "" for .X
 model: str = "demo"  # "demo", or the folder of a model that mt.train.temporal wrote
-time_key: str = "age_months"  # column of .obs with the time, in the whole units that the model tells
+time_key: str = "age_months"  # column of .obs with the time, in whole units
+time_unit: str = "months"  # unit of that column
 groupby: list = ["cell_type", "sex"]  # columns of .obs in which all cells of a prompt agree
 donor_key: str = "donor_id"  # column of .obs with the donor
 cells: dict = {  # cells to use, by columns of .obs; {} for all. Here: two types whose time nobody taught, and two taught ones
@@ -58,7 +59,6 @@ output: str = ""  # folder for the figure (PNG, PDF) and the table (CSV); "" for
 # %%
 from pathlib import Path
 
-import anndata
 import numpy as np
 
 import maxtoki_toolkit as mt
@@ -73,12 +73,11 @@ mt.settings.progress = False
 # %%
 maxtoki = mt.load_model(model)
 if path:
-    adata = anndata.read_h5ad(path)
+    adata = mt.reports.read_cells(path, time_key=time_key, time_unit=time_unit, model=maxtoki)
 else:
     adata = mt.datasets.aging_atlas(n_cells, n_donors, seed=seed)
     adata = adata[adata.obs["condition"] == "control"].copy()
-for column, values in cells.items():
-    adata = adata[adata.obs[column].isin(values)].copy()
+adata = adata[mt.reports.cells_with(adata, cells)].copy()
 mt.pp.map_genes(adata, maxtoki)
 mt.pp.rank_value_encode(adata, maxtoki, layer=layer or None)
 mt.pp.sample_prompts(
@@ -98,7 +97,7 @@ mt.get.prompts(adata)["group"].value_counts()
 # Each point is the mean, over the same prompts, of the absolute error with the ablation less that without, with its 95%
 # interval over donors: one donor after the other is left out, with all prompts he or she is part of. Filled where q < 0.05.
 
-# %%
+# %% tags=["answer"]
 mt.tl.ablate_prompt(adata, maxtoki, ablations=ablations, share=share, rng=seed)
 ax = mt.pl.ablation(adata)
 if output:
@@ -106,7 +105,7 @@ if output:
     for ending in ("png", "pdf"):
         ax.figure.savefig(Path(output) / f"fig4a_prompt_ablation.{ending}", dpi=300, bbox_inches="tight")
 
-# %%
+# %% tags=["answer"]
 effects = mt.get.ablation(adata)
 if output:
     effects.to_csv(Path(output) / "ablation.csv", index=False)
@@ -127,7 +126,7 @@ effects[columns].round(3).set_index("ablation")
 #
 # "Equivalently" is more than two significant effects: it is a statement about their difference, which has an interval too.
 
-# %%
+# %% tags=["answer"]
 table = adata.uns["ablate_prompt"]["prompts"]
 pairs = [
     ("shuffle_context", "shuffle_query"),

@@ -35,16 +35,18 @@ model: str = "demo"  # "demo", or the folder of a temporal model that learned fr
 train_steps: int = (
     0  # steps to teach the model the ages of these cells first, on half of the controls; 0 for none
 )
-time_unit: str = "months"  # unit of age_key, "months" or "years", for a model that is taught first
+time_unit: str = (
+    "months"  # unit of time_key, "months" or "years"; a model that is not taught first must tell it
+)
 condition_key: str = "condition"  # column of .obs with the condition of each donor
 control: str = "control"  # its value for controls
-age_key: str = "age_months"  # column of .obs with the age, in the whole units that the model tells
+time_key: str = "age_months"  # column of .obs with the age, in whole units
 donor_key: str = "donor_id"  # column of .obs with the donor
 groupby: list = ["cell_type"]  # columns of .obs in which all cells of a prompt agree
 match_by: list = ["sex"]  # columns of .obs in which donors and their controls agree
 batch_key: str = "batch"  # column of .obs with the batch, to warn of; "" for none
 cells: dict = {}  # cells to use, by columns of .obs, e.g. {"cell_type": ["fibroblast"]}; {} for all
-tolerance: int = 60  # largest difference in age between a donor and a control, in the unit of age_key
+tolerance: int = 60  # largest difference in age between a donor and a control, in the unit of time_key
 n_queries: int = 8  # query cells of each donor and group, at most
 n_contexts: int = 2  # contexts that each query cell is read after
 context_size: int = 3  # context cells, of controls of distinct ages
@@ -65,7 +67,6 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import anndata
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -93,29 +94,32 @@ def save(figure, name):
 
 # %%
 settings = {"path": path, "model": model, "condition_key": condition_key, "control": control}
-settings |= {"age_key": age_key, "donor_key": donor_key}
+settings |= {"time_key": time_key, "donor_key": donor_key}
 if unset := [name for name, value in settings.items() if value == "unknown"]:
     raise ValueError(
         f"Set these parameters: {', '.join(unset)}. What the paper's data call them is not known."
     )
 if path:
-    adata = anndata.read_h5ad(path)
+    adata = mt.reports.read_cells(path, time_key=time_key, time_unit=time_unit)
 else:
     adata = mt.datasets.aging_atlas(n_cells, n_donors, seed=seed)
-for column, values in cells.items():
-    adata = adata[adata.obs[column].isin(values)].copy()
+adata = adata[mt.reports.cells_with(adata, cells)].copy()
 maxtoki = mt.load_model(model)
+if maxtoki.is_temporal and not train_steps and (unit := maxtoki.time_head.unit) != time_unit:
+    raise ValueError(
+        f"The model tells {unit}, and .obs[{time_key!r}] is in {time_unit} (time_unit): convert one of them."
+    )
 mt.pp.map_genes(adata, maxtoki)
 mt.pp.rank_value_encode(adata, maxtoki, layer=layer or None)
 if train_steps:
-    is_control = (adata.obs[condition_key] == control).to_numpy()
+    is_control = mt.reports.cells_with(adata, {condition_key: [control]})
     taught = adata[is_control].copy()
-    mt.pp.hold_out(taught, donor_key=donor_key, time_key=age_key, donors=0.5, rng=seed)
+    mt.pp.hold_out(taught, donor_key=donor_key, time_key=time_key, donors=0.5, rng=seed)
     maxtoki = mt.train.temporal(
         taught,
         maxtoki,
         Path(output or tempfile.mkdtemp()) / "training",
-        time_key=age_key,
+        time_key=time_key,
         time_unit=time_unit,
         groupby=groupby,
         use="train",
@@ -134,7 +138,7 @@ if train_steps:
     learned = set(taught.obs.loc[taught.obs["train"], donor_key])
     adata = adata[~adata.obs[donor_key].isin(learned)].copy()
     print(f"The model has learned from {len(learned)} controls, which are left out of what follows.")
-donors = {"condition_key": condition_key, "control": control, "age_key": age_key, "donor_key": donor_key}
+donors = {"condition_key": condition_key, "control": control, "age_key": time_key, "donor_key": donor_key}
 mt.pp.match_ages(adata, **donors, match_by=match_by, tolerance=tolerance)
 save(mt.pl.matched_ages(adata).figure, "fig5_matched_ages")
 adata.uns["matched_ages"]["balance"].round(2).set_index("condition").transpose()
@@ -149,7 +153,7 @@ adata.uns["matched_ages"]["balance"].round(2).set_index("condition").transpose()
 # the ages that ridge regression reads from expression, or from the model's embedding of the cell, by clocks that are fitted to controls, never to
 # the donor who is read.
 
-# %%
+# %% tags=["answer"]
 with warnings.catch_warnings(record=True):
     warnings.simplefilter("always")
     mt.tl.age_acceleration(
@@ -169,7 +173,7 @@ with warnings.catch_warnings(record=True):
     )
 save(mt.pl.age_acceleration(adata, truth=truth or None), "fig5_age_acceleration")
 
-# %%
+# %% tags=["answer"]
 effects = mt.get.age_acceleration(adata)
 whole = effects[effects["group"] == "all"]
 for row in whole[whole["predictor"] == "MaxToki"].itertuples():
@@ -180,7 +184,7 @@ for row in whole[whole["predictor"] == "MaxToki"].itertuples():
 # %% [markdown]
 # What stands in the way of a conclusion:
 
-# %%
+# %% tags=["answer"]
 for note in effects.attrs["warnings"] or ["nothing that was looked for"]:
     print("-", note)
 
@@ -225,11 +229,12 @@ for ax, condition in zip(axes[0], conditions, strict=True):
         slope, level = np.polyfit(side["time"], side["read"], 1)
         ends = np.array([part["time"].min(), part["time"].max()])
         ax.plot(ends, level + slope * ends, color=BASELINE, lw=1)
-    ax.set_title(condition, fontsize=9)
+    ax.set_title(condition, fontsize=9, parse_math=False)
     ax.set_xlabel(f"age ({effects.attrs['unit']})", fontsize=9)
     clean(ax)
 axes[0, 0].set_ylabel(f"age that is read ({effects.attrs['unit']})", fontsize=9)
-axes[0, -1].legend(frameon=False, fontsize=8, loc="upper left")
+names = axes[0, 0].get_legend_handles_labels()
+figure.legend(*names, frameon=False, fontsize=8, loc="outside lower center", ncols=2)
 save(figure, "fig5_donors")
 
 # %% [markdown]

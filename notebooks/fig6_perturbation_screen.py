@@ -31,13 +31,13 @@ model: str = "demo"  # "demo", or the folder of a temporal model that learned fr
 time_key: str = "age_months"  # column of .obs with the age, in the whole units that the model tells
 time_unit: str = "months"  # its unit
 donor_key: str = "donor_id"  # column of .obs with the donor
-groupby: str = "cell_type"  # column of .obs in which all cells of a prompt agree
-groups: list = []  # its values to use; [] for all, of the simulated atlas fibroblasts and monocytes
+groupby: list = ["cell_type"]  # columns of .obs in which all cells of a prompt agree
+cells: dict = {}  # cells to use, by columns of .obs; {} for all, of the simulated atlas fibroblasts and monocytes
 covariates: list = ["sex", "batch"]  # columns of .obs to adjust the slopes of expression for
 genes: list = []  # genes to edit; [] for all that the model reads
 mode: str = "inhibit"  # "inhibit", "delete", "activate" or "overexpress"
 n_prompts: int = 16  # prompts; about 126 edits each with the demo model
-context_size: int = 1  # context cells of a prompt
+context_size: list = [1, 1]  # fewest and most context cells a prompt
 min_donors: int = 3  # donors in which an edit must have taken effect
 evidence: dict = {}  # your tables on targets, name: .csv (gene, effect; group, q_value, unit where known), e.g. of telomere-shortened mice
 target_group: str = ""  # group of cells in which the targets are chosen; "" for the first
@@ -51,7 +51,6 @@ output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 # %%
 from pathlib import Path
 
-import anndata
 import pandas as pd
 from IPython.display import display
 
@@ -83,13 +82,12 @@ if unset := [name for name, value in settings.items() if value == "unknown"]:
     )
 truth = None
 if path:
-    adata = anndata.read_h5ad(path)
+    adata = mt.reports.read_cells(path, time_key=time_key, time_unit=time_unit)
 else:
     adata = mt.datasets.aging_atlas(n_cells, n_donors, seed=seed)
     truth = adata.uns.pop("truth")["age_genes"]
-    groups = groups or ["fibroblast", "monocyte"]
-if groups:
-    adata = adata[adata.obs[groupby].isin(groups)].copy()
+    cells = cells or {"cell_type": ["fibroblast", "monocyte"]}
+adata = adata[mt.reports.cells_with(adata, cells)].copy()
 maxtoki = mt.load_model(model)
 if maxtoki.is_temporal and (unit := maxtoki.time_head.unit) != time_unit:
     raise ValueError(f"The model tells {unit}: convert .obs[{time_key!r}] from {time_unit} to {unit}.")
@@ -112,7 +110,7 @@ print(
     f"of {effects['donor'].nunique()} donors; {effects['took_effect'].mean():.1%} changed what is read."
 )
 
-# %%
+# %% tags=["answer"]
 mt.tl.perturbation_stats(adata, min_donors=min_donors, layer=layer or None)
 stats = mt.get.perturbation_stats(adata)
 names = list(dict.fromkeys(stats["group"]))
@@ -123,7 +121,7 @@ save(mt.pl.perturbation(adata).figure, "fig6_ranked")
 # Grey is where the effects of genes like it lie: an edit of any gene at that rank moves the reading, and only what lies beyond is about the
 # gene. The interval is over donors. Controls, which should do nothing in particular:
 
-# %%
+# %% tags=["answer"]
 controls = mt.get.perturbation_controls(adata)
 if output:
     Path(output).mkdir(parents=True, exist_ok=True)

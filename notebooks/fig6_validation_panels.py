@@ -29,7 +29,7 @@ samples: str = (
     ""  # .csv of samples (first column: name) with the condition and covariates; "" for simulated ones
 )
 gene_sets: str = ""  # .gmt, or .csv with the columns source and target; "" for simulated ones
-condition: str = "condition"  # column of the samples' table
+condition_key: str = "condition"  # column of the samples' table
 control: str = "GFP"  # its value for controls
 covariates: list = []  # further columns of the design, e.g. ["batch"]
 min_count: int = 10  # genes with fewer counts over all samples are left out
@@ -127,11 +127,11 @@ if missing := sorted(set(about.index) ^ set(table.columns.astype(str))):
     raise ValueError(
         f"Counts and samples do not name the same samples: {missing[0]!r} is in one of them only ({len(missing)} differ)."
     )
-if missing := [name for name in (condition, *covariates) if name not in about]:
+if missing := [name for name in (condition_key, *covariates) if name not in about]:
     raise ValueError(f"The samples' table has no column {missing[0]!r}; it has {list(about.columns)}.")
-if control not in set(about[condition].astype(str)):
+if control not in set(about[condition_key].astype(str)):
     raise ValueError(
-        f"No sample has {condition} {control!r}; there are {sorted(about[condition].astype(str).unique())}."
+        f"No sample has {condition_key} {control!r}; there are {sorted(about[condition_key].astype(str).unique())}."
     )
 values = table[about.index].to_numpy()
 if (values < 0).any() or (values != np.round(values)).any():
@@ -139,9 +139,9 @@ if (values < 0).any() or (values != np.round(values)).any():
         "The counts are no whole numbers from 0 on. DESeq2 needs raw counts, neither normalised nor logarithms."
     )
 table = table[about.index].loc[values.sum(axis=1) >= min_count].astype(int)
-about[condition] = about[condition].astype(str)
-others = [name for name in about[condition].unique() if name != control]
-about[condition].value_counts().rename("samples").to_frame()
+about[condition_key] = about[condition_key].astype(str)
+others = [name for name in about[condition_key].unique() if name != control]
+about[condition_key].value_counts().rename("samples").to_frame()
 
 # %% [markdown]
 # ## Panel F: do samples of a condition go together?
@@ -155,7 +155,7 @@ place = pca.transform(logged.T)
 figure, ax = plt.subplots(figsize=(4.2, 3.4), layout="constrained")
 names = [control, *others]
 for name, color in zip(names, category_colors(len(names)), strict=True):
-    mask = (about[condition] == name).to_numpy()
+    mask = (about[condition_key] == name).to_numpy()
     ax.scatter(*place[mask].T, s=30, color=color, label=f"{name} ({mask.sum()})")
 share = pca.explained_variance_ratio_
 ax.set(xlabel=f"component 1 ({share[0]:.0%})", ylabel=f"component 2 ({share[1]:.0%})", title=label)
@@ -169,16 +169,16 @@ save(figure, "fig6f_pca")
 # DESeq2 (pydeseq2): Wald test of each condition against the control, two-sided, corrected over the genes of each comparison
 # (Benjamini and Hochberg).
 
-# %%
-design = "~" + " + ".join([*covariates, condition])
-levels = about.assign(**{condition: pd.Categorical(about[condition], [control, *others])})
+# %% tags=["answer"]
+design = "~" + " + ".join([*covariates, condition_key])
+levels = about.assign(**{condition_key: pd.Categorical(about[condition_key], [control, *others])})
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of how dispersions were fitted
     dds = DeseqDataSet(counts=table.T, metadata=levels, design=design, quiet=True)
     dds.deseq2()
     parts = []
     for name in others:
-        tested = DeseqStats(dds, contrast=[condition, name, control], alpha=alpha, quiet=True)
+        tested = DeseqStats(dds, contrast=[condition_key, name, control], alpha=alpha, quiet=True)
         tested.summary()
         parts.append(tested.results_df.rename_axis("gene").reset_index().assign(condition=name))
 changes = pd.concat(parts, ignore_index=True)
@@ -188,13 +188,13 @@ summary = called.groupby("condition")["log2FoldChange"].agg(
 )
 summary.reindex(others, fill_value=0).assign(tested=changes.groupby("condition")["padj"].count())
 
-# %%
+# %% tags=["answer"]
 best = (
     changes.assign(size=changes["stat"].abs()).sort_values("size", ascending=False)["gene"].drop_duplicates()
 )
 shown = logged.loc[best.iloc[:n_heatmap]]
 score = shown.sub(shown.mean(axis=1), axis=0).div(shown.std(axis=1), axis=0)
-order = np.argsort(about[condition].map(names.index), kind="stable")
+order = np.argsort(about[condition_key].map(names.index), kind="stable")
 figure, ax = plt.subplots(figsize=(1.6 + 0.3 * len(about), 0.9 + 0.17 * len(score)), layout="constrained")
 image = ax.imshow(score.iloc[:, order], cmap="PuOr_r", vmin=-2, vmax=2, aspect="auto")
 ax.set_xticks(np.arange(len(about)), about.index[order], rotation=90, fontsize=7)

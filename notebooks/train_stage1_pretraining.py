@@ -26,7 +26,7 @@ path: str = ""  # .h5ad with raw counts; "" for a small simulated atlas
 held_out_path: str = ""  # cells of other donors; then path is read a block at a time. "" splits path
 layer: str = ""  # layer with the raw counts; "" for .X
 donor_key: str = "donor_id"  # column of .obs with the donor: a fifth of them is held out
-label: str = "cell_type"  # column of .obs with known labels, to score the embedding
+cell_type_key: str = "cell_type"  # column of .obs with known labels, to score the embedding
 tokens: str = ""  # published token dictionary (JSON); "" makes a vocabulary of the training cells
 medians: str = ""  # published gene medians (JSON), with tokens
 shape: (
@@ -60,7 +60,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import anndata
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -83,10 +82,10 @@ run = Path(output or tempfile.mkdtemp())
 
 # %%
 if path and held_out_path:
-    test = anndata.read_h5ad(held_out_path)
+    test = mt.reports.read_cells(held_out_path)
     train = None
 else:
-    adata = anndata.read_h5ad(path) if path else mt.datasets.aging_atlas(3000, 20, seed=10 + seed)
+    adata = mt.reports.read_cells(path) if path else mt.datasets.aging_atlas(3000, 20, seed=10 + seed)
     adata = adata[adata.obs[donor_key].notna()].copy()
     mt.pp.hold_out(adata, donor_key=donor_key, donors=0.2, rng=seed)
     train, test = adata[adata.obs["train"]].copy(), adata[adata.obs["held_out"]].copy()
@@ -151,7 +150,7 @@ print(
 # - **gene frequencies**: each gene is as likely as it is common in the training cells, whatever came before. Below this
 #   line the model uses the cell, not only the list of common genes.
 
-# %%
+# %% tags=["answer"]
 log = pd.DataFrame([json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()])
 held_out = log.dropna(subset="eval_loss")
 training = log.dropna(subset="loss")
@@ -194,7 +193,7 @@ clean(ax)
 if output:
     figure.savefig(run / "loss.pdf")
 
-# %%
+# %% tags=["answer"]
 last = held_out.iloc[-1]["eval_loss"]
 print(
     f"Held-out loss {last:.2f} nats a gene: the next gene is one of about {np.exp(last):.0f} equally likely ones."
@@ -210,7 +209,8 @@ for name, value in lines.items():
 
 # %%
 mt.tl.embed(test, model)
-mt.tl.neighbor_purity(test, model, groupby=label, layer=layer or None, rng=seed)
+mt.tl.neighbor_purity(test, model, groupby=cell_type_key, layer=layer or None, rng=seed)
+mt.get.neighbor_purity(test).to_csv(run / "neighbor_purity.csv", index=False)
 mt.pl.neighbor_purity(test)
 mt.get.neighbor_purity(test).round(3)
 

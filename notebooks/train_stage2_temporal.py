@@ -59,7 +59,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import anndata
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -82,7 +81,7 @@ run = Path(output or tempfile.mkdtemp())
 
 # %%
 if path:
-    adata = anndata.read_h5ad(path)
+    adata = mt.reports.read_cells(path, time_key=time_key, time_unit=time_unit)
 else:
     adata, force = mt.datasets.load("myoblast_timecourse"), True
     adata.obs["chip"] = adata.obs["Library"].astype(str).str.split("_").str[0]
@@ -189,15 +188,16 @@ if output:
 # %% [markdown]
 # ## How well it tells time
 
-# %%
+# %% tags=["answer"]
 figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.4), layout="constrained")
 mt.pl.timelapse_scatter(adata, ax=axes[0])
 mt.pl.timelapse_error(adata, ax=axes[1])
 if output:
     figure.savefig(run / "timelapse.pdf")
 
-# %%
+# %% tags=["answer"]
 columns = ["r", "r_null_low", "r_null_high", "slope", "spread", "bias", "median_error", "error_ratio"]
+scores.to_csv(run / "scores.csv")
 scores[[*columns, "n_prompts", "n_units"]].astype(float).round(2)
 
 # %% [markdown]
@@ -211,7 +211,7 @@ scores[[*columns, "n_prompts", "n_units"]].astype(float).round(2)
 #
 # ## What would make this wrong
 
-# %%
+# %% tags=["answer"]
 if donor_key:
     donors = adata.obs.loc[adata.obs["train"], donor_key].nunique(), scores["n_units"].iloc[0]
     print(f"{donors[0]} donors to learn from, {donors[1]} to test on.")

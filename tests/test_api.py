@@ -53,7 +53,9 @@ def test_signature(name):
     parameters = list(signature.parameters.values())
     assert parameters[0].annotation == "AnnData"
     positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    allowed = {"pp": ["model", "queries"], "tl": ["model"], "get": ["genes"], "pl": []}[name.split(".")[0]]
+    allowed = {"pp": ["model", "queries", "key"], "tl": ["model"], "get": ["genes"], "pl": []}[
+        name.split(".")[0]
+    ]
     assert [p.name for p in positional[1:]] in ([], *([second] for second in allowed))
     assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
     if "copy" in signature.parameters:
@@ -136,6 +138,7 @@ ARGUMENTS = {
     "pp.hold_out": {"donor_key": "donor_id"},
     "pp.match_ages": COMPARISON,
     "pp.match_queries": {"tolerance": None},
+    "pp.parse_age": {"key": "stage"},
     "pp.sample_prompts": PROMPTS,
     "tl.predict_age": {
         "time_key": "age_months",
@@ -171,6 +174,7 @@ def encoded():
     """Cells with all that functions build on, and a model of one layer that tells time."""
     adata = mt.datasets.aging_atlas(120, 10, n_genes=500)
     del adata.uns["truth"]  # many columns, and each takes zarr a while
+    adata.obs["stage"] = (adata.obs["age_months"] // 12).astype(str) + "-year-old human stage"
     mt.pp.map_genes(adata)
     vocab = mt.models.Vocabulary.from_anndata(adata)
     small = mt.models.build_model({**SHAPE, "max_position_embeddings": 128}, vocab)

@@ -101,10 +101,12 @@ def mistakes(folder):
     logged.write_h5ad(folder / "logged.h5ad")
     (folder / "cut.h5ad").write_bytes((folder / "mine.h5ad").read_bytes()[:5000])
     (folder / "notes.txt").write_text("hello")
+    counts[:3].write_h5ad(folder / "few.h5ad")
     return {
         "logged.h5ad": (["logged.h5ad"], "looks log-normalised"),
         "cut.h5ad": (["cut.h5ad"], "may be cut short"),
         "none.h5ad": (["none.h5ad"], "Did not find none.h5ad"),
+        "few.h5ad": (["few.h5ad"], "few.h5ad has 3 cells: neighbours, UMAP and clusters need 4"),
         "notes.txt": (["notes.txt"], "neither .h5ad nor .zarr"),
         "column": (
             ["mine.h5ad", "--color", "type"],

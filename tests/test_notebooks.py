@@ -48,7 +48,7 @@ QUICK = {
     "fig6_perturbation_screen": {
         "n_cells": 1000,
         "n_prompts": 4,
-        "groups": ["fibroblast"],
+        "cells": {"cell_type": ["fibroblast"]},
         "doses": [-5, 5],
         "min_donors": 2,
     },
@@ -199,7 +199,7 @@ def test_fig5_teaches_a_model_first(tmp_path):
     controls = cells.obs.loc[cells.obs["condition"] == "control", "donor_id"].nunique()
     del cells.obs["age_months"], cells.obs["batch"], cells.uns["truth"]
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    own = {"path": str(tmp_path / "cells.h5ad"), "age_key": "years", "time_unit": "years", "tolerance": 8}
+    own = {"path": str(tmp_path / "cells.h5ad"), "time_key": "years", "time_unit": "years", "tolerance": 8}
     mt.reports.run("fig5_age_acceleration", tmp_path, **own, train_steps=3, n_queries=2, n_contexts=1)
     donors = pd.read_csv(tmp_path / "fig5_age_acceleration_files" / "donors.csv")
     left = donors.loc[~donors["case"], "donor"].nunique()

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 from matplotlib.collections import PathCollection, PolyCollection
+from scipy.sparse import csr_matrix
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit._results import write_result
@@ -271,6 +272,82 @@ def test_perturbation_names_what_is_drawn():
     ax = mt.pl.perturbation(screen([-2, 1, 3], [0.01, 0.5, 0.5]))
     assert legend(ax) == [band, "q < 0.05", "q ≥ 0.05"]
     assert not any(np.array_equal(c.get_edgecolor(), grey) for c in ax.collections)
+
+
+def test_perturbation_points_at_what_goes_on():
+    """A triangle at the edge for each end of an interval beyond it, and none else."""
+    ax = mt.pl.perturbation(screen([-2, 1, 3], [0.01, 0.5, np.nan], reach=4))
+    low, high = ax.get_xlim()
+    ends = [tuple(c.get_offsets()[:, 0]) for c in ax.collections if isinstance(c, PathCollection)][-2:]
+    assert ends == [(low,), (high,)]
+    assert not overlap([label.get_window_extent() for label in ax.get_xticklabels()])
+
+
+@pytest.fixture(scope="module")
+def many():
+    """Encoded cells of many small groups, whose names have dollar signs."""
+    rng = np.random.default_rng(0)
+    sizes = [120, 40, 3, 2, 1, 1, 1, 1, 1, *[4] * 40]
+    ranks = np.array([rng.permutation(12) + 1 for _ in range(sum(sizes))], dtype=np.uint16)
+    names = np.repeat([f"type {i} of $\\frac$ and $x_1$" for i in range(len(sizes))], sizes)
+    adata = AnnData(np.zeros(ranks.shape, dtype=np.float32), obs=pd.DataFrame({"type": names}))
+    adata.layers["rank"] = csr_matrix(ranks)
+    return adata
+
+
+def test_rank_heatmap_of_many_groups(many):
+    """The largest, said on the axis; names neither lie on each other nor become formulas."""
+    fig = mt.pl.rank_heatmap(many, groupby="type", n_genes=1)
+    strip, ax = fig.axes[:2]
+    assert "30 largest of 49 groups" in ax.get_xlabel()
+    assert len(strip.texts) == 30
+    fig.canvas.draw()
+    assert all(text.get_text().endswith("of $\\frac$ and $x_1$") for text in strip.texts)
+    starts = np.sort([text.get_window_extent().x0 for text in strip.texts])
+    assert np.diff(starts).min() > 0.14 * fig.dpi  # names at 45 degrees are a ninth of an inch high
+
+
+def test_names_are_drawn_as_they_are():
+    """In titles, ticks and axes that the caller made, too."""
+    adata = screen([-2, 1, 3], [0.01, 0.5, 0.5])
+    adata.uns["perturbation_stats"]["effects"]["symbol"] = "$\\frac$"
+    adata.uns["perturbation_stats"]["effects"]["group"] = "$\\frac$"
+    _, ax = plt.subplots()
+    mt.pl.perturbation(adata, ax=ax)
+    ax.figure.canvas.draw()
+    assert "$\\frac$" in ax.get_title()
+    assert not any(text.get_parse_math() for text in [ax.title, *ax.get_yticklabels()])
+
+
+def ages(key):
+    donors = pd.DataFrame({"condition": "x", "donor": list("abcd"), "age": [300, 360, 600, 660]})
+    donors = donors.assign(case=[True, False] * 2, stratum="all", n_matches=1, matched=True)
+    adata = AnnData(np.ones((2, 2)))
+    write_result(adata, "matched_ages", {"age_key": key}, donors=donors)
+    return mt.pl.matched_ages(adata)
+
+
+def test_matched_ages_are_in_years():
+    ax = ages("age_months")
+    assert ax.get_xlabel() == "age (years)"
+    drawn = np.concatenate([c.get_offsets()[:, 0] for c in ax.collections if isinstance(c, PathCollection)])
+    assert set(drawn) == {25, 30, 50, 55}
+    assert ages("when").get_xlabel() == "age (.obs['when'])"
+
+
+def test_umap_of_many_labels_has_no_legend(many):
+    from maxtoki_toolkit.pipeline import draw_umap, set_colors
+
+    adata = AnnData(obs=pd.DataFrame({"donor": [f"$d$ {i}" for i in range(100)]}, dtype="category"))
+    adata.obs["kind"] = pd.Categorical(["$\\frac$", "b"] * 50)
+    adata.obsm["X_umap"] = np.random.default_rng(0).normal(size=(100, 2))
+    set_colors(adata, ["donor", "kind"])
+    fig = draw_umap(adata, ["donor", "kind"])
+    left, right = fig.axes
+    assert left.get_legend() is None
+    assert left.get_title() == "donor (100 labels, not named)"
+    fig.canvas.draw()
+    assert legend(right) == ["$\\frac$", "b"]
 
 
 def test_perturbation_volcano_names_what_is_drawn():

@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import sys
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from maxtoki_toolkit import cli
 from maxtoki_toolkit._files import sha256
 from maxtoki_toolkit.reports import _allow, _html, _jobs, _sources
 from maxtoki_toolkit.reports._execute import prepare
+from maxtoki_toolkit.reports._methods import methods
 from maxtoki_toolkit.reports._parameters import check_parameters, read_parameters
-from maxtoki_toolkit.reports._provenance import METADATA, checksum, provenance, same
+from maxtoki_toolkit.reports._provenance import METADATA, as_text, checksum, markdown, provenance, same
 
 # The function of that name hides the module.
 run_all = sys.modules["maxtoki_toolkit.reports.run_all"]
@@ -73,7 +75,8 @@ def small(tmp_path, monkeypatch):
 
 
 def write_cells(path, value, **columns):
-    obs = pd.DataFrame({key: [entry] * 3 for key, entry in columns.items()}, index=list("abc"))
+    entries = {key: entry if isinstance(entry, list) else [entry] * 3 for key, entry in columns.items()}
+    obs = pd.DataFrame(entries, index=list("abc"))
     anndata.AnnData(np.full((3, 2), value, dtype=np.float32), obs=obs).write_h5ad(path)
 
 
@@ -316,7 +319,7 @@ def test_wrong_notebooks(small, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*zarr")
 def test_counts_are_looked_at_first(tmp_path):
     """Log-normalised cells are refused before anything runs, and the layer with the counts is not."""
-    obs = pd.DataFrame({"donor_id": "d"}, index=[f"cell {i}" for i in range(40)])
+    obs = pd.DataFrame({"donor_id": ["d", "e"] * 20}, index=[f"cell {i}" for i in range(40)])
     cells = anndata.AnnData(np.random.default_rng(0).poisson(2, (40, 30)).astype(np.float32), obs=obs)
     cells.layers["counts"] = cells.X.copy()
     cells.X = np.log1p(cells.X)
@@ -334,24 +337,27 @@ def test_groups_that_are_not_there(tmp_path):
     """A list of groups is held against the column that it is of; without one, all groups are used."""
     known = read_parameters(_sources.read_source("fig6_perturbation_screen").notebook)
     obs = pd.DataFrame({"kind": ["B cell", "T cell"]})
-    given = {"groupby": "kind", "donor_key": "kind", "time_key": "kind", "covariates": [], "model": "mine"}
-    why = _allow._why_not("fig6_perturbation_screen", known, {**given, "groups": ["T cells"]}, obs, [])
-    assert "no cell has 'T cells' in .obs['kind'] (groups), which has 'B cell', 'T cell'" in why
-    assert "groups" not in _allow._why_not("fig6_perturbation_screen", known, given, obs, [])
+    given = {"groupby": ["kind"], "donor_key": "kind", "time_key": "kind", "covariates": [], "model": "mine"}
+    cells = {"kind": ["T cells"]}
+    why = _allow._why_not("fig6_perturbation_screen", known, {**given, "cells": cells}, obs, [])
+    assert "no cell has 'T cells' in .obs['kind'] (cells), which has 'B cell', 'T cell'" in why
+    assert "(cells)" not in _allow._why_not("fig6_perturbation_screen", known, given, obs, [])
 
 
 def test_all_says_why_not(tmp_path, capsys, monkeypatch, never_run):
     monkeypatch.chdir(tmp_path)
-    write_cells("mine.h5ad", 1, cell_type="B cell", sex="male", donor_id="d", age_months=3)
+    several = {"donor_id": ["d", "e", "f"], "age_months": [3, 4, 5]}
+    write_cells("mine.h5ad", 1, cell_type="B cell", sex="male", **several)
     table = mt.reports.run_all("mine.h5ad", "out", donor_key="donor_id").set_index("notebook")
     assert len(table) == len(_sources.notebook_paths())
     for name in _allow.READS_TIME:
         assert table.loc[name, "status"] == "not possible"
         assert "demo models is that of a simulation: give model" in table.loc[name, "why"]
     assert "or train_steps to teach it" in table.loc["fig5_age_acceleration", "why"]
-    assert table.loc["train_stage2_temporal", "why"].startswith(
-        "train_stage2_temporal cannot be run on mine.h5ad: .obs has no column 'Hours' (time_key); it has 'cell_type'"
-    )
+    assert "hold conditions, controls among them (condition_key)" in table.loc["fig5_age_acceleration", "why"]
+    # Times and donors are taken from the file, and cell types of the atlas are not asked for.
+    assert table.loc["train_stage2_temporal", "status"] == "done"
+    assert not table["why"].str.contains("cardiomyocyte|natural killer|Hours").any()
     assert table.loc["cellxpert_mcmc_steering", "status"] == "not possible"
     assert table.loc["fig1_scaling_law", "status"] == "done"
     # The known doublets of the atlas are not asked of other cells.
@@ -360,7 +366,7 @@ def test_all_says_why_not(tmp_path, capsys, monkeypatch, never_run):
     assert task.values["truth_key"] == ""
     assert task.values["path"] == "mine.h5ad"
     index = (tmp_path / "out" / "index.html").read_text()
-    assert "no column &#x27;Hours&#x27;" in index
+    assert "columns of .obs: -p &#x27;start=" in index
     assert index.count("<tr><td>") == len(table)
 
     paths = _sources.notebook_paths()
@@ -372,14 +378,14 @@ def test_all_says_why_not(tmp_path, capsys, monkeypatch, never_run):
     assert "no cell has 'female' in .obs['sex'] (condition_key), which has 'male'" in why
     assert "no layer 'counts'" in why
     assert "batch" not in why
-    assert "'natural killer cell'" in table.loc["fig1_timelapse", "why"]
-    write_cells("half.h5ad", 1, cell_type="B cell", sex="male", donor_id="d", age_months=3.5)
+    assert "'natural killer cell'" not in table.loc["fig1_timelapse", "why"]
+    write_cells("half.h5ad", 1, cell_type="B cell", sex="male", donor_id="d", age_months=[3.5, 4, 5])
     table = mt.reports.run_all("half.h5ad", "own", **own).set_index("notebook")
     assert "no whole numbers (first: 3.5)" in table.loc["fig5_age_acceleration", "why"]
     # One value may be of the type of one notebook and not of another.
     options = ["--on", "mine.h5ad", "-p", "n_cells=[300, 300]", "-o", "typed"]
     code, out, _ = command(capsys, monkeypatch, "report", "all", *options)
-    assert code == 0
+    assert code == 1  # none was made
     assert "doublet_detector_training: not possible. n_cells of doublet_detector_training must be int" in out
     assert "typed/index.html" in out
     with pytest.raises(ValueError, match="No notebook has a parameter 'sed'"):
@@ -490,6 +496,73 @@ def test_page_without_widgets_and_copies():
     assert text.count('class="plotly-graph-div"') == 2
     assert "&lt;b&gt;" in text
     assert _html.WIDGET in notebook.cells[0].outputs[0].data
+
+
+HOSTILE = "x<img src=x onerror=alert(1)>`[a](javascript:b)`|$.csv"
+
+
+class Tags(HTMLParser):
+    """Tags of a page that could run something."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if "onerror" in attrs or "javascript" in (attrs.get("href") or ""):
+            self.found.append(tag)
+
+
+def test_text_of_a_user_is_no_html(small):
+    """Names of files, values of parameters and titles are shown as they are."""
+    Path(HOSTILE).write_text("a")
+    source = _sources.read_source(small)
+    known = read_parameters(source.notebook)
+    record = provenance("small", source.notebook, known, {"path": HOSTILE, "names": [HOSTILE]})
+    assert record["files"]["path"]["name"] == HOSTILE
+    cells = [nbformat.v4.new_markdown_cell(text) for text in (markdown(record), as_text(HOSTILE))]
+    page = _html.to_html(nbformat.v4.new_notebook(cells=cells), title=HOSTILE, folder=ROOT)
+    assert not Tags(page).found
+    assert page.count(escape(HOSTILE, quote=False)) >= 2
+
+
+def test_the_answer_comes_first():
+    """Under the title: what tagged cells print, then draw; code is folded."""
+    image = nbformat.v4.new_output("display_data", {"image/png": "aGVsbG8=", "text/plain": "figure"})
+    words = nbformat.v4.new_output("stream", name="stdout", text="older than controls")
+    cells = [
+        nbformat.v4.new_markdown_cell("# Is it old?\n\nA long introduction."),
+        nbformat.v4.new_code_cell("draw()", outputs=[image], metadata={"tags": ["answer"]}),
+        nbformat.v4.new_code_cell("say()", outputs=[words], metadata={"tags": ["answer"]}),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    text = _html.to_html(notebook, title="t", folder=ROOT)
+    body = text[text.index("<body") :]
+    places = [
+        body.index(part) for part in ("Is it old?", "older than controls", "aGVsbG8=", "A long introduction")
+    ]
+    assert places == sorted(places)
+    assert body.count("<details><summary>code</summary>") == 2
+    assert [cell.source for cell in notebook.cells] == [cell.source for cell in cells]
+
+
+@pytest.mark.parametrize("name", sorted(_sources.notebook_paths()))
+def test_pages_have_an_answer_methods_and_tables(name):
+    """Each notebook says which cells answer its question, how that was done with which works, and writes tables."""
+    source = _sources.read_source(name)
+    code = [cell for cell in source.notebook.cells if cell.cell_type == "code"]
+    assert any("answer" in cell.metadata.get("tags", []) for cell in code)
+    text = "\n".join(cell.source for cell in code)
+    assert "to_csv(" in text
+    known = read_parameters(source.notebook)
+    paragraph = methods(provenance(name, source.notebook, known, {}))
+    assert paragraph.startswith("## Methods")
+    assert "{" not in paragraph
+    assert "1. MaxToki" in paragraph
+    assert "with maxtoki_toolkit " in paragraph
+    assert methods(provenance("small", source.notebook, known, {})) == ""
 
 
 def test_missing_extra(monkeypatch):

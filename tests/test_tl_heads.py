@@ -30,7 +30,7 @@ from maxtoki_toolkit.tl.head_profiles import _test as profile_test
 from maxtoki_toolkit.tl.head_segments import _compare
 
 SET, LAPSES, NEARBY, FIRST, UNIFORM = range(5)
-HEADS = ["L00H0", "L00H1", "L00H2", "L00H3", "L00H4", "L00H5"]
+HEADS = ["L0H0", "L0H1", "L0H2", "L0H3", "L0H4", "L0H5"]
 SIZE = 16  # of a head
 
 
@@ -397,7 +397,7 @@ def test_L021_a_head_that_treats_all_genes_alike_is_no_finding(read):
     assert (heads.loc[[UNIFORM, 5], "p_value"] == 1).all()
     assert heads["p_value"].notna().all()
     mt.tl.head_similarity(read)
-    assert mt.get.head_similarity(read).query("head_1 == 'L00H1' or head_2 == 'L00H1'").shape == (5, 7)
+    assert mt.get.head_similarity(read).query("head_1 == 'L0H1' or head_2 == 'L0H1'").shape == (5, 7)
 
 
 def test_P4_donors_are_the_units(read):
@@ -440,7 +440,7 @@ def test_similar_heads(read):
     assert len(table) == 15
     assert set(table.attrs["order"]) == set(HEADS)
     heads = read.uns["head_similarity"]["heads"].set_index("name")
-    assert heads.loc["L00H0", "reliability"] > 0.25
+    assert heads.loc["L0H0", "reliability"] > 0.25
     ax = mt.pl.head_similarity(read)
     assert [t.get_text() for t in ax.get_xticklabels()] == table.attrs["order"]
 

@@ -144,8 +144,8 @@ class TestHeads:
         assert isinstance(explorer, ipywidgets.VBox)
         figure, chosen = explorer.children[1], menus(explorer)
         click(figure.data[0], (1, 0))
-        assert chosen["name"].value == "L01H0"
-        assert figure.layout.annotations[2].text == "L01H0: parts of prompts"
+        assert chosen["name"].value == "L1H0"
+        assert figure.layout.annotations[2].text == "L1H0: parts of prompts"
         assert figure.layout.shapes[0].y0 == 0.5
         before = figure.data[0].z
         chosen["statistic"].value = _head_tables.ENTROPY
@@ -156,7 +156,7 @@ class TestHeads:
         expected = expected[expected["part"] == "query"]["relative_entropy"]
         np.testing.assert_allclose(np.ravel(figure.data[0].z), expected)
         assert not np.array_equal(figure.data[0].z, before)
-        assert chosen["name"].value == "L01H0"
+        assert chosen["name"].value == "L1H0"
         # What the other statistic does not have falls back to what it has.
         chosen["statistic"].value = _head_tables.SPECIFICITY
         assert (chosen["of"].value, chosen["group"].value) == ("sink", "all")

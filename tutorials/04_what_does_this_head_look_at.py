@@ -16,7 +16,7 @@
 #
 # MaxToki reads a cell as a list of its genes, the highest ranked first. Its *attention heads* are the only parts in which one gene can
 # learn of another. In each layer, every head looks back from each gene at those ranked above it, decides how much to take from each (this is
-# its **attention**, shares that add up to 1), and passes the mixture on. A head is called by layer and number: `L02H1` is in the
+# its **attention**, shares that add up to 1), and passes the mixture on. A head is called by layer and number: `L2H1` is in the
 # third layer (counted from 0), its second.
 #
 # So it is tempting to ask: which head looks at transcription factors? At my pathway? At the time in the prompt? The answers are

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from .._keys import head_name
+
 
 class Shape(NamedTuple):
     """How many units, genes and heads there are."""
@@ -58,7 +60,7 @@ def head_table(params: dict) -> pd.DataFrame:
     table = pd.DataFrame(
         {"layer": np.repeat(np.arange(n_layers), n_heads), "head": np.tile(np.arange(n_heads), n_layers)}
     )
-    table["name"] = [f"L{row.layer:02d}H{row.head}" for row in table.itertuples()]
+    table["name"] = [head_name(row.layer, row.head) for row in table.itertuples()]
     return table
 
 

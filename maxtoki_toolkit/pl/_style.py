@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import wraps
+
+from matplotlib import rc_context
+from matplotlib.text import Text
 
 # Okabe and Ito's palette, by what a colour stands for in this package.
 MODEL, BASELINE, NULL = "#0072B2", "#E69F00", "#999999"
@@ -21,6 +26,22 @@ def category_colors(n: int) -> list[str]:
     from scanpy.plotting.palettes import godsnot_102
 
     return [godsnot_102[i % len(godsnot_102)] for i in range(n)]
+
+
+def as_written(draw: Callable) -> Callable:
+    """Have a function draw all text as it is: a dollar sign in a name of the user's begins no formula."""
+
+    @wraps(draw)
+    def drawn(*args, **settings):
+        with rc_context({"text.parse_math": False}):
+            result = draw(*args, **settings)
+        figure = getattr(result, "figure", result)
+        # Titles and labels of axes that were given are older; figures of plotly have no such text.
+        for text in figure.findobj(Text) if hasattr(figure, "findobj") else []:
+            text.set_parse_math(False)
+        return result
+
+    return drawn
 
 
 def clean(ax) -> None:

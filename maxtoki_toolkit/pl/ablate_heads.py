@@ -9,11 +9,12 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..get import ablate_heads as get_effects
-from ._style import MODEL, NULL, clean
+from ._style import MODEL, NULL, as_written, clean
 
 _HOW = {"zero": "heads set to 0", "mean": "heads at their mean", "resample": "heads of another prompt"}
 
 
+@as_written
 def ablate_heads(
     adata: AnnData, *, value: str | None = None, key: str = _keys.ABLATE_HEADS, ax: Axes | None = None
 ) -> Axes:

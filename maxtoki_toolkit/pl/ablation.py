@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..get import ablation as get_effects
-from ._style import MODEL, clean
+from ._style import MODEL, as_written, clean
 
 _LABELS = {
     "intact": "nothing changed",
@@ -26,6 +26,7 @@ _LABELS = {
 }
 
 
+@as_written
 def ablation(adata: AnnData, *, key: str = _keys.ABLATION, ax: Axes | None = None) -> Axes:
     """Draw by how much each ablation of the prompt changes the error.
 

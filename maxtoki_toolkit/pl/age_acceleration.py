@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from .. import _keys
 from ..get import age_acceleration as get_effects
-from ._style import BASELINE, MODEL, NULL, clean
+from ._style import BASELINE, MODEL, NULL, as_written, clean
 
 _LABELS = {
     "MaxToki": "MaxToki",
@@ -19,6 +19,7 @@ _NOTE = {"fontsize": 7, "va": "center", "bbox": {"facecolor": "white", "edgecolo
 _COLORS = {"MaxToki": MODEL, "ridge_embedding": NULL, "ridge_expression": BASELINE}
 
 
+@as_written
 def age_acceleration(
     adata: AnnData, *, truth: dict[str, float] | None = None, key: str = _keys.AGE_ACCELERATION
 ) -> Figure:
@@ -52,6 +53,7 @@ def age_acceleration(
     4
     """
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     effects = get_effects(adata, key=key)
     unit = effects.attrs["unit"]
@@ -121,6 +123,7 @@ def age_acceleration(
             fontsize=9,
         )
         ax.set(xlim=(-reach, reach), xlabel=f"age acceleration ({unit})")
+        ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.xaxis.label.set_size(9)
         ax.tick_params(labelsize=8)
         clean(ax)

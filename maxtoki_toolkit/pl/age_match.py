@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from .. import _keys
 from ..get import age_match as get_scores
 from ..get import read_ages
-from ._style import BASELINE, MODEL, clean, with_interval
+from ._style import BASELINE, MODEL, as_written, clean, with_interval
 
 _LOOKS = {
     "generated": ("generated cells", MODEL),
@@ -18,6 +18,7 @@ _LOOKS = {
 }
 
 
+@as_written
 def age_match(adata: AnnData, *, key: str = _keys.AGE_MATCH) -> Figure:
     """Draw the age that a clock reads from generated cells, beside true ones.
 

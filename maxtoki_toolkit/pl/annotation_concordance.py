@@ -9,11 +9,12 @@ from matplotlib.axes import Axes
 from .. import _keys
 from ..get import annotation_concordance as get_scores
 from ..get import annotation_matrix
-from ._style import with_interval
+from ._style import as_written, with_interval
 
 _FEW = 16  # types up to which there is room for numbers
 
 
+@as_written
 def annotation_concordance(adata: AnnData, *, key: str = _keys.CONCORDANCE, ax: Axes | None = None) -> Axes:
     """Draw the types that a classifier gives to generated cells.
 

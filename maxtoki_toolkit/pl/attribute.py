@@ -8,9 +8,10 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..get import attribute as get_attributions
-from ._style import BASELINE, MODEL, clean
+from ._style import BASELINE, MODEL, as_written, clean
 
 
+@as_written
 def attribute(
     adata: AnnData,
     *,

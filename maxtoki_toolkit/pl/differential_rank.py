@@ -11,12 +11,13 @@ from ..get import differential_rank as get_changes
 from ..get import differential_rank_scores as get_scores
 from ..get.results import symbols
 from ._labels import label_points
-from ._style import NULL, clean, with_interval
+from ._style import NULL, as_written, clean, with_interval
 
 # Blue and vermilion are told apart without full colour vision.
 _TOP = {"up": "#D55E00", "down": "#0072B2"}
 
 
+@as_written
 def differential_rank(
     adata: AnnData,
     *,

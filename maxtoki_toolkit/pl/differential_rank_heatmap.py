@@ -12,9 +12,11 @@ from .._validate import require_rank
 from ..get import compared_cells
 from ..get import differential_rank as get_changes
 from ..get.results import find_genes
+from ._style import as_written
 from .differential_rank import pick_group
 
 
+@as_written
 def differential_rank_heatmap(
     adata: AnnData,
     *,
@@ -121,6 +123,7 @@ def differential_rank_heatmap(
         axes[0].set_title(group, fontsize=9)
     bar = fig.colorbar(image, ax=axes, shrink=0.5, pad=0.02)
     bar.set_label("rank in the cell (1: highest)", fontsize=9)
+    bar.ax.yaxis.set_major_formatter("{x:,.0f}")
     bar.ax.invert_yaxis()
     plt.close(fig)  # or a notebook would show it twice
     return fig

@@ -11,7 +11,7 @@ from .. import _keys
 from ..get import doublet_scores
 from ..get import doublets as get_cells
 from ..tl._binary_scores import at_odds, calibration
-from ._style import BASELINE, MODEL, NULL, clean
+from ._style import BASELINE, MODEL, NULL, as_written, clean
 
 _COLORS = {"detector": MODEL, "scrublet": BASELINE, "permuted labels": NULL}
 _STYLES = {"all": "-", "any": "-", "same type": "-", "cross type": (0, (4, 2))}
@@ -19,6 +19,7 @@ _FEW = 0.005  # share of the cells that a bin needs to be drawn
 _POPULATIONS = {"cells": "0.25", "doublets": "#D55E00", "queries": "#009E73"}
 
 
+@as_written
 def doublets(adata: AnnData, *, scored_on: str = "simulated", key: str = _keys.DOUBLETS) -> Figure:
     """Draw how well doublets are told, and which cells look like them.
 

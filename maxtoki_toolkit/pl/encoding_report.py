@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from .. import _keys
 from ..get import encoding_report as get_encoding_report
 from ..get import gene_report as get_gene_report
-from ._style import BASELINE, MODEL, NULL, clean
+from ._style import BASELINE, MODEL, NULL, as_written, clean
 
 _FATES = {
     "matched": "named",
@@ -19,6 +19,7 @@ _FATES = {
 }
 
 
+@as_written
 def encoding_report(adata: AnnData, *, max_genes: int | None = None) -> Figure:
     """Draw how many genes were named, and how many genes of each cell were ranked.
 

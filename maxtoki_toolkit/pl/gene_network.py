@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from .. import _keys
 from ..get import gene_network_scores as get_scores
-from ._style import BASELINE, MODEL, NULL, clean
+from ._style import BASELINE, MODEL, NULL, as_written, clean
 
 _LABELS = {
     "attention": "attention over expectation",
@@ -23,6 +23,7 @@ _LABELS = {
 _COLUMNS = 4
 
 
+@as_written
 def gene_network(adata: AnnData, *, key: str = _keys.GENE_NETWORK) -> Figure:
     """Draw the AUROC of attention and its baselines against known regulons.
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from .. import _keys
 from ..get import generation_diversity as get_scores
-from ._style import BASELINE, MODEL, NULL, clean
+from ._style import BASELINE, MODEL, NULL, as_written, clean
 
 _SCORES = {
     "nearer": "nearer to training\ncells than true cells",
@@ -27,6 +27,7 @@ _CELLS = {
 }
 
 
+@as_written
 def generation_diversity(adata: AnnData, *, key: str = _keys.DIVERSITY) -> Figure:
     """Draw how generated cells lie among training cells and true cells, group by group.
 

@@ -9,8 +9,10 @@ from matplotlib.axes import Axes
 from .. import _keys
 from ..get import head_enrichment as get_enrichment
 from ._heads import as_grid, draw_grid
+from ._style import as_written
 
 
+@as_written
 def head_enrichment(adata: AnnData, *, key: str = _keys.HEAD_ENRICHMENT, ax: Axes | None = None) -> Axes:
     """Draw how much more each head looks at a gene set than at matched genes.
 

@@ -10,8 +10,10 @@ from .. import _keys
 from ..get import head_profiles as get_profiles
 from ..get import head_specificity
 from ._heads import DIVERGING
+from ._style import as_written
 
 
+@as_written
 def head_profiles(adata: AnnData, *, key: str = _keys.HEAD_PROFILES) -> Figure:
     """Draw the profile of each head over the groups, like heads and like groups side by side.
 

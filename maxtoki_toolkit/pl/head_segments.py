@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from .. import _keys
 from ..get import head_segments as get_segments
 from ._heads import as_grid, draw_grid, segment_color, segment_label
-from ._style import clean
+from ._style import as_written, clean
 
 
+@as_written
 def head_segments(adata: AnnData, *, key: str = _keys.HEAD_SEGMENTS) -> Figure:
     """Draw what each head gives to the parts of prompts, and where that is more than its distance explains.
 

@@ -9,8 +9,10 @@ from matplotlib.axes import Axes
 from .. import _keys
 from ..get import head_similarity as get_similarity
 from ._heads import DIVERGING
+from ._style import as_written
 
 
+@as_written
 def head_similarity(adata: AnnData, *, key: str = _keys.HEAD_SIMILARITY, ax: Axes | None = None) -> Axes:
     """Draw how alike heads are in the genes they look at, like heads side by side.
 

@@ -8,9 +8,11 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from .._results import read_result
-from ._style import BASELINE, MODEL, clean
+from ..pp._columns import unit_in_name
+from ._style import BASELINE, MODEL, as_written, clean
 
 
+@as_written
 def matched_ages(adata: AnnData, *, key: str = _keys.MATCHED_AGES, ax: Axes | None = None) -> Axes:
     """Draw the ages of the donors of each condition beside those of the controls.
 
@@ -25,7 +27,7 @@ def matched_ages(adata: AnnData, *, key: str = _keys.MATCHED_AGES, ax: Axes | No
 
     Returns
     -------
-    The axes: a dot a donor, filled where it has a match; bars at the mean ages of the matched ones.
+    The axes: a dot a donor, filled where it has a match; bars at the mean ages of the matched ones. Months are drawn as years.
 
     Examples
     --------
@@ -34,16 +36,19 @@ def matched_ages(adata: AnnData, *, key: str = _keys.MATCHED_AGES, ax: Axes | No
     >>> settings = dict(condition_key="condition", control="control", age_key="age_months", donor_key="donor_id")
     >>> mt.pp.match_ages(adata, **settings, match_by="sex", tolerance=36)
     >>> mt.pl.matched_ages(adata).get_xlabel()
-    "age (.obs['age_months'])"
+    'age (years)'
     """
     import matplotlib.pyplot as plt
 
     result = read_result(adata, key, "mt.pp.match_ages(adata, ...)")
     table = result["matching" if "matching" in result else "donors"]
     conditions = list(dict.fromkeys(table["condition"]))
-    # Only a model says what the unit of a column is.
+    # A model says what the unit of a column is, or its name does.
     params = result["params"]
-    unit = params["time_head"]["unit"] if "time_head" in params else f".obs[{params['age_key']!r}]"
+    unit = params["time_head"]["unit"] if "time_head" in params else unit_in_name(params["age_key"])
+    years = 12 if unit == "months" else 1
+    unit = "years" if unit == "months" else unit or f".obs[{params['age_key']!r}]"
+    table = table.assign(age=table["age"] / years)
     if ax is None:
         _, ax = plt.subplots(figsize=(5.2, 0.9 + 0.62 * len(conditions)), layout="constrained")
     rng = np.random.default_rng(0)

@@ -7,9 +7,10 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..get import neighbor_purity as get_neighbor_purity
-from ._style import BASELINE, MODEL, NULL, clean
+from ._style import BASELINE, MODEL, NULL, as_written, clean
 
 
+@as_written
 def neighbor_purity(adata: AnnData, *, key: str = _keys.PURITY, ax: Axes | None = None) -> Axes:
     """Draw the scores of `mt.tl.neighbor_purity`.
 

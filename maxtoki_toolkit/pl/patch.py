@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from .. import _keys
 from ..get import patch as get_effects
 from ._heads import segment_label
-from ._style import clean
+from ._style import as_written, clean
 
 _LEVELS = {
     "residual": "blocks before",
@@ -19,6 +19,7 @@ _LEVELS = {
 }
 
 
+@as_written
 def patch(adata: AnnData, *, key: str = _keys.PATCH, ax: Axes | None = None) -> Axes:
     """Draw which states bring the clean reading back.
 
@@ -78,7 +79,7 @@ def patch(adata: AnnData, *, key: str = _keys.PATCH, ax: Axes | None = None) -> 
     bar.outline.set_visible(False)
     names = [segment_label(name) for name in columns]
     ax.set_xticks(range(len(columns)), names, rotation=45, ha="right", fontsize=8.5)
-    labels = [f"L{layer}H{head}" if of_head else str(layer) for layer, head in rows]
+    labels = [_keys.head_name(layer, head) if of_head else str(layer) for layer, head in rows]
     ax.set_yticks(range(len(rows)), labels, fontsize=7 if of_head else 9)
     last = " (last token of each)" if effects.attrs["align"] == "last" else ""
     ax.set(xlabel=f"part of the prompt{last}", ylabel=_LEVELS[level])

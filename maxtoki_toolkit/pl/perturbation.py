@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..get import perturbation_stats as get_effects
-from ._style import MODEL, NULL, clean
+from ._style import MODEL, NULL, as_written, clean
 
 WORDS = {
     "inhibit": "inhibition",
@@ -51,6 +51,7 @@ def first_group(effects) -> str:
     return "all" if "all" in set(effects["group"]) else effects["group"].iloc[0]
 
 
+@as_written
 def perturbation(
     adata: AnnData,
     *,
@@ -80,7 +81,7 @@ def perturbation(
     Returns
     -------
     The axes: a point a gene, with its 95% interval over donors; filled where q < 0.05, with a grey edge where it was not
-    tested. Grey bands: where the middle 95% of matched genes lie.
+    tested; a triangle at the edge where it goes on. Grey bands: where the middle 95% of matched genes lie.
 
     Examples
     --------
@@ -132,6 +133,14 @@ def perturbation(
     # Intervals of few donors may be far wider than the effects.
     ends = part[["effect", "null_low", "null_high"]].to_numpy()
     reach = 1.25 * np.nanmax(np.abs(ends))
+    for end, beyond, marker in (
+        (-reach, part["effect_low"] < -reach, 4),
+        (reach, part["effect_high"] > reach, 5),
+    ):
+        if not beyond.any():
+            continue
+        colors = [NULL if np.isnan(value) else MODEL for value in q[beyond]]
+        ax.scatter(np.full(beyond.sum(), end), place[beyond], s=26, c=colors, marker=marker, clip_on=False)
     ax.set(xlim=(-reach, reach), ylim=(len(part) - 0.5, -0.5), xlabel=effect_label(effects))
     ax.set_yticks(place, part["symbol"].astype(str), fontsize=8)
     ax.set_title(

@@ -10,10 +10,11 @@ from .. import _keys
 from ..get import concordant_genes
 from ..get import perturbation_concordance as get_concordance
 from ._labels import label_points
-from ._style import MODEL, NULL, clean
+from ._style import MODEL, NULL, as_written, clean
 from .perturbation import WORDS
 
 
+@as_written
 def perturbation_concordance(
     adata: AnnData,
     *,

@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..get import perturbation_stats as get_effects
-from ._style import NULL, category_colors, clean
+from ._style import NULL, as_written, category_colors, clean
 from .perturbation import effect_label, first_group
 
 
+@as_written
 def perturbation_dose(
     adata: AnnData,
     *,

@@ -8,9 +8,11 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..get import perturbation_stats as get_effects
+from ._style import as_written
 from .perturbation import effect_label
 
 
+@as_written
 def perturbation_heatmap(
     adata: AnnData,
     *,

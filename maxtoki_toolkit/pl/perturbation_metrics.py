@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from .. import _keys
 from ..get import perturbation_metrics as get_scores
-from ._style import BASELINE, MODEL, clean
+from ._style import BASELINE, MODEL, as_written, clean
 
 _LABELS = {
     "pearson_control": "Pearson r, change\nfrom control",
@@ -23,6 +23,7 @@ _LABELS = {
 }
 
 
+@as_written
 def perturbation_metrics(
     adata: AnnData, *, perturbation: str = "all", key: str = _keys.PERTURBATION_METRICS
 ) -> Figure:

@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 from .. import _keys
 from ..get import perturbation_stats as get_effects
 from ._labels import label_points
-from ._style import BASELINE, MODEL, NULL, clean
+from ._style import BASELINE, MODEL, NULL, as_written, clean
 from .perturbation import effect_label, first_group, pick
 
 
+@as_written
 def perturbation_volcano(
     adata: AnnData,
     *,

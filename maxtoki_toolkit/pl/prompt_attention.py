@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from .. import _keys
 from ..get import prompt_attention as get_tokens
 from ._heads import segment_color, segment_label
-from ._style import clean
+from ._style import as_written, clean
 
 
+@as_written
 def prompt_attention(
     adata: AnnData,
     *,

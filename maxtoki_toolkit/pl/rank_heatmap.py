@@ -13,9 +13,12 @@ from .. import _keys
 from .._validate import require_rank
 from ..get.results import find_genes, symbols
 from ..pp._design import known_cells
-from ._style import category_colors
+from ._style import as_written, category_colors
+
+_MOST_GROUPS = 30  # more have no room for their names
 
 
+@as_written
 def rank_heatmap(
     adata: AnnData,
     *,
@@ -73,6 +76,11 @@ def rank_heatmap(
     # The colours that scanpy's plots give the same groups, where they are known.
     colors = list(adata.uns.get(f"{groupby}_colors", []))
     colors = colors if len(colors) == len(groups) else category_colors(len(groups))
+    every = len(groups)
+    if every > _MOST_GROUPS:
+        sizes = column.value_counts(sort=False).to_numpy()
+        largest = np.sort(np.argsort(-sizes, kind="stable")[:_MOST_GROUPS])
+        groups, colors = [groups[i] for i in largest], [colors[i] for i in largest]
     ranks = sp.csr_matrix(adata.layers[_keys.RANK])
     columns = _typical_genes(ranks, labels, groups, n_genes) if genes is None else find_genes(adata, genes)
 
@@ -95,27 +103,41 @@ def rank_heatmap(
     )
     edges = np.cumsum([0, *sizes])
     strip.set(yticks=[], xticks=[])
-    for left, right, group in zip(edges, edges[1:], groups, strict=False):
-        strip.text(
-            (left + right - 1) / 2,
-            -0.7,
+    middles = (edges[:-1] + edges[1:] - 1) / 2
+    # Names at this angle need a fifth of an inch each, of about six.
+    apart = _spread(middles, gap=0.21 * edges[-1] / 6.2)
+    for middle, place, right, group in zip(middles, apart, edges[1:], groups, strict=True):
+        strip.annotate(
             group,
+            (middle, -0.5),
+            (place, -1.2),
             ha="left",
             va="bottom",
-            rotation=30,
+            rotation=45,
+            rotation_mode="anchor",
             fontsize=8,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": "0.5", "lw": 0.6, "shrinkA": 0, "shrinkB": 0},
         )
         ax.axvline(right - 0.5, color="black", lw=0.5)
     image = ax.imshow(
         shown, aspect="auto", cmap="viridis", norm=LogNorm(1, max(np.nanmax(shown), 2)), interpolation="none"
     )
     ax.set_yticks(range(len(columns)), symbols(adata)[columns], fontsize=7)
-    ax.set(xticks=[], xlabel=f"cells, {n_cells} at most of each group")
+    which = f" ({len(groups)} largest of {every} groups)" if len(groups) < every else ""
+    ax.set(xticks=[], xlabel=f"cells, {n_cells} at most of each group" + which)
     bar = fig.colorbar(image, cax=ax.inset_axes((1.02, 0.35, 0.02, 0.3)))
     bar.set_label("rank in the cell (1: highest)")
+    bar.ax.yaxis.set_major_formatter("{x:,.0f}")
     bar.ax.invert_yaxis()
     plt.close(fig)  # or a notebook would show it twice
     return fig
+
+
+def _spread(places: np.ndarray, gap: float) -> np.ndarray:
+    """Rising places moved apart, as little to the right as is needed."""
+    steps = gap * np.arange(len(places))
+    return np.maximum.accumulate(places - steps) + steps
 
 
 def _typical_genes(ranks: sp.csr_matrix, labels: np.ndarray, groups: list[str], n_genes: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from .. import _keys
 from ..get import steer as get_effects
 from ..get import steer_cells, steer_genes, steer_trace
-from ._style import BASELINE, MODEL, NULL, clean
+from ._style import BASELINE, MODEL, NULL, as_written, clean
 
 _COLORS = {"start": "black", "abrupt": BASELINE, "unsteered": NULL, "steered": MODEL}
 _LABELS = {
@@ -20,6 +20,7 @@ _LABELS = {
 }
 
 
+@as_written
 def steer(adata: AnnData, *, n_genes: int = 15, key: str = _keys.STEER) -> Figure:
     """Draw the sets that were found, or the cells that were steered.
 

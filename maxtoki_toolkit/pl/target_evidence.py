@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from .. import _keys
 from ..get import target_evidence as get_evidence
 from ..get.target_evidence import EXPRESSION, PERTURBATION
+from ._style import as_written
 from .perturbation import WORDS, effect_label
 
 _CELL = 0.27  # inches between dots
@@ -22,6 +23,7 @@ _SMALLEST, _LARGEST = 12, 190  # areas of dots, in square points
 _CAP = 4  # -log10 q of the largest dot
 
 
+@as_written
 def target_evidence(
     adata: AnnData,
     *,

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..get import timelapse, timelapse_scores
-from ._style import BASELINE, MODEL, clean, with_interval
+from ._style import BASELINE, MODEL, as_written, clean, with_interval
 
 _LABELS = {
     "ridge_embedding": "ridge on\nembeddings",
@@ -18,6 +18,7 @@ _LABELS = {
 }
 
 
+@as_written
 def timelapse_error(adata: AnnData, *, key: str = _keys.BASELINES, ax: Axes | None = None) -> Axes:
     """Draw how far off the predicted lapses are, for the model and each baseline.
 

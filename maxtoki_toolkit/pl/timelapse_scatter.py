@@ -8,11 +8,12 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..get import timelapse, timelapse_scores
-from ._style import BASELINE, MODEL, category_colors, clean, with_interval
+from ._style import BASELINE, MODEL, as_written, category_colors, clean, with_interval
 
 _MANY = 5000  # prompts from which on points would hide each other
 
 
+@as_written
 def timelapse_scatter(
     adata: AnnData, *, key: str = _keys.TIMELAPSE, color: str | None = None, ax: Axes | None = None
 ) -> Axes:

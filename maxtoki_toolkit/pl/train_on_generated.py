@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from .. import _keys
 from ..get import train_on_generated as get_scores
 from ..get import train_on_generated_donors
-from ._style import BASELINE, MODEL, NULL, clean
+from ._style import BASELINE, MODEL, NULL, as_written, clean
 
 _MEASURES = {"macro_f1": "macro-F1", "accuracy": "accuracy"}
 _TRUE = "#009E73"
@@ -23,6 +23,7 @@ _LOOKS = {
 }
 
 
+@as_written
 def train_on_generated(
     adata: AnnData,
     *,

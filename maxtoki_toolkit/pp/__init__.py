@@ -8,6 +8,7 @@ from .import_samples import import_samples
 from .map_genes import map_genes
 from .match_ages import match_ages
 from .match_queries import match_queries
+from .parse_age import parse_age
 from .rank_value_encode import rank_value_encode
 from .read_cells import read_cells
 from .sample_prompts import sample_prompts
@@ -22,6 +23,7 @@ __all__ = [
     "map_genes",
     "match_ages",
     "match_queries",
+    "parse_age",
     "read_cells",
     "rank_value_encode",
     "sample_prompts",

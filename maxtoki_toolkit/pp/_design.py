@@ -99,7 +99,7 @@ def as_numbers(column: pd.Series, time_key: str) -> np.ndarray:
     if len(text):
         raise ValueError(
             f"{where} is not numeric (first: {text.iloc[0]!r}; so are {len(text)} of {len(column)} values). Times are numbers, such "
-            "as age in months: write these as numbers, or drop the cells."
+            f"as age in months: mt.pp.parse_age(adata, {time_key!r}) reads ages from text; or drop the cells."
         )
     if (bad := ~np.isfinite(numbers)).any():
         raise ValueError(f"{bad.sum()} of {len(column)} cells have no time in {where}. Drop them first.")

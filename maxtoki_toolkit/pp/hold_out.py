@@ -10,6 +10,7 @@ from anndata import AnnData
 
 from .. import _keys
 from .._results import write_obs, write_result
+from ._columns import as_labels
 from ._design import get_labels, get_times, known_cells
 
 
@@ -72,10 +73,10 @@ def hold_out(
     donor = get_labels(adata, donor_key)
     by_group = np.zeros(adata.n_obs, dtype=bool)
     for column, values in (groups or {}).items():
-        found = get_labels(adata, column)
-        if unknown := sorted(set(values) - set(found)):
+        found, wanted = as_labels(adata.obs[column].astype(object)), as_labels(values)
+        if unknown := sorted(set(wanted) - set(found)):
             raise ValueError(f".obs[{column!r}] has no {unknown[0]!r}; it has {sorted(set(found))}.")
-        by_group |= np.isin(found, list(values))
+        by_group |= np.isin(found, wanted)
     time = None if time_key is None else get_times(adata, time_key)
     by_time = np.zeros(adata.n_obs, dtype=bool)
     for first, last in times:

@@ -11,16 +11,17 @@ from anndata import AnnData
 from .. import _keys
 from .._results import write_result
 from .._validate import require_unique_names
+from ._columns import find_comparison
 from ._design import get_groups, get_labels, get_times, known_cells
 
 
 def match_ages(
     adata: AnnData,
     *,
-    condition_key: str,
-    control: str,
-    age_key: str,
-    donor_key: str,
+    condition_key: str | None = None,
+    control: str | None = None,
+    age_key: str | None = None,
+    donor_key: str | None = None,
     match_by: str | Sequence[str] | None = None,
     tolerance: int = 60,
     key_added: str | None = None,
@@ -33,7 +34,8 @@ def match_ages(
     adata
         Cells.
     condition_key, control
-        Column of `.obs` with the condition of each donor, and the value that controls have.
+        Column of `.obs` with the condition of each donor, and the value that controls have. These and the next two are
+        guessed from the names in `.obs` where they are `None`, with a warning that says which were taken.
     age_key
         Column of `.obs` with the age, in whole units.
     donor_key
@@ -78,6 +80,9 @@ def match_ages(
     ['accelerated_15y', 'accelerated_3y', 'accelerated_5y', 'resilient']
     """
     require_unique_names(adata)
+    condition_key, control, age_key, donor_key = find_comparison(
+        adata.obs, condition_key, control, age_key, donor_key
+    )
     columns = [match_by] if isinstance(match_by, str) else list(match_by or [])
     donors = donor_table(
         adata,

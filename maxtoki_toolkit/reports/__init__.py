@@ -4,8 +4,9 @@ Needs the extra "notebook": `pip install "maxtoki_toolkit[notebook]"`.
 """
 
 from .catalogue import catalogue, parameters, preset
+from .cells import cells_with, read_cells
 from .run import run
 from .run_all import run_all
 from .run_batch import run_batch
 
-__all__ = ["catalogue", "parameters", "preset", "run", "run_all", "run_batch"]
+__all__ = ["catalogue", "cells_with", "parameters", "preset", "read_cells", "run", "run_all", "run_batch"]

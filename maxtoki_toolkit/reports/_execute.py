@@ -10,14 +10,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from .._files import atomic
 from .._outputs import refuse_inputs
 from .._progress import progress
 from ._allow import fit_cells
 from ._html import to_html
+from ._methods import methods
 from ._parameters import check_parameters, read_parameters
-from ._provenance import METADATA, markdown, provenance, same
+from ._provenance import METADATA, as_text, markdown, provenance, same
 from ._sources import Source, notebook_paths, read_source
 
 _ENGINE = "maxtoki_toolkit"
@@ -146,6 +148,8 @@ def _insert(notebook: Any, record: Mapping[str, Any]) -> None:
     cell = nbformat.v4.new_markdown_cell(markdown(record), metadata={"tags": ["provenance"]})
     tagged = [i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", [])]
     notebook.cells.insert(tagged[0] + 1 if tagged else len(notebook.cells), cell)
+    if text := methods(record):
+        notebook.cells.append(nbformat.v4.new_markdown_cell(text, metadata={"tags": ["methods"]}))
     notebook.metadata[METADATA] = dict(record)
 
 
@@ -157,11 +161,24 @@ def _finish(task: Task, notebook: Any) -> None:
     notebook.metadata[METADATA]["minutes"] = round(run["duration"] / 60, 2)
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
+    if text := _tables(task):
+        notebook.cells.append(nbformat.v4.new_markdown_cell(text, metadata={"tags": ["tables"]}))
     page = to_html(notebook, title=task.source.name, folder=task.source.folder)
     with atomic(task.path.with_suffix(".html")) as temporary:
         temporary.write_text(page, encoding="utf-8")
     nbformat.write(notebook, task.partial)
     task.partial.replace(task.path)
+
+
+def _tables(task: Task) -> str:
+    """Links to the tables that a notebook wrote, beside the page."""
+    folder = Path(task.values["output"]) if "output" in task.values else None
+    found = sorted(folder.rglob("*.csv")) if folder is not None and folder.is_dir() else []
+    links = [
+        f"- [{as_text(path.relative_to(folder).as_posix())}]({quote(Path(os.path.relpath(path, task.output)).as_posix())})"
+        for path in found
+    ]
+    return "\n".join(["## Tables", "", *links]) if links else ""
 
 
 def _register(bar: Any) -> None:

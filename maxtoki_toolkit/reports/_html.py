@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+ANSWER = "answer"  # the tag of cells that a page shows first
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 # The page without what the template would load: require.js, MathJax and Mermaid.
 _TEMPLATE = """{% extends 'lab/index.html.j2' %}
@@ -28,12 +29,14 @@ def to_html(notebook: Any, *, title: str, folder: Path) -> str:
     notebook = copy.deepcopy(notebook)
     notebook.metadata["title"] = title
     notebook.metadata.pop("widgets", None)
+    _answer_first(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [_static(output) for output in cell.outputs]
     exporter = HTMLExporter(raw_template=_TEMPLATE, embed_images=True, exclude_anchor_links=True, log=_LOG)
     html, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title, "path": str(folder)}})
     page = BeautifulSoup(html, features="html.parser")
+    _fold_code(page)
     needs_plotly = bool(page.select(".plotly-graph-div"))
     _drop_remote(page)
     if needs_plotly:
@@ -41,6 +44,42 @@ def to_html(notebook: Any, *, title: str, folder: Path) -> str:
         page.head.append(script)
         script.string = _plotly_js()
     return str(page)
+
+
+def _answer_first(notebook: Any) -> None:
+    """Put what the cells tagged "answer" say under the title: words, then figures, then tables."""
+    import nbformat
+
+    tagged = [cell for cell in notebook.cells if ANSWER in cell.metadata.get("tags", [])]
+    outputs = sorted((out for cell in tagged for out in cell.get("outputs", [])), key=_order)
+    first = notebook.cells[0] if notebook.cells else None
+    if not outputs or first.cell_type != "markdown":
+        return
+    title, _, about = first.source.partition("\n")
+    # The cell has no code of its own to show.
+    shown = nbformat.v4.new_code_cell(
+        "", outputs=copy.deepcopy(outputs), metadata={"transient": {"remove_source": True}}
+    )
+    notebook.cells[:1] = [
+        nbformat.v4.new_markdown_cell(title),
+        shown,
+        nbformat.v4.new_markdown_cell(f"## What this is\n{about}"),
+    ]
+
+
+def _order(output: Any) -> int:
+    if output.output_type in ("stream", "error"):
+        return 0
+    return 1 if "image/png" in output.get("data", {}) else 2
+
+
+def _fold_code(page: Any) -> None:
+    """Leave code a click away."""
+    for code in page.select(".jp-CodeCell > .jp-Cell-inputWrapper"):
+        details, summary = page.new_tag("details"), page.new_tag("summary")
+        summary.string = "code"
+        code.wrap(details)
+        details.insert(0, summary)
 
 
 def _plotly_js() -> str:

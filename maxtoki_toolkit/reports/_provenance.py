@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -69,14 +70,16 @@ def markdown(record: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{key} {value}" for key, value in record["versions"].items())
     rows = [
         ("date", record["date"]),
-        ("notebook", f"{record['notebook']}, {_code(record['notebook_sha256'])}"),
+        ("notebook", f"{as_text(record['notebook'])}, {_code(record['notebook_sha256'])}"),
     ]
     rows += [("versions", versions)]
-    rows += [(key, f"{file['name']}, {_code(file['sha256'])}") for key, file in record["files"].items()]
+    rows += [
+        (key, f"{as_text(file['name'])}, {_code(file['sha256'])}") for key, file in record["files"].items()
+    ]
     if "path" in record["parameters"] and "path" not in record["files"]:
         rows += [("path", "none: the notebook's own cells, simulated or shipped with the package")]
-    rows += [("seed", record["seed"])]
-    table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows)
+    rows += [("seed", as_text(record["seed"]))]
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
     values = "\n".join(
         f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in record["parameters"].items()
     )
@@ -87,8 +90,13 @@ def _code(digest: str) -> str:
     return f"SHA-256 `{digest}`"
 
 
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+# What means something in Markdown or HTML.
+_SPECIAL = re.compile(r"[<>&\[\]!*`$|\\\"']")
+
+
+def as_text(value: Any) -> str:
+    """Text of anybody, such as the name of a file, that a page shows as it is: neither HTML nor Markdown."""
+    return _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", " ".join(str(value).split()))
 
 
 def _version(package: str) -> str:

@@ -6,28 +6,21 @@ import re
 
 import numpy as np
 
-_WORDS = {
-    "years": r"years?|yrs?",
-    "months": r"months?|mos?",
-    "weeks": r"weeks?|wks?",
-    "days": r"days?",
-    "hours": r"hours?|hrs?",
-}
-_LIFE = 120  # years; ages of people in months go further
+from ..pp._columns import LIFE, UNITS
 
 
 def check_unit(time_key: str, times: np.ndarray, unit: str, advice: str = "") -> str:
     """What a column is read as, in words; or raise if it may be in another unit: all would be wrong by a factor."""
     low, high = (float(end) for end in (np.min(times), np.max(times)))
     words = re.split(r"[^a-z]+", time_key.lower())
-    named = [name for name, pattern in _WORDS.items() if any(re.fullmatch(pattern, word) for word in words)]
+    named = [name for name, pattern in UNITS.items() if any(re.fullmatch(pattern, word) for word in words)]
     advice = advice or f"convert the column to {unit}, and go on from there."
-    if named and unit in _WORDS and unit not in named:
+    if named and unit in UNITS and unit not in named:
         raise ValueError(
             f".obs[{time_key!r}] is in {named[0]} by its name, but is taken for {unit}: {advice}"
         )
     if not named:
-        other = {"months": 18 <= high <= _LIFE, "years": _LIFE < high <= 12 * _LIFE}.get(unit, False)
+        other = {"months": 18 <= high <= LIFE, "years": LIFE < high <= 12 * LIFE}.get(unit, False)
         if other:
             likely = "years" if unit == "months" else "months"
             raise ValueError(

@@ -205,7 +205,7 @@ def _sets(heads: Sequence | None, model: MaxTokiModel) -> list[list[tuple[int, i
 
 
 def _label(heads: list[tuple[int, int]]) -> str:
-    return "+".join(f"L{layer}H{head}" for layer, head in heads)
+    return "+".join(_keys.head_name(layer, head) for layer, head in heads)
 
 
 def _effects(readings: Readings, found: Ablated, sets: list, seed: int) -> pd.DataFrame:

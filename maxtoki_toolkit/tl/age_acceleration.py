@@ -20,6 +20,7 @@ from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
 from ..models.timelapse import read_lapses, require_temporal
+from ..pp._columns import find_comparison
 from ..pp._design import get_groups, get_labels, get_mask, get_times, known_cells
 from ..pp.match_ages import age_balance, donor_table, match_donors
 from ._cells import count_truncated, get_sequences
@@ -37,11 +38,11 @@ def age_acceleration(
     adata: AnnData,
     model: MaxTokiModel,
     *,
-    condition_key: str,
-    control: str,
-    age_key: str,
-    donor_key: str,
-    groupby: str | Sequence[str] | None,
+    condition_key: str | None = None,
+    control: str | None = None,
+    age_key: str | None = None,
+    donor_key: str | None = None,
+    groupby: str | Sequence[str] | None = None,
     match_by: str | Sequence[str] | None = None,
     batch_key: str | None = None,
     tolerance: int = 60,
@@ -70,7 +71,8 @@ def age_acceleration(
     model
         A model with temporal training.
     condition_key, control
-        Column of `.obs` with the condition of each donor, and the value that controls have.
+        Column of `.obs` with the condition of each donor, and the value that controls have. These and the next two are
+        guessed from the names in `.obs` where they are `None`, with a warning that says which were taken.
     age_key
         Column of `.obs` with the age, in the whole units that the model tells.
     donor_key
@@ -147,6 +149,9 @@ def age_acceleration(
     require_temporal(model)
     require_unique_names(adata)
     require_rank(adata)
+    condition_key, control, age_key, donor_key = find_comparison(
+        adata.obs, condition_key, control, age_key, donor_key
+    )
     for name, value, least in [
         ("n_cells", n_cells, 1),
         ("n_contexts", n_contexts, 1),

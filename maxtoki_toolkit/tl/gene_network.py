@@ -240,7 +240,7 @@ def gene_network(
         "donor_key": read.donor_key,
         "unit_of_inference": "source",
         "directed": directed,
-        "heads": [f"L{i:02d}H{j}" for i, j in chosen],
+        "heads": [_keys.head_name(i, j) for i, j in chosen],
         "n_genes": len(table),
         "n_genes_unread": n_unread,
         "n_cells": n_cells,

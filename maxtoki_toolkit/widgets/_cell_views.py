@@ -216,11 +216,15 @@ def prompt_html(adata: AnnData, prompt: pd.Series | None, time_key: str, unit: s
         return ""
     names, steps = context_of(prompt)
     time = adata.obs[time_key]
-    rows, lapses = [], ["", *(f"{step:+d} {unit}" for step in steps)]
+    rows, lapses = [], ["", *(f"{step:+d} {html.escape(unit)}" for step in steps)]
     for name, lapse in zip(names, lapses, strict=True):
         rows.append((html.escape(name), f"{time[name]:g}", lapse))
     rows.append(
-        (f"<b>{html.escape(str(prompt['query']))}</b>", "asked", f"? (true {prompt['lapse']:+.0f} {unit})")
+        (
+            f"<b>{html.escape(str(prompt['query']))}</b>",
+            "asked",
+            f"? (true {prompt['lapse']:+.0f} {html.escape(unit)})",
+        )
     )
     body = "".join(
         "<tr>" + "".join(f"<td style='padding-right:14px'>{v}</td>" for v in row) + "</tr>" for row in rows

@@ -40,7 +40,7 @@ class HeadState(NamedTuple):
     of: str
     group: str
     name: str
-    """Head, such as "L02H1"."""
+    """Head, such as "L2H1"."""
     gene_set: str = ""
     """Whose genes are marked."""
 

@@ -1,0 +1,190 @@
+"""Which columns of `.obs` hold the donor, the age, the cell type and the condition: guessed by name, said in one line."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+# The names of CELLxGENE's schema and other common ones, the likeliest first; case and separators do not count.
+_NAMES = {
+    "donor_key": "donor_id donor donor_name patient_id patient individual_id individual subject_id subject participant_id participant",
+    "time_key": "age_months age_in_months age_years age_in_years age_yrs age_yr development_stage age donor_age hours days weeks",
+    "cell_type_key": "cell_type cell_types cell_type_name cell_ontology_class cell_annotation annotation cell_label predicted_cell_type majority_voting",
+    "condition_key": "condition disease disease_state disease_status diagnosis case_control status treatment stim",
+    "sex_key": "sex gender donor_sex sex_inferred",
+    "batch_key": "batch batch_id library_id library chip assay dataset_id",
+}
+# Of these a column with one value says nothing.
+_DIFFER = ("time_key", "condition_key", "batch_key")
+_CONTROLS = (
+    "control controls ctrl normal healthy healthycontrol unaffected none vehicle untreated wt wildtype"
+)
+UNITS = {
+    "years": r"years?|yrs?",
+    "months": r"months?|mos?",
+    "weeks": r"weeks?|wks?",
+    "days": r"days?",
+    "hours": r"hours?|hrs?",
+}
+LIFE = 120  # years; ages of people in months go further
+_SHOWN = 12  # names of columns in a message
+
+
+def guess_columns(obs: pd.DataFrame, roles: Iterable[str] = tuple(_NAMES)) -> dict[str, str]:
+    """Return the likely column of each role, without those that there are none for.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> obs = pd.DataFrame({"donor_id": ["a", "b"], "development_stage": ["40-year-old human stage", "adult"]})
+    >>> guess_columns(obs)
+    {'donor_key': 'donor_id'}
+    >>> guess_columns(obs.assign(Age=[40, 60]))
+    {'donor_key': 'donor_id', 'time_key': 'Age'}
+    """
+    places: dict[str, str] = {}
+    for column in obs.columns:
+        places.setdefault(_plain(column), column)
+    found = {}
+    for role in roles:
+        columns = [places[_plain(name)] for name in _NAMES[role].split() if _plain(name) in places]
+        usable = [column for column in columns if _is_usable(obs[column], role)]
+        if usable:
+            found[role] = usable[0]
+    return found
+
+
+def guess_control(column: pd.Series) -> str | None:
+    """Return the value that controls have, if there is one that is called so."""
+    values = {_plain(value): str(value) for value in column.dropna().unique()}
+    return next((values[name] for name in _CONTROLS.split() if name in values), None)
+
+
+def guess_unit(column: pd.Series) -> str | None:
+    """Return the unit of a column of times, from its name or, of people's ages, from their range; of text, months."""
+    named = unit_in_name(str(column.name))
+    if named or not pd.api.types.is_numeric_dtype(column):
+        return named or "months"
+    if _plain(column.name) not in ("age", "donorage"):
+        return None
+    return "years" if column.max() <= LIFE else "months"
+
+
+def unit_in_name(name: str) -> str | None:
+    """Return the unit that the name of a column has in it."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((unit for unit, word in UNITS.items() if any(re.fullmatch(word, w) for w in words)), None)
+
+
+def say_columns(found: Mapping[str, str]) -> str:
+    """One line that says what was guessed."""
+    if not found:
+        return "No column of .obs has a name that says what it holds. Name them: donor_key, time_key, cell_type_key, condition_key."
+    return f"Taken from the names in .obs: {', '.join(f'{key}={value!r}' for key, value in found.items())}. Name others to overrule this."
+
+
+class Comparison(NamedTuple):
+    """Where conditions, their controls, ages and donors are."""
+
+    condition_key: str
+    control: str
+    age_key: str
+    donor_key: str
+
+
+def find_comparison(
+    obs: pd.DataFrame,
+    condition_key: str | None,
+    control: str | None,
+    age_key: str | None,
+    donor_key: str | None,
+) -> Comparison:
+    """Fill in what is `None` from the names of columns, and say so in a line; or raise with what could be named."""
+    given = {"condition_key": condition_key, "age_key": age_key, "donor_key": donor_key}
+    roles = {"condition_key": "condition_key", "age_key": "time_key", "donor_key": "donor_key"}
+    guessed = guess_columns(obs, [roles[name] for name, value in given.items() if value is None])
+    found = {name: guessed[roles[name]] for name in given if roles[name] in guessed and given[name] is None}
+    for name, value in given.items():
+        if value is None and name not in found:
+            raise ValueError(f"Give {name}: no column was found for it; {suggest_columns(obs, roles[name])}.")
+    values = given | found
+    if control is None and values["condition_key"] in obs:
+        column = obs[values["condition_key"]]
+        control = guess_control(column)
+        if control is None:
+            raise ValueError(
+                f"Give control: .obs[{column.name!r}] has {', '.join(sorted(map(repr, map(str, column.dropna().unique()))))}."
+            )
+        found["control"] = control
+    if found:
+        warnings.warn(say_columns(found), UserWarning, stacklevel=3)
+    return Comparison(values["condition_key"], control or "", values["age_key"], values["donor_key"])
+
+
+def suggest_columns(obs: pd.DataFrame, role: str) -> str:
+    """What could be named for a role that no column was found for: the columns that can be."""
+    if role == "time_key":
+        able = [name for name in obs.columns if pd.api.types.is_numeric_dtype(obs[name])]
+    else:
+        able = [name for name in obs.columns if 1 < obs[name].nunique() < max(len(obs), 3)]
+    able = able or list(obs.columns)
+    more = f" and {len(able) - _SHOWN} more" if len(able) > _SHOWN else ""
+    return f".obs has {', '.join(map(repr, able[:_SHOWN]))}{more}" if able else ".obs has no columns"
+
+
+def as_labels(values: Iterable) -> list[str]:
+    """Values of a column as text that can be compared: clusters are text in files, and whole numbers as parameters.
+
+    Examples
+    --------
+    >>> as_labels([0, 1.0, "1", True, 0.5])
+    ['0', '1', '1', 'True', '0.5']
+    """
+    return [
+        str(int(value)) if isinstance(value, (float, np.floating)) and value.is_integer() else str(value)
+        for value in values
+    ]
+
+
+def has_values(obs: pd.DataFrame, columns: Mapping[str, object]) -> np.ndarray:
+    """Which cells have one of the given values in every column, numbers and text alike.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> has_values(pd.DataFrame({"leiden": ["0", "1", "2"]}), {"leiden": [0, 1]}).tolist()
+    [True, True, False]
+    """
+    mask = np.ones(len(obs), dtype=bool)
+    for column, values in columns.items():
+        if column not in obs:
+            raise KeyError(f"Did not find .obs[{column!r}]. Available columns: {sorted(obs.columns)}.")
+        wanted = values if isinstance(values, (list, tuple)) else [values]
+        mask &= np.isin(as_labels(obs[column].astype(object)), as_labels(wanted))
+    return mask
+
+
+def _plain(name: object) -> str:
+    return re.sub(r"[^a-z0-9]", "", str(name).lower())
+
+
+def _is_usable(column: pd.Series, role: str) -> bool:
+    if role == "time_key":
+        return _times(column).nunique() > 1
+    return column.nunique() > (role in _DIFFER)
+
+
+def _times(column: pd.Series) -> pd.Series:
+    """Times of a column of numbers, or of text that has ages in it."""
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        return column.dropna()
+    if pd.api.types.is_datetime64_any_dtype(column):
+        return pd.Series(dtype=float)
+    from .parse_age import read_terms
+
+    return read_terms(column, "months")["age"].dropna()

@@ -1,0 +1,147 @@
+"""How a report was made, as a paragraph for a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ._provenance import as_text
+
+_WORKS = {
+    "maxtoki": "MaxToki: a temporal foundation model for single cells (2026), doi:10.64898/2026.03.30.715396",
+    "rank": "Theodoris et al., Nature 618:616 (2023), doi:10.1038/s41586-023-06139-9",
+    "anndata": "Virshup et al., J Open Source Softw 9:4371 (2024), doi:10.21105/joss.04371",
+    "scanpy": "Wolf et al., Genome Biol 19:15 (2018), doi:10.1186/s13059-017-1382-0",
+    "fdr": "Benjamini and Hochberg, J R Stat Soc B 57:289 (1995), doi:10.1111/j.2517-6161.1995.tb02031.x",
+    "scrublet": "Wolock et al., Cell Syst 8:281 (2019), doi:10.1016/j.cels.2018.11.005",
+    "deseq2": "Love et al., Genome Biol 15:550 (2014), doi:10.1186/s13059-014-0550-8",
+    "pydeseq2": "Muzellec et al., Bioinformatics 39:btad547 (2023), doi:10.1093/bioinformatics/btad547",
+    "decoupler": "Badia-i-Mompel et al., Bioinform Adv 2:vbac016 (2022), doi:10.1093/bioadv/vbac016",
+    "tfs": "Lambert et al., Cell 172:650 (2018), doi:10.1016/j.cell.2018.01.029",
+    "rhat": "Vehtari et al., Bayesian Anal 16:667 (2021), doi:10.1214/20-BA1221",
+    "scaling": "Kaplan et al., arXiv:2001.08361 (2020)",
+    "lora": "Hu et al., arXiv:2106.09685 (2021)",
+}
+_PROMPTS = (
+    "Prompts held {context_size} context cells with the time between them and a query cell of another donor; cells of a "
+    "prompt agreed in {groupby}. "
+)
+# What was done, with the values of parameters in braces, and the works that it rests on.
+_DONE = {
+    "cellxpert_mcmc_steering": (
+        "Cells were led to a target state by Metropolis-Hastings over blocks of {block_size} genes of their rank order "
+        "({n_steps} steps, {n_chains} chains a cell); convergence was judged by R-hat, and differences from the edit alone were "
+        "tested over donors.",
+        ["rhat"],
+    ),
+    "doublet_detector_training": (
+        "Doublets were simulated from pairs of cells of one donor, and a detector was trained and scored in folds of donors, beside "
+        "scrublet.",
+        ["scrublet"],
+    ),
+    "fig1_scaling_law": (
+        "Models of widths {hidden_sizes} were trained for {max_steps} steps each with a fifth of the donors held out; a power law with a "
+        "floor was fitted to the held-out loss against the number of parameters, with intervals from resampling donors.",
+        ["scaling"],
+    ),
+    "fig1_timelapse": (
+        _PROMPTS
+        + "Predicted lapses were scored over held-out donors beside the most common lapse, SGD and ridge regression, which were "
+        "fitted to prompts of training donors; the null permutes the times of query donors.",
+        [],
+    ),
+    "fig2_generated_cells": (
+        _PROMPTS
+        + "{n_samples} cells were generated after each prompt at temperature {temperature} and judged by a doublet detector, by "
+        "classifiers and by clocks of true cells of other donors.",
+        [],
+    ),
+    "fig3_inflection_intervals": (
+        "The interval of {time_key} in which most genes turn was held out, a model was trained for {max_steps} steps on the other "
+        "times, and the rank changes of generated cells were compared with those of true cells of the interval.",
+        ["fdr"],
+    ),
+    "fig4_attention_heads": (
+        "Attention of each head to gene sets was compared with that to genes alike in rank, detection and expression "
+        "({n_permutations} permutations), beyond what the position of a token explains.",
+        ["fdr", "tfs"],
+    ),
+    "fig4_head_ablation": (
+        _PROMPTS
+        + "The output of each attention head was replaced by its {how} over prompts, and the change of the mean absolute "
+        "error was tested over donors by leaving each out in turn.",
+        ["fdr"],
+    ),
+    "fig4a_prompt_ablation": (
+        _PROMPTS
+        + "Parts of each prompt were shuffled, masked, replaced or left out, and the change of the mean absolute error was "
+        "tested over donors by leaving each out in turn.",
+        ["fdr"],
+    ),
+    "fig5_age_acceleration": (
+        "Donors of each condition ({condition_key}) were matched to controls ({control}) within {tolerance} {time_unit} of age and by {match_by}. "
+        "After contexts of {context_size} cells of controls, the model read the ages of query cells of cases and controls; the difference, over the slope "
+        "with which age is read in controls, was estimated by a mixed model with donors as random intercepts, with Fieller's intervals and "
+        "p values from permuting donors, beside ridge clocks.",
+        ["fdr"],
+    ),
+    "fig6_perturbation_screen": (
+        _PROMPTS
+        + "Genes of the query cells were edited ({mode}) and the lapse was read again; effects over donors were compared with "
+        "those of genes of like rank, detection and expression.",
+        ["fdr"],
+    ),
+    "fig6_validation_panels": (
+        "Genes were tested with PyDESeq2 (Wald test, control {control}), gene sets with decoupler, and measurements at the bench with "
+        "two-sided tests against {bench_control}; p values were corrected at a level of {alpha}.",
+        ["deseq2", "pydeseq2", "decoupler", "fdr"],
+    ),
+    "train_stage1_pretraining": (
+        "A model was trained from random weights for {max_steps} steps to predict each next gene, with donors held out, and its "
+        "embedding was scored by the purity of neighbourhoods.",
+        [],
+    ),
+    "train_stage2_temporal": (
+        "A model was trained for {max_steps} steps ({method}) on prompts of cells of known {time_key} and scored on held-out cells or "
+        "donors beside the most common lapse and ridge regression.",
+        ["lora"],
+    ),
+}
+
+
+def methods(record: Mapping[str, Any]) -> str:
+    """Return the paragraph in Markdown, with what it cites; "" for notebooks that are not the project's."""
+    if record["notebook"] not in _DONE:
+        return ""
+    text, works = _DONE[record["notebook"]]
+    values = {key: _words(value) for key, value in record["parameters"].items()}
+    versions, files = record["versions"], record["files"]
+    cells = f"Cells of {as_text(files['path']['name'])}" if "path" in files else "Simulated or shipped cells"
+    encoded = "path" in record["parameters"]
+    sentences = [
+        f"{cells} were encoded by the rank of their genes [1, 2] with maxtoki_toolkit {versions['maxtoki_toolkit']}"
+        if encoded
+        else f"Measurements were analysed with maxtoki_toolkit {versions['maxtoki_toolkit']} [1]",
+        f" (Python {versions['python']}, PyTorch {versions['torch']}, anndata {versions['anndata']}, scanpy {versions['scanpy']}). ",
+    ]
+    if "model" in files:
+        sentences.append(
+            f"The model was {as_text(files['model']['name'])} (SHA-256 {files['model']['sha256'][:12]}). "
+        )
+    cited = [*("maxtoki", "rank", "anndata", "scanpy")[: 4 if encoded else 1], *works]
+    numbers = ", ".join(str(number) for number in range(len(cited) - len(works) + 1, len(cited) + 1))
+    sentences.append(text.format(**values) + (f" Methods: [{numbers}]." if works else ""))
+    if record["seed"] is not None:
+        sentences.append(f" Seed {as_text(record['seed'])}.")
+    listed = "\n".join(f"{number}. {_WORKS[work]}" for number, work in enumerate(cited, start=1))
+    return f"## Methods, for a paper\n\n{''.join(sentences)}\n\n{listed}"
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list):
+        return (
+            " to ".join(dict.fromkeys(map(str, value)))
+            if all(isinstance(v, int) for v in value) and len(value) == 2
+            else (as_text(", ".join(map(str, value))) or "nothing")
+        )
+    return as_text(value) if value != "" else "none"

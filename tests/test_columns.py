@@ -1,0 +1,159 @@
+"""Columns are guessed from their names, said in a line, and overruled by naming them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import maxtoki_toolkit as mt
+from maxtoki_toolkit.pp import _columns
+from maxtoki_toolkit.reports import _allow, _sources
+from maxtoki_toolkit.reports._parameters import read_parameters
+
+CELLXGENE = {
+    "donor_id": ["a", "b"],
+    "development_stage": ["40-year-old human stage", "fifth decade human stage"],
+    "disease": ["normal", "pulmonary fibrosis"],
+    "cell_type": ["fibroblast", "fibroblast"],
+    "sex": ["male", "female"],
+    "assay": ["10x 3' v3", "10x 3' v3"],
+}
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (
+            CELLXGENE,
+            {
+                "donor_key": "donor_id",
+                "time_key": "development_stage",
+                "cell_type_key": "cell_type",
+                "condition_key": "disease",
+                "sex_key": "sex",
+            },
+        ),
+        ({"PatientID": ["a", "b"], "Age": [30, 60]}, {"donor_key": "PatientID", "time_key": "Age"}),
+        # What says nothing is passed over: one time, text without ages, dates, one condition.
+        ({"age_months": [3, 3], "age": ["67y", "70y"]}, {"time_key": "age"}),
+        ({"age": ["old", "young"], "diagnosis": ["x", "x"]}, {}),
+        ({"age": pd.to_datetime(["2020-01-01", "2021-01-01"])}, {}),
+    ],
+)
+def test_guesses(columns, expected):
+    assert _columns.guess_columns(pd.DataFrame(columns)) == expected
+
+
+def test_controls_and_units():
+    for values, expected in [
+        (["normal", "COVID-19"], "normal"),
+        (["CTRL", "IPF"], "CTRL"),
+        (["a", "b"], None),
+    ]:
+        assert _columns.guess_control(pd.Series(values)) == expected
+    for name, values, expected in [
+        ("age_months", [500, 600], "months"),
+        ("age", [40, 60], "years"),
+        ("age", [400, 600], "months"),
+        ("Hours", [0, 24], "hours"),
+        ("development_stage", ["40-year-old"], "months"),
+        ("course", [0, 1], None),
+    ]:
+        assert _columns.guess_unit(pd.Series(values, name=name)) == expected
+
+
+def test_numbers_and_text_are_the_same_label():
+    obs = pd.DataFrame({"leiden": pd.Categorical(["0", "1", "2"]), "n": [0.0, 1.0, 2.0]})
+    for column in obs:
+        assert _columns.has_values(obs, {column: [0, "1"]}).tolist() == [True, True, False]
+    assert _columns.has_values(obs, {}).all()
+    adata = mt.datasets.aging_atlas(120, 10, n_genes=500)
+    adata.obs["cluster"] = adata.obs["cell_type"].astype("category").cat.codes.astype(str)
+    assert mt.reports.cells_with(adata, {"cluster": [0]}).sum() == (adata.obs["cluster"] == "0").sum()
+    mt.pp.hold_out(adata, donor_key="donor_id", groups={"cluster": [0]})
+    assert adata.obs["held_out_groups"].equals(adata.obs["cluster"] == "0")
+    with pytest.raises(ValueError, match="No cell has cluster="):
+        mt.reports.cells_with(adata, {"cluster": ["none"]})
+
+
+def known(name):
+    return read_parameters(_sources.read_source(name).notebook)
+
+
+def test_parameters_of_a_cellxgene_file():
+    """Names of the file for all that a notebook asks for, but not for what was named; nothing of the atlas is left."""
+    obs = pd.DataFrame(CELLXGENE)
+    found = _allow.guess_parameters(known("fig5_age_acceleration"), {"donor_key": "mine"}, obs)
+    assert found == {
+        "condition_key": "disease",
+        "control": "normal",
+        "time_key": "development_stage",
+        "time_unit": "months",
+        "groupby": ["cell_type"],
+        "match_by": ["sex"],
+        "batch_key": "",
+    }
+    years = obs.assign(age=[40, 60]).drop(columns="development_stage")
+    found = _allow.guess_parameters(known("fig5_age_acceleration"), {}, years)
+    assert (found["time_key"], found["time_unit"], found["tolerance"]) == ("age", "years", 5)
+
+
+@pytest.mark.parametrize("name", sorted(_sources.notebook_paths()))
+def test_refusals_name_columns_of_the_file(name):
+    """Without ages, what cannot be made says which column is missing and which there are, and asks for nobody else's cell types."""
+    obs = pd.DataFrame(CELLXGENE).drop(columns="development_stage")
+    parameters = known(name)
+    values = {key: value for key, value in _allow._OWN.items() if key in parameters}
+    why = _allow._why_not(name, parameters, values | _allow.guess_parameters(parameters, {}, obs), obs, [])
+    if "time_key" in parameters:
+        assert "no column of .obs was found to hold ages or times (time_key); .obs has 'donor_id'" in why
+        assert "demo models" not in why
+    types = set(mt.datasets.aging_atlas(100, 5, n_genes=500).obs["cell_type"]) - {"fibroblast"}
+    assert not [kind for kind in types if kind in why]
+
+
+def test_one_name_for_a_column_in_all_notebooks():
+    names = {key for name in _sources.notebook_paths() for key in known(name) if key.endswith("_key")}
+    assert names == {"batch_key", "cell_type_key", "condition_key", "donor_key", "time_key", "truth_key"}
+    types = {
+        (key, known(name)[key].type)
+        for name in _sources.notebook_paths()
+        for key in ("groupby", "cells", "time_key", "covariates")
+        if key in known(name)
+    }
+    assert types == {("groupby", "list"), ("cells", "dict"), ("time_key", "str"), ("covariates", "list")}
+
+
+def test_times_are_read_from_text(tmp_path):
+    """Whole months, or the unit of the model; cells without a time are left out and counted."""
+    adata = mt.datasets.aging_atlas(30, 5, n_genes=500)
+    adata.uns = {}
+    stage = np.array(["40-year-old human stage"] * adata.n_obs, dtype=object)
+    stage[:2], stage[2] = "adult", "third decade human stage"
+    adata.obs["stage"] = stage
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    with pytest.warns(UserWarning, match=r"2 of \d+ cells have no time in .obs\['stage'\]"):
+        found = mt.reports.read_cells(tmp_path / "cells.h5ad", time_key="stage", time_unit="months")
+    assert found.n_obs == adata.n_obs - 2
+    assert found.obs["stage"].dtype == np.int64
+    assert found.obs["stage"].tolist()[:2] == [294, 480]
+    with pytest.raises(ValueError, match="ages, and those are not told in hours"):
+        mt.reports.read_cells(tmp_path / "cells.h5ad", time_key="stage", time_unit="hours")
+    with pytest.raises(ValueError, match=r"no column 'age' \(time_key\)"):
+        mt.reports.read_cells(tmp_path / "cells.h5ad", time_key="age")
+
+
+def test_functions_guess_too():
+    adata = mt.datasets.aging_atlas(200, 30, n_genes=500)
+    with pytest.warns(
+        UserWarning,
+        match="condition_key='condition', age_key='age_months', donor_key='donor_id', control='control'",
+    ):
+        mt.pp.match_ages(adata)
+    params = adata.uns["matched_ages"]["params"]
+    assert (params["condition_key"], params["control"]) == ("condition", "control")
+    adata.obs = adata.obs.rename(columns={"condition": "arm"})
+    with pytest.raises(ValueError, match="Give condition_key: no column was found for it; .obs has .*'arm'"):
+        mt.pp.match_ages(adata)
+    adata.obs["arm"] = adata.obs["arm"].astype(str).replace("control", "reference")
+    with pytest.raises(ValueError, match=r"Give control: .obs\['arm'\] has .*'reference'"):
+        mt.pp.match_ages(adata, condition_key="arm", age_key="age_months", donor_key="donor_id")
