@@ -6,6 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..pp._counts import check_counts, counts_hint, get_counts
+from ._cells import gene_columns
 
 N_GENES = 2000
 ALPHAS = np.logspace(0, 6, 13)
@@ -17,15 +18,12 @@ def log_expression(sources: list, layer: str | None, train: np.ndarray) -> np.nd
     names = sources[0][0].var_names
     blocks = []
     for adata, rows in sources:
-        if len(absent := names.difference(adata.var_names)):
-            raise ValueError(
-                f"The queries lack {len(absent)} of the genes (first: {absent[0]!r}). Give both the same genes."
-            )
+        columns = gene_columns(adata, names)
         counts = sp.csr_matrix(get_counts(adata, layer)[rows]).astype(np.float32)
         check_counts(counts, force=True, hint=counts_hint(adata))
         total = np.asarray(counts.sum(axis=1)).ravel()
         counts.data *= np.repeat(1e4 / np.maximum(total, 1), np.diff(counts.indptr)).astype(np.float32)
-        blocks.append(counts.log1p()[:, adata.var_names.get_indexer(names)])
+        blocks.append(counts.log1p()[:, columns])
     X = sp.vstack(blocks, format="csr")
     fitted = X[train].astype(np.float64)
     variance = np.asarray(fitted.power(2).mean(axis=0) - np.square(fitted.mean(axis=0))).ravel()
