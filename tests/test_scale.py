@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -99,6 +100,26 @@ def commands(folder, n_cells):
     assert embedded.obs_names.equals(adata.obs_names)
     assert np.isfinite(embedded.obsm["X_umap"]).all()
     return memory
+
+
+def test_scanpy_reads_what_pynndescent_finds():
+    """They have to agree on a kind of sparse matrix; from 8,192 cells on, neighbours are found in this way."""
+    import scanpy as sc
+    from pynndescent import PyNNDescentTransformer
+    from sklearn.neighbors import NearestNeighbors
+
+    class Found(PyNNDescentTransformer):
+        """With neighbours from elsewhere, since its own search is compiled for a minute."""
+
+        def fit_transform(self, X, y=None):
+            self.n_samples_fit = len(X)
+            distance, near = NearestNeighbors(n_neighbors=self.n_neighbors).fit(X).kneighbors(X)
+            self.index_ = SimpleNamespace(neighbor_graph=(near.astype(np.int32), distance.astype(np.float32)))
+            return self.transform(None)
+
+    cells = anndata.AnnData(np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32))
+    sc.pp.neighbors(cells, use_rep="X", transformer=Found(n_neighbors=5), n_neighbors=5, method="gauss")
+    assert cells.obsp["distances"].nnz == 30 * 4
 
 
 @pytest.mark.slow
