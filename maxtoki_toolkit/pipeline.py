@@ -116,6 +116,7 @@ def embed_file(
                     with hidden():
                         tl.embed(cells, model)
                     del cells.X
+                    cells.var_names_make_unique()  # or the blocks could not be put together
                     keep = sp.diags(shown[number * chunk_size :][: cells.n_obs], dtype=np.uint16)
                     cells.layers[_keys.RANK] = (keep @ cells.layers[_keys.RANK]).tocsr()
                     with atomic(shard_path(shards, number, digest)) as temporary:

@@ -151,7 +151,7 @@ def run_screen(
         with atomic(folder / f"{name}.csv") as temporary:
             table.assign(effect_unit=table.attrs["unit"]).to_csv(temporary, index=False)
     figures = {"ranked": pl.perturbation(adata).figure}
-    if stats["p_value"].notna().any():
+    if stats.loc[stats["matched_to"] == "", "p_value"].notna().any():
         figures["volcano"] = pl.perturbation_volcano(adata)
     else:
         warnings.warn(

@@ -361,6 +361,29 @@ def test_perturbation_volcano_names_what_is_drawn():
         mt.pl.perturbation_volcano(screen([-2, 1], [np.nan, np.nan]))
 
 
+def test_perturbation_of_groups_that_differ_in_what_is_known():
+    """The first group has no effect, the second no p value, the third both; no ranks, no effect."""
+    adata = screen([np.nan] * 2 + [1, 2] + [-2, 3] + [np.nan] * 6, [np.nan] * 4 + [0.01, 0.5] + [np.nan] * 6)
+    table = adata.uns["perturbation_stats"]["effects"]
+    table["group"] = np.tile(np.repeat(["a", "b", "c"], 2), 2)
+    table["k"] = np.repeat([-100, 0], 6)
+    table["gene"] = table["symbol"] = ["A", "B"] * 6
+    table["z"] = table["effect"]
+    assert mt.pl.perturbation(adata).get_title().startswith("b: 2 genes")
+    assert mt.pl.perturbation_volcano(adata).axes[0].get_title().startswith("c: 2 genes")
+    assert mt.pl.perturbation_dose(adata).get_title() == "b"
+    assert [label.get_text() for label in mt.pl.perturbation_heatmap(adata).get_yticklabels()] == ["A", "B"]
+    for function, group, message in [
+        (mt.pl.perturbation, "a", "No edit of 'a' took effect"),
+        (mt.pl.perturbation_dose, "a", "No edit of 'a' took effect"),
+        (mt.pl.perturbation_volcano, "b", "No gene of 'b' has a p value"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            function(adata, group=group)
+    with pytest.raises(KeyError, match="There is no k 5; there are -100, 0"):
+        mt.pl.perturbation(adata, k=5)
+
+
 def test_perturbation_dose_keeps_genes_apart():
     doses = [-100, -10, 10, 100]
     adata = screen([1, 1, 1, 1] * 3, [np.nan] * 12, k=doses * 3)

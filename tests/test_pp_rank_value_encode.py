@@ -70,6 +70,24 @@ def test_storage_does_not_matter(adata, vocab, convert):
     assert (other.layers["rank"] != adata.layers["rank"]).nnz == 0
 
 
+@pytest.mark.parametrize("row", [0, 20, 199])
+def test_an_empty_cell_is_named_wherever_it_is(adata, vocab, row):
+    counts = adata.X.toarray()
+    counts[row, :300] = 0  # what is left, the model does not know
+    with pytest.raises(ValueError, match=f"1 of 200 cells express no gene of the vocabulary .first: '{row}'"):
+        mt.pp.rank_value_encode(make(csr_matrix(counts), list(adata.var_names)), vocab)
+
+
+def test_empty_cells_anywhere_in_a_block_have_no_ranks(adata, vocab):
+    counts = adata.X.toarray()
+    medians = medians_of(vocab, 320)
+    for rows in ([0], [199], [0, 198, 199], [5], range(200)):
+        some = counts.copy()
+        some[list(rows)] = 0
+        ranks = _rank.rank_csr(csr_matrix(some), medians)
+        np.testing.assert_array_equal(ranks.toarray(), oracle(some, medians))
+
+
 @pytest.mark.parametrize("chunk_size", [1, 7, 1000])
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_blocks_and_threads_do_not_matter(adata, vocab, chunk_size, n_jobs, monkeypatch):

@@ -32,23 +32,27 @@ def effect_label(effects) -> str:
     return f"{name} on {WORDS[effects.attrs['mode']]} ({effects.attrs['unit']})"
 
 
-def pick(effects, group: str, k: int | None):
-    """Rows of a group, that were asked for and have an effect."""
-    if group not in set(effects["group"]):
-        raise KeyError(
-            f"There is no group {group!r}; there are {', '.join(dict.fromkeys(effects['group']))}."
+def pick(effects, group: str | None = None, k: int | None = None, *, known: str = "effect"):
+    """Rows of one group and `k` in which something is known.
+
+    By default the most ranks for which it is known, and all cells together, or the first group of which it is known.
+    """
+    for name, asked in (("group", group), ("k", k)):
+        if asked is not None and asked not in set(effects[name]):
+            there_are = ", ".join(map(str, dict.fromkeys(effects[name])))
+            raise KeyError(f"There is no {name} {asked!r}; there are {there_are}.")
+    rows = effects[(effects["matched_to"] == "") & effects[known].notna()]
+    rows = rows if group is None else rows[rows["group"] == group]
+    rows = rows[rows["k"] == (rows["k"].max() if k is None else k)]
+    if not len(rows):
+        where = "" if group is None else f" of {group!r}"
+        if known == "effect":
+            raise ValueError(f"No edit{where} took effect.")
+        raise ValueError(
+            f"No gene{where} has a p value: too few donors, or too few genes to compare with; screen more genes, or set "
+            "n_controls of mt.tl.perturb."
         )
-    known = sorted(effects["k"].unique())
-    k = known[-1] if k is None else k
-    if k not in known:
-        raise KeyError(f"There is no k = {k}; there are {', '.join(map(str, known))}.")
-    mine = (effects["group"] == group) & (effects["k"] == k) & (effects["matched_to"] == "")
-    return effects[mine & effects["effect"].notna()]
-
-
-def first_group(effects) -> str:
-    """All cells together, or the first group."""
-    return "all" if "all" in set(effects["group"]) else effects["group"].iloc[0]
+    return rows[rows["group"] == ("all" if "all" in set(rows["group"]) else rows["group"].iloc[0])]
 
 
 @as_written
@@ -68,7 +72,7 @@ def perturbation(
     adata
         Cells with a result of `mt.tl.perturbation_stats`.
     group
-        Group of cells; by default "all", or the first.
+        Group of cells; by default "all", or the first with an effect.
     k
         Ranks, where there are several; by default the most.
     n_genes
@@ -99,8 +103,8 @@ def perturbation(
     import matplotlib.pyplot as plt
 
     effects = get_effects(adata, key=key)
-    group = group or first_group(effects)
     part = pick(effects, group, k)
+    group = part["group"].iloc[0]
     measured = part[part["n_null"] > 0] if (part["n_null"] > 0).any() else part
     part = measured.sort_values("effect", kind="stable")
     if len(part) > n_genes:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from .. import _keys
 from ..get import perturbation_stats as get_effects
 from ._style import NULL, as_written, category_colors, clean
-from .perturbation import effect_label, first_group
+from .perturbation import effect_label, pick
 
 
 @as_written
@@ -59,7 +59,7 @@ def perturbation_dose(
     import matplotlib.pyplot as plt
 
     effects = get_effects(adata, key=key)
-    group = group or first_group(effects)
+    group = pick(effects, group)["group"].iloc[0]
     part = effects[(effects["group"] == group) & (effects["matched_to"] == "")]
     if part["k"].nunique() < 2:
         raise ValueError(

@@ -56,9 +56,10 @@ def perturbation_heatmap(
     import matplotlib.pyplot as plt
 
     effects = get_effects(adata, key=key)
-    effects = effects[
-        (effects["matched_to"] == "") & (effects["k"] == (effects["k"].max() if k is None else k))
-    ]
+    effects = effects[effects["matched_to"] == ""]
+    # No ranks are no edit, which has no effect.
+    k = effects.loc[effects["effect"].notna(), "k"].max() if k is None else k
+    effects = effects[effects["k"] == k]
     groups = [name for name in dict.fromkeys(effects["group"]) if name != "all"] or ["all"]
     wide = {
         c: effects.pivot(index="gene", columns="group", values=c)[groups] for c in ("effect", "q_value", "z")

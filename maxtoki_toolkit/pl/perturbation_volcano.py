@@ -10,7 +10,7 @@ from .. import _keys
 from ..get import perturbation_stats as get_effects
 from ._labels import label_points
 from ._style import BASELINE, MODEL, NULL, as_written, clean
-from .perturbation import effect_label, first_group, pick
+from .perturbation import effect_label, pick
 
 
 @as_written
@@ -30,9 +30,9 @@ def perturbation_volcano(
     adata
         Cells with a result of `mt.tl.perturbation_stats`.
     group
-        Group of cells; by default "all", or the first.
+        Group of cells; by default "all", or the first with p values.
     k
-        Ranks, where there are several; by default the most.
+        Ranks, where there are several; by default the most with p values.
     n_labels
         Genes to name, those with the smallest p.
     interactive
@@ -59,14 +59,8 @@ def perturbation_volcano(
     '-log10 p, against matched genes'
     """
     effects = get_effects(adata, key=key)
-    group = group or first_group(effects)
-    part = pick(effects, group, k)
-    part = part[part["p_value"].notna()].sort_values("p_value", kind="stable")
-    if not len(part):
-        raise ValueError(
-            f"No gene of {group!r} has a p value: too few donors, or too few genes to compare with; "
-            "screen more genes, or set n_controls of mt.tl.perturb."
-        )
+    part = pick(effects, group, k, known="p_value").sort_values("p_value", kind="stable")
+    group = part["group"].iloc[0]
     y = -np.log10(part["p_value"].clip(lower=1e-300).to_numpy())
     x = part["effect"].to_numpy()
     color = np.where(part["q_value"] >= 0.05, NULL, np.where(x > 0, BASELINE, MODEL))

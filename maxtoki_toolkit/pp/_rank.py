@@ -81,9 +81,8 @@ def _rank_block(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray, ran
     keys[~inside] = _LAST
     keys.sort(axis=1)
     keys &= _POSITION
-    order = keys.view(np.int64)
-    order[~inside] = 0
-    entry = starts[:, None] + order
+    entry = starts[:, None] + keys.view(np.int64)
+    entry[~inside] = 0
 
     # 48 bits tell values apart to 7e-12; the few cells with a closer pair are sorted in full precision.
     ordered = values[entry]

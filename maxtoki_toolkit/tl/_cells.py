@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+from anndata.utils import make_index_unique
 
 from .. import _keys
 from .._validate import require_rank, require_unique_names
@@ -46,3 +48,14 @@ def require_encoding(result: dict, model: MaxTokiModel) -> None:
 def count_truncated(adata: AnnData, model: MaxTokiModel) -> int:
     """Cells with more genes than the model can read."""
     return int((adata.obs[_keys.N_RANKED] > model.cell_length - 2).sum())
+
+
+def match_columns(queries: AnnData, genes: pd.Index) -> np.ndarray:
+    """Column of each gene in the queries; where a name repeats, the second is the second, and so on."""
+    names = make_index_unique(genes.astype(str))
+    columns = make_index_unique(queries.var_names).get_indexer(names)
+    if (absent := columns < 0).any():
+        raise ValueError(
+            f"The queries lack {absent.sum()} of the genes (first: {names[absent][0]!r}). Give both the same genes."
+        )
+    return columns

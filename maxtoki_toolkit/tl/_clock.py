@@ -6,6 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..pp._ranked_counts import ranked_counts
+from ._cells import match_columns
 
 N_GENES = 2000
 ALPHAS = np.logspace(0, 6, 13)
@@ -17,14 +18,11 @@ def log_expression(sources: list, layer: str | None, train: np.ndarray) -> np.nd
     names = sources[0][0].var_names
     blocks = []
     for adata, rows in sources:
-        if len(absent := names.difference(adata.var_names)):
-            raise ValueError(
-                f"The queries lack {len(absent)} of the genes (first: {absent[0]!r}). Give both the same genes."
-            )
+        columns = match_columns(adata, names)
         counts = ranked_counts(adata, layer, rows).astype(np.float32)
         total = np.asarray(counts.sum(axis=1)).ravel()
         counts.data *= np.repeat(1e4 / np.maximum(total, 1), np.diff(counts.indptr)).astype(np.float32)
-        blocks.append(counts.log1p()[:, adata.var_names.get_indexer(names)])
+        blocks.append(counts.log1p()[:, columns])
     X = sp.vstack(blocks, format="csr")
     fitted = X[train].astype(np.float64)
     variance = np.asarray(fitted.power(2).mean(axis=0) - np.square(fitted.mean(axis=0))).ravel()

@@ -23,7 +23,7 @@ from ..pp._ranked_counts import has_counts, ranked_counts, source_of
 from ..pp.rank_value_encode import rank_value_encode
 from ..pp.simulate_doublets import KINDS, check_share, read_codes
 from ._binary_scores import at_odds, auroc_ap, bootstrap_weights, calibration_error
-from ._cells import get_sequences
+from ._cells import get_sequences, match_columns
 from ._doublet_features import features as describe
 from ._doublet_features import log_normalize, size_features
 from ._rank_features import rank_features
@@ -378,12 +378,8 @@ def _spaces(adata, simulated, queries, model, used, order, counts, layer):
         spaces["ranks"] = sp.vstack(parts, format="csr")
     if {"expression", "size"} & set(used):
         if queries is not None:
-            if len(absent := adata.var_names.difference(queries.var_names)):
-                raise ValueError(
-                    f"The queries lack {len(absent)} of the genes (first: {absent[0]!r}). Give both the same genes."
-                )
-            asked = ranked_counts(queries, layer, whole=True)
-            asked = asked[:, queries.var_names.get_indexer(adata.var_names)].astype(np.float32)
+            columns = match_columns(queries, adata.var_names)
+            asked = ranked_counts(queries, layer, whole=True)[:, columns].astype(np.float32)
             counts = sp.vstack([counts, asked], format="csr")
         if "expression" in used:
             spaces["expression"] = log_normalize(counts)

@@ -149,13 +149,16 @@ def _pca(adata: AnnData, layer: str | None, *, n_top_genes: int, n_pcs: int, see
 
 def _score_table(purity: dict[str, np.ndarray], rng: np.random.Generator) -> pd.DataFrame:
     """Mean purity of each embedding and the model's lead over it, with bootstrap intervals."""
-    n = len(purity["MaxToki"])
-    draws = rng.integers(0, n, (1000, n))
-    rows = []
-    for name, values in purity.items():
-        lead = purity["MaxToki"] - values
-        low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-        lead_low, lead_high = np.quantile(lead[draws].mean(axis=1), [0.025, 0.975])
-        rows.append((name, values.mean(), low, high, lead.mean(), lead_low, lead_high, n))
+    values = np.stack(list(purity.values()))
+    leads = purity["MaxToki"] - values
+    n = values.shape[1]
+    # One draw at a time: all of them together would be larger than the cells themselves.
+    draws = (rng.integers(0, n, n) for _ in range(1000))
+    drawn = np.array([(values[:, rows].mean(axis=1), leads[:, rows].mean(axis=1)) for rows in draws])
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    rows = [
+        (name, values[i].mean(), low[0, i], high[0, i], leads[i].mean(), low[1, i], high[1, i], n)
+        for i, name in enumerate(purity)
+    ]
     columns = ["embedding", "purity", "ci_low", "ci_high", "difference", "difference_low", "difference_high"]
     return pd.DataFrame(rows, columns=[*columns, "n_cells"])
