@@ -223,7 +223,11 @@ OWN = {
     "pl.encoding_report": {"max_genes": None},
     "train.temporal": {"device": "cpu", "tensorboard": False, "max_length": 512, "batch_size": 1},
     "train.lora": {"device": "cpu", "tensorboard": False, "max_length": 512, "batch_size": 1},
-    "train.pretrain": {"device": "cpu", "shape": {"hidden_size": 16, "num_hidden_layers": 1}, "batch_size": 1},
+    "train.pretrain": {
+        "device": "cpu",
+        "shape": {"hidden_size": 16, "num_hidden_layers": 1},
+        "batch_size": 1,
+    },
     "datasets.aging_atlas": {"n_cells": 60, "n_donors": 4, "n_genes": 500},
 }
 
@@ -254,7 +258,7 @@ def arguments(function: Callable, world: World) -> dict:
     }
     objects |= {"path": world.files / "cells.h5ad", "paths": [world.files / "cells.h5ad"]}
     if name == "load_model":
-        return {"path": world.files / "model", "device": "cpu"}
+        return {"source": world.files / "model", "device": "cpu"}
     if name.startswith("pp.encode_file"):
         objects["output"] = world.folder / ("out.h5ad" if name.endswith("file") else "out")
     given = {}
@@ -265,7 +269,11 @@ def arguments(function: Callable, world: World) -> dict:
             given[key] = objects[key] if key in objects else VALID[key]
         elif key in FEW:
             given[key] = FEW[key]
-        elif key == "key" and "generated" in inspect.signature(function).parameters and parameter.default is None:
+        elif (
+            key == "key"
+            and "generated" in inspect.signature(function).parameters
+            and parameter.default is None
+        ):
             given[key] = "cell_prompts"
         elif key == "donor_key":
             given[key] = VALID[key]
@@ -364,14 +372,20 @@ def signature_inputs() -> Iterator[Input]:
             kinds = _kinds_of(parameter)
 
             def wrong(kind, value, names=(), must=True, key=key, name=name, function=function):
-                text = repr(value) if not callable(value) and not isinstance(value, pd.DataFrame) else type(value).__name__
+                text = (
+                    repr(value)
+                    if not callable(value) and not isinstance(value, pd.DataFrame)
+                    else type(value).__name__
+                )
                 return Input(
                     kind, f"mt.{name}({key}={text[:40]})", _calling(function, name, {key: value}),
                     (key, *(_shown(value) if kind in ("choice", "key") else ()), *names), must,
                 )  # fmt: skip
 
             for value in _others(kinds, key):
-                names = ("AnnData",) if key in ("adata", "generated") else ("MaxToki",) if key == "model" else ()
+                names = (
+                    ("AnnData",) if key in ("adata", "generated") else ("MaxToki",) if key == "model" else ()
+                )
                 yield wrong("type", value, names)
             if "int" in kinds or "float" in kinds:
                 if key not in SIGNED and not (key == "layer" and name == "tl.embed"):
@@ -385,16 +399,24 @@ def signature_inputs() -> Iterator[Input]:
                     yield wrong("range", 10**6, must=key in ("layer", "head", "example"))
                 yield wrong("range", 0, must=False)
             is_text = "str" in kinds
-            if is_text and key in CHOICES and not (key in COLUMNS and name != "tl.steer" and name != "tl.attribute"):
+            if (
+                is_text
+                and key in CHOICES
+                and not (key in COLUMNS and name != "tl.steer" and name != "tl.attribute")
+            ):
                 good = parameter.default if isinstance(parameter.default, str) else VALID.get(key, "all")
                 for bad in (good + "x", good.upper() + "_", ""):
                     yield wrong("choice", bad, must=bool(bad))
             is_column = key in COLUMNS and is_text and name.split(".")[0] in ("pp", "tl", "train", "pl")
             if is_column or key in ("layer", "key", "slopes_key", "basis", "color") and is_text:
                 for bad in ("donor_idd", "Age Months", ""):
-                    yield wrong("key", bad, names=(), must=bool(bad) and not (name == "tl.steer" and key == "target"))
+                    yield wrong(
+                        "key", bad, names=(), must=bool(bad) and not (name == "tl.steer" and key == "target")
+                    )
             if parameter.default is parameter.empty:
-                yield Input("missing", f"mt.{name}() without {key}", _calling(function, name, {}, without=key), (key,))
+                yield Input(
+                    "missing", f"mt.{name}() without {key}", _calling(function, name, {}, without=key), (key,)
+                )
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             first = list(parameters)[-1] if parameters else "name"
             for bad in (f"{first}s", "n_cell", "colour"):
@@ -402,7 +424,9 @@ def signature_inputs() -> Iterator[Input]:
                     yield Input("name", f"mt.{name}({bad}=1)", _calling(function, name, {bad: 1}), (bad,))
 
 
-def _calling(function: Callable, name: str, wrong: dict, without: str | None = None) -> Callable[[World], object]:
+def _calling(
+    function: Callable, name: str, wrong: dict, without: str | None = None
+) -> Callable[[World], object]:
     def run(world: World):
         given = arguments(function, world) | wrong
         if without is not None:
@@ -571,11 +595,21 @@ def results_inputs() -> Iterator[Input]:
                 if isinstance(result, pd.DataFrame):
                     result = {"table": result}
                 damaged = damage(result)
-                world.adata.uns[key] = damaged.get("table", {}) if set(result) == {"table"} and isinstance(damaged, dict) else damaged
+                world.adata.uns[key] = (
+                    damaged.get("table", {})
+                    if set(result) == {"table"} and isinstance(damaged, dict)
+                    else damaged
+                )
                 return function(**given)
 
             # `.uns` is named by every message that names its slot.
-            yield Input("results", f"mt.{name}: {what}", run, ("uns", "{key}"), must_refuse=what != "tables without rows")
+            yield Input(
+                "results",
+                f"mt.{name}: {what}",
+                run,
+                ("uns", "{key}"),
+                must_refuse=what != "tables without rows",
+            )
 
 
 def _reads(function: Callable, world: World) -> str:
@@ -765,9 +799,15 @@ def model_damages(folder: Path) -> dict[str, tuple[Callable, bool]]:
         }
         if file.endswith(".json"):
             content = json.loads((folder / file).read_text())
-            damages[f"{file}: a list"] = (lambda path, file=file: (path / file).write_text("[1, 2]"), not optional)
+            damages[f"{file}: a list"] = (
+                lambda path, file=file: (path / file).write_text("[1, 2]"),
+                not optional,
+            )
             for key in list(content)[:12] if isinstance(content, dict) else []:
-                damages[f"{file}: without {key}"] = (lambda path, f=file, k=key: _without_json(f, k)(path), False)
+                damages[f"{file}: without {key}"] = (
+                    lambda path, f=file, k=key: _without_json(f, k)(path),
+                    False,
+                )
                 damages[f"{file}: {key} is a text"] = (
                     lambda path, f=file, k=key: _json(f, lambda c: {**c, k: "no such thing"})(path), False
                 )  # fmt: skip
@@ -808,7 +848,9 @@ def file_inputs(world: World) -> Iterator[Input]:
         for what, (damage, must) in damages.items():
 
             def encode(world, file=file, damage=damage, ending=ending):
-                return mt.pp.encode_file(damaged(world, file, damage), world.folder / f"out.{ending}", world.model)
+                return mt.pp.encode_file(
+                    damaged(world, file, damage), world.folder / f"out.{ending}", world.model
+                )
 
             def encode_all(world, file=file, damage=damage):
                 return mt.pp.encode_files([damaged(world, file, damage)], world.folder / "out", world.model)
@@ -821,13 +863,22 @@ def file_inputs(world: World) -> Iterator[Input]:
 
             def encode_command(world, file=file, damage=damage):
                 return _command(
-                    "encode", damaged(world, file, damage), "-o", world.folder / "out", "--model", world.files / "model"
+                    "encode",
+                    damaged(world, file, damage),
+                    "-o",
+                    world.folder / "out",
+                    "--model",
+                    world.files / "model",
                 )
 
             def screen(world, file=file, damage=damage):
                 path = damaged(world, file, damage)
                 config = world.folder / "screen.yaml"
-                config.write_text((world.files / "screen.yaml").read_text().replace(str(world.files / "cells.h5ad"), str(path)))
+                config.write_text(
+                    (world.files / "screen.yaml")
+                    .read_text()
+                    .replace(str(world.files / "cells.h5ad"), str(path))
+                )
                 return _command("screen", "-c", config)
 
             def train(world, file=file, damage=damage):
@@ -889,12 +940,20 @@ def yaml_inputs(world: World) -> Iterator[Input]:
             key = line.split(":")[0].strip()
             if not key or line.endswith(":"):
                 continue
-            yield with_text(good.replace(line, line.replace(key, key + "s")), (key + "s",), f"{key}s for {key}")
+            yield with_text(
+                good.replace(line, line.replace(key, key + "s")), (key + "s",), f"{key}s for {key}"
+            )
             for value in ("[1, 2]", "{a: b}", "no such thing", "-7", "1e-4", "null", "true", "2024-01-01"):
                 space = line[: len(line) - len(line.lstrip())]
-                must = key in ("cells", "model", "time_key", "groupby", "donor_key", "n_prompts", "max_steps") and not (
-                    key == "groupby" and value in ("null",) or key == "donor_key" and value == "null"
-                )
+                must = key in (
+                    "cells",
+                    "model",
+                    "time_key",
+                    "groupby",
+                    "donor_key",
+                    "n_prompts",
+                    "max_steps",
+                ) and not (key == "groupby" and value in ("null",) or key == "donor_key" and value == "null")
                 yield with_text(
                     good.replace(line, f"{space}{key}: {value}"), (key, value), f"{key}: {value}", must=must
                 )
@@ -925,7 +984,13 @@ def command_inputs(world: World) -> Iterator[Input]:
             ("--model", cells),
             ("--model", ""),
         ]:
-            yield wrong(*base, flag, value, names=(flag, str(value) or "model"), must=flag != "--revision" and value != "")
+            yield wrong(
+                *base,
+                flag,
+                value,
+                names=(flag, str(value) or "model"),
+                must=flag != "--revision" and value != "",
+            )
         yield wrong(command, names=("argument", "PATH"))
         yield wrong(command, world.files / "none.h5ad", "-o", out, names=("none.h5ad",))
         yield wrong(command, world.files, "-o", out, "--model", model, names=("files",))
@@ -942,7 +1007,12 @@ def command_inputs(world: World) -> Iterator[Input]:
         ("--device", ""),
     ]:
         yield wrong(*embed, flag, value, names=(flag, value or flag, "color", "device"), must=value != "")
-    for flag, value in [("--workers", "-1"), ("--workers", "0"), ("--workers", "two"), ("--scheduler", "nowhere:1")]:
+    for flag, value in [
+        ("--workers", "-1"),
+        ("--workers", "0"),
+        ("--workers", "two"),
+        ("--scheduler", "nowhere:1"),
+    ]:
         yield wrong(*encode, flag, value, names=(flag, value, "workers", "scheduler"))
     for words, names in [
         (("nothing",), ("nothing",)),
@@ -1001,12 +1071,18 @@ def _command(*words: object) -> tuple[int, str]:
 def fingerprint(thing) -> object:
     """Digests of all that is in an AnnData, slot by slot."""
     if isinstance(thing, ad.AnnData):
-        found = {"X": fingerprint(thing.X), "names": fingerprint(thing.obs_names), "raw": fingerprint(thing.raw)}
+        found = {
+            "X": fingerprint(thing.X),
+            "names": fingerprint(thing.obs_names),
+            "raw": fingerprint(thing.raw),
+        }
         for slot in ("obs", "var"):
             frame = getattr(thing, slot)
             found |= {f"{slot}/{key}": fingerprint(frame[key]) for key in frame}
         for slot in ("layers", "obsm", "varm", "obsp", "varp", "uns"):
-            found |= {f"{slot}/{key}": fingerprint(value) for key, value in dict(getattr(thing, slot)).items()}
+            found |= {
+                f"{slot}/{key}": fingerprint(value) for key, value in dict(getattr(thing, slot)).items()
+            }
         return found
     digest = hashlib.blake2b(digest_size=12)
     if sp.issparse(thing):
@@ -1036,7 +1112,11 @@ def lost(before: dict, after: dict, *, refused: bool) -> str | None:
         ours = key.split("/")[0] in ("uns", "obsm", "varm") or key in ("layers/rank",)
         if key not in after:
             return f"{key} is gone"
-        if before[key] != after[key] and (refused or not ours) and not (not refused and key.startswith(("obs/", "var/"))):
+        if (
+            before[key] != after[key]
+            and (refused or not ours)
+            and not (not refused and key.startswith(("obs/", "var/")))
+        ):
             return f"{key} is changed"
     if refused and (new := sorted(set(after) - set(before))):
         return f"{new[0]} is new"
@@ -1220,7 +1300,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder))
         chosen = [
-            one for one in inputs(world) if (not asked.only or one.kind in asked.only) and asked.match in one.label
+            one
+            for one in inputs(world)
+            if (not asked.only or one.kind in asked.only) and asked.match in one.label
         ][:: asked.step]
         rows = []
         for number, one in enumerate(chosen):
@@ -1237,7 +1319,9 @@ def main() -> None:
             **{m.__name__: m.__version__ for m in (mt, ad, np, pd, torch, h5py)},
         }
         unclear = [row for row in rows if row["outcome"] not in ("clear", "accepted")]
-        RESULT.write_text(json.dumps({"environment": where, "rows": table, "unclear": unclear}, indent=1) + "\n")
+        RESULT.write_text(
+            json.dumps({"environment": where, "rows": table, "unclear": unclear}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

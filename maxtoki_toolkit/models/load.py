@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from .._doors import checked
 from .._files import atomic, sha256
 from .._manifests import fetch, manifest, manifest_paths
 from .._reference import resource
@@ -28,6 +29,7 @@ SHIPPED = ("demo", "demo-cells")
 _ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 
+@checked
 def load_model(
     source: str | Path = "demo",
     *,

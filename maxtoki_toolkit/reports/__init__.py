@@ -3,9 +3,12 @@
 Needs the extra "notebook": `pip install "maxtoki_toolkit[notebook]"`.
 """
 
+from .._doors import guard
 from .catalogue import catalogue, parameters, preset
 from .run import run
 from .run_all import run_all
 from .run_batch import run_batch
 
 __all__ = ["catalogue", "parameters", "preset", "run", "run_all", "run_batch"]
+
+guard(globals(), __all__)
