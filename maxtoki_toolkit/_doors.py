@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hin
 import numpy as np
 import pandas as pd
 
+from ._errors import explain, is_of_reading
 from ._names import closest
 
 if TYPE_CHECKING:
@@ -96,7 +97,12 @@ def checked(function: Callable) -> Callable:
         except TypeError as error:
             raise TypeError(_misfit(function, signature, kwargs, str(error))) from None
         check(function, given)
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if is_of_reading(error):
+                raise ValueError(explain(error)) from error
+            raise
 
     return door
 
