@@ -28,6 +28,8 @@ class Settings:
         Where downloaded data sets are kept (`MAXTOKI_CACHE`).
     n_jobs
         Threads for encoding and simulation (`MAXTOKI_JOBS`); the results do not depend on it.
+    debug
+        Show the traceback of an error of a command (`MAXTOKI_DEBUG`, or `--debug`).
     """
 
     progress: bool = field(default_factory=lambda: _flag("MAXTOKI_PROGRESS", default=True))
@@ -35,6 +37,7 @@ class Settings:
         default_factory=lambda: Path(os.environ.get("MAXTOKI_CACHE", "~/.cache/maxtoki_toolkit")).expanduser()
     )
     n_jobs: int = field(default_factory=lambda: int(os.environ.get("MAXTOKI_JOBS", "0")) or _cores())
+    debug: bool = field(default_factory=lambda: _flag("MAXTOKI_DEBUG", default=False))
 
 
 settings = Settings()

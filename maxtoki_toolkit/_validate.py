@@ -5,6 +5,7 @@ from __future__ import annotations
 from anndata import AnnData
 
 from . import _keys
+from ._names import closest
 
 
 def require_adata(adata: AnnData) -> None:
@@ -28,7 +29,16 @@ def require_obs(adata: AnnData, *keys: str | None) -> None:
     """Raise if a column of `.obs` is missing; `None` stands for a column not asked for."""
     for key in keys:
         if key is not None and key not in adata.obs:
-            raise KeyError(f"Did not find .obs[{key!r}]. Available columns: {sorted(adata.obs.columns)}.")
+            known = sorted(map(str, adata.obs.columns))
+            raise KeyError(f"Did not find .obs[{key!r}].{closest(key, known)} Available columns: {known}.")
+
+
+def require_layer(adata: AnnData, layer: str) -> None:
+    """Raise if there is no such layer; "raw" stands for the counts in `.raw`."""
+    if layer in adata.layers or (layer == "raw" and adata.raw is not None):
+        return
+    known = sorted({*adata.layers, *([] if adata.raw is None else ["raw"])})
+    raise KeyError(f"Did not find .layers[{layer!r}].{closest(layer, known)} Available layers: {known}.")
 
 
 def require_rank(adata: AnnData) -> None:

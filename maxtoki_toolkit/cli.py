@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from . import __version__, _keys
+from . import __version__, _keys, settings
+from ._errors import explain, is_ours
 
 _Overwrite = Annotated[
     bool,
@@ -31,15 +32,21 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; a mistake of the user gives one line, not a traceback, and so does a warning."""
+    """Run the command line; an error gives one line, not a traceback (unless `--debug`), and so does a warning."""
     warnings.formatwarning = _format_warning
+    debug = settings.debug or "--debug" in sys.argv
+    sys.argv = [word for word in sys.argv if word != "--debug"]  # after a command as well as before it
     if threading.current_thread() is threading.main_thread():
         # A job that is cancelled cleans up behind itself.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
-    except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
+    except Exception as error:
+        if debug:
+            raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        if not is_ours(error):
+            message = f"{explain(error)} With --debug, the traceback is shown."
         print(f"maxtoki: {_in_flags(message)}", file=sys.stderr)
         sys.exit(1)
 
@@ -92,6 +99,9 @@ def _root(
         typer.Option(
             "--version", help="Print the version.", callback=lambda show: _version(show=show), is_eager=True
         ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; MAXTOKI_DEBUG=1 does, too.")
     ] = False,
 ) -> None:
     pass

@@ -1,5 +1,6 @@
 """Results as tidy tables."""
 
+from .._doors import guard
 from .ablation import ablation
 from .age_acceleration import age_acceleration, donor_acceleration
 from .age_match import age_match, read_ages
@@ -93,3 +94,5 @@ __all__ = [
     "train_on_generated",
     "train_on_generated_donors",
 ]
+
+guard(globals(), __all__)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from .._doors import checked
 from .._files import sha256
 from .._manifests import fetch, manifest, manifest_paths
 from .._outputs import MARK, new_output
@@ -31,6 +32,7 @@ SHIPPED = ("demo", "demo-cells")
 _ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 
+@checked
 def load_model(
     source: str | Path = "demo",
     *,

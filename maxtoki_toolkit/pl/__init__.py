@@ -4,6 +4,7 @@ A function of one panel returns matplotlib axes and takes `ax`; one of several r
 shows where it is the last line of a cell, and a script saves with `fig.savefig`.
 """
 
+from .._doors import guard
 from .ablate_heads import ablate_heads
 from .ablation import ablation
 from .age_acceleration import age_acceleration
@@ -73,3 +74,5 @@ __all__ = [
     "timelapse_scatter",
     "train_on_generated",
 ]
+
+guard(globals(), __all__)

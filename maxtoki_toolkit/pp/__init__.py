@@ -1,5 +1,6 @@
 """Prepare cells: name genes, rank them within each cell, draw prompts."""
 
+from .._doors import guard
 from .encode_file import encode_file
 from .encode_files import encode_files
 from .hold_out import hold_out
@@ -29,3 +30,5 @@ __all__ = [
     "sample_prompts",
     "simulate_doublets",
 ]
+
+guard(globals(), __all__)

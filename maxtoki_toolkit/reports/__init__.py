@@ -3,6 +3,7 @@
 Needs the extra "notebook": `pip install "maxtoki_toolkit[notebook]"`.
 """
 
+from .._doors import guard
 from .catalogue import catalogue, parameters, preset
 from .cells import cells_with, read_cells
 from .run import run
@@ -10,3 +11,5 @@ from .run_all import run_all
 from .run_batch import run_batch
 
 __all__ = ["catalogue", "cells_with", "parameters", "preset", "read_cells", "run", "run_all", "run_batch"]
+
+guard(globals(), __all__)

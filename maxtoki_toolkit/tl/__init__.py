@@ -1,5 +1,6 @@
 """Analyse cells with a model."""
 
+from .._doors import guard
 from .ablate_heads import ablate_heads
 from .ablate_prompt import ablate_prompt
 from .age_acceleration import age_acceleration
@@ -63,3 +64,5 @@ __all__ = [
     "timelapse_baselines",
     "train_on_generated",
 ]
+
+guard(globals(), __all__)

@@ -1,0 +1,1328 @@
+"""Wrong inputs by the thousand: whether each is refused in one clear line, and nothing is lost.
+
+python benchmarks/fuzz.py                    # all of them, each in a process of its own; writes results/fuzz.json
+python benchmarks/fuzz.py --only key --show  # one kind; prints what was not refused clearly
+
+The inputs are made from the signatures of the public functions (other types, numbers out of range, misspelt words and columns,
+unknown and missing arguments), from cells and results that are damaged, from damaged files, and from wrong commands. Outcomes are
+classed by where an error was raised and by what it names:
+
+- clear: our own one-line error, which names the argument, column, slot or file
+- vague: our own error, which names none of them
+- accepted, and wrongly accepted where the input cannot mean anything
+- library: raised in pandas, NumPy, PyTorch, h5py ...
+- python: raised by the interpreter (AttributeError, IndexError, a bare TypeError ...)
+- loss: the cells or files that were given are changed after an error, or something half-written is left
+- crash: the process died, or hung
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # This folder must not come first on the path: its tokenize.py would pass for Python's own.
+    sys.path[0] = str(Path(__file__).parents[1])
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+
+import argparse
+import contextlib
+import copy
+import dataclasses
+import dis
+import hashlib
+import inspect
+import io
+import json
+import pickle
+import re
+import shutil
+import signal
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+
+import maxtoki_toolkit as mt
+from maxtoki_toolkit import cli
+
+PACKAGE = Path(mt.__file__).parent
+RESULT = Path(__file__).parent / "results" / "fuzz.json"
+SECONDS = 120  # after which an input counts as hung
+SPACES = ("pp", "tl", "pl", "get", "train", "datasets", "reports")
+KINDS = {
+    "type": "arguments of another type",
+    "range": "numbers out of range",
+    "choice": "misspelt words",
+    "key": "columns, layers and results that are not there",
+    "name": "unknown arguments",
+    "missing": "missing arguments",
+    "cells": "damaged cells",
+    "results": "damaged results",
+    "h5ad": "damaged h5ad files",
+    "zarr": "damaged zarr stores",
+    "model": "damaged model folders",
+    "yaml": "damaged YAML files",
+    "command": "wrong commands",
+}
+OUTCOMES = ("clear", "vague", "accepted", "wrongly accepted", "library", "python", "loss", "crash")
+
+
+@dataclasses.dataclass
+class Input:
+    """One wrong input: what to run, what a clear error names, and whether it must be refused."""
+
+    kind: str
+    label: str
+    run: Callable[[World], object]
+    names: tuple[str, ...]
+    must_refuse: bool = True
+    command: bool = False
+
+
+class World:
+    """Cells with results, a model and files, small enough to be read in an instant."""
+
+    def __init__(self, folder: Path, *, results: bool = True) -> None:
+        self.folder = folder
+        adata = mt.datasets.aging_atlas(120, 10, n_genes=500)
+        del adata.uns["truth"]
+        self.raw = adata.copy()
+        mt.pp.map_genes(adata)
+        vocab = mt.models.Vocabulary.from_anndata(adata)
+        shape = {
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 128,
+        }
+        small = mt.models.build_model(shape, vocab)
+        model = mt.models.extend_model(small, vocab.with_times(-900, 900), max_length=512)
+        self.model = dataclasses.replace(model, time_head=mt.models.TimeHead("expectation"))
+        mt.pp.rank_value_encode(adata, self.model)
+        mt.pp.hold_out(adata, donor_key="donor_id", donors=0.4, time_key="age_months")
+        for part, key, task in [
+            ("train", "train_prompts", "timelapse"),
+            ("held_out", "prompts", "timelapse"),
+            ("held_out", "cell_prompts", "cell"),
+        ]:
+            mt.pp.sample_prompts(
+                adata,
+                contexts=part,
+                queries=part,
+                task=task,
+                key_added=key,
+                time_key="age_months",
+                groupby="cell_type",
+                donor_key="donor_id",
+                n_prompts=12,
+            )
+        adata.layers["counts"] = adata.X.copy()
+        self.adata = adata
+        self.generated = None
+        self._write_files(small)
+        if results:
+            self._add_results()
+
+    def _write_files(self, small) -> None:
+        files = self.folder / "files"
+        files.mkdir(parents=True)
+        self.raw.write_h5ad(files / "cells.h5ad")
+        # In a process of its own: the threads of zarr do not survive a fork.
+        _fork(lambda: self.raw.write_zarr(files / "cells.zarr", chunks=(40, 500)))
+        mt.models.save_model(self.model, files / "model")
+        encoded = self.adata.copy()
+        encoded.uns = {key: encoded.uns[key] for key in ("map_genes", "rank_value_encode")}
+        encoded.write_h5ad(files / "encoded.h5ad")
+        (files / "screen.yaml").write_text(
+            f"cells: {files / 'cells.h5ad'}\noutput: {self.folder / 'screen'}\nmodel: {files / 'model'}\n"
+            "prompts:\n  time_key: age_months\n  groupby: cell_type\n  donor_key: donor_id\n  n_prompts: 4\n"
+            "perturb:\n  genes: [FOXO3]\n"
+        )
+        (files / "train.yaml").write_text(
+            f"cells: {files / 'encoded.h5ad'}\noutput: {self.folder / 'trained'}\nmodel: {files / 'model'}\n"
+            "time_key: age_months\ngroupby: cell_type\nmax_steps: 1\ndevice: cpu\ntensorboard: false\n"
+        )
+        self.files = files
+
+    def _add_results(self) -> None:
+        """Results of each analysis, with few draws."""
+        self.generated = mt.tl.generate(self.adata, self.model, key="cell_prompts", max_genes=6)
+        held_out = self.adata.copy()  # it would hold out other cells
+        mt.pp.holdout_intervals(held_out, time_key="age_months", intervals=0, n_permutations=1)
+        self.adata.uns["holdout_intervals"] = held_out.uns["holdout_intervals"]
+        mt.tl.attention(self.adata, self.model, key="prompts")
+        for name in RESULTS:
+            function = getattr(mt.tl if hasattr(mt.tl, name) else mt.pp, name)
+            function(**arguments(function, self))
+
+
+# Analyses in the order in which they build on each other.
+RESULTS = (
+    "match_ages embed predict_timelapse timelapse_baselines age_acceleration age_match ablate_prompt doublets "
+    "annotation_concordance train_on_generated differential_rank generation_diversity attention "
+    "head_enrichment head_segments head_profiles head_similarity ablate_heads patch neighbor_purity "
+    "perturb perturbation_stats expression_age_slope perturbation_concordance steer perturbation_metrics"
+).split()
+
+# Valid values of what functions cannot do without, and few draws.
+VALID = {
+    "time_key": "age_months",
+    "age_key": "age_months",
+    "groupby": "cell_type",
+    "donor_key": "donor_id",
+    "condition_key": "sex",
+    "perturbation_key": "sex",
+    "control": "female",
+    "genes": "all",
+    "predicted": "rank",
+    "intervals": ((200, 620), (621, 1200)),
+    "layer": 0,
+    "head": 0,
+    "name": "heart_nuclei",
+    "notebook": "embedding",
+    "output": "out",
+}
+FEW = {
+    "n_permutations": 99,
+    "n_bootstrap": 5,
+    "n_null": 2,
+    "n_cells": 10,
+    "n_candidates": 4,
+    "max_size": 2,
+    "n_steps": 4,
+    "n_contexts": 1,
+    "max_genes": 6,
+    "max_steps": 1,
+    "n_random": 2,
+}
+OWN = {
+    "pp.holdout_intervals": {"intervals": 0, "n_permutations": 1},
+    "pp.match_ages": {"tolerance": 400},
+    "pp.match_queries": {"tolerance": None},
+    "tl.age_acceleration": {"tolerance": 400, "groupby": None},
+    "tl.ablate_heads": {"donor_key": None},
+    "tl.attention": {"groupby": "cell_type"},
+    "tl.perturb": {"donor_key": None},
+    "tl.steer": {"donor_key": None},
+    "tl.perturbation_stats": {"min_donors": 2, "n_null": 10},
+    "tl.generate": {"key": "cell_prompts", "n_given": 3},
+    "tl.attribute": {"n_prompts": 2, "donor_key": None},
+    "pl.encoding_report": {"max_genes": None},
+    "train.temporal": {"device": "cpu", "tensorboard": False, "max_length": 512, "batch_size": 1},
+    "train.lora": {"device": "cpu", "tensorboard": False, "max_length": 512, "batch_size": 1},
+    "train.pretrain": {
+        "device": "cpu",
+        "shape": {"hidden_size": 16, "num_hidden_layers": 1},
+        "batch_size": 1,
+    },
+    "datasets.aging_atlas": {"n_cells": 60, "n_donors": 4, "n_genes": 500},
+}
+
+
+def public() -> dict[str, Callable]:
+    """Public functions by name."""
+    found = {
+        f"{space}.{name}": getattr(getattr(mt, space), name)
+        for space in SPACES
+        for name in getattr(mt, space).__all__
+        if name != "fetch"
+    }
+    return {k: f for k, f in found.items() if inspect.isfunction(f)} | {"load_model": mt.load_model}
+
+
+def arguments(function: Callable, world: World) -> dict:
+    """What a function cannot do without, and few draws."""
+    name = next(name for name, other in public().items() if other is function)
+    objects = {
+        "adata": world.adata,
+        "model": world.model,
+        "queries": world.adata,
+        "generated": world.generated,
+        "cells": world.adata,
+        "vocab": world.model.vocab,
+        "output": world.folder / "out",
+        "on": [world.files / "cells.h5ad"],
+    }
+    objects |= {"path": world.files / "cells.h5ad", "paths": [world.files / "cells.h5ad"]}
+    if name == "load_model":
+        return {"source": world.files / "model", "device": "cpu"}
+    if name.startswith("pp.encode_file"):
+        objects["output"] = world.folder / ("out.h5ad" if name.endswith("file") else "out")
+    given = {}
+    for key, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        if parameter.default is parameter.empty:
+            given[key] = objects[key] if key in objects else VALID[key]
+        elif key in FEW:
+            given[key] = FEW[key]
+        elif (
+            key == "key"
+            and "generated" in inspect.signature(function).parameters
+            and parameter.default is None
+        ):
+            given[key] = "cell_prompts"
+        elif key == "donor_key":
+            given[key] = VALID[key]
+    if name == "train.lora":
+        given |= {"time_key": "age_months", "groupby": "cell_type", "max_steps": 1}
+    return given | OWN.get(name, {})
+
+
+def _kinds_of(parameter: inspect.Parameter) -> list[str]:
+    """Types that an annotation allows, as their names."""
+    text = str(parameter.annotation)
+    parts, depth, word = [], 0, ""
+    for letter in text:
+        depth += (letter == "[") - (letter == "]")
+        if letter == "|" and not depth:
+            parts.append(word.strip())
+            word = ""
+        else:
+            word += letter
+    return [*parts, word.strip()]
+
+
+# Wrong values of each type. Each is of no type that the parameter allows; see _others.
+WRONG = {
+    "number": [3, 2.5],
+    "text": ["no such thing"],
+    "list": [[1.5, {}]],
+    "mapping": [{"a": object()}],
+    "bytes": [b"cells"],
+    "function": [len],
+    "table": [pd.DataFrame({"a": [1]})],
+    "none": [None],
+}
+
+
+def _others(kinds: list[str], name: str) -> list:
+    """Values of types that a parameter does not take."""
+    text = " ".join(kinds)
+    if "Any" in kinds or kinds == ["<class 'inspect._empty'>"]:
+        kinds = ["MaxTokiModel"]
+        text = "MaxTokiModel"
+    values = []
+    if not re.search(r"\bint\b|float|Any", text):
+        values += [3]
+    if not re.search(r"\bfloat\b", text):
+        values += [2.5] if "int" in text else []
+    if not re.search(r"\bstr\b|Path|Predicted|Sequence", text) or (
+        "Sequence" in text and not re.search(r"\bstr\b", text)
+    ):
+        values += ["no such thing"]
+    if not re.search(r"Sequence|Iterable|tuple|Predicted", text):
+        values += [[1.5, {}]]
+    if not re.search(r"Mapping|dict|Predicted", text):
+        values += [{"a": 1}]
+    if "Callable" not in text:
+        values += [len]
+    if "DataFrame" not in text:
+        values += [pd.DataFrame({"a": [1]})]
+    if "None" not in kinds and name != "groupby":
+        values += [None]
+    if "bool" in kinds:
+        values = ["no", 2, None]
+    return values
+
+
+# Numbers that may be negative, and shares.
+SIGNED = {"lapse", "intervals", "lapses", "penalty", "likelihood_weight"}
+SHARES = {
+    "alpha", "min_share", "share", "held_out", "balance", "same_type", "expected_rate", "top_p", "burn_in",
+    "min_overlap", "dropout", "timelapse", "curriculum", "gene_dropout", "warmup", "donors",
+}  # fmt: skip
+COLUMNS = {
+    "time_key", "age_key", "donor_key", "groupby", "condition_key", "batch_key", "match_by", "covariates",
+    "perturbation_key", "truth_key", "use", "target", "reference", "contexts", "queries", "subset", "known", "train",
+}  # fmt: skip
+# Texts that are chosen from a few.
+CHOICES = {
+    "task", "zero_lapse", "kind", "mode", "on", "readout", "how", "search", "metric", "baseline", "target", "space",
+    "statistic", "attending", "corrupted", "level", "align", "method", "proposal", "pool", "scored_on", "measure",
+    "value", "head", "loss", "rope", "device", "dtype", "attention", "time_unit", "group", "control", "part", "shape",
+}  # fmt: skip
+
+
+def _shown(value) -> tuple[str, ...]:
+    """How a message may write a value."""
+    return (repr(value), str(value)) if isinstance(value, (str, int, float)) else (repr(value),)
+
+
+def signature_inputs() -> Iterator[Input]:
+    """Wrong arguments of each public function."""
+    for name, function in public().items():
+        parameters = inspect.signature(function).parameters
+        for key, parameter in parameters.items():
+            if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                continue
+            kinds = _kinds_of(parameter)
+
+            def wrong(kind, value, names=(), must=True, key=key, name=name, function=function):
+                text = (
+                    repr(value)
+                    if not callable(value) and not isinstance(value, pd.DataFrame)
+                    else type(value).__name__
+                )
+                return Input(
+                    kind, f"mt.{name}({key}={text[:40]})", _calling(function, name, {key: value}),
+                    (key, *(_shown(value) if kind in ("choice", "key") else ()), *names), must,
+                )  # fmt: skip
+
+            for value in _others(kinds, key):
+                names = (
+                    ("AnnData",) if key in ("adata", "generated") else ("MaxToki",) if key == "model" else ()
+                )
+                yield wrong("type", value, names)
+            if "int" in kinds or "float" in kinds:
+                if key not in SIGNED and not (key == "layer" and name == "tl.embed"):
+                    yield wrong("range", -3 if "int" in kinds else -3.0)
+                if "float" in kinds:
+                    yield wrong("range", float("nan"))
+                    yield wrong("range", float("inf"))
+                if key in SHARES and "float" in kinds:
+                    yield wrong("range", 5.0)
+                if key in ("n_neighbors", "layer", "head", "example", "k", "n_given"):
+                    yield wrong("range", 10**6, must=key in ("layer", "head", "example"))
+                yield wrong("range", 0, must=False)
+            is_text = "str" in kinds
+            if (
+                is_text
+                and key in CHOICES
+                and not (key in COLUMNS and name != "tl.steer" and name != "tl.attribute")
+            ):
+                good = parameter.default if isinstance(parameter.default, str) else VALID.get(key, "all")
+                for bad in (good + "x", good.upper() + "_", ""):
+                    yield wrong("choice", bad, must=bool(bad))
+            is_column = key in COLUMNS and is_text and name.split(".")[0] in ("pp", "tl", "train", "pl")
+            if is_column or key in ("layer", "key", "slopes_key", "basis", "color") and is_text:
+                for bad in ("donor_idd", "Age Months", ""):
+                    yield wrong(
+                        "key", bad, names=(), must=bool(bad) and not (name == "tl.steer" and key == "target")
+                    )
+            if parameter.default is parameter.empty:
+                yield Input(
+                    "missing", f"mt.{name}() without {key}", _calling(function, name, {}, without=key), (key,)
+                )
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            first = list(parameters)[-1] if parameters else "name"
+            for bad in (f"{first}s", "n_cell", "colour"):
+                if bad not in parameters:
+                    yield Input("name", f"mt.{name}({bad}=1)", _calling(function, name, {bad: 1}), (bad,))
+
+
+def _calling(
+    function: Callable, name: str, wrong: dict, without: str | None = None
+) -> Callable[[World], object]:
+    def run(world: World):
+        given = arguments(function, world) | wrong
+        if without is not None:
+            given.pop(without, None)
+        positional = [
+            given.pop(k)
+            for k, p in inspect.signature(function).parameters.items()
+            if p.kind is p.POSITIONAL_ONLY and k in given
+        ]
+        return function(*positional, **given)
+
+    return run
+
+
+def _set(slot: str, key: str, change: Callable) -> Callable:
+    def damage(adata: ad.AnnData) -> ad.AnnData:
+        frame = getattr(adata, slot)
+        frame[key] = change(frame[key])
+        return adata
+
+    return damage
+
+
+def _values(change: Callable) -> Callable:
+    def damage(adata: ad.AnnData) -> ad.AnnData:
+        adata.X = change(adata.X.copy())
+        adata.layers["counts"] = adata.X.copy()
+        return adata
+
+    return damage
+
+
+def _with_value(value: float) -> Callable:
+    def change(matrix):
+        matrix = matrix.astype(np.float32)
+        matrix.data[:50] = value
+        return matrix
+
+    return change
+
+
+def _drop(slot: str, key: str) -> Callable:
+    def damage(adata: ad.AnnData) -> ad.AnnData:
+        del getattr(adata, slot)[key]
+        return adata
+
+    return damage
+
+
+def _twice(adata: ad.AnnData) -> ad.AnnData:
+    adata.obs_names = ["cell"] * adata.n_obs
+    return adata
+
+
+def _no_x(adata: ad.AnnData) -> ad.AnnData:
+    adata.X = None
+    return adata
+
+
+def _ranks(change: Callable) -> Callable:
+    def damage(adata: ad.AnnData) -> ad.AnnData:
+        adata.layers["rank"] = change(adata.layers["rank"].copy())
+        return adata
+
+    return damage
+
+
+def _fill(value) -> Callable:
+    return lambda column: pd.Series([value] * len(column), index=column.index)
+
+
+def _some_missing(column):
+    column = column.astype(object)
+    column.iloc[::3] = np.nan
+    return column
+
+
+# What is wrong with the cells; what a message may name; whether it must be refused where it is used.
+CELLS = {
+    "no cells": (lambda a: a[:0].copy(), ("cell",)),
+    "one cell": (lambda a: a[:1].copy(), ("cell",)),
+    "no genes": (lambda a: a[:, :0].copy(), ("gene", "rank", "var")),
+    "one name for all cells": (_twice, ("unique",)),
+    "no ranks": (_drop("layers", "rank"), ("rank",)),
+    "no encoding": (_drop("uns", "rank_value_encode"), ("rank_value_encode",)),
+    "no tokens": (_drop("var", "token_id"), ("token_id", "map_genes")),
+    "tokens out of range": (_set("var", "token_id", _fill(9_999_999)), ("token_id", "map_genes", "vocabulary")),
+    "no token known": (_set("var", "token_id", _fill(-1)), ("token", "gene")),
+    "ages as text": (_set("obs", "age_months", _fill("45 years")), ("age_months",)),
+    "ages missing": (_set("obs", "age_months", _some_missing), ("age_months",)),
+    "ages all missing": (_set("obs", "age_months", _fill(np.nan)), ("age_months",)),
+    "ages infinite": (_set("obs", "age_months", _fill(np.inf)), ("age_months",)),
+    "one age": (_set("obs", "age_months", _fill(400)), ("age_months", "time", "lapse", "age")),
+    "donors missing": (_set("obs", "donor_id", _some_missing), ("donor",)),
+    "donors all missing": (_set("obs", "donor_id", _fill(np.nan)), ("donor",)),
+    "one donor": (_set("obs", "donor_id", _fill("d1")), ("donor",)),
+    "types all missing": (_set("obs", "cell_type", _fill(np.nan)), ("cell_type", "group")),
+    "types as lists": (_set("obs", "cell_type", lambda c: pd.Series([["T"]] * len(c), index=c.index)), ("cell_type", "group")),
+    "counts missing": (_values(_with_value(np.nan)), ("NaN",)),
+    "counts infinite": (_values(_with_value(np.inf)), ("infinite",)),
+    "counts negative": (_values(_with_value(-3)), ("negative",)),
+    "counts logarithmic": (_values(lambda x: x.astype(np.float32).log1p()), ("log",)),
+    "counts all zero": (_values(lambda x: x * 0), ("gene", "zero", "count", "rank", "empty")),
+    "no X": (_no_x, ("X",)),
+    "ranks all zero": (_ranks(lambda r: sp.csr_matrix(r.shape, dtype=r.dtype)), ("rank", "gene", "cell")),
+    "ranks as numbers": (_ranks(lambda r: r.astype(np.float64) / 7), ("rank",)),
+    "ranks missing": (_ranks(lambda r: _with_value(np.nan)(r)), ("rank",)),
+    "prompts of other cells": (_drop("uns", "prompts"), ("prompts",)),
+}  # fmt: skip
+
+
+def _other_cells(adata: ad.AnnData) -> ad.AnnData:
+    adata.obs_names = [f"other_{i}" for i in range(adata.n_obs)]
+    return adata
+
+
+CELLS["prompts of other cells"] = (_other_cells, ("prompt", "cell"))
+
+
+def cells_inputs() -> Iterator[Input]:
+    """Valid calls on damaged cells."""
+    for name, function in public().items():
+        if name.split(".")[0] not in ("pp", "tl", "train") or name.startswith("pp.encode_file"):
+            continue
+        for what, (damage, names) in CELLS.items():
+
+            def run(world: World, function=function, name=name, damage=damage):
+                given = arguments(function, world)
+                slot = "cells" if "cells" in given else "adata"
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    world.adata = given[slot] = damage(world.adata.copy())
+                return function(**given)
+
+            yield Input("cells", f"mt.{name}: {what}", run, names, must_refuse=False)
+
+
+RESULT_DAMAGES = {
+    "a text": lambda result: "text",
+    "nothing in it": lambda result: {},
+    "without params": lambda result: {k: v for k, v in result.items() if k != "params"},
+    "tables without rows": lambda result: {
+        k: v.iloc[:0] if isinstance(v, pd.DataFrame) else v for k, v in result.items()
+    },
+    "tables without columns": lambda result: {
+        k: v[[]] if isinstance(v, pd.DataFrame) else v for k, v in result.items()
+    },
+}
+
+
+def results_inputs() -> Iterator[Input]:
+    """Functions that build on a result which is damaged."""
+    for name, function in public().items():
+        parameters = inspect.signature(function).parameters
+        if "key" not in parameters or name.split(".")[0] not in ("tl", "pl", "get"):
+            continue
+        for what, damage in RESULT_DAMAGES.items():
+
+            def run(world: World, function=function, name=name, damage=damage):
+                given = arguments(function, world)
+                key = given.get("key") or inspect.signature(function).parameters["key"].default
+                if key is None:
+                    key = _reads(function, world)
+                world.key = key
+                result = world.adata.uns[key]
+                if isinstance(result, pd.DataFrame):
+                    result = {"table": result}
+                damaged = damage(result)
+                world.adata.uns[key] = (
+                    damaged.get("table", {})
+                    if set(result) == {"table"} and isinstance(damaged, dict)
+                    else damaged
+                )
+                return function(**given)
+
+            # `.uns` is named by every message that names its slot.
+            yield Input(
+                "results",
+                f"mt.{name}: {what}",
+                run,
+                ("uns", "{key}"),
+                must_refuse=what != "tables without rows",
+            )
+
+
+def _reads(function: Callable, world: World) -> str:
+    """The result that a function of `tl` reads where no key is given."""
+    name = function.__name__
+    if name == "perturbation_stats":
+        return "perturbation"
+    if name == "perturbation_concordance":
+        return "perturbation_stats"
+    if name.startswith("head_"):
+        return "attention" if name != "head_segments" else "prompt_attention"
+    return "matched_prompts" if name == "match_queries" else "prompts"
+
+
+def _edit_h5ad(edit: Callable[[h5py.File], None]) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            edit(file)
+
+    return damage
+
+
+def _replace(file: h5py.File, key: str, change: Callable) -> None:
+    old = file[key]
+    values, attributes = old[...], dict(old.attrs)
+    del file[key]
+    file.create_dataset(key, data=change(values)).attrs.update(attributes)
+
+
+def _remove(*keys: str) -> Callable[[h5py.File], None]:
+    def edit(file: h5py.File) -> None:
+        for key in keys:
+            del file[key]
+
+    return _edit_h5ad(edit)
+
+
+def _changed(key: str, change: Callable) -> Callable[[Path], None]:
+    return _edit_h5ad(lambda file: _replace(file, key, change))
+
+
+def _first(value) -> Callable:
+    def change(values):
+        values = values.copy()
+        values[:5] = value
+        return values
+
+    return change
+
+
+def _flip(seed: int, n: int = 400) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        rng = np.random.default_rng(seed)
+        content = bytearray(path.read_bytes())
+        for place in rng.integers(0, len(content), n):
+            content[place] = int(rng.integers(256))
+        path.write_bytes(bytes(content))
+
+    return damage
+
+
+def _cut(share: float) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * share)])
+
+    return damage
+
+
+def _text(content: str | bytes) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def _to_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+# name: (damage, must it be refused)
+H5AD = {
+    "not there": (lambda path: path.unlink(), True),
+    "empty": (_text(""), True),
+    "text": (_text("these are no cells\n" * 50), True),
+    "a folder": (_to_folder, True),
+    "no rights": (lambda path: path.chmod(0), False),
+    **{f"cut to {share:.0%}": (_cut(share), True) for share in (0.001, 0.1, 0.5, 0.9, 0.999)},
+    **{f"bytes changed, {seed}": (_flip(seed), False) for seed in range(12)},
+    "no obs": (_remove("obs"), True),
+    "no var": (_remove("var"), True),
+    "no X": (_remove("X"), True),
+    "no names of cells": (_remove("obs/_index"), True),
+    "no names of genes": (_remove("var/_index"), True),
+    "no values": (_remove("X/data"), True),
+    "no pointers": (_remove("X/indptr"), True),
+    "values cut": (_changed("X/data", lambda v: v[: len(v) // 2]), True),
+    "pointers cut": (_changed("X/indptr", lambda v: v[: len(v) // 2]), True),
+    "pointers beyond the end": (_changed("X/indptr", lambda v: v * 2), True),
+    "pointers going back": (_changed("X/indptr", lambda v: np.r_[v[0], v[1:-1][::-1], v[-1]]), True),
+    "columns negative": (_changed("X/indices", _first(-4)), True),
+    "columns beyond the genes": (_changed("X/indices", _first(1_000_000)), True),
+    "columns as fractions": (_changed("X/indices", lambda v: v + 0.5), True),
+    "values missing": (_changed("X/data", lambda v: _first(np.nan)(v.astype(np.float32))), True),
+    "values negative": (_changed("X/data", lambda v: _first(-3)(v.astype(np.float32))), True),
+    "values as text": (_changed("X/data", lambda v: np.array([b"x"] * len(v))), True),
+    "names of cells repeated": (_changed("obs/_index", _first(b"cell")), True),
+    "fewer cells than rows": (_changed("obs/_index", lambda v: v[:-20]), True),
+    "columns of another length": (_changed("obs/age_months", lambda v: v[:-20]), True),
+    "no encoding of X": (_edit_h5ad(lambda f: f["X"].attrs.pop("encoding-type")), True),
+    "shape of X": (_edit_h5ad(lambda f: f["X"].attrs.update(shape=[3, 4])), True),
+    "codes of a category": (_changed("obs/cell_type/codes", lambda v: v + 100), True),
+}
+
+
+def _chunks(folder: Path, key: str = "X/data") -> list[Path]:
+    return sorted(path for path in (folder / key / "c").rglob("*") if path.is_file())
+
+
+def _chunk(change: Callable[[Path], None], key: str = "X/data", which: int = 0) -> Callable[[Path], None]:
+    return lambda folder: change(_chunks(folder, key)[which])
+
+
+ZARR = {
+    "not there": (lambda path: shutil.rmtree(path), True),
+    "nothing in it": (lambda path: (shutil.rmtree(path), path.mkdir()), True),
+    "a file": (lambda path: (shutil.rmtree(path), path.write_text("zarr")), True),
+    "no metadata": (lambda path: (path / "zarr.json").unlink(), True),
+    "metadata cut": (lambda path: _cut(0.5)(path / "zarr.json"), True),
+    "metadata of X cut": (lambda path: (_cut(0.5)(path / "X" / "zarr.json"), _plain(path)), True),
+    "metadata of X empty": (lambda path: (_text("{}")(path / "X" / "zarr.json"), _plain(path)), True),
+    "no obs": (lambda path: (shutil.rmtree(path / "obs"), _plain(path)), True),
+    "no var": (lambda path: (shutil.rmtree(path / "var"), _plain(path)), True),
+    "no X": (lambda path: (shutil.rmtree(path / "X"), _plain(path)), True),
+    **{
+        f"{key}: {what}": (_chunk(change, key), True)
+        for key in ("X/data", "X/indices", "X/indptr")
+        for what, change in {
+            "chunk missing": lambda path: path.unlink(),
+            "chunk empty": _text(""),
+            "chunk cut": _cut(0.5),
+            "chunk cut by a byte": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+            "chunk of zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+            "chunk of text": _text("these are no counts " * 20),
+        }.items()
+    },
+    "names of cells: chunk missing": (_chunk(lambda path: path.unlink(), "obs/_index"), True),
+    "names of cells: chunk cut": (_chunk(_cut(0.5), "obs/_index"), True),
+}  # fmt: skip
+
+
+def _plain(path: Path) -> None:
+    """Without the consolidated metadata, which would hide the damage."""
+    top = json.loads((path / "zarr.json").read_text())
+    top.pop("consolidated_metadata", None)
+    (path / "zarr.json").write_text(json.dumps(top))
+
+
+def _json(name: str, change: Callable[[dict], object]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        changed = change(content)
+        (folder / name).write_text(json.dumps(content if changed is None else changed))
+
+    return damage
+
+
+def _without_json(name: str, key: str) -> Callable[[Path], None]:
+    return _json(name, lambda content: {k: v for k, v in content.items() if k != key})
+
+
+def model_damages(folder: Path) -> dict[str, tuple[Callable, bool]]:
+    """Damages of a model folder, from the files it has."""
+    damages: dict[str, tuple[Callable, bool]] = {
+        "not there": (lambda path: shutil.rmtree(path), True),
+        "nothing in it": (lambda path: (shutil.rmtree(path), path.mkdir()), True),
+        "a file": (lambda path: (shutil.rmtree(path), path.write_text("model")), True),
+    }
+    for file in sorted(p.name for p in folder.iterdir() if p.is_file()):
+        optional = file in ("generation_config.json",) or file.endswith(".md")
+        damages |= {
+            f"{file}: missing": (lambda path, file=file: (path / file).unlink(), not optional),
+            f"{file}: empty": (lambda path, file=file: (path / file).write_bytes(b""), not optional),
+            f"{file}: cut": (lambda path, file=file: _cut(0.5)(path / file), not optional),
+            f"{file}: cut by a byte": (lambda path, file=file: _cut(0.9999)(path / file), not optional),
+            f"{file}: text": (lambda path, file=file: (path / file).write_text("no model"), not optional),
+            f"{file}: bytes changed": (lambda path, file=file: _flip(1, 40)(path / file), False),
+            f"{file}: a folder": (lambda path, file=file: _to_folder(path / file), not optional),
+        }
+        if file.endswith(".json"):
+            content = json.loads((folder / file).read_text())
+            damages[f"{file}: a list"] = (
+                lambda path, file=file: (path / file).write_text("[1, 2]"),
+                not optional,
+            )
+            for key in list(content)[:12] if isinstance(content, dict) else []:
+                damages[f"{file}: without {key}"] = (
+                    lambda path, f=file, k=key: _without_json(f, k)(path),
+                    False,
+                )
+                damages[f"{file}: {key} is a text"] = (
+                    lambda path, f=file, k=key: _json(f, lambda c: {**c, k: "no such thing"})(path), False
+                )  # fmt: skip
+    return damages
+
+
+BAD_LINES = {
+    "not there": None,
+    "empty": "",
+    "a list": "- a\n- b\n",
+    "text": "no settings at all\n",
+    "tab": "cells:\tx\n\toutput: y\n",
+    "bracket": "cells: [a, b\noutput: c\n",
+    "quote": 'cells: "a\noutput: c\n',
+    "bytes": b"\xff\xfe\x00c\x00e",
+    "alias": "cells: *nothing\n",
+    "object": "cells: !!python/object/apply:os.getcwd []\n",
+    "date": "cells: 2024-01-01\noutput: 2024-01-01\nmodel: demo\n",
+}
+
+
+def file_inputs(world: World) -> Iterator[Input]:
+    """Damaged files, in each door that reads them."""
+
+    def damaged(world: World, name: str, damage: Callable) -> Path:
+        folder = world.folder / "damaged"
+        folder.mkdir(exist_ok=True)
+        source, target = world.files / name, folder / name
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            damage(target)
+        world.given = target
+        return target
+
+    for ending, damages in (("h5ad", H5AD), ("zarr", ZARR)):
+        file = f"cells.{ending}"
+        for what, (damage, must) in damages.items():
+
+            def encode(world, file=file, damage=damage, ending=ending):
+                return mt.pp.encode_file(
+                    damaged(world, file, damage), world.folder / f"out.{ending}", world.model
+                )
+
+            def encode_all(world, file=file, damage=damage):
+                return mt.pp.encode_files([damaged(world, file, damage)], world.folder / "out", world.model)
+
+            def embed(world, file=file, damage=damage):
+                return _command(
+                    "embed", damaged(world, file, damage), "-o", world.folder / "out", "--model", world.files / "model",
+                    "--device", "cpu",
+                )  # fmt: skip
+
+            def encode_command(world, file=file, damage=damage):
+                return _command(
+                    "encode",
+                    damaged(world, file, damage),
+                    "-o",
+                    world.folder / "out",
+                    "--model",
+                    world.files / "model",
+                )
+
+            def screen(world, file=file, damage=damage):
+                path = damaged(world, file, damage)
+                config = world.folder / "screen.yaml"
+                config.write_text(
+                    (world.files / "screen.yaml")
+                    .read_text()
+                    .replace(str(world.files / "cells.h5ad"), str(path))
+                )
+                return _command("screen", "-c", config)
+
+            def train(world, file=file, damage=damage):
+                path = damaged(world, file, damage)
+                return mt.train.pretrain(
+                    path, world.model.vocab, world.folder / "out", max_steps=1, device="cpu",
+                    shape={"hidden_size": 16, "num_hidden_layers": 1}, batch_size=1,
+                )  # fmt: skip
+
+            doors = {
+                "mt.pp.encode_file": (encode, False),
+                "mt.pp.encode_files": (encode_all, False),
+                "maxtoki embed": (embed, True),
+                "maxtoki encode": (encode_command, True),
+                "maxtoki screen": (screen, True),
+                "mt.train.pretrain": (train, False),
+            }
+            for door, (run, is_command) in doors.items():
+                yield Input(ending, f"{door} {file}: {what}", run, (file,), must, is_command)
+    for what, (damage, must) in model_damages(world.files / "model").items():
+
+        def load(world, damage=damage):
+            model = mt.load_model(damaged(world, "model", damage), device="cpu")
+            return mt.tl.embed(world.adata, model)
+
+        def convert(world, damage=damage):
+            return _command("convert", damaged(world, "model", damage), world.folder / "out")
+
+        part = what.split(":")[0]
+        yield Input("model", f"mt.load_model: {what}", load, ("damaged/model", part), must)
+        yield Input("model", f"maxtoki convert: {what}", convert, ("damaged/model", part), must, command=True)
+    yield from yaml_inputs(world)
+
+
+def yaml_inputs(world: World) -> Iterator[Input]:
+    """Damaged settings of a screen, of trainings and of reports."""
+    doors = {
+        "screen": (("screen", "-c"), "screen.yaml"),
+        "temporal": (("train", "temporal", "-c"), "train.yaml"),
+        "report": (("report", "embedding", "-y"), "train.yaml"),
+    }
+    for door, (words, name) in doors.items():
+
+        def with_text(text, names, what, must=True, words=words, name=name, door=door):
+            def run(world: World):
+                path = world.folder / name
+                if text is not None:
+                    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+                return _command(*words, path, *(["-o", world.folder / "out"] if door == "report" else []))
+
+            return Input("yaml", f"maxtoki {' '.join(words)} {what}", run, (name, *names), must, command=True)
+
+        for what, text in BAD_LINES.items():
+            yield with_text(text, (), what, must=not (door == "report" and what == "empty"))
+        if door == "report":
+            continue
+        good = (world.files / name).read_text()
+        for line in good.splitlines():
+            key = line.split(":")[0].strip()
+            if not key or line.endswith(":"):
+                continue
+            yield with_text(
+                good.replace(line, line.replace(key, key + "s")), (key + "s",), f"{key}s for {key}"
+            )
+            for value in ("[1, 2]", "{a: b}", "no such thing", "-7", "1e-4", "null", "true", "2024-01-01"):
+                space = line[: len(line) - len(line.lstrip())]
+                must = key in (
+                    "cells",
+                    "model",
+                    "time_key",
+                    "groupby",
+                    "donor_key",
+                    "n_prompts",
+                    "max_steps",
+                ) and not (key == "groupby" and value in ("null",) or key == "donor_key" and value == "null")
+                yield with_text(
+                    good.replace(line, f"{space}{key}: {value}"), (key, value), f"{key}: {value}", must=must
+                )
+
+
+def command_inputs(world: World) -> Iterator[Input]:
+    """Wrong commands."""
+    cells, model = world.files / "cells.h5ad", world.files / "model"
+
+    def wrong(*words, names, must=True):
+        shown = " ".join(str(word).replace(f"{world.folder}/", "") for word in words)
+        return Input("command", f"maxtoki {shown}", lambda world: _command(*words), names, must, command=True)
+
+    out = world.folder / "out"
+    embed = ("embed", cells, "-o", out, "--model", model, "--device", "cpu")
+    encode = ("encode", cells, "-o", out, "--model", model)
+    for command, base in (("embed", embed), ("encode", encode)):
+        for flag, value in [
+            ("--layer", "count"),
+            ("--layer", ""),
+            ("--gene-key", "symbl"),
+            ("--tokens", world.files / "none.json"),
+            ("--medians", world.files / "none.json"),
+            ("--revision", "abc"),
+            ("--nothing", "1"),
+            ("--model", "demoo"),
+            ("--model", world.files / "none"),
+            ("--model", cells),
+            ("--model", ""),
+        ]:
+            yield wrong(
+                *base,
+                flag,
+                value,
+                names=(flag, str(value) or "model"),
+                must=flag != "--revision" and value != "",
+            )
+        yield wrong(command, names=("argument", "PATH"))
+        yield wrong(command, world.files / "none.h5ad", "-o", out, names=("none.h5ad",))
+        yield wrong(command, world.files, "-o", out, "--model", model, names=("files",))
+        yield wrong(command, world.files / "train.yaml", "-o", out, "--model", model, names=("train.yaml",))
+        yield wrong(command, cells, "-o", cells, "--model", model, names=("cells.h5ad",))
+        yield wrong(command, cells, "-o", cells / "out", "--model", model, names=("cells.h5ad",))
+        yield wrong(command, cells, "-o", world.files, "--model", model, names=("files", "cells.h5ad"))
+        yield wrong(command, cells, "-o", "/proc/none/out", "--model", model, names=("/proc/none",))
+    for flag, value in [
+        ("--color", "cell_typ"),
+        ("--color", ""),
+        ("--device", "gpu"),
+        ("--device", "cuda:9"),
+        ("--device", ""),
+    ]:
+        yield wrong(*embed, flag, value, names=(flag, value or flag, "color", "device"), must=value != "")
+    for flag, value in [
+        ("--workers", "-1"),
+        ("--workers", "0"),
+        ("--workers", "two"),
+        ("--scheduler", "nowhere:1"),
+    ]:
+        yield wrong(*encode, flag, value, names=(flag, value, "workers", "scheduler"))
+    for words, names in [
+        (("nothing",), ("nothing",)),
+        (("embedd", cells), ("embedd",)),
+        (("--nothing",), ("--nothing",)),
+        (("convert",), ("SOURCE",)),
+        (("convert", model), ("OUTPUT",)),
+        (("convert", model, out, "--to", "onnx"), ("onnx",)),
+        (("convert", model, world.files), ("files",)),
+        (("convert", cells, out), ("cells.h5ad",)),
+        (("convert", world.files / "none", out), ("none",)),
+        (("convert", world.files, out), ("files",)),
+        (("convert", "demoo", out), ("demoo",)),
+        (("convert", model, cells), ("cells.h5ad",)),
+        (("convert", model, out, "--tokens", cells, "--medians", cells), ("cells.h5ad",)),
+        (("screen",), ("config",)),
+        (("screen", "-c", world.files), ("files",)),
+        (("screen", "-c", cells), ("cells.h5ad",)),
+        (("report",), ("notebook",)),
+        (("report", "embeding"), ("embeding",)),
+        (("report", "embedding", "-p", "x"), ("NAME=VALUE", "x")),
+        (("report", "embedding", "-p", "no_such=1", "-o", out), ("no_such",)),
+        (("report", "embedding", "-y", "no_such", "-o", out), ("no_such",)),
+        (("report", "embedding", "-y", cells, "-o", out), ("cells.h5ad",)),
+        (("report", "embedding", "--on", world.files / "none.h5ad", "-o", out), ("none.h5ad",)),
+        (("report", "embedding", "-o", cells), ("cells.h5ad",)),
+        (("report", "all", "--on", world.files / "none.h5ad", "-o", out), ("none.h5ad",)),
+        (("report", "nothing", "--help-notebook"), ("nothing",)),
+        (("train",), ()),
+        (("train", "nothing"), ("nothing",)),
+        (("train", "temporal"), ("config",)),
+        (("train", "pretrain", "-c", world.files / "none.yaml"), ("none.yaml",)),
+        (("train", "pretrain", "-c", world.files / "train.yaml"), ("train.yaml",)),
+        (("train", "lora", "-c", cells), ("cells.h5ad",)),
+        (("doctor", "--xml"), ("--xml",)),
+        (("demo", "-o", cells), ("cells.h5ad",)),
+    ]:
+        yield wrong(*words, names=names, must=words != ("train",))
+
+
+def _command(*words: object) -> tuple[int, str]:
+    """Run the command line; return its exit code and what it said."""
+    said = io.StringIO()
+    sys.argv = ["maxtoki", *map(str, words)]
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return (stop.code if isinstance(stop.code, int) else int(stop.code is not None)), said.getvalue()
+    return 0, said.getvalue()
+
+
+# What is left as it was --------------------------------------------------------------------------------------------
+
+
+def fingerprint(thing) -> object:
+    """Digests of all that is in an AnnData, slot by slot."""
+    if isinstance(thing, ad.AnnData):
+        found = {
+            "X": fingerprint(thing.X),
+            "names": fingerprint(thing.obs_names),
+            "raw": fingerprint(thing.raw),
+        }
+        for slot in ("obs", "var"):
+            frame = getattr(thing, slot)
+            found |= {f"{slot}/{key}": fingerprint(frame[key]) for key in frame}
+        for slot in ("layers", "obsm", "varm", "obsp", "varp", "uns"):
+            found |= {
+                f"{slot}/{key}": fingerprint(value) for key, value in dict(getattr(thing, slot)).items()
+            }
+        return found
+    digest = hashlib.blake2b(digest_size=12)
+    if sp.issparse(thing):
+        for part in (thing.data, thing.indices, thing.indptr):
+            digest.update(np.ascontiguousarray(part).tobytes())
+    elif isinstance(thing, np.ndarray) and thing.dtype != object:
+        digest.update(np.ascontiguousarray(thing).tobytes())
+    elif isinstance(thing, (pd.DataFrame, pd.Series, pd.Index)):
+        digest.update(pickle.dumps(thing.astype(str).to_numpy().tolist()))
+    else:
+        digest.update(repr(thing).encode())
+    return digest.hexdigest()
+
+
+def files_below(folder: Path) -> dict[str, str]:
+    """Digests of the files of a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and os.access(path, os.R_OK)
+    }
+
+
+def lost(before: dict, after: dict, *, refused: bool) -> str | None:
+    """What of the cells is changed, or new though the call was refused."""
+    for key in before:
+        ours = key.split("/")[0] in ("uns", "obsm", "varm") or key in ("layers/rank",)
+        if key not in after:
+            return f"{key} is gone"
+        if (
+            before[key] != after[key]
+            and (refused or not ours)
+            and not (not refused and key.startswith(("obs/", "var/")))
+        ):
+            return f"{key} is changed"
+    if refused and (new := sorted(set(after) - set(before))):
+        return f"{new[0]} is new"
+    return None
+
+
+# How it went -------------------------------------------------------------------------------------------------------
+
+
+def classify(error: BaseException, names: tuple[str, ...]) -> tuple[str, str]:
+    """The class of an error, and its message."""
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    shown = f"{type(error).__name__}: {message}"
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    ours = Path(code.co_filename).is_relative_to(PACKAGE)
+    if not ours:
+        # anndata, pandas ... have files; what has none is the interpreter's own.
+        library = "site-packages" in code.co_filename
+        return ("library" if library else "python"), shown
+    said = dis.opname[code.co_code[trace.tb_lasti]] in ("RAISE_VARARGS", "RERAISE")
+    if not said:
+        c_library = isinstance(error, (RuntimeError, OSError, ValueError))
+        return ("library" if c_library else "python"), shown
+    return _worded(message, names), shown
+
+
+def _worded(message: str, names: tuple[str, ...]) -> str:
+    found = any(_names(name, message) for name in names)
+    return "clear" if found and 0 < len(message.strip().splitlines()) <= 3 else "vague"
+
+
+def _names(name: str, message: str) -> bool:
+    word = name.lstrip("-")
+    return bool(word) and re.search(rf"(?<![A-Za-z0-9]){re.escape(word)}", message, re.IGNORECASE) is not None
+
+
+def outcome(one: Input, world: World) -> tuple[str, str]:
+    """Run an input in this process; its class, and what was said."""
+    warnings.simplefilter("ignore")
+    before, files = None, files_below(world.files)
+    original, raised, found = world.adata, None, None
+    before = fingerprint(original)
+    try:
+        found = one.run(world)
+    except BaseException as error:  # noqa: BLE001 - that is what is asked
+        raised = error
+    used = world.adata
+    if used is not original:
+        before = None  # the cells were damaged first, and compared by _guarded
+    if files_below(world.files) != files:
+        return "loss", "files that were given are changed"
+    names = tuple(name.replace("{key}", str(getattr(world, "key", ""))) for name in one.names)
+    if one.command and raised is None:
+        code, said = found
+        if code == 0:
+            return ("wrongly accepted" if one.must_refuse else "accepted"), ""
+        if "Traceback" in said:
+            return "library", said[-300:]
+        last = [line for line in said.splitlines() if line.strip()]
+        refused = _worded(" ".join(last[-3:]) if last else "", names)
+        if left := _left(world):
+            return "loss", f"{left} is left"
+        return refused, " ".join(last)[-400:]
+    if raised is not None:
+        kind, said = classify(raised, names)
+        if isinstance(raised, SystemExit):
+            return "python", said
+    else:
+        kind, said = ("wrongly accepted" if one.must_refuse else "accepted"), ""
+    if before is not None and (gone := lost(before, fingerprint(used), refused=raised is not None)):
+        return "loss", f"{gone} ({said})"
+    if raised is not None and (left := _left(world)):
+        return "loss", f"{left} is left ({said})"
+    return kind, said
+
+
+def _left(world: World) -> str | None:
+    """Outputs that are there after an error. Parts that a run goes on from are no loss."""
+    for path in (world.folder / "out", world.folder / "out.h5ad", world.folder / "out.zarr"):
+        if path.is_file() or (path.is_dir() and any(p.is_file() for p in path.rglob("*"))):
+            return path.name
+    hidden = [p for p in world.folder.iterdir() if p.name.startswith(".") and p.name.count(".") > 1]
+    return hidden[0].name if hidden else None
+
+
+def _fork(run: Callable[[], object]) -> tuple[object, int]:
+    """What a function returns in a process of its own, and the signal that ended it."""
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        child = os.fork()
+    if child == 0:
+        os.close(read)
+        signal.alarm(SECONDS)
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, 1)
+        os.dup2(devnull, 2)
+        try:
+            answer = run()
+        except BaseException as error:  # noqa: BLE001
+            answer = ("crash", f"the harness: {type(error).__name__}: {error}")
+        with os.fdopen(write, "wb") as pipe:
+            pickle.dump(answer, pipe)
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        content = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return (pickle.loads(content) if content else None), os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+
+def try_input(one: Input, world: World) -> dict:
+    """Run an input in a process of its own."""
+    start = time.perf_counter()
+
+    def run():
+        world.folder = Path(tempfile.mkdtemp(dir=world.folder))
+        os.chdir(world.folder)
+        return outcome(one, _moved(world))
+
+    answer, ended = _fork(run)
+    for path in world.folder.glob("tmp*"):
+        shutil.rmtree(path, ignore_errors=True)
+    kind, said = answer or ("crash", signal.Signals(ended).name if ended else "no answer")
+    return {
+        "kind": one.kind,
+        "input": one.label,
+        "outcome": kind,
+        "said": str(said)[:500],
+        "must_refuse": one.must_refuse,
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+
+
+def _moved(world: World) -> World:
+    """The world of one input: a folder of its own, and what it makes is not seen by the next."""
+    own = copy.copy(world)
+    return own
+
+
+def inputs(world: World) -> list[Input]:
+    """All inputs."""
+    return [
+        *signature_inputs(),
+        *cells_inputs(),
+        *results_inputs(),
+        *file_inputs(world),
+        *command_inputs(world),
+    ]
+
+
+def count(rows: list[dict]) -> list[dict]:
+    """Outcomes by kind, and the share that is clear of what was, or should have been, refused."""
+    table = []
+    for kind, what in [*KINDS.items(), (None, "all")]:
+        mine = [row for row in rows if kind is None or row["kind"] == kind]
+        found = Counter(row["outcome"] for row in mine)
+        refused = len(mine) - found["accepted"]
+        if mine:
+            table.append(
+                {"inputs": what, "n": len(mine)}
+                | {name: found[name] for name in OUTCOMES}
+                | {"clear_share": found["clear"] / refused if refused else None}
+            )
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=KINDS, action="append", help="kinds to run, by default all")
+    parser.add_argument("--match", default="", help="run the inputs whose label has this")
+    parser.add_argument("--step", type=int, default=1, help="run each n-th input")
+    parser.add_argument("--show", action="store_true", help="print what was not refused clearly")
+    asked = parser.parse_args()
+    mt.settings.progress = False
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(Path(folder))
+        chosen = [
+            one
+            for one in inputs(world)
+            if (not asked.only or one.kind in asked.only) and asked.match in one.label
+        ][:: asked.step]
+        rows = []
+        for number, one in enumerate(chosen):
+            rows.append(try_input(one, world))
+            if asked.show and rows[-1]["outcome"] not in ("clear", "accepted"):
+                row = rows[-1]
+                print(f"{number} {row['outcome']:<16} {row['input']}\n      {row['said'][:300]}", flush=True)
+    table = count(rows)
+    print(pd.DataFrame(table).to_string(index=False))
+    if not (asked.only or asked.match or asked.step > 1):
+        where = {
+            "date": time.strftime("%Y-%m-%d"),
+            "python": sys.version.split()[0],
+            **{m.__name__: m.__version__ for m in (mt, ad, np, pd, torch, h5py)},
+        }
+        unclear = [row for row in rows if row["outcome"] not in ("clear", "accepted")]
+        RESULT.write_text(
+            json.dumps({"environment": where, "rows": table, "unclear": unclear}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

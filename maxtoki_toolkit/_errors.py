@@ -1,0 +1,56 @@
+"""Errors of libraries, told with the file and the step in which they came."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+# Libraries that read files: what they raise is about the file that they were reading.
+_READERS = {"anndata", "h5py", "json", "numcodecs", "safetensors", "yaml", "zarr"}
+# Variables that hold the file at work, the likeliest first.
+_FILES = ("path", "source", "config", "paths", "cells", "notebook", "output", "folder")
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether we raised this error, so that its message says what to do."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return _is_here(last.filename) and (last.line or "").startswith("raise")
+
+
+def is_of_reading(error: BaseException) -> bool:
+    """Whether a library raised this error because of a file."""
+    below: list[str] = []
+    for frame in traceback.extract_tb(error.__traceback__):
+        below = [] if _is_here(frame.filename) else [*below, frame.filename]
+    return any(not _READERS.isdisjoint(Path(filename).parts) for filename in below)
+
+
+def explain(error: BaseException) -> str:
+    """One line that names the file and the step, and what the library said."""
+    said = " ".join(str(error).split()) or "no message"
+    step, file = _where(error)
+    about = f"{file}: " if file else ""
+    return (
+        f"{about}{step} failed ({type(error).__name__}: {said[:300]}). "
+        "If this is a file from elsewhere, it may be cut short or damaged: copy, download or write it again."
+    )
+
+
+def _where(error: BaseException) -> tuple[str, str]:
+    """The innermost of our functions, and the file that it was at."""
+    step, file = "the command", ""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if not _is_here(frame.f_code.co_filename):
+            continue
+        if step == "the command":
+            step = frame.f_code.co_name.strip("_").replace("_", " ")
+        found = (frame.f_locals.get(name) for name in _FILES)
+        known = [str(value) for value in found if isinstance(value, (str, Path)) and Path(value).exists()]
+        if known:
+            return step, known[0]
+    return step, file
+
+
+def _is_here(filename: str) -> bool:
+    return Path(filename).is_relative_to(_PACKAGE)
