@@ -110,7 +110,7 @@ def mistakes(folder):
         "notes.txt": (["notes.txt"], "neither .h5ad nor .zarr"),
         "column": (
             ["mine.h5ad", "--color", "type"],
-            "Did not find .obs['type']. Available columns: ['cell_type']",
+            "Did not find .obs['type']. Did you mean 'cell_type'? Available columns: ['cell_type']",
         ),
         "layer": (["mine.h5ad", "--layer", "counts"], "Did not find layers/counts"),
         "model": (["mine.h5ad", "--model", "modle"], "Did not find a model 'modle'"),
@@ -152,7 +152,7 @@ def test_a_warning_is_one_line(capsys, monkeypatch):
         for category in (UserWarning, FutureWarning):
             print(warnings.formatwarning("Look here.", category, "file.py", 1), end="", file=sys.stderr)
 
-    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(type(cli.app), "__call__", lambda self: app())
     _, _, err = run(capsys)
     assert err == "maxtoki: warning: Look here.\nfile.py:1: FutureWarning: Look here.\n"
 

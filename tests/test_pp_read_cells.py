@@ -49,8 +49,8 @@ def plain(cells):
     )
 
 
-def encode(path, vocab, **settings):
-    output = Path(path).parent / "ranks.h5ad"
+def encode(path, vocab, name="ranks.h5ad", **settings):
+    output = Path(path).parent / name
     mt.pp.encode_file(path, output, vocab, chunk_size=16, **settings)
     return anndata.read_h5ad(output)
 
@@ -74,7 +74,7 @@ def test_counts_in_raw(plain, vocab, ranks, tmp_path, suffix):
     adata.write_h5ad(path) if suffix.lower() == ".h5ad" else adata.write_zarr(path)
     assert same(encode(path, vocab, layer="raw"), ranks)
     with pytest.raises(ValueError, match=r"looks log-normalised.*Perhaps layer='raw'\?"):
-        encode(path, vocab)
+        encode(path, vocab, "other.h5ad")
     with pytest.raises(KeyError, match=r"Did not find layers/raw\.X in the file. Its layers: raw"):
         encode(path, vocab, layer="raw.X")
     read = mt.pp.read_cells(path, layer="raw")

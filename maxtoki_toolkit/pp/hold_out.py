@@ -18,10 +18,10 @@ def hold_out(
     adata: AnnData,
     *,
     donor_key: str,
-    donors: float | Sequence[str] = 0.2,
+    donors: float | str | Sequence[str] | Sequence[int] = 0.2,
     time_key: str | None = None,
     times: Sequence[tuple[int, int]] = (),
-    groups: Mapping[str, Sequence[str]] | None = None,
+    groups: Mapping[str, str | Sequence[str] | Sequence[int]] | None = None,
     rng: int = 0,
     copy: bool = False,
 ) -> AnnData | None:
