@@ -76,7 +76,7 @@ def test_counts_in_raw(plain, vocab, ranks, tmp_path, suffix):
     with pytest.raises(ValueError, match=r"looks log-normalised.*Perhaps layer='raw'\?"):
         encode(path, vocab, "other.h5ad")
     with pytest.raises(KeyError, match=r"Did not find layers/raw\.X in the file. Its layers: raw"):
-        encode(path, vocab, layer="raw.X")
+        encode(path, vocab, "other.h5ad", layer="raw.X")
     read = mt.pp.read_cells(path, layer="raw")
     mt.pp.rank_value_encode(read, vocab, layer="raw")
     assert same(read, ranks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def read_cells(
         return get_sequences(cells, model, max_length=max_length), cells
     with open_store(cells) as store:
         obs, var = read_frames(store)
-        table = AnnData(obs=obs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of names that repeat, which are refused next
+            table = AnnData(obs=obs)
         require_unique_names(table)
         ranks = _open_ranks(store, cells)
         require_obs(table, _keys.N_RANKED)
