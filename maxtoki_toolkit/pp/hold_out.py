@@ -91,7 +91,7 @@ def hold_out(
     else:
         chosen = _names(donors)
         if unknown := sorted(set(chosen) - set(donor)):
-            has = ", ".join(map(repr, np.unique(donor.astype(str))[:8].tolist()))
+            has = ", ".join(map(repr, sorted(set(donor))[:8]))
             raise ValueError(f".obs[{donor_key!r}] has no donor {unknown[0]!r}; it has {has}.")
     by_donor = np.isin(donor, chosen) & ~by_time
     held_out = by_group | by_time | by_donor
