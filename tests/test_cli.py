@@ -147,6 +147,71 @@ def test_a_cancelled_job_cleans_up(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_hints_are_flags(folder, capsys, monkeypatch, tmp_path):
+    """What Python calls layer='counts' and force=True."""
+    monkeypatch.chdir(tmp_path)
+    counts = anndata.read_h5ad(folder / "mine.h5ad")
+    logged = counts.copy()
+    logged.X = logged.X.log1p()
+    raw = logged.copy()
+    raw.raw = counts
+    raw.write_h5ad("raw.h5ad")
+    logged.layers["counts"] = counts.X
+    logged.write_h5ad("logged.h5ad")
+    tpm = counts.copy()
+    tpm.X = tpm.X * 30.5
+    tpm.write_h5ad("tpm.h5ad")
+    for name, hint in {
+        "logged": "Perhaps --layer counts?",
+        "raw": "Perhaps --layer raw?",
+        "tpm": "for those, pass --force.",
+    }.items():
+        for command in ("encode", "embed"):
+            code, _, err = run(
+                capsys, command, f"{name}.h5ad", "--model", folder / "model", "--output", "out"
+            )
+            assert code == 1
+            assert hint in err, err
+            assert "='" not in err
+    assert (
+        run(capsys, "encode", "raw.h5ad", "--layer", "raw", "--model", folder / "model", "-o", "out")[0] == 0
+    )
+    ranks = anndata.read_h5ad("out/raw.h5ad").layers["rank"]
+    mt.pp.rank_value_encode(counts, mt.load_model(folder / "model"))
+    assert (ranks != counts.layers["rank"]).nnz == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "layer", "force"),
+    [
+        (["embed"], "--layer counts", "--force"),
+        (["report"], "-p layer=counts", "-p force=true"),
+        (["screen"], "layer: counts", "force: true"),
+        (["train", "temporal"], "layer: counts", "force: true"),
+        (["demo"], "layer='counts'", "force=True"),
+    ],
+)
+def test_messages_in_the_words_of_the_command(monkeypatch, command, layer, force):
+    monkeypatch.setattr("sys.argv", ["maxtoki", *command])
+    message = "Perhaps layer='counts'? Pass force=True, after f(adata, layer='x', force=True)."
+    assert cli._in_flags(message) == f"Perhaps {layer}? Pass {force}, after f(adata, layer='x', force=True)."
+
+
+def test_import(folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    cells = anndata.read_h5ad(folder / "mine.h5ad")
+    cells[:70].write_h5ad("a.h5ad")
+    cells[70:, 5:].write_h5ad("b.h5ad")
+    (tmp_path / "samples.csv").write_text("path,sample,age\na.h5ad,A,30\nb.h5ad,B,70\n")
+    code, out, _ = run(capsys, "import", "samples.csv", "-o", "cells.h5ad")
+    assert code == 0
+    assert "A: 70 cells, 500 genes\nB: 80 cells, 495 genes; lacks 5 genes of other samples" in out
+    assert "150 cells of 2 samples are in cells.h5ad." in out
+    assert anndata.read_h5ad("cells.h5ad").obs["age"].value_counts().to_dict() == {70: 80, 30: 70}
+    code, _, err = run(capsys, "import", "samples.csv", "-o", "cells.h5ad")
+    assert (code, err) == (1, "maxtoki: cells.h5ad exists. Give another output.\n")
+
+
 def test_a_warning_is_one_line(capsys, monkeypatch):
     def app():
         for category in (UserWarning, FutureWarning):

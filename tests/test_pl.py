@@ -13,6 +13,7 @@ from scipy.sparse import csr_matrix
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit._results import write_result
+from maxtoki_toolkit.pipeline import draw_umap, set_colors
 from maxtoki_toolkit.pl._labels import label_points
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -41,6 +42,22 @@ def test_rank_heatmap_finds_the_markers(cells):
     assert np.mean([gene in markers for gene in shown]) > 0.7
     assert "cells" in ax.get_xlabel()
     assert ax.child_axes[0].get_ylabel() == "rank in the cell (1: highest)"
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [([1, None, 2], "Int64"), ([True, None, False], "boolean"), (["a", None, "b"], "string")],
+)
+def test_columns_with_missing_values_are_drawn(cells, values, dtype):
+    """As pandas and R write them."""
+    adata = cells[:60].copy()
+    adata.obs["grade"] = pd.array(values * 20, dtype=dtype)
+    strip = mt.pl.rank_heatmap(adata, groupby="grade", n_genes=2).axes[0]
+    assert sorted(text.get_text() for text in strip.texts) == sorted(str(v) for v in values if v is not None)
+    adata.obsm["X_umap"] = adata.obsm["X_maxtoki"][:, :2]
+    set_colors(adata, ["grade"])
+    draw_umap(adata, ["grade"])
+    assert adata.obs["grade"].dtype == dtype
 
 
 def test_rank_heatmap_of_chosen_genes(cells):

@@ -228,3 +228,9 @@ def test_mouse_data_is_refused(shared):
     adata = anndata.read_h5ad(shared / "data" / "mouse_brain_merfish_1000.h5ad")
     with pytest.raises(ValueError, match="look like mouse genes"):
         mt.pp.map_genes(adata)
+
+
+@pytest.mark.parametrize("mapping", ["names.json", ["TTN"], 3])
+def test_a_mapping_is_a_table(mapping):
+    with pytest.raises(TypeError, match=r"mapping must be a table of names.*json\.load"):
+        mt.pp.map_genes(make(NAMES), mapping=mapping)

@@ -170,3 +170,25 @@ def test_published_temporal_dictionary(shared):
     )
     assert read.is_temporal
     np.testing.assert_array_equal(read.time_ids, 21_775 + read.time_values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: np.log1p(x / 7), "looks log-normalised"),
+        (lambda x: -x, "negative values"),
+        (lambda x: x / 7 + 30, "looks normalised"),
+    ],
+)
+def test_medians_are_of_counts(counts, change, message):
+    """Medians of anything else would be off many times over."""
+    other = csr_matrix(change(counts.X.toarray()))
+    ids = [f"ENSG{i:011d}" for i in range(counts.shape[1])]
+    with pytest.raises(ValueError, match=message):
+        mt.models.Vocabulary.from_counts([other], ids)
+    adata = AnnData(other)
+    adata.var["ensembl_id"] = ids
+    with pytest.raises(ValueError, match=message):
+        mt.models.Vocabulary.from_anndata(adata)
+    if "looks normalised" in message:
+        assert len(mt.models.Vocabulary.from_anndata(adata, force=True).genes)

@@ -120,7 +120,8 @@ def checksum(key: str, value: Any) -> str:
             return _hashed(weights)
         if path.is_file():
             return _hashed(path)
-        if path.is_dir() and path.suffix == ".zarr":
+        # A zarr store, or a folder of 10x.
+        if path.is_dir() and (key == "path" or path.suffix.lower() == ".zarr"):
             parts = sorted(part for part in path.rglob("*") if part.is_file())
             lines = [f"{part.relative_to(path).as_posix()} {_hashed(part)}" for part in parts]
             return hashlib.sha256("\n".join(lines).encode()).hexdigest()
