@@ -45,10 +45,11 @@ def require_free(adata: AnnData, key: str, names: Iterable[str] = ()) -> None:
 
 def write_obs(adata: AnnData, key: str, columns: Mapping[str, np.ndarray]) -> None:
     """Write columns of the result `key` to `.obs`; one of the user's that says something else is an error."""
-    different = [
-        name for name, values in columns.items() if name in adata.obs and not _same(adata.obs[name], values)
-    ]
-    require_free(adata, key, different)
+    there = {name: adata.obs[name] for name in columns if name in adata.obs}
+    # All of them, of these types, are of an earlier result: anndata.concat drops `.uns`.
+    earlier = len(there) == len(columns) and all(there[name].dtype == columns[name].dtype for name in there)
+    different = [name for name, column in there.items() if not _same(column, columns[name])]
+    require_free(adata, key, [] if earlier else different)
     for name, values in columns.items():
         adata.obs[name] = values
 

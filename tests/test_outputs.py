@@ -201,8 +201,10 @@ def test_columns_of_the_user_stay(small):
     # Ours are written again: with the record of how, and after anndata.concat, which drops it.
     mt.pp.rank_value_encode(adata, vocab)
     mt.pp.rank_value_encode(adata, vocab)
-    del adata.uns["rank_value_encode"]
-    mt.pp.rank_value_encode(adata, vocab)
+    both = anndata.concat([adata[:20], adata[20:]], merge="same")
+    assert not both.uns
+    both.X = both.X[::-1]
+    mt.pp.rank_value_encode(both, vocab)
 
 
 def test_other_slots_of_the_user_stay(small):

@@ -11,7 +11,7 @@ from .. import _keys
 from .._counts import check_counts
 from .._features import gene_columns
 from .._progress import progress
-from .._results import is_ours, write_obs, write_result
+from .._results import is_ours, require_free, write_obs, write_result
 from .._settings import settings
 from .._validate import require_unique_names
 from ..models.vocabulary import Vocabulary
@@ -110,11 +110,12 @@ def rank_value_encode(
     ranks = sp.csr_matrix((*arrays, np.concatenate([[0], np.cumsum(n_ranked)])), shape=adata.shape)
     _refuse_empty_cells(adata.obs_names, n_ranked)
 
-    if _keys.RANK in adata.layers and not is_ours(adata, _keys.ENCODING):
-        if (sp.csr_matrix(adata.layers[_keys.RANK]) != ranks).nnz:
-            raise ValueError(
-                f"There is a layer {_keys.RANK!r} already, which the ranks would replace. Rename it first."
-            )
+    require_free(adata, _keys.ENCODING)
+    earlier = is_ours(adata, _keys.ENCODING) or _keys.N_RANKED in adata.obs
+    if _keys.RANK in adata.layers and not earlier:
+        raise ValueError(
+            f"There is a layer {_keys.RANK!r} already, which the ranks would replace. Rename it first."
+        )
     share = np.concatenate(shares).astype(np.float32)
     columns = {_keys.N_RANKED: n_ranked.astype(np.int32), _keys.SHARE_RANKED: share}
     write_obs(adata, _keys.ENCODING, columns)
