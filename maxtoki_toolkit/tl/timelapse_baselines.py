@@ -137,7 +137,7 @@ def timelapse_baselines(
             raise ValueError(
                 f"The training prompts were drawn with {name}={fitted}, the tested ones with {tested}. Draw both alike."
             )
-    if params["model_sha256"] != model.sha256:
+    if params["model_sha256"] != model.identity:
         raise ValueError(f"Another model than {model.name!r} predicted these prompts. Pass that one.")
     sources, training, test = _gather(adata, queries, drawn["prompts"], table)
 

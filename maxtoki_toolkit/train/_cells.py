@@ -43,8 +43,8 @@ def read_cells(
         obs, var = read_frames(store)
         table = AnnData(obs=obs)
         require_unique_names(table)
-        require_obs(table, _keys.N_RANKED)
         ranks = _open_ranks(store, cells)
+        require_obs(table, _keys.N_RANKED)
         encoding = f"uns/{_keys.ENCODING}"
         require_encoding(ad.io.read_elem(store[encoding]) if encoding in store else {}, model)
         n_ranked = obs[_keys.N_RANKED].to_numpy()
