@@ -373,5 +373,8 @@ def test_fingerprint_is_of_the_content(tiny, folder):
     others.append(replace(tiny, time_head=head))
     found = {fingerprint(tiny), *map(fingerprint, others)}
     assert len(found) == 1 + len(others)
+    # Results say which of the models that were never saved they are of, and of the others the file.
+    assert {model.params["model_sha256"] for model in (tiny, *others)} == found
+    assert mt.load_model(folder).params["model_sha256"] == sha256(folder / WEIGHTS)
     tiny.hf.model.norm.weight.data[0] += 1e-3
     assert fingerprint(tiny) not in found

@@ -206,7 +206,7 @@ def test_a_file_in_shards_is_as_one(counts, tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == sorted(
         p.name for p in (tmp_path / "whole").iterdir()
     )
-    assert found.uns["embed"]["params"]["model_sha256"] == model.sha256
+    assert found.uns["embed"]["params"]["model_sha256"] == model.identity
 
 
 def names(folder):

@@ -43,7 +43,7 @@ def test_cells_after_a_lapse(cells, model, tmp_path):
     for row, n in zip(ranks, n_genes, strict=True):
         assert sorted(row[row > 0]) == list(range(1, n + 1))
     assert (found.obs["log_likelihood"] < 0).all()
-    assert found.uns["generate"]["params"]["model_sha256"] == model.sha256
+    assert found.uns["generate"]["params"]["model_sha256"] == model.identity
     # What comes out can go in.
     mt.tl.embed(found, model)
     assert np.isfinite(found.obsm["X_maxtoki"]).all()

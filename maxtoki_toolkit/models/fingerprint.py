@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from .model import MaxTokiModel
+if TYPE_CHECKING:
+    from .model import MaxTokiModel
 
 # Fields of the configuration that change what is computed with the same weights.
 _FIELDS = (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from .fingerprint import fingerprint
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -70,11 +71,16 @@ class MaxTokiModel:
         return self.hf.config.max_position_embeddings
 
     @property
+    def identity(self) -> str:
+        """Checksum that tells this model from others: of its file, or of its content where it was never saved."""
+        return self.sha256 or fingerprint(self)
+
+    @property
     def params(self) -> dict[str, str]:
         """What results record of the model."""
         return {
             "model": self.name,
-            "model_sha256": self.sha256,
+            "model_sha256": self.identity,
             "vocabulary_sha256": self.vocab.sha256,
             "dtype": str(self.hf.dtype).removeprefix("torch."),
             "time_head": {} if self.time_head is None else self.time_head.card,

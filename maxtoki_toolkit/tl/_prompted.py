@@ -72,7 +72,7 @@ def read_prompted(
     if not generated.n_obs:
         raise ValueError("There are no generated cells.")
     params = generation_params(generated)
-    if params.get("model_sha256", model.sha256) != model.sha256:
+    if params.get("model_sha256", model.identity) != model.identity:
         raise ValueError(f"Another model than {model.name!r} generated these cells. Pass that one.")
     generated, _ = known_cells(generated)
     named = generated.obs["prompt"].astype(str).to_numpy(dtype=object)

@@ -367,7 +367,7 @@ def _spaces(adata, simulated, queries, model, used, order, counts, layer):
     if "embedding" in used:
         settings = adata.uns.get(_keys.EMBED, {}).get("params", {})
         how = {"layer": int(settings.get("layer", -1)), "pool": str(settings.get("pool", "mean"))}
-        if settings.get("model_sha256") == model.sha256 and _keys.EMBEDDING in adata.obsm:
+        if settings.get("model_sha256") == model.identity and _keys.EMBEDDING in adata.obsm:
             own = np.asarray(adata.obsm[_keys.EMBEDDING])
         else:
             own = embed_sequences(model, get_sequences(adata, model), **how).cells

@@ -138,7 +138,7 @@ def timelapse_baselines(
             raise ValueError(
                 f"The training prompts were drawn with {name}={fitted}, the tested ones with {tested}. Draw both alike."
             )
-    if params["model_sha256"] != model.sha256:
+    if params["model_sha256"] != model.identity:
         raise ValueError(f"Another model than {model.name!r} predicted these prompts. Pass that one.")
     given, (adata, _) = adata, known_cells(adata)
     queries = None if queries is None else known_cells(queries)[0]
