@@ -197,6 +197,11 @@ ON_ATTENTION = {"tl.head_enrichment", "tl.head_profiles", "tl.head_segments", "t
 ON_SCREEN = {"tl.perturbation_stats", "tl.perturbation_concordance"}
 
 
+def with_slow(names, quick):
+    """Names as parameters, all but the quick ones for the slow tests."""
+    return [name if name.startswith(quick) else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 # Functions that draw, and that have donors. (Prompts know their own; a temporal model reads nothing else.)
 SEEDED = [
     name
@@ -315,7 +320,7 @@ def test_results_survive_a_round_trip(request, encoded, name, tmp_path):
     assert_equal(anndata.read_zarr(store), alone)
 
 
-@pytest.mark.parametrize("name", SEEDED)
+@pytest.mark.parametrize("name", with_slow(SEEDED, ("pp.", "tl.age_acceleration", "tl.generate")))
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_order_of_the_cells_does_not_matter(request, encoded, name):
     """Draws depend on the names of cells and donors and the seed, never on places in the file."""
@@ -327,12 +332,11 @@ def test_the_order_of_the_cells_does_not_matter(request, encoded, name):
     assert_equal(found[expected.obs_names].copy(), expected)
 
 
-@pytest.mark.parametrize("name", BY_DONOR)
+@pytest.mark.parametrize("name", with_slow(BY_DONOR, ("pp.", "tl.age_acceleration", "tl.expression")))
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_cells_without_a_donor_are_left_out(encoded, name):
     """They are no donor of their own, called "nan", and how many they are is said."""
     adata, model = encoded[0].copy(), encoded[1]
-    mt.tl.embed(adata, model)
     asked = np.unique(
         np.concatenate(
             [
