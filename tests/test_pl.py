@@ -337,6 +337,7 @@ def test_matched_ages_are_in_years():
     assert ages("when").get_xlabel() == "age (.obs['when'])"
 
 
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # of scanpy
 def test_umap_of_many_labels_has_no_legend():
     from maxtoki_toolkit.pipeline import draw_umap, set_colors
 
