@@ -208,6 +208,29 @@ def test_fig5_teaches_a_model_first(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_fig5_on_a_file_of_cellxgene(tmp_path):
+    """With the names of CELLxGENE's schema nothing has to be named."""
+    import pandas as pd
+
+    import maxtoki_toolkit as mt
+
+    cells = mt.datasets.aging_atlas(1000, 40, seed=5)
+    cells = cells[cells.obs["cell_type"].isin(["fibroblast", "monocyte"])].copy()
+    years = (cells.obs.pop("age_months") // 12).astype(int).astype(str)
+    condition = cells.obs.pop("condition").astype(str)
+    cells.obs["development_stage"] = pd.Categorical(years + "-year-old human stage")
+    cells.obs["disease"] = pd.Categorical(condition.where(condition != "control", "normal"))
+    cells.uns = {}
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    own = {"path": str(tmp_path / "cells.h5ad"), "train_steps": 2, "n_queries": 2, "n_contexts": 1}
+    mt.reports.run("fig5_age_acceleration", tmp_path, **own, min_donors=2)
+    donors = pd.read_csv(tmp_path / "fig5_age_acceleration_files" / "donors.csv")
+    assert set(donors["condition"]) <= set(condition) - {"control"}
+    assert donors["time"].between(15, 100).all()  # years, which text was read as
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_adapters(tmp_path):
     execute("train_stage2_temporal", tmp_path, method="lora", output="out", **QUICK["train_stage2_temporal"])
     assert (tmp_path / "out" / "model" / "time_head.safetensors").is_file()

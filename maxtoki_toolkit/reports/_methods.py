@@ -122,7 +122,12 @@ def methods(record: Mapping[str, Any]) -> str:
         f"{cells} were encoded by the rank of their genes [1, 2] with maxtoki_toolkit {versions['maxtoki_toolkit']}"
         if encoded
         else f"Measurements were analysed with maxtoki_toolkit {versions['maxtoki_toolkit']} [1]",
-        f" (Python {versions['python']}, PyTorch {versions['torch']}, anndata {versions['anndata']}, scanpy {versions['scanpy']}). ",
+        f" (Python {versions['python']}, PyTorch {versions['torch']}, "
+        + (
+            f"anndata {versions['anndata']} [3], scanpy {versions['scanpy']} [4]). "
+            if encoded
+            else f"anndata {versions['anndata']}, scanpy {versions['scanpy']}). "
+        ),
     ]
     if "model" in files:
         sentences.append(

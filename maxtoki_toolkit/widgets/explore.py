@@ -233,7 +233,7 @@ def explore(
             take(change["new"])
             show()
         elif change["new"]:
-            card.value = f"There is no cell {html.escape(repr(change['new']))}."
+            card.value = f"There is no cell {html.escape(repr(change['new']), quote=False)}."
 
     def choose_prompt(change) -> None:
         state["prompt"] = change["new"]
@@ -295,7 +295,7 @@ def _why_no_time(model: MaxTokiModel, key: str, *, has_prompts: bool) -> str:
     if not model.is_temporal:
         why = "This model cannot tell time: it has no temporal training."
     elif not has_prompts:
-        why = f"There are no prompts in .uns[{html.escape(repr(key))}]: run mt.pp.sample_prompts(adata, time_key=..., groupby=...)."
+        why = f"There are no prompts in .uns[{html.escape(repr(key), quote=False)}]: run mt.pp.sample_prompts(adata, time_key=..., groupby=...)."
     else:
         why = "There is no prompt of this cell's group, and a lapse needs a context to count from."
     return f"{why}<br>Shown instead: how likely the model finds the order of the genes in this cell. This is <b>not</b> a time."
