@@ -1,5 +1,6 @@
 """Cells by the thousand: each command, and the functions whose work grows with the cells."""
 
+import dataclasses
 import resource
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 import maxtoki_toolkit as mt
+from maxtoki_toolkit import pipeline
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 # From 4,096 (cosine) and 8,192 (Euclidean) cells on, scanpy looks for neighbours in another way.
@@ -32,7 +34,7 @@ def folder(tmp_path_factory):
     vocab = mt.models.Vocabulary.from_anndata(adata)
     small = mt.models.build_model({**SHAPE, "max_position_embeddings": 64}, vocab)
     model = mt.models.extend_model(small, vocab.with_times(-1200, 1200), max_length=256)
-    model.time_head = mt.models.TimeHead("expectation")
+    model = dataclasses.replace(model, time_head=mt.models.TimeHead("expectation"))
     mt.models.save_model(model, path / "model")
     return path
 
@@ -77,7 +79,7 @@ def commands(folder, n_cells):
         "device": "cpu",
         "output": f"screen_{n_cells}",
         "prompts": prompts,
-        "perturb": {"genes": ["CD74", "FTL", "TPT1"], "mode": "overexpress"},
+        "perturb": {"genes": adata.var["symbol"].astype(str).tolist()[1:4], "mode": "overexpress"},
     }
     (folder / "screen.yaml").write_text(yaml.safe_dump(settings))
     maxtoki(folder, "screen", "-c", "screen.yaml")
@@ -147,3 +149,15 @@ def test_doublets(cells, model):
     mt.tl.doublets(cells, model, features=["expression", "size"])
     assert cells.obs["doublet_probability"].between(0, 1).all()
     assert np.isfinite(mt.get.doublet_scores(cells)["auroc"]).all()
+
+
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+def test_gene_names_that_repeat(folder, model, monkeypatch):
+    """They are embedded in several blocks, and put together."""
+    cells = atlas(100)
+    cells.var_names = np.where(np.arange(cells.n_vars) < 2, "MALAT1", cells.var["symbol"].astype(str))
+    cells.write_h5ad(folder / "repeated.h5ad")
+    monkeypatch.setattr(pipeline, "_summarise", lambda cells, *_, **__: cells)
+    found = pipeline.embed_file(folder / "repeated.h5ad", folder / "repeated", model, chunk_size=40)
+    assert found.obs_names.equals(cells.obs_names)
+    assert found.layers["rank"].shape == (100, cells.n_vars)

@@ -4,11 +4,14 @@ import dataclasses
 import importlib
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
+from anndata import AnnData
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.pp.sample_prompts import read_prompts
+from maxtoki_toolkit.tl._cells import gene_columns
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 SETTINGS = {"time_key": "age_months", "groupby": "cell_type", "donor_key": "donor_id"}
@@ -190,3 +193,11 @@ def test_refusals(planted):
     del adata.uns["timelapse"]
     with pytest.raises(KeyError, match="Run mt.tl.predict_timelapse"):
         mt.tl.timelapse_baselines(adata, model)
+
+
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+def test_queries_are_matched_by_name_where_names_repeat():
+    queries = AnnData(np.zeros((1, 4)), var=pd.DataFrame(index=["B", "A", "B", "C"]))
+    assert gene_columns(queries, pd.Index(["A", "B", "B"])).tolist() == [1, 0, 2]
+    with pytest.raises(ValueError, match="lack 1 of the genes .first: 'A-1'"):
+        gene_columns(queries, pd.Index(["A", "A", "B"]))
