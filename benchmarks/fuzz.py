@@ -225,7 +225,12 @@ OWN = {
     "train.lora": {"device": "cpu", "tensorboard": False, "max_length": 512, "batch_size": 1},
     "train.pretrain": {
         "device": "cpu",
-        "shape": {"hidden_size": 16, "num_hidden_layers": 1},
+        "shape": {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+        },
         "batch_size": 1,
     },
     "datasets.aging_atlas": {"n_cells": 60, "n_donors": 4, "n_genes": 500},
@@ -898,7 +903,7 @@ def file_inputs(world: World) -> Iterator[Input]:
                 path = damaged(world, file, damage)
                 return mt.train.pretrain(
                     path, world.model.vocab, world.folder / "out", max_steps=1, device="cpu",
-                    shape={"hidden_size": 16, "num_hidden_layers": 1}, batch_size=1,
+                    shape={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}, batch_size=1,
                 )  # fmt: skip
 
             doors = {
