@@ -141,6 +141,7 @@ class World:
         files.mkdir(parents=True)
         self.raw.write_h5ad(files / "cells.h5ad")
         # In a process of its own: the threads of zarr do not survive a fork.
+        ad.settings.zarr_write_format = 3
         _apart(lambda: self.raw.write_zarr(files / "cells.zarr", chunks=(40, 500)))
         mt.models.save_model(self.model, files / "model")
         encoded = self.adata.copy()

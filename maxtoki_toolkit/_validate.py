@@ -47,3 +47,5 @@ def require_rank(adata: AnnData) -> None:
         raise KeyError(
             f"Did not find .layers[{_keys.RANK!r}]. Run mt.pp.rank_value_encode(adata, model) first."
         )
+    if _keys.TOKEN_ID not in adata.var:
+        raise KeyError(f"Did not find .var[{_keys.TOKEN_ID!r}]. Run mt.pp.map_genes(adata, model) first.")
