@@ -1346,9 +1346,9 @@ def main() -> None:
                 print(f"{row['outcome']:<16} {row['input']}\n      {row['said'][:300]}", flush=True)
     table = count(rows)
     print(pd.DataFrame(table).to_string(index=False))
-    if not (asked.only or asked.match or asked.step > 1):
+    if not (asked.only or asked.match):
         unclear = [row for row in rows if row["outcome"] not in ("clear", "accepted")]
-        report.write("fuzz", table, unclear=unclear)
+        report.write("fuzz", table, step=asked.step, unclear=unclear)
 
 
 if __name__ == "__main__":
