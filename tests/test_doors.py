@@ -102,6 +102,23 @@ def test_closest_names_what_may_have_been_meant():
     assert closest("xyz", ["cell_type", "donor_id"]) == ""
 
 
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ("text", r"\.uns\['timelapse'\] is not what mt.tl.predict_timelapse"),
+        ({}, "is not what mt.tl.predict_timelapse"),
+        ({"params": {}}, "lacks 'prompts', which mt.tl.predict_timelapse"),
+        ({"params": {}, "prompts": pd.DataFrame()}, "lacks 'unit', which mt.tl.predict_timelapse"),
+    ],
+)
+def test_results_that_are_none_are_told(adata, result, message):
+    adata.uns["timelapse"] = result
+    with pytest.raises((KeyError, ValueError), match=message):
+        mt.get.timelapse(adata)
+    with pytest.raises(KeyError, match=r"Did you mean 'timelapse'\?"):
+        mt.get.timelapse(adata, key="timelaps")
+
+
 @pytest.fixture
 def broken(tmp_path):
     """An h5ad whose names of cells are gone."""
