@@ -442,7 +442,32 @@ def install() -> str:
     )
 
 
+def fuzz() -> str:
+    """Wrong inputs by kind, and what became of them."""
+    return markdown(
+        [
+            {
+                "wrong inputs": row["inputs"],
+                "number": f"{row['n']:,}",
+                "clear": row["clear"],
+                "ours, but names nothing": row["vague"],
+                "accepted, with reason": row["accepted"],
+                "accepted, wrongly": row["wrongly accepted"],
+                "library error": row["library"],
+                "Python error": row["python"],
+                "loss": row["loss"],
+                "crash": row["crash"],
+                "clear, of those to refuse": ""
+                if row["clear_share"] is None
+                else f"{row['clear_share']:.1%}",
+            }
+            for row in read("fuzz")["rows"]
+        ]
+    )
+
+
 _TABLES = (
+    fuzz,
     install,
     embedding,
     planted,

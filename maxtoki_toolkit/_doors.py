@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hin
 import numpy as np
 import pandas as pd
 
-from ._errors import explain, is_of_reading
+from ._errors import explain, is_of_reading, is_ours
 from ._names import closest
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def guard(namespace: dict[str, Any], names: Iterable[str]) -> None:
 def checked(function: Callable) -> Callable:
     """The function, with its arguments checked first."""
     signature = inspect.signature(function)
+    on_file = next(iter(signature.parameters), "") in ("path", "paths", "source")
 
     @functools.wraps(function)
     def door(*args, **kwargs):
@@ -100,7 +101,7 @@ def checked(function: Callable) -> Callable:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            if is_of_reading(error):
+            if is_of_reading(error) or (on_file and not is_ours(error)):
                 raise ValueError(explain(error)) from error
             raise
 

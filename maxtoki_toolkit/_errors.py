@@ -37,19 +37,30 @@ def explain(error: BaseException) -> str:
     )
 
 
+def tell(error: BaseException) -> str:
+    """What the command line says of an error: our own message, with the file that it is about, or `explain`."""
+    if not is_ours(error):
+        return explain(error)
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    _, file = _where(error)
+    return message if not file or Path(file).name in message else f"{file}: {message}"
+
+
 def _where(error: BaseException) -> tuple[str, str]:
     """The innermost of our functions, and the file that it was at."""
-    step, file = "the command", ""
+    step = "the command"
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         if not _is_here(frame.f_code.co_filename):
             continue
         if step == "the command":
-            step = frame.f_code.co_name.strip("_").replace("_", " ")
+            step = frame.f_code.co_name.strip("_<>").replace("_", " ")
+        if frame.f_code.co_filename.endswith("cli.py"):
+            continue  # what is wrong there is a flag
         found = (frame.f_locals.get(name) for name in _FILES)
         known = [str(value) for value in found if isinstance(value, (str, Path)) and Path(value).exists()]
         if known:
             return step, known[0]
-    return step, file
+    return step, ""
 
 
 def _is_here(filename: str) -> bool:

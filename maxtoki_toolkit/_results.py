@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from . import __version__
+from ._names import closest
 
 
 def write_result(adata: AnnData, key: str, params: Mapping[str, Any], **tables: Any) -> None:
@@ -65,8 +66,22 @@ def _same(column: pd.Series, values: np.ndarray) -> bool:
 def read_result(adata: AnnData, key: str, function: str) -> dict[str, Any]:
     """Return `uns[key]`, or say which function writes it."""
     if key not in adata.uns:
-        raise KeyError(f"Did not find .uns[{key!r}]. Run {function} first.")
-    return adata.uns[key]
+        raise KeyError(f"Did not find .uns[{key!r}].{closest(key, adata.uns)} Run {function} first.")
+    result = adata.uns[key]
+    if not isinstance(result, Mapping) or not isinstance(result.get("params"), Mapping):
+        raise ValueError(f".uns[{key!r}] is not what {function} writes. Run it again, or give another key.")
+    return _Stored(key, function, {**result, "params": _Stored(key, function, result["params"])})
+
+
+class _Stored(dict):
+    """A result that says which of its parts is missing, and what writes it."""
+
+    def __init__(self, key: str, function: str, parts: Mapping[str, Any]) -> None:
+        super().__init__(parts)
+        self._key, self._function = key, function
+
+    def __missing__(self, name: str) -> None:
+        raise KeyError(f".uns[{self._key!r}] lacks {name!r}, which {self._function} writes. Run it again.")
 
 
 def writable(value: Any) -> Any:

@@ -47,3 +47,13 @@ def require_rank(adata: AnnData) -> None:
         raise KeyError(
             f"Did not find .layers[{_keys.RANK!r}]. Run mt.pp.rank_value_encode(adata, model) first."
         )
+    if (kind := adata.layers[_keys.RANK].dtype).kind not in "ui":
+        raise ValueError(
+            f".layers[{_keys.RANK!r}] must hold whole numbers, as mt.pp.rank_value_encode(adata, model) writes them, got {kind}."
+        )
+    if _keys.TOKEN_ID not in adata.var:
+        raise KeyError(f"Did not find .var[{_keys.TOKEN_ID!r}]. Run mt.pp.map_genes(adata, model) first.")
+    if not (adata.var[_keys.TOKEN_ID] >= 0).any():
+        raise ValueError(
+            f"No gene has a token in .var[{_keys.TOKEN_ID!r}]. Run mt.pp.map_genes(adata, model), with the model that you use."
+        )

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from . import __version__, _keys, settings
-from ._errors import explain, is_ours
+from ._errors import is_ours, tell
 
 _Overwrite = Annotated[
     bool,
@@ -44,10 +44,8 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        if not is_ours(error):
-            message = f"{explain(error)} With --debug, the traceback is shown."
-        print(f"maxtoki: {_in_flags(message)}", file=sys.stderr)
+        hint = "" if is_ours(error) else " With --debug, the traceback is shown."
+        print(f"maxtoki: {_in_flags(tell(error))}{hint}", file=sys.stderr)
         sys.exit(1)
 
 

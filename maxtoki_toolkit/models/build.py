@@ -83,14 +83,18 @@ def build_model(
         if shape not in SHAPES:
             raise ValueError(f"There is no shape {shape!r}; choose from {sorted(SHAPES)} or give the fields.")
         shape = SHAPES[shape]
-    config = LlamaConfig(
-        **shape,
-        vocab_size=vocab.size,
-        bos_token_id=vocab["<bos>"],
-        eos_token_id=vocab["<eos>"],
-        pad_token_id=vocab["<pad>"],
-        attn_implementation=attention,
-    )
+    try:
+        config = LlamaConfig(
+            **shape,
+            vocab_size=vocab.size,
+            bos_token_id=vocab["<bos>"],
+            eos_token_id=vocab["<eos>"],
+            pad_token_id=vocab["<pad>"],
+            attn_implementation=attention,
+        )
+    except Exception as error:
+        said = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"No model has the shape {dict(shape)}: {said}") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
