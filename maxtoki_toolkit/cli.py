@@ -1,4 +1,4 @@
-"""The command line: `maxtoki demo`, `embed`, `encode`, `import`, `convert`, `screen`, `report`, `train`, `doctor`."""
+"""The command line: `maxtoki demo`, `embed`, `age`, `encode`, `import`, `convert`, `screen`, `report`, `train`, `doctor`."""
 
 from __future__ import annotations
 
@@ -216,6 +216,85 @@ def embed(
     print(
         f"Embedding, tables and figures are in {output}/: {', '.join(sorted(p.name for p in output.iterdir()))}"
     )
+
+
+@app.command()
+def age(
+    path: Annotated[
+        Path, typer.Argument(help="Your cells, human, raw counts: .h5ad, .zarr, .h5 of 10x, or a 10x folder.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write, by default PATH's name + _ages.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="Folder of a model that mt.train.temporal has trained on such cells; or demo.")
+    ] = "demo",
+    time_key: Annotated[
+        str | None, typer.Option(help="Column of .obs with known ages, numbers or text; guessed.")
+    ] = None,
+    time_unit: Annotated[
+        str | None, typer.Option(help="Their unit, if the column's name does not say it.")
+    ] = None,
+    donor_key: Annotated[str | None, typer.Option(help="Column of .obs with donors; guessed.")] = None,
+    groupby: Annotated[str | None, typer.Option(help="Column of .obs with cell types; guessed.")] = None,
+    condition_key: Annotated[
+        str | None, typer.Option(help="Column of .obs with conditions; guessed.")
+    ] = None,
+    control: Annotated[
+        str | None, typer.Option(help="Condition of the donors who are the reference; guessed.")
+    ] = None,
+    n_contexts: Annotated[int, typer.Option(help="Contexts that each cell is read after.")] = 8,
+    layer: Annotated[
+        str | None, typer.Option(help="Layer with the raw counts, by default X; raw for raw.X.")
+    ] = None,
+    gene_key: Annotated[
+        str | None, typer.Option(help="Column of .var with gene names; found by itself if not given.")
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Accept values that are linear in expression but no integers (TPM)."),
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    overwrite: _Overwrite = False,
+) -> None:
+    """Say how old cells look, beside donors of known age: a table of cells, one of donors, and a figure."""
+    from . import get
+    from .ages import age_file
+    from .models import load_model
+    from .models.load import SHIPPED
+    from .pp._formats import stem_of
+
+    output = output or path.with_name(f"{stem_of(path)}_ages")
+    adata = age_file(
+        path,
+        output,
+        load_model(model, device=device),
+        time_key=time_key,
+        donor_key=donor_key,
+        groupby=groupby,
+        condition_key=condition_key,
+        control=control,
+        time_unit=time_unit,
+        n_contexts=n_contexts,
+        layer=layer,
+        gene_key=gene_key,
+        force=force,
+        overwrite=overwrite,
+    )
+    if model in SHIPPED:
+        print(
+            "Note: the time that the demo model tells is that of a simulation. What follows is worth what the reference donors' "
+            "errors say; train a model on your own controls (mt.train.temporal) for more."
+        )
+    groups = get.age_calibration(adata)
+    unit = groups.attrs["unit"]
+    for row in groups.itertuples():
+        found = (
+            f"median error {row.median_error:.0f} {unit} over {row.n_reference_donors} reference donors, "
+            f"of their mean age {row.median_error_mean_age:.0f}"
+        )
+        print(f"{row.group}: {row.reason or found}")
+    print(f"Ages are in {output}/: {', '.join(sorted(p.name for p in output.iterdir()))}")
 
 
 @app.command()

@@ -64,7 +64,7 @@ def read_cells(path: str | Path, *, time_key: str = "", time_unit: str = "months
             f".obs has no column {time_key!r} (time_key). It has {', '.join(map(repr, adata.obs))}."
         )
     times = whole_times(adata.obs[time_key], time_unit)
-    times = np.rint(times * _factor(time_unit, model.time_head.unit)) if model is not None else times
+    times = np.rint(times * unit_factor(time_unit, model.time_head.unit)) if model is not None else times
     known = np.isfinite(times)
     if not known.any():
         raise ValueError(
@@ -133,7 +133,7 @@ def cells_with(adata: AnnData, columns: Mapping[str, Sequence]) -> np.ndarray:
     return mask
 
 
-def _factor(given: str, wanted: str) -> float:
+def unit_factor(given: str, wanted: str) -> float:
     """How many of one unit another is."""
     for units in (_TO_MONTHS, _TO_HOURS):
         if given in units and wanted in units:

@@ -1,0 +1,158 @@
+"""How old the cells of a file look: what `maxtoki age` runs."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+from anndata import AnnData
+
+from . import _keys, get, pl, pp, tl
+from ._outputs import check_output, new_output
+from .models.model import MaxTokiModel
+from .models.timelapse import require_temporal
+from .pipeline import save_figures
+from .pp._columns import as_labels, guess_columns, guess_control, guess_unit, say_columns, suggest_columns
+from .pp._identity import input_identity
+from .reports.cells import unit_factor, whole_times
+
+BY, RESULT = "maxtoki age", "ages.h5ad"
+_ROLES = {
+    "time_key": "time_key",
+    "donor_key": "donor_key",
+    "groupby": "cell_type_key",
+    "condition_key": "condition_key",
+}
+
+
+def age_file(
+    path: str | Path,
+    output: str | Path,
+    model: MaxTokiModel,
+    *,
+    time_key: str | None = None,
+    donor_key: str | None = None,
+    groupby: str | None = None,
+    condition_key: str | None = None,
+    control: str | None = None,
+    time_unit: str | None = None,
+    n_contexts: int = 8,
+    layer: str | None = None,
+    gene_key: str | None = None,
+    force: bool = False,
+    overwrite: bool = False,
+) -> AnnData:
+    """Read the age of every cell of a file, and write tables and a figure.
+
+    Parameters
+    ----------
+    path
+        Cells, as `mt.pp.read_cells` reads them.
+    output
+        Folder to write; it appears when everything is done.
+    model
+        A model with temporal training, best on none of these donors.
+    time_key, donor_key, groupby
+        Columns of `.obs` with the known ages (numbers, or text as `mt.pp.parse_age` reads it), donors and cell types; guessed from
+        their names if not given.
+    condition_key, control
+        Column with the condition, and the value of those whose cells are the reference; guessed. Without one, all cells
+        of known age are.
+    time_unit
+        Unit of the known ages, where the name of the column does not say it.
+    n_contexts
+        As in `mt.tl.predict_age`.
+    layer, gene_key, force
+        As in `mt.pp.rank_value_encode` and `mt.pp.map_genes`.
+    overwrite
+        Replace what this function has written to `output` from another input or with other settings.
+
+    Returns
+    -------
+    The cells, with the ages. The folder holds `cells.csv`, `donors.csv`, `groups.csv`, the figure `ages`, and all of it as `ages.h5ad`,
+    without counts. If it is there already, from this input with these settings, it is read.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, no reference donor has an age, or the unit of the ages is in doubt.
+    """
+    require_temporal(model)
+    given = {
+        "time_key": time_key,
+        "donor_key": donor_key,
+        "groupby": groupby,
+        "condition_key": condition_key,
+        "control": control,
+    }
+    settings = {"time_unit": time_unit, "n_contexts": n_contexts, "layer": layer, "gene_key": gene_key}
+    job = {"input": input_identity(path), **model.params, **given, **settings, "force": force}
+    output = Path(output)
+    if check_output(output, by=BY, job=job, overwrite=overwrite, inputs=[path]):
+        return ad.read_h5ad(output / RESULT)
+    adata = pp.read_cells(path, layer=layer)
+    columns = _columns(adata, given)
+    unit = time_unit or guess_unit(adata.obs[columns["time_key"]])
+    if unit is None:
+        raise ValueError(
+            f"Give time_unit: the unit of .obs[{columns['time_key']!r}] is not known from its name."
+        )
+    # In a column of our own, whose name says the unit.
+    time = whole_times(adata.obs[columns["time_key"]], unit) * unit_factor(unit, model.time_head.unit)
+    own = f"{_keys.KNOWN_AGE}_{model.time_head.unit}"
+    adata.obs[own] = np.rint(time)
+    reference = np.isfinite(time)
+    if columns.get("condition_key"):
+        labels = np.array(as_labels(adata.obs[columns["condition_key"]].astype(object)), dtype=object)
+        reference &= labels == columns["control"]
+    pp.map_genes(adata, model, gene_key=gene_key)
+    pp.rank_value_encode(adata, model, layer=layer, force=force)
+    tl.predict_age(
+        adata,
+        model,
+        time_key=own,
+        donor_key=columns["donor_key"],
+        groupby=columns["groupby"],
+        reference=reference,
+        n_contexts=n_contexts,
+    )
+    names = [_keys.PREDICTED_AGE + suffix for suffix in ("", "_low", "_high")]
+    shown = [own, *(columns[key] for key in ("donor_key", "groupby", "condition_key") if columns.get(key))]
+    with new_output(output, by=BY, job=job, overwrite=overwrite, inputs=[path]) as folder:
+        adata.obs[[*dict.fromkeys(shown), *names]].to_csv(folder / "cells.csv", index_label="cell")
+        get.predicted_ages(adata).to_csv(folder / "donors.csv", index=False)
+        get.age_calibration(adata).to_csv(folder / "groups.csv", index=False)
+        AnnData(obs=adata.obs, uns=adata.uns).write_h5ad(folder / RESULT)
+        save_figures({"ages": pl.predicted_ages(adata)}, folder)
+    return adata
+
+
+def _columns(adata: AnnData, given: dict[str, str | None]) -> dict[str, str]:
+    """The columns that were named, and those that their names give away; said in a line."""
+    obs = adata.obs
+    guessed = guess_columns(obs, [role for name, role in _ROLES.items() if given[name] is None])
+    found = {name: guessed[role] for name, role in _ROLES.items() if given[name] is None and role in guessed}
+    columns = {name: value for name, value in given.items() if value is not None} | found
+    for name in ("time_key", "donor_key", "groupby"):
+        if name not in columns:
+            raise ValueError(
+                f"Give {name}=: no column was found for it; {suggest_columns(obs, _ROLES[name])}."
+            )
+    for name in _ROLES:
+        if name in columns and columns[name] not in obs:
+            raise KeyError(f"Did not find .obs[{columns[name]!r}]. Available columns: {sorted(obs.columns)}.")
+    if "condition_key" in columns and "control" not in columns:
+        column = obs[columns["condition_key"]]
+        control = guess_control(column)
+        if control is None and given["condition_key"] is not None:
+            has = ", ".join(sorted(map(repr, as_labels(column.dropna().unique()))))
+            raise ValueError(f"Give control=: .obs[{columns['condition_key']!r}] has {has}.")
+        if control is None:
+            del columns["condition_key"], found["condition_key"]
+        else:
+            columns["control"] = found["control"] = control
+    if found:
+        warnings.warn(say_columns(found), UserWarning, stacklevel=3)
+    return columns
