@@ -50,7 +50,7 @@ def as_numbers(column: pd.Series, time_key: str) -> np.ndarray:
     text = given[np.isnan(numbers) & ~given.str.lower().isin(("", "nan")).to_numpy()]
     if len(text):
         raise ValueError(
-            f"{where} is not numeric (first: {text.iloc[0]!r}; so are {len(text)} of {len(column)} values). Times are numbers, such "
+            f"{where} is not numeric (first: {text.iloc[0]!r}): {len(text)} of {len(column)} values are no numbers. Times are numbers, such "
             "as age in months: write these as numbers, or drop the cells."
         )
     if (bad := ~np.isfinite(numbers)).any():
