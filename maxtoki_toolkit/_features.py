@@ -59,7 +59,9 @@ def gene_columns(var: pd.DataFrame) -> np.ndarray:
     own = np.arange(len(var))
     if _keys.GENE_STATUS in var:
         ids = pd.Series(var[_keys.ENSEMBL_ID].to_numpy(dtype=object))
-        first = pd.Series(own).groupby(ids.where(ids.notna(), "")).transform("min").to_numpy()
+        # Numbered as they appear, so that the first column of each number is that of its gene.
+        number, _ = pd.factorize(ids.where(ids.notna(), ""))
+        first = np.unique(number, return_index=True)[1][number]
         own = np.where(ids.isna() | (ids == ""), own, first)
     return np.where(gene_features(var), own, -1)
 

@@ -98,8 +98,8 @@ def as_numbers(column: pd.Series, time_key: str) -> np.ndarray:
     text = given[np.isnan(numbers) & ~given.str.lower().isin(("", "nan")).to_numpy()]
     if len(text):
         raise ValueError(
-            f"{where} is not numeric (first: {text.iloc[0]!r}; so are {len(text)} of {len(column)} values). Times are numbers, such "
-            f"as age in months: mt.pp.parse_age(adata, {time_key!r}) reads ages from text; or drop the cells."
+            f"{where} is not numeric (first: {text.iloc[0]!r}): {len(text)} of {len(column)} values are no numbers. Times are numbers, "
+            f"such as age in months: mt.pp.parse_age(adata, {time_key!r}) reads ages from text; or drop the cells."
         )
     if (bad := ~np.isfinite(numbers)).any():
         raise ValueError(f"{bad.sum()} of {len(column)} cells have no time in {where}. Drop them first.")
