@@ -350,4 +350,6 @@ def test_command_on_a_cut_zarr(plain, tmp_path):
 def test_counts_are_found_in_one_place():
     """Or some function would not know of `.raw`."""
     for path in Path(mt.__file__).parent.rglob("*.py"):
-        assert path.name == "_counts.py" or "adata.layers[layer]" not in path.read_text(encoding="utf-8"), path
+        assert path.name == "_counts.py" or "adata.layers[layer]" not in path.read_text(encoding="utf-8"), (
+            path
+        )
