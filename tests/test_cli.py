@@ -91,7 +91,7 @@ def test_clusters_of_the_user_stay(folder, capsys, tmp_path):
     table = pd.read_csv(tmp_path / "out" / "cells.csv", index_col="cell")
     assert table["leiden"].tolist() == mine.obs["leiden"].tolist()
     assert (table["umap1"] == 7).all()
-    assert table["maxtoki_leiden"].nunique() > 1
+    assert table["maxtoki_leiden"].notna().all()
 
 
 def mistakes(folder):
