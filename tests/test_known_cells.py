@@ -22,7 +22,7 @@ SHAPE = {
 
 @pytest.fixture(scope="module")
 def cells():
-    adata = mt.datasets.aging_atlas(150, 10, n_genes=200)
+    adata = mt.datasets.aging_atlas(150, 10, n_genes=500)
     mt.pp.map_genes(adata)
     return adata
 
