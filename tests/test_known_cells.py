@@ -22,7 +22,7 @@ SHAPE = {
 
 @pytest.fixture(scope="module")
 def cells():
-    adata = mt.datasets.aging_atlas(150, 10, n_genes=200)
+    adata = mt.datasets.aging_atlas(150, 10, n_genes=500)
     mt.pp.map_genes(adata)
     return adata
 
@@ -135,6 +135,7 @@ def test_training_leaves_out_what_has_no_group_or_time(cells):
     assert not tested.any()
 
 
+@pytest.mark.slow
 def test_training_is_the_same_for_cells_in_another_order(cells, moved, model, tmp_path):
     settings = {"time_key": "age_months", "groupby": "cell_type", "max_length": 256, "max_steps": 1}
     settings |= {"batch_size": 4, "tensorboard": False, "device": "cpu"}
