@@ -62,7 +62,7 @@ def columns(values: Mapping[str, Any]) -> Iterator[tuple[str, str, list]]:
                 yield key, column, found if isinstance(found, list) else [found]
 
 
-def read_cells(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
+def read_obs(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
     """`.obs` and the names of the layers of a file, without its counts."""
     from ..pp._store import layer_names, open_store, read_frames
 
@@ -90,7 +90,7 @@ def _no_counts(path: str | Path, layer: str, *, force: bool) -> str:
 
 def fit_cells(name: str, known: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters for cells of one's own, with columns guessed from their names; or raise with what does not fit."""
-    obs, layers = read_cells(given["path"])
+    obs, layers = read_obs(given["path"])
     guessed = guess_parameters(known, given, obs)
     values = {key: instead for key, instead in _OWN.items() if key in known} | guessed | given
     _say(say_columns({key: value for key, value in _roles(obs).items() if key not in given}))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from ._allow import read_cells
+from ._allow import read_obs
 from ._jobs import Job, run_jobs
 from ._parameters import read_parameters
 from ._require import require_reports
@@ -72,7 +72,7 @@ def run_all(
     for path, folder in folders(on, Path(output)):
         if path:
             # What is no file of cells is no reason for a notebook alone.
-            read_cells(path)
+            read_obs(path)
         for name, entry in known.items():
             given = {key: value for key, value in parameters.items() if key in entry}
             jobs.append(Job(name, folder, given | ({"path": str(path)} if path else {})))
