@@ -41,8 +41,8 @@ COLUMNS = {
 }
 # From and to what a number may go; a share is from 0 to 1. Numbers that count something (n_, max_) start at 1 unless they are here.
 _SHARES = (
-    "alpha share min_share held_out balance same_type expected_rate top_p burn_in min_overlap dropout gene_dropout "
-    "timelapse curriculum warmup scored donors"
+    "alpha share min_share held_out balance expected_rate top_p burn_in min_overlap dropout gene_dropout "
+    "timelapse curriculum warmup scored"
 )
 _FROM_0 = (
     "rng seed tolerance n_controls n_given n_labels n_named n_examples n_held_out top_k example head intervals freeze_layers "
@@ -131,9 +131,10 @@ def _check_keys(adata: AnnData, given: Mapping[str, Any], kinds: Mapping[str, An
         elif kinds.get(name) and Sequence[bool] in get_args(kinds[name]):
             if isinstance(value, str):
                 require_obs(adata, value)
-            elif value is not None and len(value) != adata.n_obs:
+            elif value is not None and (mask := np.asarray(value)).shape != (adata.n_obs,):
                 raise ValueError(
-                    f"{name} must be a boolean column of .obs or one boolean a cell ({adata.n_obs}), got {len(value)} values."
+                    f"{name} must be a boolean column of .obs or one boolean a cell ({adata.n_obs}), got {mask.dtype} of "
+                    f"shape {mask.shape}."
                 )
 
 
@@ -175,7 +176,8 @@ def fits(value: object, kind: Any) -> bool:
         return isinstance(value, Mapping) and (
             not parts or all(fits(k, parts[0]) and fits(v, parts[1]) for k, v in value.items())
         )
-    if origin in (Sequence, Iterable, list):
+    if origin in (Sequence, Iterable, list, np.ndarray):
+        parts = () if origin is np.ndarray else parts
         return _is_list(value) and (not parts or _holds(value, parts[0]))
     return isinstance(value, origin)
 
@@ -218,7 +220,7 @@ def _words(kind: Any) -> list[str]:
     origin, parts = get_origin(kind) or kind, get_args(kind)
     if origin in (Union, UnionType):
         return [word for part in parts for word in _words(part)]
-    if origin in (Sequence, Iterable, list):
+    if origin in (Sequence, Iterable, list, np.ndarray):
         inner = {str: "names", bool: "one boolean a cell", int: "whole numbers"}.get(
             parts[0] if parts else None
         )

@@ -42,7 +42,7 @@ PROMPTS = {"time_key": "age_months", "groupby": None}
         ({"balance": np.nan}, ValueError, "balance must be a finite number, got nan"),
         ({"donor_key": "donor"}, KeyError, r"\['donor'\]. Did you mean 'donor_id'\?"),
         ({"groupby": ["donor_id", "Age_Months"]}, KeyError, r"Did you mean 'age_months'\?"),
-        ({"contexts": [True]}, ValueError, "one boolean a cell \\(3\\), got 1 values"),
+        ({"contexts": [True]}, ValueError, r"one boolean a cell \(3\), got bool of shape \(1,\)"),
         ({"contexts": "helt_out"}, KeyError, "Did not find .obs\\['helt_out'\\]"),
         ({"n_prompt": 3}, TypeError, "has no argument 'n_prompt'. Did you mean 'n_prompts'"),
     ],
