@@ -98,6 +98,8 @@ def checked(function: Callable) -> Callable:
         except TypeError as error:
             raise TypeError(_misfit(function, signature, kwargs, str(error))) from None
         check(function, given)
+        # Warnings of the function seem to come from here, and Python shows those of one line once: each call may warn anew.
+        globals().pop("__warningregistry__", None)
         try:
             return function(*args, **kwargs)
         except Exception as error:
@@ -128,14 +130,8 @@ def _check_keys(adata: AnnData, given: Mapping[str, Any], kinds: Mapping[str, An
             require_obs(adata, *([value] if isinstance(value, str) else value))
         elif name == "layer" and isinstance(value, str):
             require_layer(adata, value)
-        elif kinds.get(name) and Sequence[bool] in get_args(kinds[name]):
-            if isinstance(value, str):
-                require_obs(adata, value)
-            elif value is not None and (mask := np.asarray(value)).shape != (adata.n_obs,):
-                raise ValueError(
-                    f"{name} must be a boolean column of .obs or one boolean a cell ({adata.n_obs}), got {mask.dtype} of "
-                    f"shape {mask.shape}."
-                )
+        elif isinstance(value, str) and Sequence[bool] in get_args(kinds.get(name)):
+            require_obs(adata, value)  # a mask
 
 
 @functools.cache

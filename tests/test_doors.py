@@ -97,6 +97,19 @@ def test_a_door_costs_nothing_to_speak_of(adata):
     assert min(clock.repeat(5, 100)) / 100 < 0.002
 
 
+def test_each_call_warns_anew():
+    def warn() -> None:
+        """One that warns of the line that calls it."""
+        warnings.warn("Look here.", UserWarning, stacklevel=2)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        door = _doors.checked(warn)
+        for _ in range(3):
+            door()
+    assert len(caught) == 3
+
+
 def test_closest_names_what_may_have_been_meant():
     assert closest("Donor", ["cell_type", "donor_id"]) == " Did you mean 'donor_id'?"
     assert closest("xyz", ["cell_type", "donor_id"]) == ""
