@@ -38,12 +38,16 @@ def pick(effects, group: str, k: int | None):
         raise KeyError(
             f"There is no group {group!r}; there are {', '.join(dict.fromkeys(effects['group']))}."
         )
-    known = sorted(effects["k"].unique())
-    k = known[-1] if k is None else k
-    if k not in known:
-        raise KeyError(f"There is no k = {k}; there are {', '.join(map(str, known))}.")
-    mine = (effects["group"] == group) & (effects["k"] == k) & (effects["matched_to"] == "")
+    mine = (effects["group"] == group) & (effects["k"] == pick_k(effects, k)) & (effects["matched_to"] == "")
     return effects[mine & effects["effect"].notna()]
+
+
+def pick_k(effects, k: int | None) -> int:
+    """The k that was asked for, or the largest."""
+    known = sorted(effects["k"].unique())
+    if k is not None and k not in known:
+        raise KeyError(f"There is no k = {k}; there are {', '.join(map(str, known))}.")
+    return known[-1] if k is None else k
 
 
 def first_group(effects) -> str:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..get import perturbation_stats as get_effects
-from .perturbation import effect_label
+from .perturbation import effect_label, pick_k
 
 
 def perturbation_heatmap(
@@ -54,9 +54,7 @@ def perturbation_heatmap(
     import matplotlib.pyplot as plt
 
     effects = get_effects(adata, key=key)
-    effects = effects[
-        (effects["matched_to"] == "") & (effects["k"] == (effects["k"].max() if k is None else k))
-    ]
+    effects = effects[(effects["matched_to"] == "") & (effects["k"] == pick_k(effects, k))]
     groups = [name for name in dict.fromkeys(effects["group"]) if name != "all"] or ["all"]
     wide = {
         c: effects.pivot(index="gene", columns="group", values=c)[groups] for c in ("effect", "q_value", "z")
