@@ -174,7 +174,7 @@ class World:
 RESULTS = (
     "match_ages embed predict_timelapse timelapse_baselines age_acceleration age_match ablate_prompt doublets "
     "annotation_concordance train_on_generated differential_rank generation_diversity attention "
-    "head_enrichment head_segments head_profiles head_similarity ablate_heads patch neighbor_purity "
+    "head_enrichment head_segments head_profiles head_similarity ablate_heads patch attribute neighbor_purity "
     "perturb perturbation_stats expression_age_slope perturbation_concordance steer perturbation_metrics"
 ).split()
 
@@ -410,6 +410,7 @@ def signature_inputs() -> Iterator[Input]:
             if (
                 is_text
                 and key in CHOICES
+                and not name.startswith("reports.")
                 and not (key in COLUMNS and name != "tl.steer" and name != "tl.attribute")
             ):
                 good = parameter.default if isinstance(parameter.default, str) else VALID.get(key, "all")

@@ -41,8 +41,8 @@ COLUMNS = {
 }
 # From and to what a number may go; a share is from 0 to 1. Numbers that count something (n_, max_) start at 1 unless they are here.
 _SHARES = (
-    "alpha share min_share held_out balance same_type expected_rate top_p burn_in min_overlap dropout gene_dropout "
-    "timelapse curriculum warmup scored donors"
+    "alpha share min_share held_out balance expected_rate top_p burn_in min_overlap dropout gene_dropout "
+    "timelapse curriculum warmup scored"
 )
 _FROM_0 = (
     "rng seed tolerance n_controls n_given n_labels n_named n_examples n_held_out top_k example head intervals freeze_layers "
@@ -98,6 +98,8 @@ def checked(function: Callable) -> Callable:
         except TypeError as error:
             raise TypeError(_misfit(function, signature, kwargs, str(error))) from None
         check(function, given)
+        # Warnings of the function seem to come from here, and Python shows those of one line once: each call may warn anew.
+        globals().pop("__warningregistry__", None)
         try:
             return function(*args, **kwargs)
         except Exception as error:
@@ -128,13 +130,8 @@ def _check_keys(adata: AnnData, given: Mapping[str, Any], kinds: Mapping[str, An
             require_obs(adata, *([value] if isinstance(value, str) else value))
         elif name == "layer" and isinstance(value, str):
             require_layer(adata, value)
-        elif kinds.get(name) and Sequence[bool] in get_args(kinds[name]):
-            if isinstance(value, str):
-                require_obs(adata, value)
-            elif value is not None and len(value) != adata.n_obs:
-                raise ValueError(
-                    f"{name} must be a boolean column of .obs or one boolean a cell ({adata.n_obs}), got {len(value)} values."
-                )
+        elif isinstance(value, str) and Sequence[bool] in get_args(kinds.get(name)):
+            require_obs(adata, value)  # a mask
 
 
 @functools.cache
@@ -175,7 +172,8 @@ def fits(value: object, kind: Any) -> bool:
         return isinstance(value, Mapping) and (
             not parts or all(fits(k, parts[0]) and fits(v, parts[1]) for k, v in value.items())
         )
-    if origin in (Sequence, Iterable, list):
+    if origin in (Sequence, Iterable, list, np.ndarray):
+        parts = () if origin is np.ndarray else parts
         return _is_list(value) and (not parts or _holds(value, parts[0]))
     return isinstance(value, origin)
 
@@ -218,7 +216,7 @@ def _words(kind: Any) -> list[str]:
     origin, parts = get_origin(kind) or kind, get_args(kind)
     if origin in (Union, UnionType):
         return [word for part in parts for word in _words(part)]
-    if origin in (Sequence, Iterable, list):
+    if origin in (Sequence, Iterable, list, np.ndarray):
         inner = {str: "names", bool: "one boolean a cell", int: "whole numbers"}.get(
             parts[0] if parts else None
         )

@@ -42,7 +42,7 @@ PROMPTS = {"time_key": "age_months", "groupby": None}
         ({"balance": np.nan}, ValueError, "balance must be a finite number, got nan"),
         ({"donor_key": "donor"}, KeyError, r"\['donor'\]. Did you mean 'donor_id'\?"),
         ({"groupby": ["donor_id", "Age_Months"]}, KeyError, r"Did you mean 'age_months'\?"),
-        ({"contexts": [True]}, ValueError, "one boolean a cell \\(3\\), got 1 values"),
+        ({"contexts": [True]}, ValueError, r"one boolean a cell \(3\), got bool of shape \(1,\)"),
         ({"contexts": "helt_out"}, KeyError, "Did not find .obs\\['helt_out'\\]"),
         ({"n_prompt": 3}, TypeError, "has no argument 'n_prompt'. Did you mean 'n_prompts'"),
     ],
@@ -95,6 +95,19 @@ def test_a_door_costs_nothing_to_speak_of(adata):
     _doors.check(function, given)
     clock = timeit.Timer(lambda: _doors.check(function, given), timer=time.process_time)
     assert min(clock.repeat(5, 100)) / 100 < 0.002
+
+
+def test_each_call_warns_anew():
+    def warn() -> None:
+        """One that warns of the line that calls it."""
+        warnings.warn("Look here.", UserWarning, stacklevel=2)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        door = _doors.checked(warn)
+        for _ in range(3):
+            door()
+    assert len(caught) == 3
 
 
 def test_closest_names_what_may_have_been_meant():

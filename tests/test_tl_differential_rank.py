@@ -255,7 +255,7 @@ def test_what_is_refused(cells, others, model):
             run(intervals=intervals)
     with pytest.raises(ValueError, match="n_top must be at least 1"):
         run(n_top=0)
-    with pytest.raises(TypeError, match="generated must be an AnnData"):
+    with pytest.raises(TypeError, match="Expected an AnnData .* for generated"):
         run(generated="cells.h5ad")
     with pytest.raises(KeyError, match="Did not find .obs\\['time'\\] of the generated cells"):
         run(generated=AnnData(obs=others.obs[["donor"]]))

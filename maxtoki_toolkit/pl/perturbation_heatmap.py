@@ -57,6 +57,8 @@ def perturbation_heatmap(
 
     effects = get_effects(adata, key=key)
     effects = effects[effects["matched_to"] == ""]
+    if k is not None and k not in set(effects["k"]):
+        raise KeyError(f"There is no k {k!r}; there are {', '.join(map(str, dict.fromkeys(effects['k'])))}.")
     # No ranks are no edit, which has no effect.
     k = effects.loc[effects["effect"].notna(), "k"].max() if k is None else k
     effects = effects[effects["k"] == k]
