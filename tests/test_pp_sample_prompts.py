@@ -157,7 +157,7 @@ def test_copy_and_key(adata):
             r"contexts must be .* one boolean a cell \(240\), got 2 values",
         ),
         ({"queries": "sex"}, ValueError, "queries must be a boolean column"),
-        ({"time_key": "sex"}, ValueError, r"\.obs\['sex'\] is not numeric \(first: '[fm]'\\)"),
+        ({"time_key": "sex"}, ValueError, r"\.obs\['sex'\] is not numeric \(first: '[fm]'\)"),
     ],
 )
 def test_refusals(adata, settings, error, message):
