@@ -47,9 +47,9 @@ _SHARES = (
 _FROM_0 = (
     "rng seed tolerance n_controls n_given n_labels n_named n_examples n_held_out top_k example head intervals freeze_layers "
     "min_cells min_prompts min_donors min_tokens temperature proposal_temperature likelihood_weight strength penalty clock "
-    "weight_decay learning_rate scale loss_scale"
+    "running weight_decay learning_rate embedding_rate scale loss_scale"
 )
-_FROM_1 = "k chunk_size context_size batch_size accumulate eval_every save_every rank beam_width block_size"
+_FROM_1 = "k chunk_size context_size batch_size shortest accumulate eval_every save_every rank beam_width block_size"
 RANGES = (
     dict.fromkeys(_SHARES.split(), (0, 1))
     | dict.fromkeys(_FROM_0.split(), (0, math.inf))

@@ -19,26 +19,41 @@ class _Rule(NamedTuple):
 
 _RULES = (
     _Rule(
-        ("max_steps", "batch_size", "accumulate", "n_held_out", "eval_every", "save_every", "rank"),
+        (
+            "max_steps",
+            "batch_size",
+            "accumulate",
+            "n_held_out",
+            "eval_every",
+            "save_every",
+            "rank",
+            "shortest",
+        ),
         "a whole number of at least 1",
         Integral,
         lambda x: x >= 1,
     ),
     _Rule(("seed", "freeze_layers"), "a whole number of at least 0", Integral, lambda x: x >= 0),
     _Rule(
-        ("learning_rate", "scale", "loss_scale", "alpha"),
+        ("learning_rate", "embedding_rate", "scale", "loss_scale", "alpha"),
         "a number above 0",
         Real,
         lambda x: 0 < x < float("inf"),
     ),
     _Rule(
-        ("weight_decay", "penalty", "clock"), "a number of at least 0", Real, lambda x: 0 <= x < float("inf")
+        ("weight_decay", "penalty", "clock", "running"),
+        "a number of at least 0",
+        Real,
+        lambda x: 0 <= x < float("inf"),
     ),
     _Rule(
-        ("warmup", "curriculum", "timelapse", "dropout"), "a number from 0 to 1", Real, lambda x: 0 <= x <= 1
+        ("warmup", "hold", "floor", "teach", "curriculum", "timelapse", "dropout"),
+        "a number from 0 to 1",
+        Real,
+        lambda x: 0 <= x <= 1,
     ),
 )
-_BY_DEFAULT = ("scale", "loss_scale")  # None stands for what the data say
+_BY_DEFAULT = ("scale", "loss_scale", "shortest")  # None stands for what the data say, or for no such thing
 
 
 def require_settings(settings: Mapping[str, Any]) -> None:
