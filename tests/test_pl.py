@@ -44,6 +44,9 @@ def test_rank_heatmap_finds_the_markers(cells):
     assert ax.child_axes[0].get_ylabel() == "rank in the cell (1: highest)"
 
 
+@pytest.mark.filterwarnings(
+    "ignore:The set_bad function:PendingDeprecationWarning"
+)  # scanpy's use of matplotlib
 @pytest.mark.parametrize(
     ("values", "dtype"),
     [([1, None, 2], "Int64"), ([True, None, False], "boolean"), (["a", None, "b"], "string")],
