@@ -121,7 +121,8 @@ def test_closest_names_what_may_have_been_meant():
         ("text", r"\.uns\['timelapse'\] is not what mt.tl.predict_timelapse"),
         ({}, "is not what mt.tl.predict_timelapse"),
         ({"params": {}}, "lacks 'prompts', which mt.tl.predict_timelapse"),
-        ({"params": {}, "prompts": pd.DataFrame()}, "lacks 'unit', which mt.tl.predict_timelapse"),
+        ({"params": {}, "prompts": pd.DataFrame()}, "is not what mt.tl.predict_timelapse"),
+        ({"params": {}, "prompts": pd.DataFrame({"a": [1]})}, "lacks 'unit', which mt.tl.predict_timelapse"),
     ],
 )
 def test_results_that_are_none_are_told(adata, result, message):

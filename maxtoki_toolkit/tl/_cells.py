@@ -28,6 +28,11 @@ def get_sequences(adata: AnnData, model: MaxTokiModel, *, max_length: int | None
             "embedding, or encode again: mt.pp.rank_value_encode(adata, model)."
         )
     token = adata.var[_keys.TOKEN_ID].to_numpy()
+    if token.max() >= model.vocab.size:
+        raise ValueError(
+            f".var[{_keys.TOKEN_ID!r}] has tokens up to {token.max()}, and the model {model.vocab.size:,} of them. Run "
+            "mt.pp.map_genes(adata, model), with this model."
+        )
     return cell_sequences(ranks, token, model.vocab, max_length=max_length or model.cell_length)
 
 
