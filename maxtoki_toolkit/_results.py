@@ -22,7 +22,7 @@ def write_result(adata: AnnData, key: str, params: Mapping[str, Any], **tables: 
 def read_result(adata: AnnData, key: str, function: str) -> dict[str, Any]:
     """Return `uns[key]`, or say which function writes it."""
     if key not in adata.uns:
-        raise KeyError(f"Did not find .uns[{key!r}].{closest(key, adata.uns)} Run {function} first.")
+        raise KeyError(f"Did not find .uns[{key!r}]. Run {function} first.{closest(key, adata.uns)}")
     result = adata.uns[key]
     is_result = isinstance(result, Mapping) and isinstance(result.get("params"), Mapping)
     if not is_result or any(_is_bare(part) for part in result.values()):
