@@ -37,6 +37,7 @@ import inspect
 import io
 import json
 import pickle
+import random
 import re
 import shutil
 import signal
@@ -1325,7 +1326,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=KINDS, action="append", help="kinds to run, by default all")
     parser.add_argument("--match", default="", help="run the inputs whose label has this")
-    parser.add_argument("--step", type=int, default=1, help="run each n-th input")
+    parser.add_argument("--sample", type=int, help="how many to draw, by default all")
     parser.add_argument("--show", action="store_true", help="print what was not refused clearly")
     asked = parser.parse_args()
     from benchmarks import report
@@ -1339,7 +1340,10 @@ def main() -> None:
             one
             for one in inputs(world)
             if (not asked.only or one.kind in asked.only) and asked.match in one.label
-        ][:: asked.step]
+        ]
+        total = len(chosen)
+        if asked.sample is not None:
+            chosen = random.Random(0).sample(chosen, min(asked.sample, total))
         rows = []
         for row in try_inputs(chosen, world):
             rows.append(row)
@@ -1349,7 +1353,7 @@ def main() -> None:
     print(pd.DataFrame(table).to_string(index=False))
     if not (asked.only or asked.match):
         unclear = [row for row in rows if row["outcome"] not in ("clear", "accepted")]
-        report.write("fuzz", table, step=asked.step, unclear=unclear)
+        report.write("fuzz", table, n_inputs=total, unclear=unclear)
 
 
 if __name__ == "__main__":

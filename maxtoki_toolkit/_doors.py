@@ -163,7 +163,7 @@ def fits(value: object, kind: Any) -> bool:
     if origin is Path:
         return isinstance(value, os.PathLike)
     if origin is tuple:
-        if not isinstance(value, (tuple, list)):
+        if not isinstance(value, (tuple, list, np.ndarray)):
             return False
         if not parts or parts[-1] is Ellipsis:
             return not parts or all(fits(item, parts[0]) for item in value)

@@ -31,10 +31,12 @@ def explain(error: BaseException) -> str:
     said = " ".join(str(error).split()) or "no message"
     step, file = _where(error)
     about = f"{file}: " if file else ""
-    return (
-        f"{about}{step} failed ({type(error).__name__}: {said[:300]}). "
-        "If this is a file from elsewhere, it may be cut short or damaged: copy, download or write it again."
+    hint = (
+        " The file may be cut short or damaged: copy, download or write it again."
+        if is_of_reading(error)
+        else ""
     )
+    return f"{about}{step} failed ({type(error).__name__}: {said[:300]}).{hint}"
 
 
 def tell(error: BaseException) -> str:

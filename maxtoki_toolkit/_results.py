@@ -66,11 +66,16 @@ def _same(column: pd.Series, values: np.ndarray) -> bool:
 def read_result(adata: AnnData, key: str, function: str) -> dict[str, Any]:
     """Return `uns[key]`, or say which function writes it."""
     if key not in adata.uns:
-        raise KeyError(f"Did not find .uns[{key!r}].{closest(key, adata.uns)} Run {function} first.")
+        raise KeyError(f"Did not find .uns[{key!r}]. Run {function} first.{closest(key, adata.uns)}")
     result = adata.uns[key]
-    if not isinstance(result, Mapping) or not isinstance(result.get("params"), Mapping):
+    is_result = isinstance(result, Mapping) and isinstance(result.get("params"), Mapping)
+    if not is_result or any(_is_bare(part) for part in result.values()):
         raise ValueError(f".uns[{key!r}] is not what {function} writes. Run it again, or give another key.")
     return _Stored(key, function, {**result, "params": _Stored(key, function, result["params"])})
+
+
+def _is_bare(part: object) -> bool:
+    return isinstance(part, pd.DataFrame) and part.columns.empty
 
 
 class _Stored(dict):

@@ -30,7 +30,7 @@ def require_obs(adata: AnnData, *keys: str | None) -> None:
     for key in keys:
         if key is not None and key not in adata.obs:
             known = sorted(map(str, adata.obs.columns))
-            raise KeyError(f"Did not find .obs[{key!r}].{closest(key, known)} Available columns: {known}.")
+            raise KeyError(f"Did not find .obs[{key!r}]. Available columns: {known}.{closest(key, known)}")
 
 
 def require_layer(adata: AnnData, layer: str) -> None:
@@ -38,7 +38,7 @@ def require_layer(adata: AnnData, layer: str) -> None:
     if layer in adata.layers or (layer == "raw" and adata.raw is not None):
         return
     known = sorted({*adata.layers, *([] if adata.raw is None else ["raw"])})
-    raise KeyError(f"Did not find .layers[{layer!r}].{closest(layer, known)} Available layers: {known}.")
+    raise KeyError(f"Did not find .layers[{layer!r}]. Available layers: {known}.{closest(layer, known)}")
 
 
 def require_rank(adata: AnnData) -> None:

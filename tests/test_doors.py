@@ -40,7 +40,7 @@ PROMPTS = {"time_key": "age_months", "groupby": None}
         ({"rng": -1}, ValueError, "rng must be at least 0, got -1"),
         ({"balance": 3.0}, ValueError, "balance must be between 0 and 1, got 3.0"),
         ({"balance": np.nan}, ValueError, "balance must be a finite number, got nan"),
-        ({"donor_key": "donor"}, KeyError, r"\['donor'\]. Did you mean 'donor_id'\?"),
+        ({"donor_key": "donor"}, KeyError, r"\['donor'\]. Available columns: .* Did you mean 'donor_id'\?"),
         ({"groupby": ["donor_id", "Age_Months"]}, KeyError, r"Did you mean 'age_months'\?"),
         ({"contexts": [True]}, ValueError, r"one boolean a cell \(3\), got bool of shape \(1,\)"),
         ({"contexts": "helt_out"}, KeyError, "Did not find .obs\\['helt_out'\\]"),
@@ -61,7 +61,9 @@ def test_missing_and_misplaced_arguments(adata):
 
 
 def test_layers_are_looked_for_first(adata):
-    with pytest.raises(KeyError, match=r"Did not find .layers\['count'\]. Did you mean 'counts'\?"):
+    with pytest.raises(
+        KeyError, match=r"Did not find .layers\['count'\]. Available layers: .* Did you mean 'counts'\?"
+    ):
         mt.pp.simulate_doublets(adata, layer="count")
 
 
@@ -121,7 +123,8 @@ def test_closest_names_what_may_have_been_meant():
         ("text", r"\.uns\['timelapse'\] is not what mt.tl.predict_timelapse"),
         ({}, "is not what mt.tl.predict_timelapse"),
         ({"params": {}}, "lacks 'prompts', which mt.tl.predict_timelapse"),
-        ({"params": {}, "prompts": pd.DataFrame()}, "lacks 'unit', which mt.tl.predict_timelapse"),
+        ({"params": {}, "prompts": pd.DataFrame()}, "is not what mt.tl.predict_timelapse"),
+        ({"params": {}, "prompts": pd.DataFrame({"a": [1]})}, "lacks 'unit', which mt.tl.predict_timelapse"),
     ],
 )
 def test_results_that_are_none_are_told(adata, result, message):

@@ -459,7 +459,7 @@ class TestTargetEvidence:
             get(cells, group="c")
         with pytest.raises(KeyError, match="no k = 5; there are 0"):
             get(cells, k=5)
-        with pytest.raises(TypeError, match="map names to DataFrames, got a DataFrame"):
+        with pytest.raises(TypeError, match="tables must be a dictionary or None, got DataFrame"):
             get(cells, tables=self.own(effect=1))
         with pytest.raises(ValueError, match="cannot be named 'expression'"):
             get(cells, tables={"expression": self.own(effect=1)})

@@ -23,6 +23,11 @@ def get_sequences(adata: AnnData, model: MaxTokiModel, *, max_length: int | None
     ranks = sp.csr_matrix(adata.layers[_keys.RANK])
     require_all_ranked(np.diff(ranks.indptr), adata.obs[_keys.N_RANKED].to_numpy())
     token = adata.var[_keys.TOKEN_ID].to_numpy()
+    if token.max() >= model.vocab.size:
+        raise ValueError(
+            f".var[{_keys.TOKEN_ID!r}] has tokens up to {token.max()}, and the model {model.vocab.size:,} of them. Run "
+            "mt.pp.map_genes(adata, model), with this model."
+        )
     return cell_sequences(ranks, token, model.vocab, max_length=max_length or model.cell_length)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+from .._doors import checked
 from .._files import read_yaml
 from ..models.load import load_model
 from ..models.model import MaxTokiModel
@@ -13,7 +14,10 @@ from .lora import lora
 from .pretrain import pretrain
 from .temporal import temporal
 
-KINDS = {"pretrain": pretrain, "temporal": temporal, "lora": lora}
+KINDS = {
+    name: checked(function)
+    for name, function in [("pretrain", pretrain), ("temporal", temporal), ("lora", lora)]
+}
 
 
 def train_from_yaml(kind: str, path: str | Path) -> MaxTokiModel:
