@@ -132,7 +132,7 @@ class World:
             )
         adata.layers["counts"] = adata.X.copy()
         self.adata = adata
-        self.generated = None
+        self.generated = adata  # until there are results
         self._write_files(small)
         if results:
             self._add_results()
