@@ -45,7 +45,7 @@ _SHARES = (
     "timelapse curriculum warmup hold floor teach coverage scored"
 )
 _FROM_0 = (
-    "rng seed tolerance n_controls n_given n_labels n_named n_examples n_held_out top_k example head intervals freeze_layers "
+    "rng seed tolerance n_steps n_controls n_given n_labels n_named n_examples n_held_out top_k example head intervals freeze_layers "
     "min_cells min_prompts min_donors min_tokens temperature proposal_temperature likelihood_weight strength penalty clock "
     "running weight_decay learning_rate embedding_rate scale loss_scale"
 )
@@ -56,7 +56,9 @@ RANGES = (
     | dict.fromkeys(_FROM_1.split(), (1, math.inf))
 )
 # Where a name means something else.
-_OWN_RANGES = {("lora", "alpha"): (0, math.inf)}
+_OWN_RANGES = {("lora", "alpha"): (0, math.inf), ("perturb", "k"): (-math.inf, math.inf)}
+# Columns that the cells may lack: the reference has them.
+_MAY_LACK = {("predict_age", "time_key")}
 _WORDS = {
     bool: "True or False",
     int: "a whole number",
@@ -119,14 +121,14 @@ def check(function: Callable, given: Mapping[str, Any]) -> None:
         _check_range(function.__name__, name, value, kinds.get(name))
     adata = given.get("adata", given.get("cells"))
     if hasattr(adata, "obs_names"):
-        _check_keys(adata, given, kinds)
+        _check_keys(function.__name__, adata, given, kinds)
 
 
-def _check_keys(adata: AnnData, given: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+def _check_keys(function: str, adata: AnnData, given: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
     from ._validate import require_layer, require_obs  # `models` has doors, and does not load AnnData
 
     for name, value in given.items():
-        if name in COLUMNS and value is not None:
+        if name in COLUMNS and value is not None and (function, name) not in _MAY_LACK:
             require_obs(adata, *([value] if isinstance(value, str) else value))
         elif name == "layer" and isinstance(value, str):
             require_layer(adata, value)

@@ -51,6 +51,10 @@ def require_rank(adata: AnnData) -> None:
         raise ValueError(
             f".layers[{_keys.RANK!r}] must hold whole numbers, as mt.pp.rank_value_encode(adata, model) writes them, got {kind}."
         )
+
+
+def require_tokens(adata: AnnData) -> None:
+    """Raise if no gene has a token of the model."""
     if _keys.TOKEN_ID not in adata.var:
         raise KeyError(f"Did not find .var[{_keys.TOKEN_ID!r}]. Run mt.pp.map_genes(adata, model) first.")
     if not (adata.var[_keys.TOKEN_ID] >= 0).any():

@@ -110,7 +110,7 @@ def mistakes(folder):
         "notes.txt": (["notes.txt"], "neither .h5ad nor .zarr"),
         "column": (
             ["mine.h5ad", "--color", "type"],
-            "Did not find .obs['type']. Did you mean 'cell_type'? Available columns: ['cell_type']",
+            "Did not find .obs['type']. Available columns: ['cell_type']. Did you mean 'cell_type'?",
         ),
         "layer": (["mine.h5ad", "--layer", "counts"], "Did not find layers/counts"),
         "model": (["mine.h5ad", "--model", "modle"], "Did not find a model 'modle'"),

@@ -146,7 +146,7 @@ def broken(tmp_path):
 
 
 def test_errors_of_readers_name_the_file_and_the_step(broken, tmp_path):
-    with pytest.raises(ValueError, match=r"cells.h5ad: .* failed \(\w+: .*damaged") as raised:
+    with pytest.raises(ValueError, match=r"cells.h5ad cannot be read .*damaged") as raised:
         mt.pp.encode_file(broken, tmp_path / "out.h5ad", mt.load_model("demo", device="cpu"))
     assert "\n" not in str(raised.value)
     assert raised.value.__cause__ is not None

@@ -221,7 +221,7 @@ def test_other_slots_of_the_user_stay(small):
     assert "n_genes_ranked" not in adata.obs
     adata.obs["doublet"] = "singlet"
     with pytest.raises(ValueError, match=r"\.obs has 'doublet' already"):
-        mt.tl.doublets(adata, vocab)
+        mt.tl.doublets(adata, mt.load_model("demo", device="cpu"))
 
 
 def test_a_vocabulary_is_not_written_over_another(small, tmp_path):

@@ -55,7 +55,8 @@ def test_columns_with_missing_values_are_drawn(cells, values, dtype):
     """As pandas and R write them."""
     adata = cells[:60].copy()
     adata.obs["grade"] = pd.array(values * 20, dtype=dtype)
-    strip = mt.pl.rank_heatmap(adata, groupby="grade", n_genes=2).axes[0]
+    with pytest.warns(UserWarning, match=r"20 of 60 cells have no value in \.obs\['grade'\]"):
+        strip = mt.pl.rank_heatmap(adata, groupby="grade", n_genes=2).axes[0]
     assert sorted(text.get_text() for text in strip.texts) == sorted(str(v) for v in values if v is not None)
     adata.obsm["X_umap"] = adata.obsm["X_maxtoki"][:, :2]
     set_colors(adata, ["grade"])

@@ -153,7 +153,7 @@ def test_copy(adata):
         ({"groups": {"tissue": ["skin"]}}, KeyError, r"Did not find \.obs\['tissue'\]"),
         ({"donors": ["d00", "d77"]}, ValueError, r"\.obs\['donor'\] has no donor 'd77'"),
         ({"donors": 1.0}, ValueError, r"must be in \[0, 1\), got 1.0"),
-        ({"donors": -0.1}, ValueError, "must be between 0 and 1, got -0.1"),
+        ({"donors": -0.1}, ValueError, r"must be in \[0, 1\), got -0.1"),
         ({"times": [(1, 2)]}, ValueError, "Give time_key"),
         (
             {"time_key": "age", "times": [(60, 72), (5, 7)]},

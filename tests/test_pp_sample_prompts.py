@@ -154,7 +154,7 @@ def test_copy_and_key(adata):
         (
             {"contexts": [True, False]},
             ValueError,
-            r"contexts must be .* one boolean a cell \(240\), got 2 values",
+            r"contexts must be .* one boolean a cell \(240\), got bool of",
         ),
         ({"queries": "sex"}, ValueError, "queries must be a boolean column"),
         ({"time_key": "sex"}, ValueError, r"\.obs\['sex'\] is not numeric \(first: '[fm]'\)"),

@@ -282,6 +282,7 @@ def test_exchanged_vocabulary_is_refused(temporal):
     assert other.size == VOCAB.size
     with pytest.raises(ValueError, match="was trained with other vocabulary"):
         mt.load_model(folder, vocab=other)
+    (folder / "token_dictionary.json").unlink()
     other.save(folder)
     with pytest.raises(ValueError, match="was trained with other vocabulary"):
         mt.load_model(folder)

@@ -311,7 +311,7 @@ def test_a_model_without_time(model, cells):
         ({"genes": []}, ValueError, "no gene to edit"),
         ({"genes": [("FOXO3", "FOXO3")]}, ValueError, "one gene twice"),
         ({"genes": ["FOXO3", "FOXO3"]}, ValueError, "asked for twice"),
-        ({"target": "young"}, ValueError, "are for single cells"),
+        ({"target": "sex"}, ValueError, "are for single cells"),
         ({"readout": "embedding", "on": "both"}, ValueError, "no context"),
         ({"key": "nothing"}, KeyError, "sample_prompts"),
         ({"path": "effects.txt"}, ValueError, "must end with"),

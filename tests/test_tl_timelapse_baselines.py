@@ -11,7 +11,7 @@ from anndata import AnnData
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.pp.sample_prompts import read_prompts
-from maxtoki_toolkit.tl._cells import gene_columns
+from maxtoki_toolkit.tl._cells import match_columns
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 SETTINGS = {"time_key": "age_months", "groupby": "cell_type", "donor_key": "donor_id"}
@@ -198,6 +198,6 @@ def test_refusals(planted):
 @pytest.mark.filterwarnings("ignore:Variable names are not unique")
 def test_queries_are_matched_by_name_where_names_repeat():
     queries = AnnData(np.zeros((1, 4)), var=pd.DataFrame(index=["B", "A", "B", "C"]))
-    assert gene_columns(queries, pd.Index(["A", "B", "B"])).tolist() == [1, 0, 2]
+    assert match_columns(queries, pd.Index(["A", "B", "B"])).tolist() == [1, 0, 2]
     with pytest.raises(ValueError, match="lack 1 of the genes .first: 'A-1'"):
-        gene_columns(queries, pd.Index(["A", "A", "B"]))
+        match_columns(queries, pd.Index(["A", "A", "B"]))

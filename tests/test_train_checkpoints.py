@@ -140,7 +140,9 @@ def test_other_cells_in_the_folder_of_a_run(cells, tmp_path):
     """Finished or not, and for as many cells: the model of the old ones does not come back as that of the new."""
     first = run(cells, tmp_path, max_steps=1, seed=np.int64(0))
     assert run(cells.copy(), tmp_path, max_steps=1).sha256 == first.sha256
-    for others in (make_cells(1), cells[::-1].copy(), [cells[:12].copy(), cells[12:].copy()]):
+    # In another order they are the same.
+    assert run(cells[::-1].copy(), tmp_path, max_steps=1).sha256 == first.sha256
+    for others in (make_cells(1), [cells[:12].copy(), cells[12:].copy()]):
         with pytest.raises(ValueError, match=r"other settings \(cells\)"):
             run(others, tmp_path, max_steps=1)
     with pytest.raises(ValueError, match=r"other settings \(held_out\)"):
@@ -153,7 +155,7 @@ def test_other_cells_in_the_folder_of_a_run(cells, tmp_path):
 def test_folder_that_was_never_trained_in(cells, tmp_path):
     """A model that is there for another reason is not given back as if it had been trained."""
     mt.models.save_model(mt.models.build_model(SHAPE, VOCAB), tmp_path / "model")
-    with pytest.raises(ValueError, match=r"holds a model or checkpoints without recipe\.json"):
+    with pytest.raises(ValueError, match="holds model, which mt.train did not write"):
         run(cells, tmp_path)
     assert not (tmp_path / "recipe.json").exists()
 
@@ -172,20 +174,20 @@ def test_training_that_diverges_says_so(cells, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "what"),
     [
-        ("learning_rate", "1e-4", "a number above 0"),
-        ("learning_rate", float("nan"), "a number above 0"),
-        ("learning_rate", None, "a number above 0"),
-        ("batch_size", 0, "a whole number of at least 1"),
-        ("batch_size", 2.5, "a whole number of at least 1"),
-        ("max_steps", True, "a whole number of at least 1"),
-        ("save_every", 0, "a whole number of at least 1"),
-        ("weight_decay", -1, "a number of at least 0"),
-        ("warmup", 1.5, "a number from 0 to 1"),
-        ("seed", -1, "a whole number of at least 0"),
+        ("learning_rate", "1e-4", "a number"),
+        ("learning_rate", float("nan"), "a finite number"),
+        ("learning_rate", None, "a number"),
+        ("batch_size", 0, "at least 1"),
+        ("batch_size", 2.5, "a whole number"),
+        ("max_steps", True, "a whole number"),
+        ("save_every", 0, "at least 1"),
+        ("weight_decay", -1, "at least 0"),
+        ("warmup", 1.5, "between 0 and 1"),
+        ("seed", -1, "at least 0"),
     ],
 )
 def test_settings_that_make_no_sense(cells, tmp_path, name, value, what):
-    with pytest.raises(ValueError, match=f"^{name} must be {what}, got"):
+    with pytest.raises((ValueError, TypeError), match=f"^{name} must be {what}, got"):
         run(cells, tmp_path / "run", **{name: value})
     assert not (tmp_path / "run").exists()
 

@@ -369,7 +369,7 @@ def test_yaml_and_command_line(cells, model, tmp_path):
     assert train_from_yaml("temporal", path).sha256 == mt.load_model(tmp_path / "run" / "model").sha256
     path.write_text(yaml.safe_dump(settings | {"batch_size": 0}))
     result = CliRunner().invoke(app, ["train", "temporal", "-c", str(path)])
-    assert "batch_size must be a whole number of at least 1, got 0" in str(result.exception)
+    assert "batch_size must be at least 1, got 0" in str(result.exception)
 
     path.write_text(yaml.safe_dump(settings | {"lerning_rate": 1}))
     with pytest.raises(ValueError, match="unknown settings: lerning_rate"):

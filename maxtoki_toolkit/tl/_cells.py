@@ -9,7 +9,7 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 
 from .. import _keys
-from .._validate import require_rank, require_unique_names
+from .._validate import require_rank, require_tokens, require_unique_names
 from ..models.model import MaxTokiModel, require_model
 from ..models.sequences import Sequences, cell_sequences
 
@@ -18,6 +18,7 @@ def get_sequences(adata: AnnData, model: MaxTokiModel, *, max_length: int | None
     """Cells as token sequences, at most as long as the model reads one (or `max_length`)."""
     require_unique_names(adata)
     require_rank(adata)
+    require_tokens(adata)
     require_model(model)
     require_encoding(adata.uns.get(_keys.ENCODING, {}), model)
     ranks = sp.csr_matrix(adata.layers[_keys.RANK])

@@ -8,7 +8,6 @@ from pathlib import Path
 from anndata import AnnData
 
 from ..models.model import MaxTokiModel
-from ._settings import require_settings
 from .temporal import temporal
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -59,7 +58,6 @@ def lora(
     >>> tuned.time_head.unit
     'hours'
     """
-    require_settings({"rank": rank, "alpha": alpha, "dropout": dropout})
     adapter = {
         "r": rank,
         "lora_alpha": alpha,

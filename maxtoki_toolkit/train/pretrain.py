@@ -13,7 +13,7 @@ from ..models.load import load_model, pick_device, save_model
 from ..models.model import MaxTokiModel
 from ..models.vocabulary import Vocabulary
 from ._optimizer import require_optimizer
-from ._settings import plain, require_settings
+from ._settings import plain
 from ._trainer import claim_run, fit, is_first_process, wait_for_all
 from .corpus import Corpus, NextGeneCollator
 
@@ -114,7 +114,6 @@ def pretrain(
     >>> model.hf.config.num_hidden_layers
     1
     """
-    require_settings(locals())
     require_optimizer(optimizer)
     claim_run(output := Path(output))
     one = (AnnData, str, Path)

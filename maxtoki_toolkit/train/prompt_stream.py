@@ -29,7 +29,7 @@ class Stage(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """Prompts of a batch, and what is learned from them."""
+    """Prompts of a batch, where a teacher has a say."""
 
     prompts: Prompts
     taught: np.ndarray
@@ -48,11 +48,11 @@ class PromptStream(Dataset):
     batch_size
         Prompts an optimiser step, over all processes and accumulated passes; they are of similar length.
     n_taught
-        How many prompts, from the first on, learn the teacher's running clock.
+        How many prompts, from the first on, learn the teacher's running clock; `None` without a teacher.
     """
 
     def __init__(
-        self, cells: Sequences, stages: Sequence[Stage], *, batch_size: int, n_taught: int = 0
+        self, cells: Sequences, stages: Sequence[Stage], *, batch_size: int, n_taught: int | None = None
     ) -> None:
         self.cells, self.stages, self.n_taught = cells, list(stages), n_taught
         self.starts = np.cumsum([0, *(stage.n_prompts for stage in stages)])
@@ -62,7 +62,7 @@ class PromptStream(Dataset):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def __getitems__(self, indices: list[int]) -> Drawn:
+    def __getitems__(self, indices: list[int]) -> Prompts | Drawn:
         """Prompts of a batch; torch asks for all of them at once."""
         parts = [self._prompt(i) for i in indices]
         size = max(part.context.shape[1] for part in parts)
@@ -73,7 +73,7 @@ class PromptStream(Dataset):
             np.concatenate([part.lapse for part in parts]),
             np.concatenate([part.timelapse for part in parts]),
         )
-        return Drawn(prompts, np.asarray(indices) < self.n_taught)
+        return prompts if self.n_taught is None else Drawn(prompts, np.asarray(indices) < self.n_taught)
 
     def _prompt(self, i: int) -> Prompts:
         stage = int(np.searchsorted(self.starts, i, side="right")) - 1
@@ -152,9 +152,10 @@ class PromptCollator:
         self.gene_dropout, self.is_gene = gene_dropout, vocab.gene_of_token != ""
         self.running, self.group, self.teacher, self.shortest = running, group, teacher, shortest
 
-    def __call__(self, drawn: Drawn) -> dict[str, torch.Tensor]:
+    def __call__(self, drawn: Prompts | Drawn) -> dict[str, torch.Tensor]:
         """Batch some prompts."""
-        prompts, cells = drawn.prompts, self.cells
+        prompts, taught = drawn if isinstance(drawn, Drawn) else (drawn, np.zeros(len(drawn.query), bool))
+        cells = self.cells
         rows = np.column_stack([prompts.context, prompts.query])
         if self.shortest is not None:
             cells, prompts = self._cut(rows, prompts)
@@ -187,7 +188,7 @@ class PromptCollator:
             "lapse_token": torch.from_numpy(time_token(prompts.lapse, self.vocab)),
         }
         if self.running:
-            batch |= self._running(drawn.taught, rows, prompts, written, tokens)
+            batch |= self._running(taught, rows, prompts, written, tokens)
         return batch if self.replay is None else batch | self._replayed(tokens)
 
     def _cut(self, rows: np.ndarray, prompts: Prompts) -> tuple[Sequences, Prompts]:

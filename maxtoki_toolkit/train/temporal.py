@@ -24,7 +24,7 @@ from ..pp._sampling import Sampler
 from ..tl._time_unit import check_unit
 from ._cells import read_together
 from ._optimizer import require_optimizer
-from ._settings import plain, require_settings
+from ._settings import plain
 from ._teacher import fit_teacher
 from ._temporal_module import TemporalModule
 from ._trainer import claim_run, fit, is_first_process, n_processes, wait_for_all
@@ -205,7 +205,6 @@ def temporal(
     >>> temporal.is_temporal, temporal.time_head.unit
     (True, 'months')
     """
-    require_settings(locals())
     recipe = {name: value for name, value in locals().items() if name not in _NOT_RECIPE}
     require_optimizer(optimizer, adapter)
     if teacher not in (None, "ridge"):
@@ -285,7 +284,7 @@ def temporal(
             sequences,
             [stage for stage in stages if stage.n_prompts],
             batch_size=unit,
-            n_taught=0 if guide is None else round(teach * max_steps) * unit,
+            n_taught=None if guide is None else round(teach * max_steps) * unit,
         ),
         collator=PromptCollator(
             sequences,
