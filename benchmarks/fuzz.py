@@ -179,6 +179,8 @@ RESULTS = (
     "perturb perturbation_stats expression_age_slope perturbation_concordance steer perturbation_metrics"
 ).split()
 
+# What is compared; without it, columns are guessed.
+COMPARED = {"condition_key": "sex", "control": "female", "age_key": "age_months", "donor_key": "donor_id"}
 # Valid values of what functions cannot do without, and few draws.
 VALID = {
     "time_key": "age_months",
@@ -212,9 +214,9 @@ FEW = {
 }
 OWN = {
     "pp.holdout_intervals": {"intervals": 0, "n_permutations": 1},
-    "pp.match_ages": {"tolerance": 400},
+    "pp.match_ages": {"tolerance": 400, **COMPARED},
     "pp.match_queries": {"tolerance": None},
-    "tl.age_acceleration": {"tolerance": 400, "groupby": None},
+    "tl.age_acceleration": {"tolerance": 400, "groupby": None, **COMPARED},
     "tl.ablate_heads": {"donor_key": None},
     "tl.attention": {"groupby": "cell_type"},
     "tl.perturb": {"donor_key": None},

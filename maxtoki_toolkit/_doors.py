@@ -56,7 +56,11 @@ RANGES = (
     | dict.fromkeys(_FROM_1.split(), (1, math.inf))
 )
 # Where a name means something else.
-_OWN_RANGES = {("lora", "alpha"): (0, math.inf), ("perturb", "k"): (-math.inf, math.inf)}
+_OWN_RANGES = {
+    ("lora", "alpha"): (0, math.inf),
+    ("holdout_intervals", "n_permutations"): (0, math.inf),
+    ("perturb", "k"): (-math.inf, math.inf),
+}
 # Columns that the cells may lack: the reference has them.
 _MAY_LACK = {("predict_age", "time_key")}
 _WORDS = {
