@@ -104,6 +104,7 @@ def commands(folder, n_cells):
     return memory
 
 
+@pytest.mark.slow
 def test_scanpy_reads_what_pynndescent_finds():
     """They have to agree on a kind of sparse matrix; from 8,192 cells on, neighbours are found in this way."""
     import scanpy as sc

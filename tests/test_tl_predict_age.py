@@ -8,7 +8,7 @@ import maxtoki_toolkit as mt
 from maxtoki_toolkit.tl._age_intervals import calibrate, reach
 from maxtoki_toolkit.tl._contexts import draw_contexts
 
-SETTINGS = {"time_key": "age_months", "donor_key": "donor_id", "n_contexts": 3, "context_size": 2}
+SETTINGS = {"time_key": "age_months", "donor_key": "donor_id", "n_contexts": 2, "context_size": 2}
 
 
 def simulate(rng, n_donors, slope=0.5, donor_sd=30.0, cell_sd=60.0, n_cells=(1, 30)):
@@ -96,7 +96,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def atlas(model):
-    adata = mt.datasets.aging_atlas(700, 24, seed=5)
+    adata = mt.datasets.aging_atlas(480, 24, seed=5)
     adata = adata[adata.obs["cell_type"].isin(["fibroblast", "monocyte", "natural killer cell"])].copy()
     mt.pp.map_genes(adata, model)
     mt.pp.rank_value_encode(adata, model)

@@ -38,11 +38,11 @@ def predicted_ages(adata: AnnData, *, key: str = _keys.PREDICT_AGE) -> Figure:
     Examples
     --------
     >>> import maxtoki_toolkit as mt
-    >>> adata = mt.datasets.aging_atlas(400, 12)
+    >>> adata = mt.datasets.aging_atlas(120, 12)
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.tl.predict_age(adata, model, time_key="age_months", donor_key="donor_id", groupby=None, n_contexts=2)
+    >>> mt.tl.predict_age(adata, model, time_key="age_months", donor_key="donor_id", groupby=None, n_contexts=1)
     >>> len(mt.pl.predicted_ages(adata).axes)
     1
     """

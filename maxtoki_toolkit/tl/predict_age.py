@@ -101,13 +101,13 @@ def predict_age(
     Examples
     --------
     >>> import maxtoki_toolkit as mt
-    >>> adata = mt.datasets.aging_atlas(400, 12)
+    >>> adata = mt.datasets.aging_atlas(120, 12)
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
     >>> adata.obs["control"] = adata.obs["condition"] == "control"
     >>> mt.tl.predict_age(adata, model, time_key="age_months", donor_key="donor_id", groupby=None,
-    ...                   reference="control", n_contexts=2)
+    ...                   reference="control", n_contexts=1, n_reference_cells=2)
     >>> "predicted_age" in adata.obs
     True
     """
