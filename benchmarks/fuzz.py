@@ -173,7 +173,7 @@ class World:
 
 # Analyses in the order in which they build on each other.
 RESULTS = (
-    "match_ages embed predict_timelapse timelapse_baselines age_acceleration age_match ablate_prompt doublets "
+    "match_ages embed predict_age predict_timelapse timelapse_baselines age_acceleration age_match ablate_prompt doublets "
     "annotation_concordance train_on_generated differential_rank generation_diversity attention "
     "head_enrichment head_segments head_profiles head_similarity ablate_heads patch attribute neighbor_purity "
     "perturb perturbation_stats expression_age_slope perturbation_concordance steer perturbation_metrics"
@@ -189,6 +189,8 @@ VALID = {
     "donor_key": "donor_id",
     "condition_key": "sex",
     "perturbation_key": "sex",
+    "columns": {"cell_type": ["fibroblast"]},
+    "sheet": "samples.csv",
     "control": "female",
     "genes": "all",
     "predicted": "rank",
@@ -216,6 +218,7 @@ OWN = {
     "pp.holdout_intervals": {"intervals": 0, "n_permutations": 1},
     "pp.match_ages": {"tolerance": 400, **COMPARED},
     "pp.match_queries": {"tolerance": None},
+    "tl.predict_age": {"n_contexts": 1, "n_reference_cells": 2, "groupby": None},
     "tl.age_acceleration": {"tolerance": 400, "groupby": None, **COMPARED},
     "tl.ablate_heads": {"donor_key": None},
     "tl.attention": {"groupby": "cell_type"},

@@ -16,7 +16,7 @@ from . import __version__
 from ._files import atomic, sweep
 
 MARK, _ATTRIBUTE = "maxtoki.json", "maxtoki"
-_ASK = "Give another one, or ask for it to be replaced: overwrite=True, on the command line --overwrite."
+_ASK = "Give another one, or ask for it to be replaced: overwrite=True."
 
 
 @contextmanager

@@ -288,7 +288,7 @@ def test_effects_of_another_screen_or_of_the_user_stay(tmp_path):
     path.unlink()
     write_effects(path, table, {"mode": "delete"}, "months")
     assert is_written(path, {"mode": "delete"})
-    with pytest.raises(ValueError, match=r"other settings or data \(mode\).*--overwrite"):
+    with pytest.raises(ValueError, match=r"other settings or data \(mode\).*overwrite=True"):
         is_written(path, {"mode": "shift"})
     assert not is_written(path, {"mode": "shift"}, overwrite=True)
     # Killed between the note and the table: it is made again.

@@ -225,3 +225,20 @@ def test_killed_by_the_system(tmp_path):
     assert [run.returncode for run in done] == [-signal.SIGKILL, 0], done[1].stderr
     assert done[1].stdout.split()[-1] == "True"
     assert names(tmp_path / "run") == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_a_refused_training_leaves_nothing(cells, tmp_path):
+    other = mt.models.build_model(SHAPE, VOCAB)
+    timed = cells.copy()
+    timed.obs["hours"] = np.arange(timed.n_obs) % 3
+    with pytest.raises(ValueError, match="no zero_lapse"):
+        mt.train.temporal(
+            timed,
+            other,
+            output=tmp_path / "run",
+            time_key="hours",
+            time_unit="hours",
+            groupby=None,
+            zero_lapse="now",
+        )
+    assert not (tmp_path / "run").exists()

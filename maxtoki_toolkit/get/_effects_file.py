@@ -58,7 +58,7 @@ def is_written(path: Path, recipe: dict, *, overwrite: bool = False) -> bool:
             return False
         raise ValueError(
             f"{path} holds a screen with other settings or data ({', '.join(changed)}). Choose another path, or ask for it "
-            "to be replaced: overwrite=True, on the command line --overwrite."
+            "to be replaced: overwrite=True."
         )
     return True
 

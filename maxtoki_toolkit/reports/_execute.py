@@ -89,7 +89,7 @@ def check_free(task: Task, *, overwrite: bool) -> None:
     if task.path.exists() and not overwrite and not same(records[0], task.record):
         raise ValueError(
             f"{task.path} is there, made with other parameters, data, model or code. Give another folder, or ask for it to be "
-            "replaced: overwrite=True, on the command line --overwrite."
+            "replaced: overwrite=True."
         )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -188,6 +191,24 @@ def claim_run(output: Path) -> None:
     """Take the folder of a run; raise if it holds files of these names that no training wrote."""
     if is_first_process():
         claim(output, _FILES, by="mt.train")
+
+
+def leaves_nothing(train: Callable) -> Callable:
+    """The training, whose folder goes again if it is refused before it begins."""
+    signature = inspect.signature(train)
+
+    @functools.wraps(train)
+    def attempt(*args, **settings):
+        output = Path(signature.bind(*args, **settings).arguments["output"])
+        before = output.exists()
+        try:
+            return train(*args, **settings)
+        except Exception:
+            if not before and is_first_process() and not (output / "recipe.json").exists():
+                shutil.rmtree(output, ignore_errors=True)
+            raise
+
+    return attempt
 
 
 def n_processes() -> int:

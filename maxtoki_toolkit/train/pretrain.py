@@ -14,10 +14,11 @@ from ..models.model import MaxTokiModel
 from ..models.vocabulary import Vocabulary
 from ._optimizer import require_optimizer
 from ._settings import plain
-from ._trainer import claim_run, fit, is_first_process, wait_for_all
+from ._trainer import claim_run, fit, is_first_process, leaves_nothing, wait_for_all
 from .corpus import Corpus, NextGeneCollator
 
 
+@leaves_nothing
 def pretrain(
     cells: AnnData | str | Path | Sequence[AnnData | str | Path],
     vocab: Vocabulary,

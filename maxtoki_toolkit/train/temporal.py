@@ -27,10 +27,11 @@ from ._optimizer import require_optimizer
 from ._settings import plain
 from ._teacher import fit_teacher
 from ._temporal_module import TemporalModule
-from ._trainer import claim_run, fit, is_first_process, n_processes, wait_for_all
+from ._trainer import claim_run, fit, is_first_process, leaves_nothing, n_processes, wait_for_all
 from .prompt_stream import PromptCollator, PromptStream, Stage
 
 
+@leaves_nothing
 def temporal(
     cells: AnnData | str | Path | Sequence[AnnData | str | Path],
     model: MaxTokiModel,
