@@ -93,6 +93,8 @@ def read_together(
 ) -> tuple[Sequences, list[AnnData]]:
     """Cells of one or several data sets as one set of sequences, and the `.obs` of each."""
     cells = [cells] if isinstance(cells, (AnnData, str, Path)) else list(cells)
+    if not cells or any(isinstance(part, AnnData) and not part.n_obs for part in cells):
+        raise ValueError("There are no cells to train on: cells is empty.")
     read = [read_cells(part, model, folder, i) for i, part in enumerate(cells)]
     return join([part for part, _ in read], folder), [table for _, table in read]
 
