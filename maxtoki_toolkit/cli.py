@@ -38,7 +38,7 @@ def main() -> None:
     sys.argv = [word for word in sys.argv if word != "--debug"]  # after a command as well as before it
     if threading.current_thread() is threading.main_thread():
         # A job that is cancelled cleans up behind itself.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        signal.signal(signal.SIGTERM, _stop)
     try:
         app()
     except Exception as error:
@@ -47,6 +47,11 @@ def main() -> None:
         hint = "" if is_ours(error) else " With --debug, the traceback is shown."
         print(f"maxtoki: {_in_flags(tell(error))}{hint}", file=sys.stderr)
         sys.exit(1)
+
+
+def _stop(*_) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+    sys.exit(143)
 
 
 def _format_warning(message, category, filename, lineno, line=None) -> str:
@@ -111,7 +116,7 @@ def demo(
         "maxtoki_demo"
     ),
 ) -> None:
-    """Embed 700 real heart nuclei, tell the time of simulated cells and which conditions look older (about a minute)."""
+    """Embed 700 real heart nuclei, tell the time of simulated cells and which conditions look older (about two minutes)."""
     from .demo import run_demo
 
     with warnings.catch_warnings(record=True) as caught:
