@@ -219,7 +219,7 @@ def test_what_is_made_is_read_and_nothing_else_replaced(counts, tmp_path, monkey
     embed_file(counts, out, model)
     monkeypatch.setattr(pipeline.tl, "embed", None)  # nothing is embedded again
     assert embed_file(counts, out, model, chunk_size=30).n_obs == 90
-    with pytest.raises(ValueError, match=r"made from something else \(force\).*--overwrite"):
+    with pytest.raises(ValueError, match=r"made from something else \(force\).*overwrite=True"):
         embed_file(counts, out, model, force=True)
     monkeypatch.undo()
     monkeypatch.setattr(pipeline, "_summarise", summarise)
