@@ -118,7 +118,7 @@ import sys, anndata, maxtoki_toolkit as mt
 mt.settings.progress = False
 vocab = mt.models.Vocabulary.from_json(sys.argv[3] + "/token_dictionary.json",
                                        gene_medians=sys.argv[3] + "/gene_median_dictionary.json")
-mt.pp.encode_file(sys.argv[1], sys.argv[2], vocab, chunk_size=500)
+mt.pp.encode_file(sys.argv[1], sys.argv[2], vocab, chunk_size=500, overwrite=True)
 print(int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024)
 """
 

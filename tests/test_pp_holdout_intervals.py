@@ -173,7 +173,7 @@ def test_scores_of_ranks():
 def test_myoblasts():
     """Real cells: which genes peak or dip within three days is known of a few."""
     adata = mt.datasets.load("myoblast_timecourse")
-    vocab = mt.models.Vocabulary.from_anndata(mt.pp.map_genes(adata, copy=True))
+    vocab = mt.models.Vocabulary.from_anndata(mt.pp.map_genes(adata, copy=True), force=True)
     mt.pp.rank_value_encode(adata, vocab, force=True)
     mt.pp.holdout_intervals(adata, time_key="Hours", n_permutations=5)
     found = mt.get.holdout_intervals(adata)

@@ -126,12 +126,14 @@ def test_scanpy_reads_what_pynndescent_finds():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
 @pytest.mark.parametrize("n_cells", SIZES)
 def test_commands(folder, n_cells):
     commands(folder, n_cells)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
 def test_commands_on_50_000_cells(folder):
     """Memory grows by what is kept of each cell, not with pairs of cells."""
     assert commands(folder, 50_000) < 4

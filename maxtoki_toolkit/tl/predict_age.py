@@ -17,7 +17,7 @@ from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences
 from ..models.timelapse import read_lapses, require_temporal
-from ..pp._design import as_numbers, as_times, get_groups, get_mask
+from ..pp._design import as_numbers, as_times, get_groups, get_mask, known_cells
 from ._age_intervals import calibrate
 from ._cells import count_truncated, get_sequences
 from ._contexts import draw_contexts
@@ -123,6 +123,13 @@ def predict_age(
     ]:
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+    columns = [groupby] if isinstance(groupby, str) else list(groupby or [])
+    kind = reference if isinstance(reference, str) else _kind_of(reference)
+    given, (adata, rows_given) = adata, known_cells(adata, donor_key, columns)
+    if isinstance(reference, AnnData):
+        reference, _ = known_cells(reference, donor_key, columns)
+    elif reference is not None:
+        reference = get_mask(given, reference, "reference")[rows_given]
     asked = _gather(adata, reference, model, time_key, donor_key, groupby)
     read_as = check_unit(time_key, asked.time[asked.known], model.time_head.unit)
     calibrating = _some_of_each(asked, n_reference_cells, rng)
@@ -158,27 +165,24 @@ def predict_age(
             age[here] = found.apply(read[here], asked.donor[here])
             low[here], high[here] = age[here] - found.cell_reach, age[here] + found.cell_reach
         donors += _by_donor(asked, here, age, n_read, group, found)
-    adata = adata.copy() if copy else adata
+    adata = given.copy() if copy else given
     column = key_added or _keys.PREDICTED_AGE
     for suffix, values in [("", age), ("_low", low), ("_high", high)]:
-        adata.obs[column + suffix] = values
+        whole = np.full(adata.n_obs, np.nan)
+        whole[rows_given] = values
+        adata.obs[column + suffix] = whole
     params = {
         "time_key": time_key,
         "unit": model.time_head.unit,
         "time_read_as": read_as,
         "donor_key": donor_key,
-        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
-        "reference": reference
-        if isinstance(reference, str)
-        else "another AnnData"
-        if isinstance(reference, AnnData)
-        else "known ages"
-        if reference is None
-        else "mask",
+        "groupby": columns,
+        "reference": kind,
         "n_contexts": n_contexts,
         "context_size": context_size,
         "n_reference_cells": n_reference_cells,
         "coverage": coverage,
+        "n_left_out": adata.n_obs - n,
         "n_truncated": count_truncated(adata, model),
         "seed": rng,
     }
@@ -190,6 +194,12 @@ def predict_age(
         groups=pd.DataFrame(groups).reindex(columns=_GROUP_COLUMNS),
     )
     return adata if copy else None
+
+
+def _kind_of(reference: AnnData | Sequence[bool] | None) -> str:
+    if reference is None:
+        return "known ages"
+    return "another AnnData" if isinstance(reference, AnnData) else "mask"
 
 
 _SCORES = ("slope", "r", "r_low", "median_error", "median_error_mean_age", "cell_reach", "donor_reach")
