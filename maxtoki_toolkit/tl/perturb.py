@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,6 +15,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
+from .._digest import digest
 from .._files import atomic, sha256
 from .._progress import hidden, progress
 from .._results import read_result, write_result
@@ -203,8 +203,8 @@ def perturb(
 
     recipe = {**model.params, "mode": mode, "k": doses.tolist(), "on": on, "readout": readout, "seed": rng}
     del recipe["device"]
-    recipe |= {"genes": _digest(asked.table), "cells": _digest(*units.cells, units.table)}
-    recipe["prompts"] = _digest(*(units.prompts or ()), units.members, units.target)
+    recipe |= {"genes": digest(asked.table), "cells": digest(*units.cells, units.table)}
+    recipe["prompts"] = digest(*(units.prompts or ()), units.members, units.target)
     unit = UNITS.get(readout) or model.time_head.unit
     if path is None:
         found = [part for _, part in _read_parts(screen, range(screen.n_parts))]
@@ -617,14 +617,3 @@ def _in_parts(
         )
     warnings.warn(f"This process has done its share; the last one to finish writes {path}.", stacklevel=3)
     return None
-
-
-def _digest(*parts) -> str:
-    """Checksum of arrays and tables."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, pd.DataFrame):
-            digest.update(part.to_csv(index=False).encode())
-        else:
-            digest.update(np.ascontiguousarray(part).tobytes())
-    return digest.hexdigest()

@@ -17,7 +17,7 @@ from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences
 from ..models.timelapse import read_lapses, require_temporal
-from ..pp._design import as_numbers, as_times, get_groups, get_mask, known_cells
+from ..pp._design import as_times, get_groups, get_mask, known_cells
 from ._age_intervals import calibrate
 from ._cells import count_truncated, get_sequences
 from ._contexts import draw_contexts
@@ -225,10 +225,9 @@ class _Asked(NamedTuple):
 
 
 def _gather(adata, reference, model, time_key, donor_key, groupby) -> _Asked:
-    """What is known of all cells."""
+    """What is known of all cells; none lacks a donor or a group (`known_cells`)."""
     elsewhere = reference if isinstance(reference, AnnData) else None
     columns = [groupby] if isinstance(groupby, str) else list(groupby or [])
-    require_obs(adata, donor_key, *columns)
     sequences, obs = get_sequences(adata, model), adata.obs[[donor_key, *columns]]
     known = np.zeros(adata.n_obs, bool)
     if elsewhere is None:
@@ -239,7 +238,7 @@ def _gather(adata, reference, model, time_key, donor_key, groupby) -> _Asked:
         times = adata.obs[time_key]
     else:
         require_unique_names(elsewhere)
-        require_obs(elsewhere, time_key, donor_key, *columns)
+        require_obs(elsewhere, time_key)
         more = get_sequences(elsewhere, model)
         sequences = Sequences(
             np.concatenate([sequences.tokens, more.tokens]),
@@ -249,17 +248,13 @@ def _gather(adata, reference, model, time_key, donor_key, groupby) -> _Asked:
         known = np.concatenate([known, np.ones(elsewhere.n_obs, bool)])
         own = adata.obs[time_key] if time_key in adata.obs else pd.Series(np.nan, index=adata.obs_names)
         times = pd.concat([own.astype(object), elsewhere.obs[time_key].astype(object)])
-    known &= obs[donor_key].notna().to_numpy()
     if not known.any():
         raise ValueError(
             f"No reference cell has an age in .obs[{time_key!r}] and a donor in .obs[{donor_key!r}]."
         )
     time = np.zeros(len(known), np.int64)
-    as_numbers(times[known], time_key)
     time[known] = as_times(times[known], time_key)
     group, groups = get_groups(ad.AnnData(obs=obs.reset_index(drop=True).rename(index=str)), groupby)
-    queried = np.zeros(len(known), bool)
-    queried[: adata.n_obs] = (group[: adata.n_obs] >= 0) & obs[donor_key].notna().to_numpy()[: adata.n_obs]
     return _Asked(
         sequences,
         obs.index.to_numpy(dtype=object),
@@ -268,8 +263,8 @@ def _gather(adata, reference, model, time_key, donor_key, groupby) -> _Asked:
         groups,
         pd.to_numeric(times, errors="coerce").to_numpy(float),
         time,
-        known & (group >= 0),
-        queried,
+        known,
+        np.arange(len(known)) < adata.n_obs,
     )
 
 
