@@ -128,8 +128,9 @@ def check_names(
     folder = Path(folder)
     if folder.is_file():
         raise ValueError(f"{folder} is a file. Give a folder.")
-    mark = read_mark(folder, by) or {"files": [], "job": job}
+    # In this order: a process beside this one marks the folder before it writes there.
     there = [name for name in names if (folder / name).exists()]
+    mark = read_mark(folder, by) or {"files": [], "job": job}
     if others := sorted(set(there) - set(mark["files"])):
         raise ValueError(
             f"{folder} holds {_some(others)}, which {by} did not write and will not replace. Give another folder."

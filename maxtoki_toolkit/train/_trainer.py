@@ -188,9 +188,11 @@ def fit(
 
 
 def claim_run(output: Path) -> None:
-    """Take the folder of a run; raise if it holds files of these names that no training wrote."""
-    if is_first_process():
-        claim(output, _FILES, by="mt.train")
+    """Take the folder of a run; raise if it holds files of these names that no training wrote.
+
+    Every process does, since any may be the first to write there, and those of another machine may have a disk of their own.
+    """
+    claim(output, _FILES, by="mt.train")
 
 
 def leaves_nothing(train: Callable) -> Callable:
