@@ -211,7 +211,7 @@ def test_batch_goes_on(small, never_run):
     write_cells("others.h5ad", 3)
     table = mt.reports.run_batch(small, "many", sets[:1] * 2, on=files, seed=9)
     # A report that is there is replaced where that is asked for; one that failed is not in the way.
-    assert table["status"].tolist() == ["kept", "done", "not possible", "done"]
+    assert table["status"].tolist() == ["kept", "done", "kept as it was", "done"]
     assert "overwrite=True" in table["why"][2]
     never_run.clear()
     table = mt.reports.run_batch(small, "many", sets[:1] * 2, on=files, seed=9, overwrite=True)
@@ -220,10 +220,10 @@ def test_batch_goes_on(small, never_run):
     again = {"n": 1, "path": "renamed.h5ad", "seed": 9}
     assert mt.reports.run_batch(small, "many/cells/1", [again])["status"].tolist() == ["kept"]
     other = [again | {"seed": 8}]
-    assert mt.reports.run_batch(small, "many/cells/1", other)["status"].tolist() == ["not possible"]
+    assert mt.reports.run_batch(small, "many/cells/1", other)["status"].tolist() == ["kept as it was"]
     assert mt.reports.run_batch(small, "many/cells/1", other, overwrite=True)["status"].tolist() == ["done"]
     Path(small).write_text(SMALL.replace("[0, n]", "[0, 2 * n]"))
-    assert mt.reports.run_batch(small, "many/cells/1", other)["status"].tolist() == ["not possible"]
+    assert mt.reports.run_batch(small, "many/cells/1", other)["status"].tolist() == ["kept as it was"]
     assert mt.reports.run_batch(small, "many/cells/1", other, overwrite=True)["status"].tolist() == ["done"]
 
 

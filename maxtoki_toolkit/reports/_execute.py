@@ -87,7 +87,7 @@ def check_free(task: Task, *, overwrite: bool) -> None:
     if files and Path(files).is_dir() and any(Path(files).iterdir()) and files not in begun:
         raise ValueError(f"{files} is not empty, and of no report in {task.output}. Give another folder.")
     if task.path.exists() and not overwrite and not same(records[0], task.record):
-        raise ValueError(
+        raise FileExistsError(
             f"{task.path} is there, made with other parameters, data, model or code. Give another folder, or ask for it to be "
             "replaced: overwrite=True."
         )

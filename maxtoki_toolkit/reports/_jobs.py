@@ -18,6 +18,7 @@ from ._summary import thumbnails, write_summary
 
 BY = "maxtoki report"
 DONE, KEPT, FAILED, NOT = "done", "kept", "failed", "not possible"
+OTHER = "kept as it was"  # what is there was made from something else, and is not replaced unasked
 
 
 class Job(NamedTuple):
@@ -65,6 +66,8 @@ def _run(job: Job, *, overwrite: bool) -> dict[str, Any]:
         return row | {"status": KEPT, "minutes": minutes, "report": str(task.path.with_suffix(".html"))}
     try:
         check_free(task, overwrite=overwrite)
+    except FileExistsError as error:
+        return row | {"status": OTHER, "why": str(error)}
     except ValueError as error:
         return row | {"why": str(error)}
     try:

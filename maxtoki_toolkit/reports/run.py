@@ -42,6 +42,8 @@ def run(notebook: str | Path, output: str | Path, /, *, overwrite: bool = False,
         at `output`.
     RuntimeError
         If a cell fails; NAME.partial.ipynb holds what was done until then.
+    FileExistsError
+        If a report made with other parameters, data, model or code is there, unless `overwrite`.
 
     Examples
     --------

@@ -43,8 +43,8 @@ def run_all(
 
     Returns
     -------
-    One row a report: `notebook`, `status` ("done", "kept", "failed" or "not possible"), `minutes`, `why` (where it is
-    not there), `parameters` (as JSON) and `report` (path of the page).
+    One row a report: `notebook`, `status` ("done"; "kept", which was there already; "kept as it was", which was there, made
+    from something else; "failed" or "not possible"), `minutes`, `why` (where it was not made), `parameters` (as JSON) and `report` (path of the page).
 
     Raises
     ------
