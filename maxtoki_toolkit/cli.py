@@ -362,11 +362,12 @@ def import_(
     layer: Annotated[
         str | None, typer.Option(help="Layer with the raw counts, by default X; raw for raw.X.")
     ] = None,
+    overwrite: _Overwrite = False,
 ) -> None:
     """Join the samples of a sheet (10x folders, .h5, .h5ad, .zarr) into one file of cells, and list what does not match."""
     from .pp import import_samples
 
-    table = import_samples(sheet, output, layer=layer)
+    table = import_samples(sheet, output, layer=layer, overwrite=overwrite)
     for row in table.itertuples():
         notes = f"; {row.notes}" if row.notes else ""
         print(f"{row.sample}: {row.n_cells:,} cells, {row.n_genes:,} genes{notes}")

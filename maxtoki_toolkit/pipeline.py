@@ -148,7 +148,10 @@ def _summarise(
 ) -> AnnData:
     """Cluster embedded cells, and fill the folder."""
     adata = AnnData(obs=cells.obs, obsm=dict(cells.obsm), uns=cells.uns)
+    # In the order of names: UMAP and clusters depend on the order of the cells, which means nothing.
+    adata = adata[np.argsort(adata.obs_names)].copy()
     cluster(adata)
+    adata = adata[cells.obs_names].copy()
     example = cells[shown].copy()
     example.obs = adata.obs.loc[shown].copy()
     colors = [_keys.LEIDEN] if color is None else [color, _keys.LEIDEN]

@@ -94,7 +94,7 @@ settings |= {"n_anchors": n_anchors, "block_size": block_size}
 if unset := [name for name, value in settings.items() if value == "unknown"]:
     raise ValueError(f"Set these parameters: {', '.join(unset)}. What the paper used is not known.")
 if path:
-    adata = mt.reports.read_cells(path)
+    adata = mt.reports.read_cells(path, layer=layer)
     truth = None
 else:
     adata = mt.datasets.aging_atlas(n_simulated, n_donors, seed=seed)

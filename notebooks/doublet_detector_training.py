@@ -78,7 +78,7 @@ def write(table, name):
 
 # %%
 if path:
-    adata = mt.reports.read_cells(path)
+    adata = mt.reports.read_cells(path, layer=layer)
 else:
     adata = mt.datasets.aging_atlas(n_cells, n_donors, seed=seed)
     adata.obs["planted"] = adata.obs_names.isin(adata.uns["truth"]["doublets"]["cell"])

@@ -62,7 +62,11 @@ runs = Path(output or tempfile.mkdtemp())
 # One vocabulary and one set of held-out donors for all models.
 
 # %%
-adata = mt.reports.read_cells(path) if path else mt.datasets.aging_atlas(4000, 40, n_genes=500, seed=10)
+adata = (
+    mt.reports.read_cells(path, layer=layer)
+    if path
+    else mt.datasets.aging_atlas(4000, 40, n_genes=500, seed=10)
+)
 mt.pp.hold_out(adata, donor_key=donor_key, donors=0.2)
 train, test = adata[adata.obs["train"]].copy(), adata[adata.obs["held_out"]].copy()
 test = test[np.sort(np.random.default_rng(0).permutation(test.n_obs)[:n_held_out])].copy()

@@ -84,7 +84,7 @@ if output:
 
 # %%
 if path:
-    adata = mt.reports.read_cells(path, time_key=time_key, time_unit=time_unit)
+    adata = mt.reports.read_cells(path, layer=layer, time_key=time_key, time_unit=time_unit)
 else:
     parts = {
         "seen": mt.datasets.aging_atlas(n_cells[0], n_donors[0], seed=1),

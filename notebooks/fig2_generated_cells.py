@@ -76,7 +76,7 @@ def write(table, name):
 # %%
 maxtoki = mt.load_model(model)
 if path:
-    adata = mt.reports.read_cells(path, time_key=time_key, time_unit=time_unit, model=maxtoki)
+    adata = mt.reports.read_cells(path, layer=layer, time_key=time_key, time_unit=time_unit, model=maxtoki)
 else:
     adata = mt.datasets.aging_atlas(n_cells, n_donors, seed=seed)
 adata = adata[mt.reports.cells_with(adata, cells)].copy()

@@ -88,7 +88,7 @@ def write(table, name):
 
 # %%
 if path:
-    adata = mt.reports.read_cells(path, time_key=time_key, time_unit=time_unit)
+    adata = mt.reports.read_cells(path, layer=layer, time_key=time_key, time_unit=time_unit)
 else:
     adata, force = mt.datasets.load("myoblast_timecourse"), True
 adata.obs["time"] = adata.obs[time_key].astype(float).astype(int)

@@ -95,7 +95,11 @@ vocab = mt.models.Vocabulary.from_json(tokens, gene_medians=medians) if tokens e
 maxtoki = mt.load_model(model, vocab=vocab)
 if path:
     adata = mt.reports.read_cells(
-        path, time_key=time_key, time_unit=time_unit, model=maxtoki if maxtoki.is_temporal else None
+        path,
+        layer=layer,
+        time_key=time_key,
+        time_unit=time_unit,
+        model=maxtoki if maxtoki.is_temporal else None,
     )
 else:
     adata = mt.datasets.aging_atlas(n_simulated, n_donors, seed=seed)

@@ -73,7 +73,7 @@ mt.settings.progress = False
 # %%
 maxtoki = mt.load_model(model)
 if path:
-    adata = mt.reports.read_cells(path, time_key=time_key, time_unit=time_unit, model=maxtoki)
+    adata = mt.reports.read_cells(path, layer=layer, time_key=time_key, time_unit=time_unit, model=maxtoki)
 else:
     adata = mt.datasets.aging_atlas(n_cells, n_donors, seed=seed)
     adata = adata[adata.obs["condition"] == "control"].copy()

@@ -100,7 +100,7 @@ if unset := [name for name, value in settings.items() if value == "unknown"]:
         f"Set these parameters: {', '.join(unset)}. What the paper's data call them is not known."
     )
 if path:
-    adata = mt.reports.read_cells(path, time_key=time_key, time_unit=time_unit)
+    adata = mt.reports.read_cells(path, layer=layer, time_key=time_key, time_unit=time_unit)
 else:
     adata = mt.datasets.aging_atlas(n_cells, n_donors, seed=seed)
 adata = adata[mt.reports.cells_with(adata, cells)].copy()

@@ -82,7 +82,7 @@ if unset := [name for name, value in settings.items() if value == "unknown"]:
     )
 truth = None
 if path:
-    adata = mt.reports.read_cells(path, time_key=time_key, time_unit=time_unit)
+    adata = mt.reports.read_cells(path, layer=layer, time_key=time_key, time_unit=time_unit)
 else:
     adata = mt.datasets.aging_atlas(n_cells, n_donors, seed=seed)
     truth = adata.uns.pop("truth")["age_genes"]

@@ -82,10 +82,14 @@ run = Path(output or tempfile.mkdtemp())
 
 # %%
 if path and held_out_path:
-    test = mt.reports.read_cells(held_out_path)
+    test = mt.reports.read_cells(held_out_path, layer=layer)
     train = None
 else:
-    adata = mt.reports.read_cells(path) if path else mt.datasets.aging_atlas(3000, 20, seed=10 + seed)
+    adata = (
+        mt.reports.read_cells(path, layer=layer)
+        if path
+        else mt.datasets.aging_atlas(3000, 20, seed=10 + seed)
+    )
     adata = adata[adata.obs[donor_key].notna()].copy()
     mt.pp.hold_out(adata, donor_key=donor_key, donors=0.2, rng=seed)
     train, test = adata[adata.obs["train"]].copy(), adata[adata.obs["held_out"]].copy()

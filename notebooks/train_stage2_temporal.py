@@ -81,7 +81,7 @@ run = Path(output or tempfile.mkdtemp())
 
 # %%
 if path:
-    adata = mt.reports.read_cells(path, time_key=time_key, time_unit=time_unit)
+    adata = mt.reports.read_cells(path, layer=layer, time_key=time_key, time_unit=time_unit)
 else:
     adata, force = mt.datasets.load("myoblast_timecourse"), True
     adata.obs["chip"] = adata.obs["Library"].astype(str).str.split("_").str[0]

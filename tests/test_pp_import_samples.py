@@ -154,8 +154,15 @@ def test_sheets_that_are_wrong(study, lines, message):
 
 def test_nothing_is_replaced(study):
     path = sheet(study, "path", "s1")
-    with pytest.raises(ValueError, match="exists. Give another output"):
+    with pytest.raises(ValueError, match="was not written by"):
         mt.pp.import_samples(path, study / "s3.h5ad")
+    with pytest.raises(ValueError, match="would replace the input"):
+        mt.pp.import_samples(sheet(study, "path", "s3.h5ad"), study / "s3.h5ad", overwrite=True)
+    path = sheet(study, "path", "s1")
+    mt.pp.import_samples(path, study / "cells.h5ad")
+    with pytest.raises(ValueError, match="overwrite=True"):
+        mt.pp.import_samples(path, study / "cells.h5ad")
+    assert len(mt.pp.import_samples(path, study / "cells.h5ad", overwrite=True)) == 1
     with pytest.raises(ValueError, match=r"neither \.h5ad nor \.zarr"):
         mt.pp.import_samples(path, study / "cells.csv")
     with pytest.raises(FileNotFoundError, match="Did not find the sheet"):

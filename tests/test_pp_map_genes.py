@@ -234,3 +234,15 @@ def test_mouse_data_is_refused(shared):
 def test_a_mapping_is_a_table(mapping):
     with pytest.raises(TypeError, match=r"mapping must be a dictionary"):
         mt.pp.map_genes(make(NAMES), mapping=mapping)
+
+
+def test_columns_of_the_user_are_kept():
+    """A column that has one of our names holds something else: it stays under another."""
+    adata = mt.datasets.aging_atlas(50, 10, n_genes=500)
+    given = [f"{name}.3" for name in adata.var_names]
+    adata.var["ensembl_id"], adata.var["token_id"] = given, 7
+    for _ in range(2):
+        mt.pp.map_genes(adata, mt.models.Vocabulary.from_anndata(adata) if "map_genes" in adata.uns else None)
+    assert adata.var["ensembl_id_given"].tolist() == given
+    assert (adata.var["token_id_given"] == 7).all() and (adata.var["token_id"] != 7).any()
+    assert adata.var["ensembl_id"].tolist() == list(adata.var_names)

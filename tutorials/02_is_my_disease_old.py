@@ -27,7 +27,6 @@
 # %%
 import warnings
 
-import anndata
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -474,7 +473,7 @@ output: str = "age_acceleration.csv"  # table to write
 
 # %%
 if path:
-    mine = anndata.read_h5ad(path)
+    mine = mt.pp.read_cells(path)
     clock = mt.load_model(own_model)
     mt.pp.map_genes(mine, clock)
     mt.pp.rank_value_encode(mine, clock)  # refuses normalised values

@@ -44,7 +44,7 @@ expected_rate: float = 0.05  # share of doublets that is expected
 seed: int = 0  # seed of doublets, folds and fits
 
 # %%
-adata = sc.read_h5ad(path) if path else mt.datasets.load("heart_nuclei")
+adata = mt.pp.read_cells(path) if path else mt.datasets.load("heart_nuclei")
 model = mt.load_model("demo")
 mt.pp.map_genes(adata, model)
 mt.pp.rank_value_encode(adata, model)

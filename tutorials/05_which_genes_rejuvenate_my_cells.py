@@ -20,7 +20,6 @@
 # **simulated**, and we can look up what is true. Section 6 is for your own file. The page runs in one to two minutes on one core.
 
 # %%
-import anndata
 import numpy as np
 import pandas as pd
 
@@ -195,7 +194,7 @@ output: str = "screen.csv.gz"  # effects to write; a stopped screen goes on from
 
 # %%
 if path:
-    mine = anndata.read_h5ad(path)
+    mine = mt.pp.read_cells(path)
     clock = mt.load_model(own_model)
     mt.pp.map_genes(mine, clock)
     mt.pp.rank_value_encode(mine, clock)  # refuses normalised values

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .._counts import check_counts
-from .._files import atomic
+from .._outputs import check_output, new_output
 from .._progress import progress
 from ._counts import counts_hint, get_counts
 from ._formats import stem_of
@@ -24,7 +24,9 @@ _ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl_ids", "feature_id",
 _EMPTY = 10
 
 
-def import_samples(sheet: str | Path, output: str | Path, *, layer: str | None = None) -> pd.DataFrame:
+def import_samples(
+    sheet: str | Path, output: str | Path, *, layer: str | None = None, overwrite: bool = False
+) -> pd.DataFrame:
     r"""Join the samples that a sheet lists into one file of cells.
 
     Genes are joined by their Ensembl ids; a gene that a sample lacks is 0 in its cells. Antibodies, hashtags and guides are
@@ -40,6 +42,8 @@ def import_samples(sheet: str | Path, output: str | Path, *, layer: str | None =
         `.h5ad` or `.zarr` to write.
     layer
         Layer with the raw counts, as in `mt.pp.read_cells`; of each sample that is no 10x output.
+    overwrite
+        Replace cells that this function has written to `output`. Anything else that is there stays in any case.
 
     Returns
     -------
@@ -50,7 +54,7 @@ def import_samples(sheet: str | Path, output: str | Path, *, layer: str | None =
     Raises
     ------
     ValueError
-        If the samples cannot be joined; the message lists all that is wrong.
+        If the samples cannot be joined, where the message lists all that is wrong; or if something is at `output` already.
 
     Examples
     --------
@@ -64,12 +68,12 @@ def import_samples(sheet: str | Path, output: str | Path, *, layer: str | None =
     [100, 100]
     """
     output = Path(output)
-    if output.suffix.lower() not in (".h5ad", ".zarr"):
+    if output.suffix not in (".h5ad", ".zarr"):
         raise ValueError(f"{output} is neither .h5ad nor .zarr.")
-    if output.exists():
-        raise ValueError(f"{output} exists. Give another output.")
     table = _read_sheet(Path(sheet))
     paths = [Path(sheet).parent / path for path in table.pop("path")]
+    written = {"by": "mt.pp.import_samples", "overwrite": overwrite, "inputs": [sheet, *paths]}
+    check_output(output, **written)
     names = table["sample"].tolist()
     cells, notes, wrong = [], [], []
     with progress(total=len(paths), desc="Reading samples", unit="sample") as bar:
@@ -91,7 +95,7 @@ def import_samples(sheet: str | Path, output: str | Path, *, layer: str | None =
     for column in table:
         value = table.set_index("sample", drop=False)[column]
         joined.obs[column] = value.loc[joined.obs["sample"]].to_numpy()
-    with atomic(output) as temporary, open_store(temporary, "w") as store:
+    with new_output(output, **written) as temporary, open_store(temporary, "w") as store:
         ad.io.write_elem(store, "/", joined)
     for note, n in zip(notes, missing, strict=True):
         if n:

@@ -72,6 +72,8 @@ def map_genes(
     `.var["gene_status"]`
         "matched", "versioned" (found after its version was cut), "retired" (an Ensembl id that GENCODE
         v44 no longer has; found by symbol where there is one) or "dropped" (no model sees this gene).
+    `.var["ensembl_id_given"]`, ...
+        What was in a column of one of these names before, where it was something else.
     `.uns["map_genes"]`
         Counts of all this, see `mt.get.gene_report`.
 
@@ -92,18 +94,23 @@ def map_genes(
     """
     require_adata(adata)
     vocab = None if model is None else as_vocabulary(model)
+    earlier = adata.uns.get(_keys.MAP_GENES, {}).get("params", {})
     var, params = resolve_genes(
         adata.var,
         vocab,
         gene_key=gene_key,
         mapping=mapping,
         min_overlap=min_overlap,
-        earlier=adata.uns.get(_keys.MAP_GENES, {}).get("params", {}),
+        earlier=earlier,
     )
     adata = adata.copy() if copy else adata
     for name in (_keys.ENSEMBL_ID, _keys.GENE_STATUS, _keys.TOKEN_ID):
-        if name in var:
-            adata.var[name] = var[name]
+        if name not in var:
+            continue
+        ours = earlier.get("genes_sha256") if name == _keys.TOKEN_ID else earlier
+        if name in adata.var and not ours and not _as_text(adata.var[name]).equals(_as_text(var[name])):
+            adata.var[f"{name}_given"] = adata.var[name]
+        adata.var[name] = var[name]
     write_result(adata, _keys.MAP_GENES, params, report=gene_report(var))
     return adata if copy else None
 

@@ -13,18 +13,23 @@ from anndata import AnnData
 from ..pp._columns import has_values
 from ..pp._design import as_times
 from ..pp.parse_age import read_terms
+from ..pp.read_cells import read_cells as read_file
 
 _TO_MONTHS = {"years": 12.0, "months": 1.0}
 _TO_HOURS = {"weeks": 168.0, "days": 24.0, "hours": 1.0}
 
 
-def read_cells(path: str | Path, *, time_key: str = "", time_unit: str = "months", model=None) -> AnnData:
+def read_cells(
+    path: str | Path, *, layer: str = "", time_key: str = "", time_unit: str = "months", model=None
+) -> AnnData:
     """Read cells, with times in whole numbers of the unit that a model tells.
 
     Parameters
     ----------
     path
-        `.h5ad` or `.zarr`.
+        What `mt.pp.read_cells` reads.
+    layer
+        Layer with the raw counts, "raw" for those in `.raw`; "" for `.X`.
     time_key
         Column of `.obs` with the time: numbers, or ages as text (see `mt.pp.parse_age`); "" for none. Cells without a time are left
         out, with a warning that counts them.
@@ -49,14 +54,12 @@ def read_cells(path: str | Path, *, time_key: str = "", time_unit: str = "months
     Traceback (most recent call last):
     FileNotFoundError: Did not find none.h5ad.
     """
-    import anndata
-
     if not Path(path).exists():
         raise FileNotFoundError(f"Did not find {path}.")
     # Names of cells that repeat are reported by what needs them unique.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*names are not unique", category=UserWarning)
-        adata = anndata.read_zarr(path) if Path(path).suffix.lower() == ".zarr" else anndata.read_h5ad(path)
+        adata = read_file(path, layer=layer or None)
     if not time_key:
         return adata
     if time_key not in adata.obs:
