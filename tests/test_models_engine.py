@@ -214,7 +214,7 @@ def test_half_precision_reads_the_same_time():
     exact, half = (mt.load_model("demo", device="cpu", dtype=name) for name in ("float32", "bfloat16"))
     mt.pp.map_genes(adata, exact)
     mt.pp.rank_value_encode(adata, exact)
-    mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=60)
+    mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=20)
     found = []
     for model in (exact, half):
         mt.tl.predict_timelapse(adata, model)

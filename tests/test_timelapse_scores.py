@@ -72,6 +72,7 @@ def test_interval_is_the_jackknife():
     assert row["bias"] - row["bias_low"] == pytest.approx(stats.t.ppf(0.975, 5) * error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other_contexts", [False, True])
 def test_intervals_cover_with_donor_effects(other_contexts):
     """95% intervals hold what infinitely many donors would give; resampling query donors alone would not."""
@@ -87,6 +88,7 @@ def test_intervals_cover_with_donor_effects(other_contexts):
         assert np.mean([row["slope_low"] <= truth["slope"] <= row["slope_high"] for row in alone]) < 0.9
 
 
+@pytest.mark.slow
 def test_null_is_calibrated_for_donors():
     """A clock that errs by donor and knows no time is significant in 5% of sets; prompts are not independent."""
     tables = [simulate(seed, slope=0.0) for seed in range(600)]

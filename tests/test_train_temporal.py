@@ -87,7 +87,7 @@ def train(cells, model, output, **changes):
         ("linear", "mse", 0.5),
         # Head and loss are each in one of the others.
         pytest.param("expectation", "mse", 0.3, marks=pytest.mark.slow),
-        ("expectation", "ce", 0.3),
+        pytest.param("expectation", "ce", 0.3, marks=pytest.mark.slow),
     ],
 )
 def test_learns_to_tell_time(cells, model, tmp_path, head, loss, r):
@@ -100,6 +100,7 @@ def test_learns_to_tell_time(cells, model, tmp_path, head, loss, r):
     assert trained.cell_length == 26
 
 
+@pytest.mark.slow
 def test_shuffled_times_teach_nothing(cells, model, tmp_path):
     shuffled = cells.copy()
     shuffled.obs["hours"] = np.random.default_rng(1).permutation(shuffled.obs["hours"])
@@ -173,6 +174,7 @@ def test_adapters_train_little_and_are_merged(cells, model, tmp_path):
     assert trained.is_temporal
 
 
+@pytest.mark.slow
 def test_replayed_cells_are_not_forgotten(cells, model, tmp_path):
     """Cells without times keep the loss that they had, where training on prompts alone loses it."""
     other = cells[:100].copy()
