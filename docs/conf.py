@@ -1,5 +1,6 @@
 """Sphinx: `sphinx-build -W docs docs/_build` (extra `docs`)."""
 
+import os
 import shutil
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -62,7 +63,20 @@ gather()
 
 project = "maxtoki_toolkit"
 version = release = installed("maxtoki_toolkit")
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+]
+# Their lists of names come over the network, which a build elsewhere may not have.
+if "READTHEDOCS" in os.environ:
+    intersphinx_mapping = {
+        "anndata": ("https://anndata.readthedocs.io/en/stable/", None),
+        "scanpy": ("https://scanpy.readthedocs.io/en/stable/", None),
+        "torch": ("https://docs.pytorch.org/docs/stable/", None),
+    }
 exclude_patterns = ["_build", "jupyter_execute"]
 html_theme = "furo"
 html_title = "maxtoki_toolkit"
