@@ -27,6 +27,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+# OpenMP ends the process of a fork that uses it again.
+os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
 
 import argparse
 import contextlib
@@ -35,6 +37,7 @@ import dis
 import hashlib
 import inspect
 import io
+import itertools
 import json
 import pickle
 import random
@@ -99,6 +102,7 @@ class World:
         self.folder = folder
         adata = mt.datasets.aging_atlas(120, 10, n_genes=500)
         del adata.uns["truth"]
+        adata.obs["development_stage"] = [f"{age // 12}-year-old stage" for age in adata.obs["age_months"]]
         self.raw = adata.copy()
         mt.pp.map_genes(adata)
         vocab = mt.models.Vocabulary.from_anndata(adata)
@@ -149,14 +153,15 @@ class World:
         encoded.uns = {key: encoded.uns[key] for key in ("map_genes", "rank_value_encode")}
         encoded.write_h5ad(files / "encoded.h5ad")
         (files / "screen.yaml").write_text(
-            f"cells: {files / 'cells.h5ad'}\noutput: {self.folder / 'screen'}\nmodel: {files / 'model'}\n"
+            f"cells: {files / 'cells.h5ad'}\noutput: screen\nmodel: {files / 'model'}\n"
             "prompts:\n  time_key: age_months\n  groupby: cell_type\n  donor_key: donor_id\n  n_prompts: 4\n"
             "perturb:\n  genes: [FOXO3]\n"
         )
         (files / "train.yaml").write_text(
-            f"cells: {files / 'encoded.h5ad'}\noutput: {self.folder / 'trained'}\nmodel: {files / 'model'}\n"
+            f"cells: {files / 'encoded.h5ad'}\noutput: trained\nmodel: {files / 'model'}\n"
             "time_key: age_months\ngroupby: cell_type\nmax_steps: 1\ndevice: cpu\ntensorboard: false\n"
         )
+        (files / "samples.csv").write_text("path,sample\ncells.h5ad,s1\n")
         self.files = files
 
     def _add_results(self) -> None:
@@ -166,6 +171,9 @@ class World:
         mt.pp.holdout_intervals(held_out, time_key="age_months", intervals=0, n_permutations=1)
         self.adata.uns["holdout_intervals"] = held_out.uns["holdout_intervals"]
         mt.tl.attention(self.adata, self.model, key="prompts")
+        often = self.adata.var_names[np.argsort(-self.adata.layers["rank"].getnnz(axis=0))]
+        regulons = pd.DataFrame({"source": np.repeat(often[:3], 5), "target": often[3:18]})
+        mt.tl.gene_network(self.adata, self.model, regulons=regulons, n_permutations=99)
         for name in RESULTS:
             function = getattr(mt.tl if hasattr(mt.tl, name) else mt.pp, name)
             function(**arguments(function, self))
@@ -190,7 +198,6 @@ VALID = {
     "condition_key": "sex",
     "perturbation_key": "sex",
     "columns": {"cell_type": ["fibroblast"]},
-    "sheet": "samples.csv",
     "control": "female",
     "genes": "all",
     "predicted": "rank",
@@ -198,7 +205,7 @@ VALID = {
     "layer": 0,
     "head": 0,
     "name": "heart_nuclei",
-    "notebook": "embedding",
+    "notebook": "fig1_timelapse",
     "output": "out",
 }
 FEW = {
@@ -225,7 +232,7 @@ OWN = {
     "tl.perturb": {"donor_key": None},
     "tl.steer": {"donor_key": None},
     "tl.perturbation_stats": {"min_donors": 2, "n_null": 10},
-    "tl.generate": {"key": "cell_prompts", "n_given": 3},
+    "tl.generate": {"key": "cell_prompts"},
     "tl.attribute": {"n_prompts": 2, "donor_key": None},
     "pl.encoding_report": {"max_genes": None},
     "train.temporal": {"device": "cpu", "tensorboard": False, "max_length": 512, "batch_size": 1},
@@ -240,7 +247,7 @@ OWN = {
         },
         "batch_size": 1,
     },
-    "datasets.aging_atlas": {"n_cells": 60, "n_donors": 4, "n_genes": 500},
+    "datasets.aging_atlas": {"n_cells": 60, "n_donors": 10, "n_genes": 500},
 }
 
 
@@ -269,10 +276,11 @@ def arguments(function: Callable, world: World) -> dict:
         "on": [world.files / "cells.h5ad"],
     }
     objects |= {"path": world.files / "cells.h5ad", "paths": [world.files / "cells.h5ad"]}
+    objects["sheet"] = world.files / "samples.csv"
     if name == "load_model":
         return {"source": world.files / "model", "device": "cpu"}
-    if name.startswith("pp.encode_file"):
-        objects["output"] = world.folder / ("out.h5ad" if name.endswith("file") else "out")
+    if name.startswith("pp.encode_file") or name == "pp.import_samples":
+        objects["output"] = world.folder / ("out.h5ad" if not name.endswith("files") else "out")
     given = {}
     for key, parameter in inspect.signature(function).parameters.items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
@@ -407,7 +415,7 @@ def signature_inputs() -> Iterator[Input]:
                     yield wrong("range", -3 if "int" in kinds else -3.0)
                 if "float" in kinds:
                     yield wrong("range", float("nan"))
-                if key in SHARES and "float" in kinds:
+                if key in SHARES and "float" in kinds and name != "train.lora":  # its alpha is a factor
                     yield wrong("range", 5.0)
                 if key in ("n_neighbors", "layer", "head", "example", "k", "n_given"):
                     yield wrong("range", 10**6, must=key in ("layer", "head", "example"))
@@ -446,11 +454,10 @@ def _calling(
         given = arguments(function, world) | wrong
         if without is not None:
             given.pop(without, None)
-        positional = [
-            given.pop(k)
-            for k, p in inspect.signature(function).parameters.items()
-            if p.kind is p.POSITIONAL_ONLY and k in given
-        ]
+        first = [k for k, p in inspect.signature(function).parameters.items() if p.kind is p.POSITIONAL_ONLY]
+        # What comes after one that is not given would be taken for it.
+        positional = [given[k] for k in itertools.takewhile(given.__contains__, first)]
+        given = {k: value for k, value in given.items() if k not in first}
         return function(*positional, **given)
 
     return run
@@ -561,11 +568,16 @@ def _other_cells(adata: ad.AnnData) -> ad.AnnData:
 CELLS["prompts of other cells"] = (_other_cells, ("prompt", "cell"))
 
 
+_CELLS_IN = {"adata", "cells"}
+
+
 def cells_inputs() -> Iterator[Input]:
     """Valid calls on damaged cells."""
     turn = 0
     for name, function in public().items():
-        if name.split(".")[0] not in ("pp", "tl", "train") or name.startswith("pp.encode_file"):
+        if name.split(".")[0] not in ("pp", "tl", "train") or not _CELLS_IN & {
+            *inspect.signature(function).parameters
+        }:
             continue
         for what, (damage, names) in CELLS.items():
             turn += 1
@@ -594,7 +606,14 @@ RESULT_DAMAGES = {
     "tables without columns": lambda result: {
         k: v[[]] if isinstance(v, pd.DataFrame) else v for k, v in result.items()
     },
+    "a table without rows": lambda result: _in_first(result, lambda table: table.iloc[:0]),
+    "a table without half of its columns": lambda result: _in_first(result, lambda table: table.iloc[:, ::2]),
 }
+
+
+def _in_first(result: dict, change: Callable) -> dict:
+    first = next((k for k, v in result.items() if isinstance(v, pd.DataFrame)), None)
+    return {k: change(v) if k == first else v for k, v in result.items()}
 
 
 def results_inputs() -> Iterator[Input]:
@@ -613,7 +632,7 @@ def results_inputs() -> Iterator[Input]:
                 given = arguments(function, world)
                 key = given.get("key") or inspect.signature(function).parameters["key"].default
                 if key is None:
-                    key = _reads(function, world)
+                    key = given["key"] = _reads(function, world)
                 world.key = key
                 result = world.adata.uns[key]
                 if isinstance(result, pd.DataFrame):
@@ -633,7 +652,7 @@ def results_inputs() -> Iterator[Input]:
                 f"mt.{name}: {what}",
                 run,
                 ("uns", "{key}"),
-                must_refuse=what != "tables without rows",
+                must_refuse=not what.startswith(("tables without rows", "a table")),  # it may not be read
             )
 
 
@@ -642,6 +661,8 @@ def _reads(function: Callable, world: World) -> str:
     name = function.__name__
     if name == "perturbation_stats":
         return "perturbation"
+    if name == "timelapse_baselines":
+        return "timelapse"
     if name == "perturbation_concordance":
         return "perturbation_stats"
     if name.startswith("head_"):
@@ -702,6 +723,10 @@ def _cut(share: float) -> Callable[[Path], None]:
         path.write_bytes(content[: int(len(content) * share)])
 
     return damage
+
+
+def _cut_end(path: Path) -> None:
+    path.write_bytes(path.read_bytes().rstrip()[:-1])  # a newline at the end would not be missed
 
 
 def _text(content: str | bytes) -> Callable[[Path], None]:
@@ -814,10 +839,14 @@ def model_damages(folder: Path) -> dict[str, tuple[Callable, bool]]:
     for file in sorted(p.name for p in folder.iterdir() if p.is_file()):
         optional = file in ("generation_config.json",) or file.endswith(".md")
         damages |= {
-            f"{file}: missing": (lambda path, file=file: (path / file).unlink(), not optional),
+            # Published weights come without the card of this package.
+            f"{file}: missing": (
+                lambda path, file=file: (path / file).unlink(),
+                not optional and file != "maxtoki.json",
+            ),
             f"{file}: empty": (lambda path, file=file: (path / file).write_bytes(b""), not optional),
             f"{file}: cut": (lambda path, file=file: _cut(0.5)(path / file), not optional),
-            f"{file}: cut by a byte": (lambda path, file=file: _cut(0.9999)(path / file), not optional),
+            f"{file}: cut by a byte": (lambda path, file=file: _cut_end(path / file), not optional),
             f"{file}: text": (lambda path, file=file: (path / file).write_text("no model"), not optional),
             f"{file}: bytes changed": (lambda path, file=file: _flip(1, 40)(path / file), False),
             f"{file}: a folder": (lambda path, file=file: _to_folder(path / file), not optional),
@@ -947,7 +976,7 @@ def yaml_inputs(world: World) -> Iterator[Input]:
     doors = {
         "screen": (("screen", "-c"), "screen.yaml"),
         "temporal": (("train", "temporal", "-c"), "train.yaml"),
-        "report": (("report", "embedding", "-y"), "train.yaml"),
+        "report": (("report", "fig1_timelapse", "-y"), "train.yaml"),
     }
     for door, (words, name) in doors.items():
 
@@ -996,7 +1025,7 @@ def command_inputs(world: World) -> Iterator[Input]:
         shown = " ".join(str(word).replace(f"{world.folder}/", "") for word in words)
         return Input("command", f"maxtoki {shown}", lambda world: _command(*words), names, must, command=True)
 
-    out = world.folder / "out"
+    out = Path("out")  # in the folder of the input
     embed = ("embed", cells, "-o", out, "--model", model, "--device", "cpu")
     encode = ("encode", cells, "-o", out, "--model", model)
     for command, base in (("embed", embed), ("encode", encode)):
@@ -1062,15 +1091,15 @@ def command_inputs(world: World) -> Iterator[Input]:
         (("screen", "-c", cells), ("cells.h5ad",)),
         (("report",), ("notebook",)),
         (("report", "embeding"), ("embeding",)),
-        (("report", "embedding", "-p", "x"), ("NAME=VALUE", "x")),
-        (("report", "embedding", "-p", "no_such=1", "-o", out), ("no_such",)),
-        (("report", "embedding", "-y", "no_such", "-o", out), ("no_such",)),
-        (("report", "embedding", "-y", cells, "-o", out), ("cells.h5ad",)),
-        (("report", "embedding", "--on", world.files / "none.h5ad", "-o", out), ("none.h5ad",)),
-        (("report", "embedding", "-o", cells), ("cells.h5ad",)),
+        (("report", "fig1_timelapse", "-p", "x"), ("NAME=VALUE", "x")),
+        (("report", "fig1_timelapse", "-p", "no_such=1", "-o", out), ("no_such",)),
+        (("report", "fig1_timelapse", "-y", "no_such", "-o", out), ("no_such",)),
+        (("report", "fig1_timelapse", "-y", cells, "-o", out), ("cells.h5ad",)),
+        (("report", "fig1_timelapse", "--on", world.files / "none.h5ad", "-o", out), ("none.h5ad",)),
+        (("report", "fig1_timelapse", "-o", cells), ("cells.h5ad",)),
         (("report", "all", "--on", world.files / "none.h5ad", "-o", out), ("none.h5ad",)),
         (("report", "nothing", "--help-notebook"), ("nothing",)),
-        (("train",), ()),
+        (("train",), ("lora",)),
         (("train", "nothing"), ("nothing",)),
         (("train", "temporal"), ("config",)),
         (("train", "pretrain", "-c", world.files / "none.yaml"), ("none.yaml",)),
@@ -1086,11 +1115,12 @@ def _command(*words: object) -> tuple[int, str]:
     """Run the command line; return its exit code and what it said."""
     said = io.StringIO()
     sys.argv = ["maxtoki", *map(str, words)]
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()) as shown:
         try:
             cli.main()
         except SystemExit as stop:
-            return (stop.code if isinstance(stop.code, int) else int(stop.code is not None)), said.getvalue()
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+            return code, said.getvalue() or shown.getvalue()  # a command alone shows its help
     return 0, said.getvalue()
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hin
 import numpy as np
 import pandas as pd
 
-from ._errors import explain, is_of_reading, is_ours
+from ._errors import explain, is_of_reading, is_ours, tell
 from ._names import closest
 
 if TYPE_CHECKING:
@@ -61,6 +61,10 @@ _OWN_RANGES = {
     ("holdout_intervals", "n_permutations"): (0, math.inf),
     ("perturb", "k"): (-math.inf, math.inf),
 }
+# Words of which a parameter is one. (Those of one function are checked there.)
+CHOICES = {"time_unit": ("years", "months", "weeks", "days", "hours")}
+# What has a name: that is no empty text, which would pass for the default.
+_NAMED = COLUMNS | {"key", "key_added", "layer"}
 # Columns that the cells may lack: the reference has them.
 _MAY_LACK = {("predict_age", "time_key")}
 _WORDS = {
@@ -111,9 +115,28 @@ def checked(function: Callable) -> Callable:
         except Exception as error:
             if is_of_reading(error) or (on_file and not is_ours(error)):
                 raise ValueError(explain(error)) from error
+            if on_file and type(error) in (KeyError, ValueError):
+                raise type(error)(tell(error)) from error
+            if not is_ours(error) and (lacking := _lacking(function, signature, given, error)):
+                raise ValueError(f"{lacking} ({type(error).__name__}). Run the analysis again.") from error
             raise
 
     return door
+
+
+def _lacking(
+    function: Callable, signature: inspect.Signature, given: Mapping[str, Any], error: Exception
+) -> str:
+    """What the result that is drawn or read lacks, where an error of a library comes of that; or nothing."""
+    if _space(function) not in ("pl", "get"):
+        return ""
+    key = given.get("key") or getattr(signature.parameters.get("key"), "default", None)
+    result = getattr(given.get("adata"), "uns", {}).get(key)
+    parts = result.items() if isinstance(result, Mapping) else ()
+    tables = {name: part for name, part in parts if isinstance(part, pd.DataFrame)}
+    if empty := [name for name, table in tables.items() if table.empty]:
+        return f".uns[{key!r}][{empty[0]!r}] has no rows"
+    return f"The tables of .uns[{key!r}] lack {error}" if tables and isinstance(error, KeyError) else ""
 
 
 def check(function: Callable, given: Mapping[str, Any]) -> None:
@@ -123,9 +146,32 @@ def check(function: Callable, given: Mapping[str, Any]) -> None:
         if name in kinds and not fits(value, kinds[name]):
             raise TypeError(_mistyped(name, value, kinds[name]))
         _check_range(function.__name__, name, value, kinds.get(name))
+        if name in CHOICES and value not in CHOICES[name]:
+            known = ", ".join(CHOICES[name])
+            raise ValueError(f"{name} must be one of {known}, got {value!r}.{closest(value, CHOICES[name])}")
+        if name in _NAMED and isinstance(value, str) and value == "" != _default(function, name):
+            raise ValueError(f"{name} must be a name, got ''. Leave it out for the default.")
+        if hasattr(value, "obs_names"):
+            _check_cells(_space(function), name, value)
     adata = given.get("adata", given.get("cells"))
     if hasattr(adata, "obs_names"):
         _check_keys(function.__name__, adata, given, kinds)
+
+
+def _default(function: Callable, name: str) -> Any:
+    return inspect.signature(function).parameters[name].default
+
+
+def _check_cells(space: str, name: str, adata: AnnData) -> None:
+    """Cells of which something is computed are some; and results are matched to them by name."""
+    from ._validate import require_unique_names
+
+    if space in ("pp", "tl", "train") and not adata.n_obs:
+        raise ValueError(
+            f"{name} has no cells ({adata.n_obs} x {adata.n_vars}). Look at what they were subset by."
+        )
+    if space == "tl":
+        require_unique_names(adata)
 
 
 def _check_keys(function: str, adata: AnnData, given: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
@@ -233,11 +279,16 @@ def _words(kind: Any) -> list[str]:
     return [_WORDS.get(origin) or _OBJECTS.get(name) or f"a{'n' * (name[:1] in 'AEIOU')} {name}"]
 
 
+def _space(function: Callable) -> str:
+    """Package in which a public function is, such as "tl"; none for those of `mt` itself."""
+    parts = function.__module__.split(".")
+    return parts[1] if len(parts) > 2 and not parts[1].startswith("_") else ""
+
+
 def _misfit(function: Callable, signature: inspect.Signature, given: Mapping[str, Any], error: str) -> str:
     """What is wrong with the names of arguments."""
-    space = function.__module__.split(".")
-    where = f"mt.{space[1]}." if len(space) > 2 and not space[1].startswith("_") else "mt."
-    name = f"{where}{function.__name__}"
+    space = _space(function)
+    name = f"mt.{space}.{function.__name__}" if space else f"mt.{function.__name__}"
     known = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     if unknown := [key for key in given if key not in known]:
         return (

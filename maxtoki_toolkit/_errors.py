@@ -9,7 +9,7 @@ _PACKAGE = Path(__file__).parent
 # Libraries that read files: what they raise is about the file that they were reading.
 _READERS = {"anndata", "h5py", "json", "numcodecs", "safetensors", "yaml", "zarr"}
 # Variables that hold the file at work, the likeliest first.
-_FILES = ("path", "source", "config", "paths", "cells", "notebook", "output", "folder")
+_FILES = ("cells", "path", "source", "config", "paths", "notebook", "output", "folder")
 
 
 def is_ours(error: BaseException) -> bool:

@@ -115,12 +115,20 @@ def load_yaml(text: str) -> Any:
 
 def read_yaml(path: str | Path) -> dict:
     """Settings of a YAML file, by name."""
-    import yaml
-
     if not Path(path).is_file():
         raise FileNotFoundError(f"Did not find {path}.")
+    settings = load_yaml_file(path)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must hold settings as `name: value`.")
+    return settings
+
+
+def load_yaml_file(path: str | Path) -> Any:
+    """Content of a YAML file, or say in one line where it is none."""
+    import yaml
+
     try:
-        settings = load_yaml(Path(path).read_text(encoding="utf-8"))
+        return load_yaml(Path(path).read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise ValueError(
@@ -129,6 +137,3 @@ def read_yaml(path: str | Path) -> dict:
         ) from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} must hold settings as `name: value`.")
-    return settings

@@ -71,6 +71,9 @@ def read_result(adata: AnnData, key: str, function: str) -> dict[str, Any]:
     is_result = isinstance(result, Mapping) and isinstance(result.get("params"), Mapping)
     if not is_result or any(_is_bare(part) for part in result.values()):
         raise ValueError(f".uns[{key!r}] is not what {function} writes. Run it again, or give another key.")
+    tables = [part for part in result.values() if isinstance(part, pd.DataFrame)]
+    if tables and not any(map(len, tables)):  # one of several may have none
+        raise ValueError(f"The tables of .uns[{key!r}] have no rows. Run {function} again.")
     return _Stored(key, function, {**result, "params": _Stored(key, function, result["params"])})
 
 

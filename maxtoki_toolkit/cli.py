@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,9 @@ def main() -> None:
         # A job that is cancelled cleans up behind itself.
         signal.signal(signal.SIGTERM, _stop)
     try:
+        for flag, value in pairwise(sys.argv):
+            if not value:  # as of a variable of the shell that is not set
+                raise ValueError(f"{flag} is followed by an empty text. Give a value, or leave it out.")
         app()
     except Exception as error:
         if debug:
@@ -545,7 +549,7 @@ def _parameters(single: list[str] | None, file: str | None) -> tuple[list | None
         raise ValueError(f"-p takes NAME=VALUE, not {', '.join(wrong)}.")
     given = {name.strip(): value for name, _, value in pairs}
     content = read_preset(file) if file else {}
-    if isinstance(content, list):
+    if isinstance(content, list) and all(isinstance(one, dict) for one in content):
         return content, given
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold parameters as `name: value`, or a list of such sets.")

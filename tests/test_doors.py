@@ -14,7 +14,11 @@ from anndata import AnnData
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit import _doors, cli
+from maxtoki_toolkit._files import read_yaml
 from maxtoki_toolkit._names import closest
+from maxtoki_toolkit.models.load import read_card
+from maxtoki_toolkit.reports._sources import read_preset
+from maxtoki_toolkit.train.temporal import _prepare
 
 
 @pytest.fixture
@@ -44,6 +48,8 @@ PROMPTS = {"time_key": "age_months", "groupby": None}
         ({"groupby": ["donor_id", "Age_Months"]}, KeyError, r"Did you mean 'age_months'\?"),
         ({"contexts": [True]}, ValueError, r"one boolean a cell \(3\), got bool of shape \(1,\)"),
         ({"contexts": "helt_out"}, KeyError, "Did not find .obs\\['helt_out'\\]"),
+        ({"time_key": ""}, ValueError, "time_key must be a name, got ''. Leave it out"),
+        ({"key_added": ""}, ValueError, "key_added must be a name, got ''. Leave it out"),
         ({"n_prompt": 3}, TypeError, "has no argument 'n_prompt'. Did you mean 'n_prompts'"),
     ],
 )
@@ -65,6 +71,29 @@ def test_layers_are_looked_for_first(adata):
         KeyError, match=r"Did not find .layers\['count'\]. Available layers: .* Did you mean 'counts'\?"
     ):
         mt.pp.simulate_doublets(adata, layer="count")
+
+
+def test_cells_are_some_and_told_apart_by_their_names(adata):
+    with pytest.raises(ValueError, match=r"adata has no cells \(0 x 2\)"):
+        mt.pp.sample_prompts(adata[:0], **PROMPTS)
+    adata.obs_names = ["c"] * 3
+    with pytest.raises(ValueError, match="2 cell names are not unique"):
+        mt.tl.expression_age_slope(adata, time_key="age_months", donor_key="donor_id")
+
+
+def test_units_of_time_are_those_that_are_known():
+    function = inspect.unwrap(mt.tl.expression_age_slope)
+    _doors.check(function, {"time_unit": "weeks"})
+    with pytest.raises(
+        ValueError, match=r"one of years, months, .*, got 'monthsx'\. Did you mean 'months'\?"
+    ):
+        _doors.check(function, {"time_unit": "monthsx"})
+
+
+def test_stretching_is_checked_though_the_model_needs_none():
+    demo = mt.load_model("demo", device="cpu")
+    with pytest.raises(ValueError, match="no RoPE scaling 'llama3x'; choose from"):
+        _prepare(demo, None, None, 512, "llama3x", 0)
 
 
 def test_one_name_has_one_range_unless_it_says_so():
@@ -124,6 +153,7 @@ def test_closest_names_what_may_have_been_meant():
         ({}, "is not what mt.tl.predict_timelapse"),
         ({"params": {}}, "lacks 'prompts', which mt.tl.predict_timelapse"),
         ({"params": {}, "prompts": pd.DataFrame()}, "is not what mt.tl.predict_timelapse"),
+        ({"params": {}, "prompts": pd.DataFrame({"a": []})}, r"\.uns\['timelapse'\] have no rows. Run mt.tl"),
         ({"params": {}, "prompts": pd.DataFrame({"a": [1]})}, "lacks 'unit', which mt.tl.predict_timelapse"),
     ],
 )
@@ -133,6 +163,27 @@ def test_results_that_are_none_are_told(adata, result, message):
         mt.get.timelapse(adata)
     with pytest.raises(KeyError, match=r"Did you mean 'timelapse'\?"):
         mt.get.timelapse(adata, key="timelaps")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (
+            {"lapse": [], "predicted": []},
+            r"\.uns\['timelapse'\]\['prompts'\] has no rows \(.*Run the analysis again",
+        ),
+        ({"lapse": [1.0]}, r"tables of \.uns\['timelapse'\] lack .*'predicted'.* \(KeyError\)"),
+    ],
+)
+def test_figures_say_what_a_table_lacks(adata, prompts, message):
+    scores = pd.DataFrame({"group": ["all"], "predictor": ["MaxToki"]})
+    adata.uns["timelapse"] = {
+        "params": {"unit": "months"},
+        "prompts": pd.DataFrame(prompts),
+        "scores": scores,
+    }
+    with pytest.raises(ValueError, match=message):
+        mt.pl.timelapse_scatter(adata)
 
 
 @pytest.fixture
@@ -153,6 +204,39 @@ def test_errors_of_readers_name_the_file_and_the_step(broken, tmp_path):
     assert not (tmp_path / "out.h5ad").exists()
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [("X/data", "cells.h5ad.* NaN or infinite"), ("X/indices", "cells.h5ad is damaged: .* no whole numbers")],
+)
+def test_our_own_errors_name_the_file(tmp_path, values, message):
+    path = tmp_path / "cells.h5ad"
+    mt.datasets.aging_atlas(100, 10, n_genes=500).write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        kept = file[values][...].astype(float)
+        del file[values]
+        file[values] = kept + (np.nan if values == "X/data" else 0.5)
+    with pytest.raises(ValueError, match=message) as raised:
+        mt.pp.encode_file(path, tmp_path / "out.h5ad", mt.load_model("demo", device="cpu"))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["sets.yaml", "settings.yaml"])
+def test_parameters_that_are_no_yaml_are_told_in_one_line(tmp_path, name):
+    path = tmp_path / name
+    path.write_text('cells: "a\noutput: b\n')
+    with pytest.raises(ValueError, match=rf"{name} is not valid YAML: .*line \d") as raised:
+        read_preset(path) if name == "sets.yaml" else read_yaml(path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("card", [None, "[1]", '{"cell_length": "long"}'])
+def test_cards_that_are_none_are_told(tmp_path, card):
+    path = tmp_path / "maxtoki.json"
+    path.mkdir() if card is None else path.write_text(card)
+    with pytest.raises(ValueError, match="maxtoki.json .*Restore the folder"):
+        read_card(tmp_path)
+
+
 def run(monkeypatch, *words):
     monkeypatch.setattr("sys.argv", ["maxtoki", *map(str, words)])
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
@@ -166,6 +250,12 @@ def test_commands_end_in_one_line(monkeypatch, capsys, broken, tmp_path):
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("maxtoki: ")
     assert "cells.h5ad" in line
+
+
+def test_empty_options_are_refused(monkeypatch, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "encode", "cells.h5ad", "-o", tmp_path / "out", "--layer", "")
+    assert "maxtoki: --layer is followed by an empty text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,7 @@ def extend_model(
     """
     from transformers import LlamaForCausalLM
 
-    if rope not in ROPE_SCALINGS:
-        raise ValueError(f"There is no RoPE scaling {rope!r}; choose from {', '.join(ROPE_SCALINGS)}.")
+    require_rope(rope)
     old = model.vocab.size
     same = all(vocab.tokens.get(token) == number for token, number in model.vocab.tokens.items())
     if model.vocab.is_temporal or not vocab.is_temporal or not same or vocab.time_ids.min() < old:
@@ -127,3 +126,9 @@ def _new_rows(vocab: Vocabulary, old: int, scale: float, width: int, rng: np.ran
     smooth = (np.cos(np.pi * wave * place[:, None]) / wave) @ rng.normal(size=(_WAVES, width))
     rows[vocab.time_ids - old] = smooth / smooth.std()
     return (rows * scale).astype(np.float32)
+
+
+def require_rope(rope: str) -> None:
+    """Raise if there is no such way of stretching positions."""
+    if rope not in ROPE_SCALINGS:
+        raise ValueError(f"There is no RoPE scaling {rope!r}; choose from {', '.join(ROPE_SCALINGS)}.")

@@ -83,7 +83,7 @@ def generate_cells(
         worst = np.flatnonzero(full)[0]
         raise ValueError(
             f"{full.sum()} of {len(full)} prompts leave no room for a gene (the first has {prompts.lengths[worst]} of "
-            f"{model.max_length} tokens, and a cell {model.cell_length}). Use fewer context cells or given genes."
+            f"{model.max_length} tokens, and a cell {model.cell_length}). Use fewer context cells or given genes (n_given)."
         )
     request = np.repeat(np.arange(len(given)), n_samples)
     of_prompt = scrambled(scrambled(torch.tensor([seed])) + torch.arange(len(given)))

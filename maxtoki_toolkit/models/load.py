@@ -207,13 +207,13 @@ def read_time_head(folder: Path, card: dict) -> TimeHead | None:
 
 def read_card(folder: Path) -> dict:
     """What a folder says of its model; nothing where it was not saved by this package."""
-    if not (path := folder / CARD).is_file():
+    if not (path := folder / CARD).exists():
         return {}
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}. Restore the folder as it was saved.") from None
-    if not isinstance(card, dict):
+    if not isinstance(card, dict) or not isinstance(card.get("cell_length", 0), int):
         raise ValueError(f"{path} does not describe a model. Restore the folder as it was saved.")
     return card
 

@@ -91,7 +91,7 @@ def _reading(path: str | Path) -> Iterator[None]:
 def read_frames(store, layer: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read `obs` and `var` of an open store; `var` is that of the layer's genes."""
     if missing := [key for key in ("obs", "var") if key not in store]:
-        raise ValueError(f"This is no AnnData file: it has no {' and no '.join(missing)}.")
+        raise ValueError(f"{name_of(store)} is no AnnData file: it has no {' and no '.join(missing)}.")
     of_raw = slot_of(store, layer) == _RAW_X and "raw/var" in store
     with _reading(name_of(store)):
         return ad.io.read_elem(store["obs"]), ad.io.read_elem(store["raw/var" if of_raw else "var"])
@@ -209,6 +209,10 @@ def open_counts(store, layer: str | None):
     whole = (
         len(indptr) == n_lines + 1 and indptr[0] == 0 and indptr[-1] == n_values == stored["indices"].shape[0]
     )
+    if stored["indices"].dtype.kind not in "iu":
+        raise ValueError(
+            f"{path} is damaged: the columns of {slot} are no whole numbers. Copy or download it again."
+        )
     if not whole or (np.diff(indptr) < 0).any():
         raise ValueError(
             f"{path} is damaged: the row pointers of {slot} do not fit its values. Copy or download it again."

@@ -168,6 +168,9 @@ def read_prompts(
 ) -> Prompts:
     """Prompts with cell rows, from their table."""
     n_context = sum(name.startswith("context_") for name in table.columns)
+    needed = [f"context_{i}" for i in range(n_context)] + [f"lapse_{i}" for i in range(n_context - 1)]
+    if missing := [name for name in [*needed, "query", "lapse"] if name not in table]:
+        raise KeyError(f"The prompts lack the column {missing[0]!r}. Draw them again: mt.pp.sample_prompts.")
     context = np.stack([_rows(table[f"context_{i}"], adata) for i in range(n_context)], axis=1)
     steps = [table[f"lapse_{i}"].fillna(0).to_numpy().astype(np.int64) for i in range(n_context - 1)]
     return Prompts(

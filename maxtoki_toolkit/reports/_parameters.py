@@ -80,10 +80,11 @@ def check_parameters(name: str, known: Mapping[str, Parameter], given: Mapping[s
     """Return the given values as the notebook's types, or raise with the parameters that there are."""
     if unknown := [key for key in given if key not in known]:
         close = get_close_matches(unknown[0], known, n=1)
-        # Last, where it is seen below a long list.
-        hint = f"\n{name} has no parameter {unknown[0]!r}. Did you mean {close[0]!r}?" if close else ""
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        # Again at the end, where it is seen below a long list.
         raise ValueError(
-            f"{name} has no parameter {', '.join(map(repr, unknown))}. It has:\n{listing(known)}{hint}"
+            f"{name} has no parameter {', '.join(map(repr, unknown))}. It has:\n{listing(known)}\n"
+            f"{name} has no parameter {unknown[0]!r}.{hint}"
         )
     return {key: _value(name, key, known[key], value) for key, value in given.items()}
 

@@ -7,9 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from .._files import load_yaml
+from .._files import load_yaml_file
 
 
 class Source(NamedTuple):
@@ -74,10 +72,7 @@ def read_preset(name: str | Path) -> Any:
         path = by_name(str(name), preset_paths(), "preset", "the folder notebooks/presets")
     if not path.is_file():
         raise FileNotFoundError(f"Did not find the parameters {path}.")
-    try:
-        return load_yaml(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    return load_yaml_file(path)
 
 
 def by_name(name: str, known: dict[str, Path], what: str, where: str) -> Path:

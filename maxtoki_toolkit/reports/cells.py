@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from ..models.model import MaxTokiModel
 from ..pp._columns import has_values
 from ..pp._design import as_times
 from ..pp.parse_age import read_terms
@@ -20,7 +21,12 @@ _TO_HOURS = {"weeks": 168.0, "days": 24.0, "hours": 1.0}
 
 
 def read_cells(
-    path: str | Path, *, layer: str = "", time_key: str = "", time_unit: str = "months", model=None
+    path: str | Path,
+    *,
+    layer: str = "",
+    time_key: str = "",
+    time_unit: str = "months",
+    model: MaxTokiModel | None = None,
 ) -> AnnData:
     """Read cells, with times in whole numbers of the unit that a model tells.
 

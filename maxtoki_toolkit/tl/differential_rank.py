@@ -216,9 +216,9 @@ def differential_rank(
     if not genes:
         counts = {s: [int((side[s] == i).sum()) for i in (0, 1)] for s in side}
         raise ValueError(
-            f"No group has {_MIN_UNITS} true and {_MIN_UNITS} generated cells in each interval. In the first and the second there are "
-            f"{counts['true'][0]} and {counts['true'][1]} true, {counts['generated'][0]} and {counts['generated'][1]} "
-            "generated cells."
+            f"No group has {_MIN_UNITS} true and {_MIN_UNITS} generated cells in each interval of .obs[{time_key!r}]. "
+            f"In the first and the second there are {counts['true'][0]} and {counts['true'][1]} true, "
+            f"{counts['generated'][0]} and {counts['generated'][1]} generated cells."
         )
     if small:
         warnings.warn(

@@ -14,7 +14,7 @@ from anndata import AnnData
 from .. import _keys
 from .._progress import progress
 from .._results import is_ours, require_free, write_result
-from .._validate import require_obs, require_rank, require_unique_names
+from .._validate import require_obs, require_rank, require_tokens, require_unique_names
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..pp._design import get_labels, known_cells
@@ -161,6 +161,7 @@ def doublets(
     if not any(is_ours(adata, name) and "n_doublets" in adata.uns[name]["params"] for name in adata.uns):
         require_free(adata, _keys.DOUBLETS, [_keys.DOUBLET_PROBABILITY, _keys.DOUBLET])
     require_rank(adata)
+    require_tokens(adata)
     require_obs(adata, truth_key)
     check_share(groupby, same_type)
     if kind not in KINDS:

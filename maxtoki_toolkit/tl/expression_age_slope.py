@@ -51,7 +51,7 @@ def expression_age_slope(
     use
         Cells to use: boolean column of `.obs`, or one boolean a cell. All by default.
     time_unit
-        Unit of `time_key`; months become years.
+        Unit of `time_key`: "years", "months", "weeks", "days" or "hours"; months become years.
     min_cells
         Fewest cells of a group for a sample to count.
     min_donors

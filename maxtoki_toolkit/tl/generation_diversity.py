@@ -181,7 +181,8 @@ def generation_diversity(
         tables.append(table)
     if not tables:
         raise ValueError(
-            f"No group has {2 * (n_neighbors + 1)} held-out cells, {n_neighbors + 1} generated ones and a training cell. "
+            f"No group has {2 * (n_neighbors + 1)} held-out cells, {n_neighbors + 1} generated ones and a training cell, as "
+            f"n_neighbors={n_neighbors} needs. "
             f"In all, {(~training).sum()} cells are held out, {training.sum()} are training cells and "
             f"{generated.n_obs} are generated."
         )

@@ -85,7 +85,9 @@ def neighbor_purity(
         raise KeyError(f"Did not find .obsm[{_keys.EMBEDDING!r}]. Run mt.tl.embed(adata, model) first.")
     labels = get_labels(adata, groupby).astype(str)
     if adata.n_obs <= n_neighbors:
-        raise ValueError(f"{adata.n_obs} cells are too few for {n_neighbors} neighbours each.")
+        raise ValueError(
+            f"n_neighbors is {n_neighbors}, and {adata.n_obs} cells are too few for that: give a smaller number."
+        )
 
     settings = adata.uns.get(_keys.EMBED, {}).get("params", {})
     config = model.hf.config.to_diff_dict()

@@ -131,7 +131,8 @@ def perturbation_concordance(
                 rows.append({"group": group, "genes": name, **values})
     if not rows:
         raise ValueError(
-            f"No group has {2 * MIN_GENES} genes with an effect and a slope. Were both made with the same groups (groupby)?"
+            f"No group of .uns[{key!r}] has {2 * MIN_GENES} genes with an effect and a slope. Were both made with the same groups "
+            "(groupby)?"
         )
     found = pd.DataFrame(rows)
     found["q_value"] = benjamini_hochberg(found["p_value"])

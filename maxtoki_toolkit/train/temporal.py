@@ -14,7 +14,7 @@ from anndata import AnnData
 
 from .._digest import digest
 from .._validate import require_obs
-from ..models.extend import extend_model
+from ..models.extend import extend_model, require_rope
 from ..models.fingerprint import fingerprint
 from ..models.load import load_model, pick_device, save_model
 from ..models.model import MaxTokiModel
@@ -101,7 +101,7 @@ def temporal(
         Folder of the run: checkpoints, `log.jsonl`, `tensorboard/`, and the model in `model/`. A run that was
         interrupted goes on from its last checkpoint when called again with the same settings, cells and model.
     time_key, time_unit
-        Column of `.obs` with the time in whole units, and the name of the unit.
+        Column of `.obs` with the time in whole units, and the unit: "years", "months", "weeks", "days" or "hours".
     groupby
         Columns of `.obs` in which all cells of a prompt agree, e.g. ["cell_type", "sex"].
     use, held_out
@@ -339,6 +339,7 @@ _NOT_RECIPE = (
 
 def _prepare(model: MaxTokiModel, time, lapses, max_length: int, rope: str, seed: int) -> MaxTokiModel:
     """A copy of the model, with time tokens."""
+    require_rope(rope)
     if model.vocab.is_temporal:
         return replace(model, hf=copy.deepcopy(model.hf))
     reach = int(time.max() - time.min())
