@@ -86,7 +86,7 @@ def neighbor_purity(
     labels = get_labels(adata, groupby).astype(str)
     if adata.n_obs <= n_neighbors:
         raise ValueError(
-            f"n_neighbors is {n_neighbors}, and {adata.n_obs} cells are too few for that: give a smaller number."
+            f"{adata.n_obs} cells are too few for {n_neighbors} neighbours each: give a smaller n_neighbors."
         )
 
     settings = adata.uns.get(_keys.EMBED, {}).get("params", {})
