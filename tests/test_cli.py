@@ -209,7 +209,9 @@ def test_import(folder, capsys, monkeypatch, tmp_path):
     assert "150 cells of 2 samples are in cells.h5ad." in out
     assert anndata.read_h5ad("cells.h5ad").obs["age"].value_counts().to_dict() == {70: 80, 30: 70}
     code, _, err = run(capsys, "import", "samples.csv", "-o", "cells.h5ad")
-    assert (code, err) == (1, "maxtoki: cells.h5ad exists. Give another output.\n")
+    asked = "Give another one, or ask for it to be replaced: --overwrite."
+    assert (code, err) == (1, f"maxtoki: cells.h5ad exists. {asked}\n")
+    assert run(capsys, "import", "samples.csv", "-o", "cells.h5ad", "--overwrite")[0] == 0
 
 
 def test_a_warning_is_one_line(capsys, monkeypatch):
