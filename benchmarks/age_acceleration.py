@@ -42,7 +42,7 @@ HELD_OUT = yaml.safe_load((Path(__file__).parent / "demo_model.yaml").read_text(
 SETTINGS = {
     "condition_key": "condition",
     "control": "control",
-    "age_key": "age_months",
+    "time_key": "age_months",
     "donor_key": "donor_id",
     "groupby": "cell_type",
     "match_by": "sex",
@@ -311,7 +311,7 @@ def onek1k(path: str, covid: str) -> list[dict]:
             **FINE_TUNING,
         )
     rest = adata[~adata.obs["train"].to_numpy()].copy()
-    settings = {"age_key": "age", "donor_key": "donor_id", "match_by": None, "tolerance": 10}
+    settings = {"time_key": "age", "donor_key": "donor_id", "match_by": None, "tolerance": 10}
     tables = []
     for i in range(100):
         cases = np.random.default_rng([i, 17]).choice(names[20:], 10, replace=False)
@@ -341,7 +341,13 @@ def covid_rows(patients: AnnData, model) -> list[dict]:
     found = patients.obs.drop_duplicates("donor_id")[["donor_id", "disease_severity", "age_yr"]]
     print(found.to_string())
     patients.obs["age"] = patients.obs["age_yr"].astype(float).round().astype(int)
-    settings = {"age_key": "age", "donor_key": "donor_id", "match_by": None, "tolerance": 10, "groupby": None}
+    settings = {
+        "time_key": "age",
+        "donor_key": "donor_id",
+        "match_by": None,
+        "tolerance": 10,
+        "groupby": None,
+    }
     control = "mild"  # there are no healthy donors
     effects, notes = effects_of(
         patients, model, condition_key="disease_severity", **settings | {"control": control}

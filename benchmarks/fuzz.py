@@ -188,11 +188,10 @@ RESULTS = (
 ).split()
 
 # What is compared; without it, columns are guessed.
-COMPARED = {"condition_key": "sex", "control": "female", "age_key": "age_months", "donor_key": "donor_id"}
+COMPARED = {"condition_key": "sex", "control": "female", "time_key": "age_months", "donor_key": "donor_id"}
 # Valid values of what functions cannot do without, and few draws.
 VALID = {
     "time_key": "age_months",
-    "age_key": "age_months",
     "groupby": "cell_type",
     "donor_key": "donor_id",
     "condition_key": "sex",
@@ -366,12 +365,12 @@ SHARES = {
     "min_overlap", "dropout", "timelapse", "curriculum", "gene_dropout", "warmup", "donors",
 }  # fmt: skip
 COLUMNS = {
-    "time_key", "age_key", "donor_key", "groupby", "condition_key", "batch_key", "match_by", "covariates",
+    "time_key", "donor_key", "groupby", "condition_key", "batch_key", "match_by", "covariates",
     "perturbation_key", "truth_key", "use", "target", "reference", "contexts", "queries", "subset", "known", "train",
 }  # fmt: skip
 # Texts that are chosen from a few.
 CHOICES = {
-    "task", "zero_lapse", "kind", "mode", "on", "readout", "how", "search", "metric", "baseline", "target", "space",
+    "task", "zero_lapse", "kind", "mode", "on", "readout", "how", "search", "baseline", "target", "space",
     "statistic", "attending", "corrupted", "level", "align", "method", "proposal", "pool", "scored_on", "measure",
     "value", "head", "loss", "rope", "device", "dtype", "attention", "time_unit", "group", "control", "part", "shape",
 }  # fmt: skip

@@ -82,7 +82,7 @@ def quality(model, arguments, temperature: float) -> list[dict]:
     found += rows("concordance", mt.get.annotation_concordance(adata))
     mt.tl.train_on_generated(adata, model, **settings, **donor)
     found += rows("train on generated", mt.get.train_on_generated(adata))
-    mt.tl.age_match(adata, model, age_key="age_months", **settings, **donor)
+    mt.tl.age_match(adata, model, time_key="age_months", **settings, **donor)
     found += rows("age", mt.get.age_match(adata))
     mt.tl.generation_diversity(adata, model, train=adata.obs["held_out"].to_numpy(), **settings, **donor)
     found += rows("diversity", mt.get.generation_diversity(adata))

@@ -100,7 +100,7 @@ def predictions(adata: AnnData, levels: AnnData, model, held: list[str]) -> tupl
             adata,
             model,
             method="ranks",
-            target="embedding",
+            readout="embedding",
             use="steered",
             reference="anchor",
             genes=genes,

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 # Columns of `.obs`, given as one name or several.
 COLUMNS = {
     "time_key",
-    "age_key",
     "donor_key",
     "groupby",
     "condition_key",

@@ -111,7 +111,7 @@ def compare_ages(model: MaxTokiModel) -> AnnData:
         model,
         condition_key="condition",
         control="control",
-        age_key="age_months",
+        time_key="age_months",
         donor_key="donor_id",
         groupby="cell_type",
         n_cells=8,

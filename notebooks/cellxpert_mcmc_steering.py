@@ -118,7 +118,7 @@ adata.obs[["led", "aim"]].sum()
 # %% tags=["answer"]
 common = {
     "method": "ranks",
-    "target": "embedding",
+    "readout": "embedding",
     "use": "led",
     "reference": "aim",
     "genes": genes or None,

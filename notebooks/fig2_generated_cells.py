@@ -183,7 +183,7 @@ mt.tl.age_match(
     adata,
     maxtoki,
     generated=generated,
-    age_key=time_key,
+    time_key=time_key,
     donor_key=donor_key,
     groupby=cell_type_key,
     rng=seed,

@@ -138,7 +138,7 @@ if train_steps:
     learned = set(taught.obs.loc[taught.obs["train"], donor_key])
     adata = adata[~adata.obs[donor_key].isin(learned)].copy()
     print(f"The model has learned from {len(learned)} controls, which are left out of what follows.")
-donors = {"condition_key": condition_key, "control": control, "age_key": time_key, "donor_key": donor_key}
+donors = {"condition_key": condition_key, "control": control, "time_key": time_key, "donor_key": donor_key}
 mt.pp.match_ages(adata, **donors, match_by=match_by, tolerance=tolerance)
 save(mt.pl.matched_ages(adata).figure, "fig5_matched_ages")
 adata.uns["matched_ages"]["balance"].round(2).set_index("condition").transpose()

@@ -120,7 +120,7 @@ PROMPTS = {"time_key": "age_months", "groupby": "cell_type", "donor_key": "donor
 COMPARISON = {
     "condition_key": "sex",
     "control": "female",
-    "age_key": "age_months",
+    "time_key": "age_months",
     "donor_key": "donor_id",
     "tolerance": 400,
 }
@@ -148,7 +148,7 @@ ARGUMENTS = {
         "n_reference_cells": 2,
     },
     "tl.age_acceleration": {**COMPARISON, "groupby": None, "n_cells": 2, "n_contexts": 1},
-    "tl.age_match": {"age_key": "age_months", "donor_key": "donor_id", "key": "cell_prompts"},
+    "tl.age_match": {"time_key": "age_months", "donor_key": "donor_id", "key": "cell_prompts"},
     "tl.annotation_concordance": {"groupby": "cell_type", "key": "cell_prompts"},
     "tl.train_on_generated": {
         "groupby": "cell_type",
@@ -227,7 +227,7 @@ READ_TIME = [
     "tl.steer",
 ]
 TIMED = {
-    "tl.age_acceleration": {**ARGUMENTS["tl.age_acceleration"], "age_key": "age", "tolerance": 40},
+    "tl.age_acceleration": {**ARGUMENTS["tl.age_acceleration"], "time_key": "age", "tolerance": 40},
     "tl.attention": {"key": "prompts"},
     "tl.perturb": {"genes": "all"},
     "tl.steer": ARGUMENTS["tl.steer"],

@@ -157,7 +157,7 @@ def test_functions_guess_too():
     adata = mt.datasets.aging_atlas(200, 30, n_genes=500)
     with pytest.warns(
         UserWarning,
-        match="condition_key='condition', age_key='age_months', donor_key='donor_id', control='control'",
+        match="condition_key='condition', time_key='age_months', donor_key='donor_id', control='control'",
     ):
         mt.pp.match_ages(adata)
     params = adata.uns["matched_ages"]["params"]
@@ -167,4 +167,4 @@ def test_functions_guess_too():
         mt.pp.match_ages(adata)
     adata.obs["arm"] = adata.obs["arm"].astype(str).replace("control", "reference")
     with pytest.raises(ValueError, match=r"Give control: .obs\['arm'\] has .*'reference'"):
-        mt.pp.match_ages(adata, condition_key="arm", age_key="age_months", donor_key="donor_id")
+        mt.pp.match_ages(adata, condition_key="arm", time_key="age_months", donor_key="donor_id")

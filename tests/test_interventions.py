@@ -266,7 +266,7 @@ def test_other_readings(cells, metric):
         return logits[:, token] - logits.mean(dim=1)
 
     mt.tl.ablate_heads(
-        adata, model, metric={"gene": gene, "function": log_odds}.get(metric, metric), how="zero"
+        adata, model, readout={"gene": gene, "function": log_odds}.get(metric, metric), how="zero"
     )
     effects = mt.get.ablate_heads(adata).set_index("heads")
     assert effects["size"].idxmax() == "L1H2"
@@ -277,14 +277,14 @@ def test_other_readings(cells, metric):
         "likelihood": ("likelihood", "nats a gene"),
         "function": ("log_odds",) * 2,
     }[metric]
-    assert effects.attrs["metric"] == name
+    assert effects.attrs["readout"] == name
     assert effects.attrs["unit"] == unit
     assert (effects["n_prompts"].iloc[0] < 40) == (metric == "gene")
     if metric == "gene":
         adata = adata.copy()
         settings = {"time_key": "age_months", "groupby": "cell_type", "n_prompts": 40, "context_size": 1}
         mt.pp.sample_prompts(adata, **settings)
-        mt.tl.patch(adata, model, corrupted="mask_context", metric=gene)
+        mt.tl.patch(adata, model, corrupted="mask_context", readout=gene)
         # The prompt ends before the gene.
         table = mt.get.patch(adata).pivot(index="layer", columns="segment", values="effect")
         assert table.columns.tolist() == ["boq", "context_0", "query"]
@@ -372,14 +372,14 @@ def test_a_genes_attributions(cells):
     adata, vocab = cells
     gene = common_gene(adata)
     model, feature = plant(vocab, {(1, 2): 1.0}, gene=gene)
-    mt.tl.attribute(adata, model, target=gene, n_steps=8)
+    mt.tl.attribute(adata, model, readout=gene, n_steps=8)
     genes = mt.get.attribute(adata)
     assert genes.attrs["unit"] == "nats"
     assert not ((genes["gene"] == gene) & (genes["part"] == "query")).any()
     sign = np.sign(feature[[model.vocab[name] for name in genes["gene"]]])
     assert (np.sign(genes["attribution"])[sign != 0] == sign[sign != 0]).all()
     with pytest.raises(KeyError, match="Did not find the gene 'no gene'"):
-        mt.tl.attribute(adata, model, target="no gene")
+        mt.tl.attribute(adata, model, readout="no gene")
 
 
 @needs_captum
@@ -468,18 +468,18 @@ def test_models_that_cannot_tell_time(cells):
         ):
             with pytest.raises(ValueError, match="cannot tell time|reads no prompts"):
                 function(adata, model)
-    mt.tl.ablate_heads(adata, stage_1, metric="likelihood", donor_key="donor_id", n_prompts=20)
+    mt.tl.ablate_heads(adata, stage_1, readout="likelihood", donor_key="donor_id", n_prompts=20)
     effects = mt.get.ablate_heads(adata)
     assert effects["unit"].tolist() == ["donor", "donor"]
     assert effects["n_prompts"].tolist() == [20, 20]
     score = mt.tl.log_likelihood(adata, stage_1, copy=True).obs["log_likelihood"]
-    mt.tl.ablate_heads(adata, stage_1, metric="likelihood", n_prompts=None)
+    mt.tl.ablate_heads(adata, stage_1, readout="likelihood", n_prompts=None)
     np.testing.assert_allclose(mt.get.ablate_heads(adata)["value_intact"].iloc[0], score.mean(), rtol=1e-5)
     assert mt.get.ablate_heads(adata)["unit"].iloc[0] == "query cell"
     with pytest.raises(ValueError, match="reads no prompts, so key="):
-        mt.tl.ablate_heads(adata, stage_1, metric="likelihood", key="prompts")
+        mt.tl.ablate_heads(adata, stage_1, readout="likelihood", key="prompts")
     with pytest.raises(ValueError, match="donor_key is for models"):
-        mt.tl.ablate_heads(adata, untrained, metric="likelihood", donor_key="donor_id")
+        mt.tl.ablate_heads(adata, untrained, readout="likelihood", donor_key="donor_id")
 
 
 def test_prompts_that_ask_for_cells(cells, two):
@@ -488,7 +488,7 @@ def test_prompts_that_ask_for_cells(cells, two):
     mt.pp.sample_prompts(adata, task="cell", context_size=1, **settings)
     with pytest.raises(ValueError, match="ask for cells"):
         mt.tl.ablate_heads(adata, model)
-    mt.tl.ablate_heads(adata, model, metric="likelihood", heads=[(1, 2)])
+    mt.tl.ablate_heads(adata, model, readout="likelihood", heads=[(1, 2)])
     assert mt.get.ablate_heads(adata)["change"].abs().iloc[0] > 0
 
 

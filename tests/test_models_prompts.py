@@ -15,7 +15,7 @@ VOCAB = mt.models.Vocabulary(
 
 def random_cells(rng, n=12):
     rows = [[2, *(4 + rng.permutation(30)[: rng.integers(0, 15)]), 3] for _ in range(n)]
-    return Sequences(np.concatenate(rows).astype(np.int32), np.cumsum([0, *map(len, rows)]))
+    return Sequences.of(rows)
 
 
 def random_prompts(rng, n, largest, n_cells=12, n_queries=12):

@@ -59,7 +59,7 @@ def cells():
     """Cells of 0 to 5 genes."""
     rng = np.random.default_rng(0)
     rows = [[2, *(4 + rng.permutation(12)[:n]), 3] for n in (0, 1, 2, 3, 4, 5)]
-    return Sequences(np.concatenate(rows).astype(np.int32), np.cumsum([0, *map(len, rows)]))
+    return Sequences.of(rows)
 
 
 def make_prompts(n, *, timelapse=True, seed=0):

@@ -346,7 +346,7 @@ def ages(key):
     donors = pd.DataFrame({"condition": "x", "donor": list("abcd"), "age": [300, 360, 600, 660]})
     donors = donors.assign(case=[True, False] * 2, stratum="all", n_matches=1, matched=True)
     adata = AnnData(np.ones((2, 2)))
-    write_result(adata, "matched_ages", {"age_key": key}, donors=donors)
+    write_result(adata, "matched_ages", {"time_key": key}, donors=donors)
     return mt.pl.matched_ages(adata)
 
 

@@ -41,7 +41,7 @@ def untrained():
 def cells():
     rng = np.random.default_rng(0)
     rows = [[2, *(4 + rng.permutation(20)[:n]), 3] for n in (3, 4, 5, 6, 7, 8)]
-    return Sequences(np.concatenate(rows).astype(np.int32), np.cumsum([0, *map(len, rows)]))
+    return Sequences.of(rows)
 
 
 @pytest.fixture(scope="module")

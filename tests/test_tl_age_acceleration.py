@@ -14,7 +14,7 @@ import maxtoki_toolkit as mt
 SETTINGS = {
     "condition_key": "condition",
     "control": "control",
-    "age_key": "age_months",
+    "time_key": "age_months",
     "donor_key": "donor_id",
     "groupby": "cell_type",
 }

@@ -14,7 +14,7 @@ from maxtoki_toolkit.tl._classify import score_labels, shuffle_genes
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 KEYS = {"groupby": "cell_type", "donor_key": "donor_id"}
-AGES = {"age_key": "age_months", "donor_key": "donor_id"}
+AGES = {"time_key": "age_months", "donor_key": "donor_id"}
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +325,7 @@ def test_any_time_unit_without_donors(atlas, model):
     days.uns["prompts"]["prompts"][["lapse", "lapse_0", "lapse_1", "time"]] *= 2
     days.uns["prompts"]["params"]["donor_key"] = ""
     generated = as_generated(days, others(atlas, same_age=True))
-    mt.tl.age_match(days, model, generated=generated, age_key="day", donor_key=None)
+    mt.tl.age_match(days, model, generated=generated, time_key="day", donor_key=None)
     scores = mt.get.age_match(days).set_index("cells")
     assert (scores["unit"] == "query cell").all()
     assert scores.loc["generated", "r"] > 0.2

@@ -66,7 +66,7 @@ def cells(model):
 
 
 SETS = {
-    "target": "embedding",
+    "readout": "embedding",
     "reference": "perturbed",
     "donor_key": "donor",
     "genes": [f"g{i}" for i in range(12)],
@@ -98,7 +98,7 @@ def shift_by_hand(cells, model, names, genes, mode):
     steered = get_steered(
         cells,
         model,
-        target="embedding",
+        readout="embedding",
         use=cells.obs_names.isin(names),
         reference="perturbed",
         n_cells=None,
@@ -249,9 +249,9 @@ def test_cells_are_on_their_own(cells, model):
 def test_likelihood_of_reference_cells(cells, model):
     """The distance is what the model says of the anchors after the cell, where it can read both."""
     with pytest.raises(ValueError, match="too few for two cells"):
-        steer(cells, model, **{**RANKS, "target": "likelihood"})
+        steer(cells, model, **{**RANKS, "readout": "likelihood"})
     model = dataclasses.replace(model, cell_length=32)
-    found = steer(cells, model, **{**RANKS, "target": "likelihood", "n_steps": 2, "n_cells": 3})
+    found = steer(cells, model, **{**RANKS, "readout": "likelihood", "n_steps": 2, "n_cells": 3})
     assert found.uns["steer"]["params"]["unit"] == "nats a gene"
     table = mt.get.steer_cells(found)
     assert (table["distance_start"] > 0).all()
@@ -261,7 +261,7 @@ def test_likelihood_of_reference_cells(cells, model):
 def test_refusals(cells, model):
     for settings, message in [
         ({"method": "annealing"}, "no method"),
-        ({"target": "happiness"}, "no target"),
+        ({"readout": "happiness"}, "no readout"),
         ({"mode": "double"}, "no mode"),
         ({"reference": None}, "needs cells"),
         ({"use": "perturbed"}, "led to itself"),
@@ -270,7 +270,7 @@ def test_refusals(cells, model):
         ({"burn_in": 1.0}, "burn_in"),
         ({"strength": 0}, "strength"),
         ({"n_cells": 1}, "cannot be divided"),
-        ({"target": "time", "reference": None}, "cannot tell time"),
+        ({"readout": "timelapse", "reference": None}, "cannot tell time"),
     ]:
         with pytest.raises(ValueError, match=message):
             steer(cells, model, **{**SETS, **settings})
@@ -315,7 +315,7 @@ def test_steered_cells_are_likelier_and_nearer_than_edits(tmp_path):
         both,
         model,
         method="ranks",
-        target="embedding",
+        readout="embedding",
         reference="anchor",
         use="led",
         genes=["g20"],

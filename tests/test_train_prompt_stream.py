@@ -26,7 +26,7 @@ N = 200
 def cells():
     rng = np.random.default_rng(0)
     rows = [[2, *(4 + rng.permutation(50)[: rng.integers(0, 50)]), 3] for _ in range(N)]
-    return Sequences(np.concatenate(rows).astype(np.int32), np.cumsum([0, *map(len, rows)]))
+    return Sequences.of(rows)
 
 
 def sampler(seed=0, **settings):

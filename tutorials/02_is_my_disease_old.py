@@ -74,7 +74,7 @@ pd.concat(
 columns = {
     "condition_key": "condition",
     "control": "control",
-    "age_key": "age_months",
+    "time_key": "age_months",
     "donor_key": "donor_id",
     "match_by": "sex",
 }
@@ -463,12 +463,12 @@ path: str = ""  # .h5ad with raw counts; "" to skip this section
 own_model: str = "runs/clock/model"  # folder of a temporal model that was trained on none of these donors
 condition_key: str = "condition"  # column of .obs with the condition of each donor
 control: str = "control"  # its value for controls
-age_key: str = "age_months"  # column of .obs with the age
+time_key: str = "age_months"  # column of .obs with the age
 donor_key: str = "donor_id"  # column of .obs with the donor: a person, not a sample or a lane
 groupby: str = "cell_type"  # column of .obs in which all cells of a prompt agree
 match_by: list = ["sex"]  # columns of .obs in which patients and their controls agree; [] for none
 batch_key: str = "batch"  # column of .obs with the batch; "" for none
-tolerance: int = 60  # largest difference in age between a patient and a control, in the unit of age_key
+tolerance: int = 60  # largest difference in age between a patient and a control, in the unit of time_key
 output: str = "age_acceleration.csv"  # table to write
 
 # %%
@@ -482,7 +482,7 @@ if path:
         clock,
         condition_key=condition_key,
         control=control,
-        age_key=age_key,
+        time_key=time_key,
         donor_key=donor_key,
         groupby=groupby,
         match_by=match_by,

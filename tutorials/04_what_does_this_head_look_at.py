@@ -332,5 +332,5 @@ mt.widgets.heads(adata)
 
 # %% [markdown]
 # For your own cells, start from [Your own h5ad in MaxToki](01_your_own_h5ad.ipynb), then run `mt.tl.attention` with your columns. A model
-# that cannot tell time reads cells one by one: all but sections 5 and 6 works, and `mt.tl.ablate_heads(..., metric="likelihood")`
+# that cannot tell time reads cells one by one: all but sections 5 and 6 works, and `mt.tl.ablate_heads(..., readout="likelihood")`
 # takes heads out of it. [fig4_attention_heads](../notebooks/fig4_attention_heads.ipynb) does this page with papermill, for larger models.

@@ -38,7 +38,7 @@ def ablate_heads(adata: AnnData, *, key: str = _keys.ABLATE_HEADS) -> pd.DataFra
     `share_changed`
         Share of the prompts that are read differently at all.
     `mean_error_intact`, `error_change`, `error_change_low`, `error_change_high`, `error_p_value`, `error_q_value`
-        For "time": mean absolute error, and what the ablation adds to it.
+        For "timelapse": mean absolute error, and what the ablation adds to it.
     `n_prompts`, `n_units`, `unit`
         Prompts, and how many donors (or query cells, where no donor is known) their queries are of.
     `added`, `size_chosen_on`, `random_size`, `random_low`, `random_high`, `random_p_value`, `n_random`
@@ -56,7 +56,7 @@ def ablate_heads(adata: AnnData, *, key: str = _keys.ABLATE_HEADS) -> pd.DataFra
     """
     table = read_table(adata, key, "effects", "mt.tl.ablate_heads(adata, model)")
     params = adata.uns[key]["params"]
-    table.attrs |= {name: str(params[name]) for name in ("metric", "how", "search")}
+    table.attrs |= {name: str(params[name]) for name in ("readout", "how", "search")}
     table.attrs |= {name: int(params[name]) for name in ("n_layers", "n_heads")}
     return table
 
@@ -98,7 +98,7 @@ def patch(adata: AnnData, *, key: str = _keys.PATCH) -> pd.DataFrame:
     """
     table = read_table(adata, key, "effects", "mt.tl.patch(adata, model, corrupted=...)")
     params = adata.uns[key]["params"]
-    table.attrs |= {name: str(params[name]) for name in ("metric", "corrupted", "level", "align")}
+    table.attrs |= {name: str(params[name]) for name in ("readout", "corrupted", "level", "align")}
     table.attrs["mean_difference"] = float(params["mean_difference"])
     return table
 
@@ -184,6 +184,6 @@ def attribute_segments(adata: AnnData, *, key: str = _keys.ATTRIBUTE) -> pd.Data
 def _attributions(adata: AnnData, key: str, name: str) -> pd.DataFrame:
     table = read_table(adata, key, name, "mt.tl.attribute(adata, model)")
     params = adata.uns[key]["params"]
-    table.attrs["target"] = str(params["target"])
+    table.attrs["readout"] = str(params["readout"])
     table.attrs |= {name: float(params[name]) for name in ("relative_residual", "rank_correlation")}
     return table

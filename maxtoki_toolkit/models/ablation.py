@@ -96,7 +96,7 @@ def ablate(
     max_tokens
         Padded tokens a batch.
     """
-    n, config = len(sequences.lengths), model.hf.config
+    n, config = len(sequences), model.hf.config
     classes = place_classes(sequences, parts) if how == "mean" else None
     found = Ablated(np.empty(n), *np.full((3, n, len(sets)), np.nan))
     layers = sorted({layer for heads in sets for layer, _ in heads})
@@ -212,5 +212,4 @@ def _directions(rows: np.ndarray, layers: int, size: int, seed: int) -> torch.Te
 
 def _padded(values: np.ndarray, sequences: Sequences, batch: Batch) -> torch.Tensor:
     """One number a token, batch x longest, -1 beyond each sequence."""
-    flat = Sequences(values, sequences.indptr)
-    return pad(flat, batch.rows, -1).to(batch.tokens.device)
+    return pad(sequences.with_tokens(values), batch.rows, -1).to(batch.tokens.device)

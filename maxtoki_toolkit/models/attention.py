@@ -133,7 +133,7 @@ def stream_attention(
     ------
     Rows of `sequences` in the batch, and its sums.
     """
-    if len(sequences.lengths) and (longest := sequences.lengths.max()) > model.max_length:
+    if len(sequences) and (longest := sequences.lengths.max()) > model.max_length:
         raise ValueError(f"{longest} tokens are more than the {model.max_length} that the model reads.")
     if len(groups) != len(sequences.tokens):
         raise ValueError(f"groups has {len(groups)} rows, for {len(sequences.tokens)} tokens.")
@@ -207,7 +207,7 @@ def stream_pairs(
     ------
     Sums of a batch.
     """
-    if len(sequences.lengths) and (longest := sequences.lengths.max()) > model.max_length:
+    if len(sequences) and (longest := sequences.lengths.max()) > model.max_length:
         raise ValueError(f"{longest} tokens are more than the {model.max_length} that the model reads.")
     if len(genes) != len(sequences.tokens):
         raise ValueError(f"genes has {len(genes)} entries, for {len(sequences.tokens)} tokens.")

@@ -86,8 +86,8 @@ def integrated_gradients(
     if baseline not in BASELINES:
         raise ValueError(f"There is no baseline {baseline!r}; choose from {', '.join(BASELINES)}.")
     max_tokens = max_tokens or DEFAULT_TOKENS.get(model.device.type, DEFAULT_TOKENS["cpu"])
-    found = Attributions(np.zeros(len(sequences.tokens)), *np.zeros((2, len(sequences.lengths))))
-    for row in progress(range(len(sequences.lengths)), desc="Attributing", unit="prompt"):
+    found = Attributions(np.zeros(len(sequences.tokens)), *np.zeros((2, len(sequences))))
+    for row in progress(range(len(sequences)), desc="Attributing", unit="prompt"):
         where = slice(*sequences.indptr[row : row + 2])
         tokens = torch.from_numpy(sequences.tokens[where].astype(np.int64)).to(model.device)
 

@@ -108,7 +108,7 @@ def edit_cells(
 def _find(cells: Sequences, row: np.ndarray, token: np.ndarray) -> np.ndarray:
     """Rank of a gene in a cell, 0 where it is absent."""
     width = 1 + max(cells.tokens.max(initial=0), token.max(initial=0))
-    keys = np.repeat(np.arange(len(cells.lengths)), cells.lengths) * np.int64(width) + cells.tokens
+    keys = cells.owner * np.int64(width) + cells.tokens
     order = np.argsort(keys)
     keys, wanted = keys[order], row * np.int64(width) + token
     at = np.searchsorted(keys, wanted).clip(max=max(len(keys) - 1, 0))
@@ -118,9 +118,8 @@ def _find(cells: Sequences, row: np.ndarray, token: np.ndarray) -> np.ndarray:
 
 def _write(cells, rows, edit, token, before, after, n_out) -> Sequences:
     """The genes at their new ranks, all other tokens around them in their order."""
-    lengths = cells.lengths[rows]
-    first = np.concatenate([[0], np.cumsum(lengths)])
-    source = cells.tokens[np.arange(first[-1]) + np.repeat(cells.indptr[rows] - first[:-1], lengths)]
+    taken = cells.take(rows)
+    first, source = taken.indptr, taken.tokens
     others = np.ones(len(source), dtype=bool)
     others[(first[edit] + before)[before > 0]] = False
     indptr = np.concatenate([[0], np.cumsum(n_out + 2)])
@@ -133,12 +132,8 @@ def _write(cells, rows, edit, token, before, after, n_out) -> Sequences:
 
 def _cut(sequences: Sequences, max_length: int) -> Sequences:
     """The first tokens of each cell, and its `<eos>`."""
-    lengths = sequences.lengths
-    at = np.arange(len(sequences.tokens)) - np.repeat(sequences.indptr[:-1], lengths)
-    kept = (at < max_length - 1) | (at == np.repeat(lengths - 1, lengths))
-    return Sequences(
-        sequences.tokens[kept], np.concatenate([[0], np.cumsum(np.minimum(lengths, max_length))])
-    )
+    at, lengths = sequences.positions, sequences.lengths
+    return sequences.keep((at < max_length - 1) | (at == np.repeat(lengths - 1, lengths)))
 
 
 def cut_cells(cells: Sequences, max_length: int) -> Sequences:

@@ -53,7 +53,7 @@ def embed_sequences(
     if pool not in POOLS:
         raise ValueError(f"There is no pooling {pool!r}; choose from {', '.join(POOLS)}.")
     hidden_size = model.hf.config.hidden_size
-    cells = np.empty((len(sequences.lengths), hidden_size), dtype=np.float32)
+    cells = np.empty((len(sequences), hidden_size), dtype=np.float32)
     sums = torch.zeros(model.vocab.size, hidden_size, device=model.device) if tokens else None
     seen = torch.zeros(model.vocab.size, device=model.device) if tokens else None
 

@@ -97,7 +97,7 @@ def run(
     Rows of `sequences` in the batch, and what `compute` returned.
     """
     max_tokens = max_tokens or DEFAULT_TOKENS.get(model.device.type, DEFAULT_TOKENS["cpu"])
-    n = len(sequences.lengths)
+    n = len(sequences)
     if forest is None:
         forest = Forest(np.full(n, -1), np.zeros(n, dtype=np.int64))
     own = sequences.lengths - forest.shared

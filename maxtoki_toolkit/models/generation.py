@@ -119,19 +119,15 @@ def generate_cells(
                 del slots
                 if model.device.type == "cuda":
                     torch.cuda.empty_cache()
-    lengths = np.array([len(cell) for cell in cells], dtype=np.int64)
-    tokens = np.concatenate(cells) if cells else np.zeros(0, np.int32)
     finished = np.array([cell[-1] == model.vocab["<eos>"] for cell in cells], dtype=bool)
-    return Generated(
-        Sequences(tokens.astype(np.int32), np.concatenate([[0], np.cumsum(lengths)])), likelihood, finished
-    )
+    return Generated(Sequences.of(cells), likelihood, finished)
 
 
 def _open_cells(prompts: Sequences, model: MaxTokiModel) -> tuple[np.ndarray, np.ndarray]:
     """Where the last cell of each prompt begins, and how many genes it has."""
     is_bos = prompts.tokens == model.vocab["<bos>"]
     place = np.where(is_bos, np.arange(len(prompts.tokens)), -1)
-    begun = np.maximum.reduceat(place, prompts.indptr[:-1]) if len(prompts.lengths) else place
+    begun = np.maximum.reduceat(place, prompts.indptr[:-1]) if len(prompts) else place
     ends = prompts.tokens[prompts.indptr[1:] - 1]
     genes = np.zeros(model.vocab.size, dtype=bool)
     genes[model.vocab.gene_ids] = True
@@ -176,7 +172,7 @@ class _Slots:
         """Read the prompts of some cells, and start to write them in free slots."""
         device = self.model.device
         read, which = np.unique(prompt, return_inverse=True)
-        part = _take(prompts, read)
+        part = prompts.take(read)
         at = np.flatnonzero(self.row < 0)[: len(rows)]
         self._make_room(int(part.lengths.max()) + _GROWTH)
 
@@ -310,13 +306,6 @@ class _Slots:
             setattr(self, name, getattr(self, name)[at])
         for layer in self.cache:
             layer[:] = [part[at] for part in layer]
-
-
-def _take(sequences: Sequences, rows: np.ndarray) -> Sequences:
-    """Some of the sequences."""
-    parts = [sequences.tokens[sequences.indptr[row] : sequences.indptr[row + 1]] for row in rows]
-    lengths = sequences.lengths[rows]
-    return Sequences(np.concatenate(parts), np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def scrambled(number: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,7 @@ class Layout(NamedTuple):
 
 def layout(sequences: Sequences, vocab: Vocabulary) -> Layout:
     """Find the segments of prompts, or of cells by themselves."""
-    tokens, n = sequences.tokens, len(sequences.lengths)
+    tokens, n = sequences.tokens, len(sequences)
     of = np.repeat(np.arange(n), sequences.lengths)
     is_time = np.isin(tokens, vocab.time_ids)
     boq, eoq = (
@@ -70,7 +70,7 @@ def layout(sequences: Sequences, vocab: Vocabulary) -> Layout:
 
 def place_classes(sequences: Sequences, parts: Layout) -> np.ndarray:
     """Class of each token: its segment, and in it the octave of its place (0, 1-2, 3-6, 7-14, ...) or the last token."""
-    of = np.repeat(np.arange(len(sequences.lengths)), sequences.lengths)
+    of = sequences.owner
     place = np.arange(len(sequences.tokens)) - sequences.indptr[of] - parts.start[of, parts.segment]
     octave = np.floor(np.log2(place + 1)).astype(np.int64)
     last = place == parts.size[of, parts.segment] - 1

@@ -39,7 +39,7 @@ def token_log_likelihoods(
     float32 of the length of `sequences.tokens`, in nats; NaN for the first token of a sequence and for those that
     were not asked for.
     """
-    n = len(sequences.lengths)
+    n = len(sequences)
     first = np.ones(n, dtype=np.int64) if first is None else np.maximum(first, 1)
     forest = prefix_forest(sequences)
     # A sequence also answers for what branches off from it, the last branches first.
@@ -73,6 +73,5 @@ def token_log_likelihoods(
         if (up := forest.parent[row]) >= 0 and asked[row] <= forest.shared[row]:
             shared = np.arange(asked[row], forest.shared[row] + 1)
             found[sequences.indptr[row] + shared] = found[sequences.indptr[up] + shared]
-    position = np.arange(len(found)) - np.repeat(sequences.indptr[:-1], sequences.lengths)
-    found[position < np.repeat(first, sequences.lengths)] = np.nan
+    found[sequences.positions < np.repeat(first, sequences.lengths)] = np.nan
     return found

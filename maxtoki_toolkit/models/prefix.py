@@ -57,7 +57,7 @@ def prefix_forest(sequences: Sequences, *, min_shared: int = MIN_SHARED) -> Fore
     min_shared
         Shorter shared starts are computed again.
     """
-    n = len(sequences.lengths)
+    n = len(sequences)
     parent, shared = np.full(n, -1, dtype=np.int64), np.zeros(n, dtype=np.int64)
     order, common = _neighbours(sequences)
     edges = np.flatnonzero(common - 1 >= max(min_shared, 1))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
@@ -11,18 +12,65 @@ import torch
 from .vocabulary import Vocabulary
 
 
-class Sequences(NamedTuple):
-    """Token sequences, end to end."""
+@dataclass(frozen=True, eq=False, slots=True)
+class Sequences:
+    """Token sequences of unequal length, end to end."""
 
     tokens: np.ndarray
     """All tokens, int32."""
     indptr: np.ndarray
     """Where each sequence starts and the last one ends, int64, one more than there are sequences."""
 
+    @classmethod
+    def of(cls, parts: Sequence[np.ndarray]) -> Sequences:
+        """Sequences from an array of tokens each."""
+        tokens = np.concatenate([np.zeros(0, np.int32), *parts]).astype(np.int32)
+        return cls.split(tokens, np.array([len(part) for part in parts], dtype=np.int64))
+
+    @classmethod
+    def split(cls, tokens: np.ndarray, lengths: np.ndarray) -> Sequences:
+        """Tokens end to end, cut into sequences of these lengths."""
+        return cls(tokens, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Sequences]) -> Sequences:
+        """All sequences of several sets, one set after the other."""
+        return cls.split(
+            np.concatenate([part.tokens for part in parts]), np.concatenate([part.lengths for part in parts])
+        )
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each sequence."""
         return np.diff(self.indptr)
+
+    @property
+    def owner(self) -> np.ndarray:
+        """Which sequence each token is of."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Place of each token in its sequence, from 0."""
+        return np.arange(len(self.tokens)) - np.repeat(self.indptr[:-1], self.lengths)
+
+    def take(self, rows: np.ndarray, lengths: np.ndarray | None = None) -> Sequences:
+        """Some of the sequences, each whole or to its first `lengths` tokens."""
+        lengths = self.lengths[rows] if lengths is None else np.asarray(lengths)
+        indptr = np.concatenate([[0], np.cumsum(lengths)])
+        at = np.arange(indptr[-1]) + np.repeat(self.indptr[rows] - indptr[:-1], lengths)
+        return Sequences(self.tokens[at], indptr)
+
+    def keep(self, kept: np.ndarray) -> Sequences:
+        """The sequences with some of their tokens, one boolean a token."""
+        return Sequences(self.tokens[kept], np.concatenate([[0], np.cumsum(kept)])[self.indptr])
+
+    def with_tokens(self, tokens: np.ndarray) -> Sequences:
+        """Other tokens at the same places."""
+        return Sequences(tokens, self.indptr)
 
 
 def cell_sequences(

@@ -28,7 +28,7 @@ def read_lapses(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predicted lapse, and the probability of tokens that are no lapse, for prompts that end with `<eoq>`."""
     require_temporal(model)
-    lapse = np.empty(len(prompts.lengths), dtype=np.float32)
+    lapse = np.empty(len(prompts), dtype=np.float32)
     p_non_numeric = np.empty_like(lapse)
 
     def compute(batch: Batch) -> tuple[np.ndarray, np.ndarray]:

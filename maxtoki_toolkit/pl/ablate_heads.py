@@ -25,7 +25,7 @@ def ablate_heads(
     adata
         Cells with a result.
     value
-        Column of `mt.get.ablate_heads` to draw: "change", "error_change" (the default for "time") or "size". The greedy
+        Column of `mt.get.ablate_heads` to draw: "change", "error_change" (the default for "timelapse") or "size". The greedy
         search is drawn by "size".
     key
         Key in `.uns`.
@@ -53,16 +53,16 @@ def ablate_heads(
     import matplotlib.pyplot as plt
 
     effects = get_effects(adata, key=key)
-    unit, metric = effects.attrs["unit"], effects.attrs["metric"]
+    unit, readout = effects.attrs["unit"], effects.attrs["readout"]
     greedy = effects.attrs["search"] == "greedy"
-    value = value or ("size" if greedy else "error_change" if metric == "time" else "change")
-    choices = ["change", "size", *(["error_change"] if metric == "time" else [])]
+    value = value or ("size" if greedy else "error_change" if readout == "timelapse" else "change")
+    choices = ["change", "size", *(["error_change"] if readout == "timelapse" else [])]
     if value not in choices or (greedy and value != "size"):
         raise ValueError(f"There is no value={value!r} to draw here; choose from {', '.join(choices)}.")
     what = {
         "error_change": f"change of the mean error ({unit})",
-        "change": f"change of {_reading(metric)} ({unit})",
-        "size": f"size of the change of {_reading(metric)} ({unit})",
+        "change": f"change of {_reading(readout)} ({unit})",
+        "size": f"size of the change of {_reading(readout)} ({unit})",
     }[value]
     single = (effects["n_heads"] == 1).all() and not greedy
     layers, heads = effects.attrs["n_layers"], effects.attrs["n_heads"]
@@ -81,8 +81,8 @@ def ablate_heads(
     return _points(effects, value, called, what, ax)
 
 
-def _reading(metric: str) -> str:
-    return {"time": "the predicted lapse", "likelihood": "the log-likelihood"}.get(metric, metric)
+def _reading(readout: str) -> str:
+    return {"timelapse": "the predicted lapse", "likelihood": "the log-likelihood"}.get(readout, readout)
 
 
 def _grid(

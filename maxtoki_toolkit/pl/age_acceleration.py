@@ -47,7 +47,7 @@ def age_acceleration(
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.age_acceleration(
-    ...     adata, model, condition_key="condition", control="control", age_key="age_months", donor_key="donor_id",
+    ...     adata, model, condition_key="condition", control="control", time_key="age_months", donor_key="donor_id",
     ...     groupby=None, n_cells=2, n_contexts=1, baselines=False)
     >>> len(mt.pl.age_acceleration(adata).axes)
     4

@@ -46,7 +46,7 @@ def age_match(adata: AnnData, *, key: str = _keys.AGE_MATCH) -> Figure:
     ...     adata, time_key="age_months", groupby="cell_type", donor_key="donor_id", task="cell", n_prompts=4,
     ...     context_size=1, contexts="held_out", queries="held_out")
     >>> cells = mt.tl.generate(adata, model, max_genes=10)
-    >>> mt.tl.age_match(adata, model, generated=cells, age_key="age_months", donor_key="donor_id")
+    >>> mt.tl.age_match(adata, model, generated=cells, time_key="age_months", donor_key="donor_id")
     >>> len(mt.pl.age_match(adata).axes)
     3
     """

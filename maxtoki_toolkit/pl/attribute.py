@@ -103,10 +103,12 @@ def attribute(
     )
     ax.axvline(0, color="black", lw=0.8)
     ax.set_yticks(place, np.where(shown["symbol"] == "", shown["gene"], shown["symbol"]), fontsize=8.5)
-    target = (
-        "the predicted lapse" if attrs["target"] == "time" else f"the log-probability of {attrs['target']}"
+    read = (
+        "the predicted lapse"
+        if attrs["readout"] == "timelapse"
+        else f"the log-probability of {attrs['readout']}"
     )
-    ax.set(ylim=(len(shown) - 0.4, -0.6), xlabel=f"attribution to {target} ({attrs['unit']})")
+    ax.set(ylim=(len(shown) - 0.4, -0.6), xlabel=f"attribution to {read} ({attrs['unit']})")
     ax.set_title(
         f"genes of the {part}, {shown['n_prompts'].min():,}–{shown['n_prompts'].max():,} prompts each\n"
         f"attributions miss {attrs['relative_residual']:.1%} of the total",

@@ -33,7 +33,7 @@ def matched_ages(adata: AnnData, *, key: str = _keys.MATCHED_AGES, ax: Axes | No
     --------
     >>> import maxtoki_toolkit as mt
     >>> adata = mt.datasets.aging_atlas(400, 40, n_genes=500)
-    >>> settings = dict(condition_key="condition", control="control", age_key="age_months", donor_key="donor_id")
+    >>> settings = dict(condition_key="condition", control="control", time_key="age_months", donor_key="donor_id")
     >>> mt.pp.match_ages(adata, **settings, match_by="sex", tolerance=36)
     >>> mt.pl.matched_ages(adata).get_xlabel()
     'age (years)'
@@ -45,9 +45,9 @@ def matched_ages(adata: AnnData, *, key: str = _keys.MATCHED_AGES, ax: Axes | No
     conditions = list(dict.fromkeys(table["condition"]))
     # A model says what the unit of a column is, or its name does.
     params = result["params"]
-    unit = params["time_head"]["unit"] if "time_head" in params else unit_in_name(params["age_key"])
+    unit = params["time_head"]["unit"] if "time_head" in params else unit_in_name(params["time_key"])
     years = 12 if unit == "months" else 1
-    unit = "years" if unit == "months" else unit or f".obs[{params['age_key']!r}]"
+    unit = "years" if unit == "months" else unit or f".obs[{params['time_key']!r}]"
     table = table.assign(age=table["age"] / years)
     if ax is None:
         _, ax = plt.subplots(figsize=(5.2, 0.9 + 0.62 * len(conditions)), layout="constrained")

@@ -93,7 +93,7 @@ class Comparison(NamedTuple):
 
     condition_key: str
     control: str
-    age_key: str
+    time_key: str
     donor_key: str
 
 
@@ -101,17 +101,15 @@ def find_comparison(
     obs: pd.DataFrame,
     condition_key: str | None,
     control: str | None,
-    age_key: str | None,
+    time_key: str | None,
     donor_key: str | None,
 ) -> Comparison:
     """Fill in what is `None` from the names of columns, and say so in a line; or raise with what could be named."""
-    given = {"condition_key": condition_key, "age_key": age_key, "donor_key": donor_key}
-    roles = {"condition_key": "condition_key", "age_key": "time_key", "donor_key": "donor_key"}
-    guessed = guess_columns(obs, [roles[name] for name, value in given.items() if value is None])
-    found = {name: guessed[roles[name]] for name in given if roles[name] in guessed and given[name] is None}
+    given = {"condition_key": condition_key, "time_key": time_key, "donor_key": donor_key}
+    found = guess_columns(obs, [name for name, value in given.items() if value is None])
     for name, value in given.items():
         if value is None and name not in found:
-            raise ValueError(f"Give {name}: no column was found for it; {suggest_columns(obs, roles[name])}.")
+            raise ValueError(f"Give {name}: no column was found for it; {suggest_columns(obs, name)}.")
     values = given | found
     if control is None and values["condition_key"] in obs:
         column = obs[values["condition_key"]]
@@ -123,7 +121,7 @@ def find_comparison(
         found["control"] = control
     if found:
         warnings.warn(say_columns(found), UserWarning, stacklevel=3)
-    return Comparison(values["condition_key"], control or "", values["age_key"], values["donor_key"])
+    return Comparison(values["condition_key"], control or "", values["time_key"], values["donor_key"])
 
 
 def suggest_columns(obs: pd.DataFrame, role: str) -> str:

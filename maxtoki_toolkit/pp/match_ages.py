@@ -20,7 +20,7 @@ def match_ages(
     *,
     condition_key: str | None = None,
     control: str | None = None,
-    age_key: str | None = None,
+    time_key: str | None = None,
     donor_key: str | None = None,
     match_by: str | Sequence[str] | None = None,
     tolerance: int = 60,
@@ -36,14 +36,14 @@ def match_ages(
     condition_key, control
         Column of `.obs` with the condition of each donor, and the value that controls have. These and the next two are
         guessed from the names in `.obs` where they are `None`, with a warning that says which were taken.
-    age_key
+    time_key
         Column of `.obs` with the age, in whole units.
     donor_key
         Column of `.obs` with the donor.
     match_by
         Columns of `.obs` in which a donor and its controls agree, e.g. "sex".
     tolerance
-        Largest difference in age, in the unit of `age_key` (60 months by default).
+        Largest difference in age, in the unit of `time_key` (60 months by default).
     key_added
         Key in `.uns`, by default "matched_ages".
     copy
@@ -74,21 +74,21 @@ def match_ages(
     --------
     >>> import maxtoki_toolkit as mt
     >>> adata = mt.datasets.aging_atlas(400, 40, n_genes=500)
-    >>> settings = dict(condition_key="condition", control="control", age_key="age_months", donor_key="donor_id")
+    >>> settings = dict(condition_key="condition", control="control", time_key="age_months", donor_key="donor_id")
     >>> mt.pp.match_ages(adata, **settings, match_by="sex", tolerance=36)
     >>> adata.uns["matched_ages"]["balance"]["condition"].tolist()
     ['accelerated_15y', 'accelerated_3y', 'accelerated_5y', 'resilient']
     """
     require_unique_names(adata)
-    condition_key, control, age_key, donor_key = find_comparison(
-        adata.obs, condition_key, control, age_key, donor_key
+    condition_key, control, time_key, donor_key = find_comparison(
+        adata.obs, condition_key, control, time_key, donor_key
     )
     columns = [match_by] if isinstance(match_by, str) else list(match_by or [])
     donors = donor_table(
         adata,
         condition_key=condition_key,
         control=control,
-        age_key=age_key,
+        time_key=time_key,
         donor_key=donor_key,
         match_by=columns,
     )
@@ -97,7 +97,7 @@ def match_ages(
     params = {
         "condition_key": condition_key,
         "control": control,
-        "age_key": age_key,
+        "time_key": time_key,
         "donor_key": donor_key,
         "match_by": columns,
         "tolerance": tolerance,
@@ -111,18 +111,18 @@ def donor_table(
     *,
     condition_key: str,
     control: str,
-    age_key: str,
+    time_key: str,
     donor_key: str,
     match_by: Sequence[str],
 ) -> pd.DataFrame:
     """One row a donor: `donor`, `condition`, `age`, `stratum`. Cells without any of these are left out."""
-    adata, _ = known_cells(adata, donor_key, condition_key, age_key, match_by)
+    adata, _ = known_cells(adata, donor_key, condition_key, time_key, match_by)
     stratum, names = get_groups(adata, match_by)
     table = pd.DataFrame(
         {
             "donor": get_labels(adata, donor_key),
             "condition": get_labels(adata, condition_key),
-            "age": get_times(adata, age_key),
+            "age": get_times(adata, time_key),
             "stratum": np.array(names, dtype=object)[stratum],
         }
     ).drop_duplicates(ignore_index=True)

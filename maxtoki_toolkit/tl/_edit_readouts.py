@@ -14,21 +14,6 @@ from ..models.timelapse import read_lapses
 READOUTS = ("timelapse", "likelihood", "embedding")
 
 
-def join(*parts: Sequences) -> Sequences:
-    """Sequences one after the other."""
-    before = np.cumsum([0, *(len(part.tokens) for part in parts)])
-    indptr = [part.indptr[:-1] + at for part, at in zip(parts, before, strict=False)]
-    return Sequences(np.concatenate([part.tokens for part in parts]), np.concatenate([*indptr, before[-1:]]))
-
-
-def some(sequences: Sequences, rows: np.ndarray) -> Sequences:
-    """Some of the sequences."""
-    lengths = sequences.lengths[rows]
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    at = np.arange(indptr[-1]) + np.repeat(sequences.indptr[rows] - indptr[:-1], lengths)
-    return Sequences(sequences.tokens[at], indptr)
-
-
 def read_prompted_lapses(
     model: MaxTokiModel, prompts: Prompts, cells: Sequences, max_tokens: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -42,11 +27,11 @@ def read_likelihoods(
 ) -> np.ndarray:
     """Mean log-probability of the genes of a target cell after each cell, or of each cell's own genes."""
     if targets is None:
-        sequences, first = cells, np.ones(len(cells.lengths), dtype=np.int64)
+        sequences, first = cells, np.ones(len(cells), dtype=np.int64)
     else:
-        n = len(cells.lengths)
+        n = len(cells)
         order = np.arange(2 * n).reshape(2, n).T.ravel()
-        both = some(join(cells, targets), order)
+        both = Sequences.concatenate([cells, targets]).take(order)
         sequences = Sequences(both.tokens, both.indptr[::2])
         first = cells.lengths + 1
     found = token_log_likelihoods(model, sequences, first=first, max_tokens=max_tokens).astype(float)

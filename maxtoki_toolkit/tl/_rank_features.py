@@ -21,7 +21,7 @@ def rank_features(adata: AnnData, model: MaxTokiModel) -> sp.csr_matrix:
     column[model.vocab.gene_ids] = np.arange(len(model.vocab.gene_ids))
     is_gene = column[cells.tokens] >= 0
     # Each sequence is `<bos>` genes `<eos>`: a gene's place in it is its rank.
-    place = np.arange(len(cells.tokens)) - np.repeat(cells.indptr[:-1], cells.lengths)
+    place = cells.positions
     n_genes = np.add.reduceat(is_gene, cells.indptr[:-1])
     values = 1 - (place[is_gene] - 1) / room
     features = sp.csr_matrix(

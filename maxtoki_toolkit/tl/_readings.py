@@ -23,8 +23,6 @@ from ..pp.sample_prompts import read_prompts
 from ._cells import get_sequences
 from ._time_unit import check_unit
 
-Metric = str | Callable
-
 
 class Readings(NamedTuple):
     """Sequences and what is read from them."""
@@ -34,7 +32,7 @@ class Readings(NamedTuple):
     sequences: Sequences
     parts: Layout
     read: Readout
-    metric: str
+    readout: str
     unit: str
     rows: np.ndarray
     """int64: which of the given sequences these are; others lack the gene."""
@@ -43,7 +41,7 @@ class Readings(NamedTuple):
 def get_prompts(
     adata: AnnData,
     model: MaxTokiModel,
-    metric: Metric,
+    readout: str | Callable,
     *,
     key: str | None,
     n_prompts: int | None,
@@ -52,7 +50,7 @@ def get_prompts(
 ) -> tuple[pd.DataFrame, Prompts | None, Sequences]:
     """Some of the prompts, or for a model without time tokens some of the cells, and all cells as sequences."""
     require_model(model)
-    if metric == "time":
+    if readout == "timelapse":
         require_temporal(model)
     if n_prompts is not None and n_prompts < 2:
         raise ValueError(f"n_prompts must be at least 2, got {n_prompts}.")
@@ -77,7 +75,7 @@ def get_prompts(
         raise ValueError(
             "The query cells of these prompts may be in another AnnData. Draw prompts with mt.pp.sample_prompts."
         )
-    if metric == "time" and params["task"] != "timelapse":
+    if readout == "timelapse" and params["task"] != "timelapse":
         raise ValueError(
             'These prompts ask for cells. Draw others: mt.pp.sample_prompts(..., task="timelapse").'
         )
@@ -99,7 +97,7 @@ def _some(n: int, wanted: int | None, rng: int) -> np.ndarray:
 def get_readings(
     adata: AnnData,
     model: MaxTokiModel,
-    metric: Metric,
+    readout: str | Callable,
     table: pd.DataFrame,
     prompts: Prompts | None,
     cells: Sequences,
@@ -107,65 +105,64 @@ def get_readings(
 ) -> Readings:
     """Write prompts (or take cells) up to the token that the reading is made at.
 
-    "time" and functions of the logits are read at the end of the prompt (`<eoq>`); "likelihood" from the first to the
+    "timelapse" and functions of the logits are read at the end of the prompt (`<eoq>`); "likelihood" from the first to the
     last gene of the query cell; a gene where it stands in the query cell. Prompts without the gene are left out.
     """
     if prompts is None:
         rows = adata.obs_names.get_indexer(table["query"])
-        whole = _first_tokens(cells, rows, cells.lengths[rows])
+        whole = cells.take(rows, cells.lengths[rows])
     else:
-        answer = ~prompts.timelapse if metric != "time" and isinstance(metric, str) else False
+        answer = ~prompts.timelapse if readout != "timelapse" and isinstance(readout, str) else False
         whole = write_prompts(
             prompts, cells, model.vocab, max_length=model.max_length, answer=answer, queries=queries
         ).sequences
-    rows = np.arange(len(whole.lengths))
-    if metric == "time":
+    rows = np.arange(len(whole))
+    if readout == "timelapse":
         return Readings(
-            table, whole, layout(whole, model.vocab), lapse_readout(model), metric, model.time_head.unit, rows
+            table,
+            whole,
+            layout(whole, model.vocab),
+            lapse_readout(model),
+            readout,
+            model.time_head.unit,
+            rows,
         )
-    if not isinstance(metric, str):
-        name = getattr(metric, "__name__", "metric")
+    if not isinstance(readout, str):
+        name = getattr(readout, "__name__", "readout")
         return Readings(
-            table, whole, layout(whole, model.vocab), logits_readout(model, metric), name, name, rows
+            table, whole, layout(whole, model.vocab), logits_readout(model, readout), name, name, rows
         )
 
     parts = layout(whole, model.vocab)
     query = parts.names.index("query" if prompts is not None else "cell")
     start, size = parts.start[:, query], parts.size[:, query]
-    if metric == "likelihood":
+    if readout == "likelihood":
         if (short := size < 3).any():
             raise ValueError(f"{short.sum()} query cells have no gene whose likelihood could be read.")
-        sequences = _first_tokens(whole, rows, start + size - 1)
+        sequences = whole.take(rows, start + size - 1)
         read = likelihood_readout(model, start + 1)
-        return Readings(table, sequences, layout(sequences, model.vocab), read, metric, "nats a gene", rows)
-    token = int(adata.var[_keys.TOKEN_ID].iloc[find_genes(adata, [metric])[0]])
+        return Readings(table, sequences, layout(sequences, model.vocab), read, readout, "nats a gene", rows)
+    token = int(adata.var[_keys.TOKEN_ID].iloc[find_genes(adata, [readout])[0]])
     if token < 0:
-        raise ValueError(f"The model's vocabulary lacks the gene {metric!r}.")
+        raise ValueError(f"The model's vocabulary lacks the gene {readout!r}.")
     of = np.repeat(rows, whole.lengths)
     at = np.flatnonzero((whole.tokens == token) & (parts.segment == query))
     if len(at) < 2:
         raise ValueError(
-            f"{len(at)} of {len(rows)} query cells have {metric!r} among the genes that the model reads of them; at least 2 "
+            f"{len(at)} of {len(rows)} query cells have {readout!r} among the genes that the model reads of them; at least 2 "
             "are needed. Give more prompts, or another gene."
         )
     rows = of[at]
-    sequences = _first_tokens(whole, rows, at - whole.indptr[rows])
+    sequences = whole.take(rows, at - whole.indptr[rows])
     return Readings(
         table.iloc[rows],
         sequences,
         layout(sequences, model.vocab),
         token_readout(model, token),
-        metric,
+        readout,
         "nats",
         rows,
     )
-
-
-def _first_tokens(sequences: Sequences, rows: np.ndarray, lengths: np.ndarray) -> Sequences:
-    """The first tokens of some sequences."""
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    at = np.arange(indptr[-1]) + np.repeat(sequences.indptr[rows] - indptr[:-1], lengths)
-    return Sequences(sequences.tokens[at], indptr)
 
 
 def draw_partners(parts: Layout, seed: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from ..models.edits import cut_cells, edit_cells
 from ..models.model import MaxTokiModel
 from ..models.sampling import chain_keys
 from ..models.set_search import Set, beam_search, metropolis_sets
-from ._edit_readouts import read_likelihoods, some
+from ._edit_readouts import read_likelihoods
 from ._paired import donor_mean
 from ._steer_target import Steered
 
@@ -76,7 +76,7 @@ class Edits:
             changed[first : first + size] = found.changed.reshape(len(part), len(of))
             if found.changed.any():
                 rows = np.flatnonzero(found.changed)
-                yield first + rows // len(of), rows % len(of), some(found.sequences, rows)
+                yield first + rows // len(of), rows % len(of), found.sequences.take(rows)
 
 
 class Found(NamedTuple):

@@ -19,12 +19,12 @@ from ..models.timelapse import read_lapses, require_temporal
 from ..pp._design import get_labels, get_mask
 from ..pp.sample_prompts import read_prompts
 from ._cells import get_sequences
-from ._edit_readouts import read_likelihoods, some
+from ._edit_readouts import read_likelihoods
 from ._time_unit import check_unit
 
-TARGETS = ("time", "embedding", "likelihood")
+READOUTS = ("timelapse", "embedding", "likelihood")
 # Nats that a unit of the distance is worth, unless given.
-STRENGTH = {"time": 1.0, "embedding": 100.0, "likelihood": 100.0}
+STRENGTH = {"timelapse": 1.0, "embedding": 100.0, "likelihood": 100.0}
 _WHOLE = 1 << 30  # tokens: no cell is longer
 
 
@@ -48,7 +48,7 @@ def get_steered(
     adata: AnnData,
     model: MaxTokiModel,
     *,
-    target: str,
+    readout: str,
     use: str | Sequence[bool] | None,
     reference: str | Sequence[bool] | None,
     n_cells: int | None,
@@ -60,15 +60,15 @@ def get_steered(
 ) -> Steered:
     """Choose the cells, and set up the distance."""
     require_model(model)
-    if target not in TARGETS:
-        raise ValueError(f"There is no target {target!r}; choose from {', '.join(TARGETS)}.")
+    if readout not in READOUTS:
+        raise ValueError(f"There is no readout {readout!r}; choose from {', '.join(READOUTS)}.")
     cells = get_sequences(adata, model)
     mask = get_mask(adata, use, "use")
-    if target == "time":
+    if readout == "timelapse":
         if reference is not None:
             raise ValueError(
-                'target="time" steers to a shorter lapse and has no reference cells. Leave reference out, or set '
-                'target="embedding".'
+                'readout="timelapse" steers to a shorter lapse and has no reference cells. Leave reference out, or set '
+                'readout="embedding".'
             )
         table, prompts = _prompts(adata, model, mask, key, n_cells, rng)
         rows = prompts.query
@@ -84,7 +84,7 @@ def get_steered(
     else:
         if reference is None:
             raise ValueError(
-                f"target={target!r} needs cells of the state to steer to: reference=, a boolean column of .obs."
+                f"readout={readout!r} needs cells of the state to steer to: reference=, a boolean column of .obs."
             )
         aim = get_mask(adata, reference, "reference")
         if not aim.any():
@@ -95,13 +95,13 @@ def get_steered(
             )
         table, rows = _cells(adata, mask & ~aim, donor_key, n_cells, rng)
         aims = np.flatnonzero(aim)
-        states = embed_sequences(model, some(cells, aims), max_tokens=max_tokens).cells.astype(float)
+        states = embed_sequences(model, cells.take(aims), max_tokens=max_tokens).cells.astype(float)
         chosen = anchors_of(states, n_anchors, rng)
         n_anchors = len(chosen)
-        if target == "embedding":
+        if readout == "embedding":
             distance, unit = _embedding_distance(model, states, chosen, max_tokens), "spread of the target"
         else:
-            distance = _likelihood_distance(model, some(cells, aims[chosen]), max_tokens)
+            distance = _likelihood_distance(model, cells.take(aims[chosen]), max_tokens)
             unit = "nats a gene"
     whole = get_sequences(adata[rows].copy(), model, max_length=_WHOLE)
     return Steered(table.reset_index(drop=True), rows, whole, distance, unit, n_anchors)
@@ -141,17 +141,17 @@ def _embedding_distance(model: MaxTokiModel, states: np.ndarray, chosen: np.ndar
 
 
 def _likelihood_distance(model: MaxTokiModel, anchors: Sequences, max_tokens: int | None):
-    n = len(anchors.lengths)
+    n = len(anchors)
     if model.cell_length + anchors.lengths.max() > model.max_length:
         raise ValueError(
             f"{model.name!r} reads {model.max_length} tokens at once, too few for two cells of {model.cell_length}: "
-            'set target="embedding".'
+            'set readout="embedding".'
         )
 
     def distance(changed: Sequences, of: np.ndarray) -> np.ndarray:
         cell = np.repeat(np.arange(len(of)), n)
-        after = some(anchors, np.tile(np.arange(n), len(of)))
-        return -read_likelihoods(model, some(changed, cell), after, max_tokens).reshape(-1, n).mean(axis=1)
+        after = anchors.take(np.tile(np.arange(n), len(of)))
+        return -read_likelihoods(model, changed.take(cell), after, max_tokens).reshape(-1, n).mean(axis=1)
 
     return distance
 

@@ -83,8 +83,7 @@ def could_attend(sequences: Sequences) -> np.ndarray:
 def evenly_received(sequences: Sequences) -> np.ndarray:
     """What each token receives from a head that attends to all tokens alike."""
     harmonic = np.append(0, np.cumsum(1 / np.arange(1, sequences.lengths.max() + 1)))
-    place = np.arange(len(sequences.tokens)) - np.repeat(sequences.indptr[:-1], sequences.lengths)
-    return np.repeat(harmonic[sequences.lengths], sequences.lengths) - harmonic[place]
+    return np.repeat(harmonic[sequences.lengths], sequences.lengths) - harmonic[sequences.positions]
 
 
 def evenly_given(sequences: Sequences, groups: np.ndarray) -> np.ndarray:
@@ -93,8 +92,7 @@ def evenly_given(sequences: Sequences, groups: np.ndarray) -> np.ndarray:
     Mean of all tokens but the first; and the last token.
     """
     lengths = sequences.lengths
-    start = np.repeat(sequences.indptr[:-1], lengths)
-    seen = np.arange(len(sequences.tokens)) - start + 1
+    seen = sequences.positions + 1
     out = np.zeros((len(lengths), 2, groups.shape[1]))
     for column, member in enumerate(groups.T):
         total = np.cumsum(member, dtype=np.int64)

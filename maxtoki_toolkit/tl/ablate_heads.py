@@ -28,7 +28,7 @@ def ablate_heads(
     model: MaxTokiModel,
     *,
     key: str | None = None,
-    metric: str | Callable = "time",
+    readout: str | Callable = "timelapse",
     how: str = "mean",
     heads: Sequence | None = None,
     search: str = "exhaustive",
@@ -51,10 +51,10 @@ def ablate_heads(
         Model. One without time tokens reads the cells one by one, without prompts.
     key
         Key in `.uns` of the prompts, by default "prompts".
-    metric
+    readout
         What is read:
 
-        "time"
+        "timelapse"
             The predicted lapse, and its error; needs temporal training.
         "likelihood"
             Mean log-probability of the query cell's genes, given what comes before each.
@@ -94,7 +94,7 @@ def ablate_heads(
     Raises
     ------
     ValueError
-        If the model cannot tell time and `metric` is "time", or a head does not exist.
+        If the model cannot tell time and `readout` is "timelapse", or a head does not exist.
 
     Notes
     -----
@@ -132,12 +132,12 @@ def ablate_heads(
     if search == "greedy" and any(len(some) > 1 for some in sets):
         raise ValueError('search="greedy" makes sets itself: give heads as pairs of layer and head.')
     given, (adata, _) = adata, known_cells(adata, donor_key)
-    drawn = get_prompts(adata, model, metric, key=key, n_prompts=n_prompts, rng=rng, donor_key=donor_key)
+    drawn = get_prompts(adata, model, readout, key=key, n_prompts=n_prompts, rng=rng, donor_key=donor_key)
 
     def prepare(rows: np.ndarray) -> tuple[Readings, Callable[..., Ablated]]:
         table, prompts, cells = drawn
         prompts = None if prompts is None else prompts[rows]
-        readings = get_readings(adata, model, metric, table.iloc[rows], prompts, cells)
+        readings = get_readings(adata, model, readout, table.iloc[rows], prompts, cells)
         sequences, parts = readings.sequences, readings.parts
         sources = {}
         if how == "mean":
@@ -165,7 +165,7 @@ def ablate_heads(
         effects = _effects(readings, read(sets), sets, rng)
     adata = given.copy() if copy else given
     params = {
-        "metric": readings.metric,
+        "readout": readings.readout,
         "time_read_as": drawn[0].attrs.get("time_read_as", ""),
         "unit": readings.unit,
         "how": how,
@@ -239,7 +239,7 @@ def _effects(readings: Readings, found: Ablated, sets: list, seed: int) -> pd.Da
             "share_changed": (change != 0).mean(axis=0),
         }
     )
-    if readings.metric == "time":
+    if readings.readout == "timelapse":
         true = table["lapse"].to_numpy(float)
         intact = np.abs(found.intact - true)
         error = donor_mean(np.abs(found.values - true[:, None]) - intact[:, None], table, seed=seed)

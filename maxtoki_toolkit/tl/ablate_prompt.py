@@ -166,7 +166,7 @@ def _predict(
         prompts, cells, model.vocab, max_length=model.max_length, answer=False, queries=queries
     ).sequences
     if not lapses:
-        written = _keep(written, ~np.isin(written.tokens, model.vocab.time_ids))
+        written = written.keep(~np.isin(written.tokens, model.vocab.time_ids))
     return read_lapses(model, written, max_tokens=max_tokens)[0].astype(float)
 
 
@@ -191,10 +191,10 @@ def ablated(
     if name == "mask_query":
         return prompts, cells, _masked(cells, vocab)
     if name == "replace_context":
-        others = rng.integers(0, len(cells.lengths), prompts.context.shape)
+        others = rng.integers(0, len(cells), prompts.context.shape)
         return prompts._replace(context=np.where(prompts.context >= 0, others, -1)), cells, cells
     if name == "replace_query":
-        return prompts._replace(query=rng.integers(0, len(cells.lengths), len(prompts.query))), cells, cells
+        return prompts._replace(query=rng.integers(0, len(cells), len(prompts.query))), cells, cells
     if name == "shuffle_lapses":
         steps = prompts.steps.copy()
         size = prompts.context_size
@@ -217,32 +217,26 @@ def _genes(cells: Sequences) -> np.ndarray:
 
 def _shuffled(cells: Sequences, rng: np.random.Generator) -> Sequences:
     """Genes of each cell in random order."""
-    is_gene, of_cell = _genes(cells), np.repeat(np.arange(len(cells.lengths)), cells.lengths)
+    is_gene, of_cell = _genes(cells), cells.owner
     at = np.flatnonzero(is_gene)
     order = np.lexsort((rng.random(len(at)), of_cell[at]))
     tokens = cells.tokens.copy()
     tokens[at] = tokens[at[order]]
-    return cells._replace(tokens=tokens)
+    return cells.with_tokens(tokens)
 
 
 def _masked(cells: Sequences, vocab: Vocabulary) -> Sequences:
     """`<mask>` in place of each gene."""
-    return cells._replace(tokens=np.where(_genes(cells), vocab["<mask>"], cells.tokens).astype(np.int32))
+    return cells.with_tokens(np.where(_genes(cells), vocab["<mask>"], cells.tokens).astype(np.int32))
 
 
 def _dropped(cells: Sequences, share: float, *, top: bool) -> Sequences:
     """Cells without their highest or lowest ranked genes."""
-    place = np.arange(len(cells.tokens)) - np.repeat(cells.indptr[:-1], cells.lengths) - 1
+    place = cells.positions - 1
     n_genes = np.repeat(cells.lengths - 2, cells.lengths)
     n_lost = np.floor(share * n_genes)
     lost = place < n_lost if top else place >= n_genes - n_lost
-    return _keep(cells, ~(lost & _genes(cells)))
-
-
-def _keep(sequences: Sequences, kept: np.ndarray) -> Sequences:
-    """Sequences with some of their tokens."""
-    ends = np.concatenate([[0], np.cumsum(kept)])
-    return Sequences(sequences.tokens[kept], ends[sequences.indptr])
+    return cells.keep(~(lost & _genes(cells)))
 
 
 def _effects(table: pd.DataFrame, names: list[str], seed: int) -> pd.DataFrame:

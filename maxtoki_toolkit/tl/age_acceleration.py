@@ -40,7 +40,7 @@ def age_acceleration(
     *,
     condition_key: str | None = None,
     control: str | None = None,
-    age_key: str | None = None,
+    time_key: str | None = None,
     donor_key: str | None = None,
     groupby: str | Sequence[str] | None = None,
     match_by: str | Sequence[str] | None = None,
@@ -73,7 +73,7 @@ def age_acceleration(
     condition_key, control
         Column of `.obs` with the condition of each donor, and the value that controls have. These and the next two are
         guessed from the names in `.obs` where they are `None`, with a warning that says which were taken.
-    age_key
+    time_key
         Column of `.obs` with the age, in the whole units that the model tells.
     donor_key
         Column of `.obs` with the donor.
@@ -85,7 +85,7 @@ def age_acceleration(
     batch_key
         Column of `.obs` with the batch, to warn where conditions and batches cannot be told apart.
     tolerance
-        Largest difference in age between a donor and a control, in the unit of `age_key`; see `mt.pp.match_ages`.
+        Largest difference in age between a donor and a control, in the unit of `time_key`; see `mt.pp.match_ages`.
     use
         Which cells to use: boolean column of `.obs`, or one boolean a cell.
     n_cells
@@ -141,7 +141,7 @@ def age_acceleration(
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.age_acceleration(
-    ...     adata, model, condition_key="condition", control="control", age_key="age_months", donor_key="donor_id",
+    ...     adata, model, condition_key="condition", control="control", time_key="age_months", donor_key="donor_id",
     ...     groupby=None, n_cells=2, n_contexts=1, baselines=False)
     >>> mt.get.age_acceleration(adata)["condition"].tolist()
     ['accelerated_3y', 'accelerated_5y', 'accelerated_15y', 'resilient']
@@ -149,8 +149,8 @@ def age_acceleration(
     require_temporal(model)
     require_unique_names(adata)
     require_rank(adata)
-    condition_key, control, age_key, donor_key = find_comparison(
-        adata.obs, condition_key, control, age_key, donor_key
+    condition_key, control, time_key, donor_key = find_comparison(
+        adata.obs, condition_key, control, time_key, donor_key
     )
     for name, value, least in [
         ("n_cells", n_cells, 1),
@@ -161,21 +161,21 @@ def age_acceleration(
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}.")
     columns = [match_by] if isinstance(match_by, str) else list(match_by or [])
-    keys = (condition_key, age_key, donor_key, groupby, columns, batch_key)
+    keys = (condition_key, time_key, donor_key, groupby, columns, batch_key)
     given, (adata, kept) = adata, known_cells(adata, *keys)
     used = get_mask(given, use, "use")[kept]
     donors = donor_table(
         adata[used],
         condition_key=condition_key,
         control=control,
-        age_key=age_key,
+        time_key=time_key,
         donor_key=donor_key,
         match_by=columns,
     )
     matching = match_donors(donors, control, tolerance)
     enough = _enough(matching, min_donors)
-    cells = _cells(adata, donors, donor_key, age_key, groupby, used, control)
-    read_as = check_unit(age_key, cells.time[cells.donor >= 0], model.time_head.unit)
+    cells = _cells(adata, donors, donor_key, time_key, groupby, used, control)
+    read_as = check_unit(time_key, cells.time[cells.donor >= 0], model.time_head.unit)
     queries, overlap = _draw_queries(cells, matching, n_cells, rng)
     drawn = [
         _draw_contexts(cells, group, n_contexts, context_size, rng) for group in range(len(cells.groups))
@@ -202,7 +202,7 @@ def age_acceleration(
         "unit": unit,
         "condition_key": condition_key,
         "control": control,
-        "age_key": age_key,
+        "time_key": time_key,
         "time_read_as": read_as,
         "donor_key": donor_key,
         "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
@@ -246,7 +246,7 @@ class _Cells(NamedTuple):
     """Of each donor."""
 
 
-def _cells(adata, donors: pd.DataFrame, donor_key, age_key, groupby, used, control) -> _Cells:
+def _cells(adata, donors: pd.DataFrame, donor_key, time_key, groupby, used, control) -> _Cells:
     donor = pd.Index(donors["donor"]).get_indexer(get_labels(adata, donor_key))
     group, groups = get_groups(adata, groupby)
     donor = np.where(used & (group >= 0), donor, -1)
@@ -255,7 +255,7 @@ def _cells(adata, donors: pd.DataFrame, donor_key, age_key, groupby, used, contr
         donor,
         group,
         groups,
-        get_times(adata, age_key),
+        get_times(adata, time_key),
         adata.obs[_keys.N_RANKED].to_numpy(),
         is_control[donor] & (donor >= 0),
         donors["donor"].to_numpy(dtype=object),

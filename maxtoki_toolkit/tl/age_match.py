@@ -27,7 +27,7 @@ def age_match(
     model: MaxTokiModel,
     *,
     generated: AnnData,
-    age_key: str,
+    time_key: str,
     donor_key: str | None,
     groupby: str | Sequence[str] | None = None,
     use: str | Sequence[bool] | None = None,
@@ -47,7 +47,7 @@ def age_match(
         The model that generated.
     generated
         Cells generated from prompts: `mt.tl.generate(adata, model)`.
-    age_key
+    time_key
         Column of `.obs` with the age, or any time, in the unit of the lapses.
     donor_key
         Column of `.obs` with the donor; `None` where there are none.
@@ -110,20 +110,20 @@ def age_match(
     ...     adata, time_key="age_months", groupby="cell_type", donor_key="donor_id", task="cell", n_prompts=4,
     ...     context_size=1, contexts="held_out", queries="held_out")
     >>> cells = mt.tl.generate(adata, model, max_genes=10)
-    >>> mt.tl.age_match(adata, model, generated=cells, age_key="age_months", donor_key="donor_id")
+    >>> mt.tl.age_match(adata, model, generated=cells, time_key="age_months", donor_key="donor_id")
     >>> mt.get.age_match(adata)["cells"].tolist()
     ['generated', 'query', 'context']
     """
     given, (adata, kept, generated, prompted) = (
         adata,
-        read_prompted(adata, model, generated, key, donor_key, age_key, groupby),
+        read_prompted(adata, model, generated, key, donor_key, time_key, groupby),
     )
     use = get_mask(given, use, "use")[kept]
     if np.isnan(prompted.lapse).any():
         raise ValueError(
             "These cells go on with others, so no age was asked for. Generate from prompts: mt.tl.generate(adata, model)."
         )
-    time = get_times(adata, age_key).astype(float)
+    time = get_times(adata, time_key).astype(float)
     group, asked, names = asked_groups(adata, prompted, groupby)
     train = np.flatnonzero(other_cells(adata, prompted, use) & (group >= 0))
     donor = prompted.donor
@@ -162,7 +162,7 @@ def age_match(
     adata = given.copy() if copy else given
     params = {
         "unit": model.time_head.unit if model.time_head is not None else "",
-        "age_key": age_key,
+        "time_key": time_key,
         "donor_key": donor_key,
         "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
         "n_train_cells": len(train),
@@ -183,8 +183,8 @@ def _require_same_times(time: np.ndarray, prompted) -> None:
     """Raise if ages and lapses are not of one column."""
     if (wrong := time[prompted.query] != time[prompted.last] + prompted.lapse).any():
         raise ValueError(
-            f"The lapses of {wrong.sum()} of {len(wrong)} generated cells are not the differences in age_key between the cells of "
-            "their prompts. Give the column that the prompts were drawn with (time_key)."
+            f"The lapses of {wrong.sum()} of {len(wrong)} generated cells are not the differences in time_key between the cells of "
+            "their prompts. Give the time_key that the prompts were drawn with."
         )
 
 

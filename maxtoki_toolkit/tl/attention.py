@@ -284,7 +284,7 @@ def read_cells(adata, cells: Sequences, groupby, donor_key, n_cells: int, seed: 
     table = pd.DataFrame({"name": names[order], "group": np.array(groups, dtype=object)[group[order]]})
     table["donor"] = donor[order] if known else [f"block {i % _BLOCKS:02d}" for i in place]
     table["number"] = np.arange(len(order))
-    return _Read(table, _rows(cells, order), order, groupby or "", donor_key or "", known)
+    return _Read(table, cells.take(order), order, groupby or "", donor_key or "", known)
 
 
 def _read_prompts(adata, model, cells: Sequences, key: str, groupby, donor_key) -> _Read:
@@ -326,21 +326,13 @@ def _read_prompts(adata, model, cells: Sequences, key: str, groupby, donor_key) 
     )
 
 
-def _rows(sequences: Sequences, rows: np.ndarray) -> Sequences:
-    """Some of the sequences."""
-    lengths = sequences.lengths[rows]
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    at = np.arange(indptr[-1]) + np.repeat(sequences.indptr[rows] - indptr[:-1], lengths)
-    return Sequences(sequences.tokens[at], indptr)
-
-
 def _by_unit(read: _Read) -> tuple[pd.DataFrame, pd.DataFrame, Sequences]:
     """Sequences in the order of their units, and the units."""
     order = np.lexsort((read.table["number"], read.table["donor"], read.table["group"]))
     table = read.table.iloc[order].reset_index(drop=True)
     keys = table[["group", "donor"]]
     table["unit"] = keys.ne(keys.shift()).any(axis=1).cumsum() - 1
-    sequences = _rows(read.sequences, order)
+    sequences = read.sequences.take(order)
     table["n_tokens"] = sequences.lengths
     units = table.groupby("unit").agg(
         group=("group", "first"), donor=("donor", "first"), n_sequences=("name", "size")
@@ -422,7 +414,7 @@ def _stream(
     bounds = np.searchsorted(unit_of, np.arange(shape.units + 1))
     for first, stop in _chunks(table, sequences, shape):
         rows = np.arange(bounds[first], bounds[stop])
-        part = _rows(sequences, rows)
+        part = sequences.take(rows)
         parts = token_parts(part, model.vocab, prompts=prompts)
         gene = gene_of_token[part.tokens]
         segment = parts.segment[:, None] == np.arange(len(names))
@@ -518,7 +510,7 @@ def _example_tables(model, sequences, table, gene_of_token, examples: dict, name
     frames, received, last = [], [], []
     for number in sorted(examples):
         row, mass, by_last = examples[number]
-        one = _rows(sequences, np.array([row]))
+        one = sequences.take(np.array([row]))
         parts = token_parts(one, model.vocab, prompts=prompts)
         frames.append(
             pd.DataFrame(

@@ -27,7 +27,7 @@ def attribute(
     adata: AnnData,
     model: MaxTokiModel,
     *,
-    target: str = "time",
+    readout: str = "timelapse",
     key: str | None = None,
     baseline: str = "mean",
     n_steps: int = 32,
@@ -49,8 +49,8 @@ def attribute(
         Rank-encoded cells with prompts (`mt.pp.sample_prompts`).
     model
         Model. One without time tokens reads the cells one by one, without prompts.
-    target
-        "time", the predicted lapse; or a gene (symbol, Ensembl id or `.var_names`): its log-probability at its place in the
+    readout
+        "timelapse", the predicted lapse; or a gene (symbol, Ensembl id or `.var_names`): its log-probability at its place in the
         query cell, given all that comes before. Prompts whose query cell lacks it are left out.
     key
         Key in `.uns` of the prompts, by default "prompts".
@@ -91,7 +91,7 @@ def attribute(
     ImportError
         If captum is not installed.
     ValueError
-        If the model cannot tell time and `target` is "time".
+        If the model cannot tell time and `readout` is "timelapse".
 
     Notes
     -----
@@ -126,13 +126,13 @@ def attribute(
         raise ValueError(f"There is no baseline {baseline!r}; choose from {', '.join(BASELINES)}.")
     if n_steps < 1 or not tolerance > 0:
         raise ValueError(f"n_steps and tolerance must be positive, got {n_steps} and {tolerance}.")
-    if not isinstance(target, str) or target == "likelihood":
+    if not isinstance(readout, str) or readout == "likelihood":
         raise ValueError(
-            'target must be "time" or a gene: the genes of a likelihood are input and output at once.'
+            'readout must be "timelapse" or a gene: the genes of a likelihood are input and output at once.'
         )
     given, (adata, _) = adata, known_cells(adata, donor_key)
-    drawn = get_prompts(adata, model, target, key=key, n_prompts=n_prompts, rng=rng, donor_key=donor_key)
-    readings = get_readings(adata, model, target, *drawn)
+    drawn = get_prompts(adata, model, readout, key=key, n_prompts=n_prompts, rng=rng, donor_key=donor_key)
+    readings = get_readings(adata, model, readout, *drawn)
     found = integrated_gradients(
         model, readings.sequences, readings.read, baseline=baseline, n_steps=n_steps, max_tokens=max_tokens
     )
@@ -150,7 +150,7 @@ def attribute(
     prompts, segments = _segments(readings, found, residual, rng)
     adata = given.copy() if copy else given
     params = {
-        "target": target,
+        "readout": readout,
         "time_read_as": drawn[0].attrs.get("time_read_as", ""),
         "unit": readings.unit,
         "baseline": baseline,
@@ -178,7 +178,7 @@ def _genes(
 ) -> tuple[pd.DataFrame, float]:
     """Attribution of each gene, beside that of its rank alone; and how size goes with rank."""
     sequences, parts = readings.sequences, readings.parts
-    of = np.repeat(np.arange(len(sequences.lengths)), sequences.lengths)
+    of = sequences.owner
     # A rank: genes of a cell from 1, after `<bos>`.
     rank = np.arange(len(of)) - sequences.indptr[of] - parts.start[of, parts.segment]
     is_gene = model.vocab.gene_of_token[sequences.tokens] != ""
@@ -204,7 +204,7 @@ def _genes(
     # Of several context cells with the gene, the mean.
     tokens["column"] = tokens.groupby(["part", "token"]).ngroup()
     each = tokens.groupby(["prompt", "column"])[["attribution", "rank_alone", "excess"]].mean().reset_index()
-    shape = (len(sequences.lengths), tokens["column"].max() + 1)
+    shape = (len(sequences), tokens["column"].max() + 1)
     wide = {name: np.full(shape, np.nan) for name in ("attribution", "rank_alone", "excess")}
     for name, values in wide.items():
         values[each["prompt"], each["column"]] = each[name]
@@ -247,7 +247,7 @@ def _segments(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Sum of the attributions of each segment, prompt by prompt and on average."""
     sequences, parts = readings.sequences, readings.parts
-    of = np.repeat(np.arange(len(sequences.lengths)), sequences.lengths)
+    of = sequences.owner
     shape = parts.size.shape
     total, size = np.zeros((2, *shape))
     np.add.at(total, (of, parts.segment), found.tokens)

@@ -344,10 +344,10 @@ def _places(sequences: Sequences, tokens: np.ndarray, size: int) -> np.ndarray:
     """Place of each gene in each cell's sequence, cells x genes; 0 where it is not read."""
     gene = np.full(size, -1)
     gene[tokens] = np.arange(len(tokens))
-    cell = np.repeat(np.arange(len(sequences.lengths)), sequences.lengths)
+    cell = sequences.owner
     at = np.arange(len(sequences.tokens)) - sequences.indptr[cell]
     own = gene[sequences.tokens]
-    out = np.zeros((len(sequences.lengths), len(tokens)), dtype=np.int64)
+    out = np.zeros((len(sequences), len(tokens)), dtype=np.int64)
     out[cell[own >= 0], own[own >= 0]] = at[own >= 0]
     return out
 

@@ -200,10 +200,7 @@ def _given_genes(adata: AnnData, model: MaxTokiModel, cells: Sequences, n_given:
     if n_given < 0:
         raise ValueError(f"n_given must be at least 0, got {n_given}.")
     n = np.minimum(n_given, cells.lengths - 2) + 1
-    indptr = np.concatenate([[0], np.cumsum(n)])
-    return Sequences(
-        cells.tokens[np.arange(indptr[-1]) + np.repeat(cells.indptr[:-1] - indptr[:-1], n)], indptr
-    )
+    return cells.take(np.arange(len(cells)), n)
 
 
 def _ranks(cells: Sequences, model: MaxTokiModel) -> tuple[sp.csr_matrix, np.ndarray]:

@@ -32,7 +32,7 @@ def patch(
     key: str | None = None,
     level: str = "residual",
     align: str = "tokens",
-    metric: str | Callable = "time",
+    readout: str | Callable = "timelapse",
     n_prompts: int | None = 100,
     max_tokens: int | None = None,
     rng: int = 0,
@@ -59,8 +59,8 @@ def patch(
         "head", each head by itself.
     align
         "tokens": all tokens of a segment, which must be as many in both prompts; "last": the last token of each segment.
-    metric
-        "time", "likelihood", a gene or a function: see `mt.tl.ablate_heads`.
+    readout
+        "timelapse", "likelihood", a gene or a function: see `mt.tl.ablate_heads`.
     n_prompts
         Prompts to read, drawn at random where there are more; `None` for all.
     max_tokens
@@ -114,7 +114,7 @@ def patch(
             f"{model.name!r} has no time tokens and reads no prompts, so there is nothing to patch."
         )
     given, (adata, _) = adata, known_cells(adata)
-    table, prompts, cells = get_prompts(adata, model, metric, key=key, n_prompts=None, rng=rng)
+    table, prompts, cells = get_prompts(adata, model, readout, key=key, n_prompts=None, rng=rng)
     read_as = table.attrs.get("time_read_as", "")
     if corrupted in ABLATIONS:
         if corrupted == "drop_lapses":
@@ -136,17 +136,17 @@ def patch(
         rows = np.sort(np.random.default_rng(rng).permutation(len(table))[:n_prompts])
         table, prompts, other = table.iloc[rows], prompts[rows], other[rows]
 
-    clean = get_readings(adata, model, metric, table, prompts, cells)
-    dirty = get_readings(adata, model, metric, table, other, *changed)
+    clean = get_readings(adata, model, readout, table, prompts, cells)
+    dirty = get_readings(adata, model, readout, table, other, *changed)
     both = np.intersect1d(clean.rows, dirty.rows)
     if len(both) < 2:
         raise ValueError(
-            f"Only {len(both)} prompts have {metric!r} in both query cells; at least 2 are needed."
+            f"Only {len(both)} prompts have {readout!r} in both query cells; at least 2 are needed."
         )
     if len(both) < len(table):
         table, prompts, other = table.iloc[both], prompts[both], other[both]
-        clean = get_readings(adata, model, metric, table, prompts, cells)
-        dirty = get_readings(adata, model, metric, table, other, *changed)
+        clean = get_readings(adata, model, readout, table, prompts, cells)
+        dirty = get_readings(adata, model, readout, table, other, *changed)
     _require_aligned(clean.parts, dirty.parts, align)
     layers, sites = zip(*level_sites(model, level), strict=True)
     found = patch_states(
@@ -165,7 +165,7 @@ def patch(
     effects = _effects(table, found, layers, sites, clean.parts.names, rng)
     adata = given.copy() if copy else given
     params = {
-        "metric": clean.metric,
+        "readout": clean.readout,
         "time_read_as": read_as,
         "unit": clean.unit,
         "corrupted": corrupted,

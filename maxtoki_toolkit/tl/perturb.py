@@ -40,7 +40,7 @@ from ..pp._design import get_groups, get_labels, get_mask, known_cells
 from ..pp.sample_prompts import read_prompts
 from ._asked_genes import ALL, Asked, ask_genes, make_asked
 from ._cells import get_sequences
-from ._edit_readouts import READOUTS, join, likeness, read_likelihoods, read_prompted_lapses, some
+from ._edit_readouts import READOUTS, likeness, read_likelihoods, read_prompted_lapses
 from ._gene_covariates import gene_covariates, nearest_genes
 from ._time_unit import check_unit
 
@@ -427,7 +427,7 @@ class _Screen:
             self.max_length = min(model.cell_length, model.max_length // 2)
         self.read_cells = cut_cells(units.cells, self.max_length)
         if readout == "likelihood" and len(units.target):
-            self.targets = some(self.read_cells, units.target)
+            self.targets = self.read_cells.take(units.target)
         if readout == "embedding":
             self.embedding = self._embeddings()
         self.unit, self.edit = self._pairs()
@@ -456,11 +456,11 @@ class _Screen:
         edited = self.units.members[:, self.units.edited]
         unit, column = np.nonzero(edited >= 0)
         of_unit = sp.csr_matrix(
-            (np.ones(len(unit)), (unit, edited[unit, column])), shape=(n_units, len(cells.lengths))
+            (np.ones(len(unit)), (unit, edited[unit, column])), shape=(n_units, len(cells))
         )
         has = sp.csr_matrix(
             (np.ones(len(cells.tokens)), cells.tokens, cells.indptr),
-            shape=(len(cells.lengths), self.model.vocab.size),
+            shape=(len(cells), self.model.vocab.size),
         )
         token = np.array([tokens[0] for tokens in self.asked.tokens])
         pairs = sp.csr_matrix((of_unit @ has)[:, token])
@@ -510,7 +510,7 @@ class _Screen:
         place[run] = np.arange(len(run))
         kept = np.flatnonzero(place[pair] >= 0)
         values, clipped = self._read(
-            mine, unit[run], some(edited.sequences, kept), place[pair[kept]], columns[column[kept]]
+            mine, unit[run], edited.sequences.take(kept), place[pair[kept]], columns[column[kept]]
         )
         intact = values[where]
         value = np.where(read, intact, np.nan)
@@ -527,7 +527,7 @@ class _Screen:
         units, n = self.units, len(mine)
         if self.readout == "timelapse":
             members = units.members[np.r_[mine, unit]]
-            members[n + place, column] = len(units.cells.lengths) + np.arange(len(place))
+            members[n + place, column] = len(units.cells) + np.arange(len(place))
             used = np.unique(members[members >= 0])
             members = np.where(members >= 0, np.searchsorted(used, members), -1)
             size = members.shape[1] - 1
@@ -535,13 +535,16 @@ class _Screen:
                 context=members[:, :size], query=members[:, size]
             )
             return read_prompted_lapses(
-                self.model, prompts, some(join(self.read_cells, cells), used), self.max_tokens
+                self.model,
+                prompts,
+                Sequences.concatenate([self.read_cells, cells]).take(used),
+                self.max_tokens,
             )
-        sequences = join(some(self.read_cells, units.members[mine, 0]), cells)
+        sequences = Sequences.concatenate([self.read_cells.take(units.members[mine, 0]), cells])
         of = np.r_[mine, unit]
         none = np.zeros(len(of), dtype=np.int64)
         if self.readout == "likelihood":
-            targets = None if self.targets is None else some(self.targets, of)
+            targets = None if self.targets is None else self.targets.take(of)
             return read_likelihoods(self.model, sequences, targets, self.max_tokens), none
         cosine = likeness(self.model, sequences, self.embedding[of], self.max_tokens)
         return (cosine if len(units.target) else 1 - cosine), none
@@ -551,12 +554,12 @@ class _Screen:
         units = self.units
         if not len(units.target):
             return embed_sequences(
-                self.model, some(self.read_cells, units.members[:, 0]), max_tokens=self.max_tokens
+                self.model, self.read_cells.take(units.members[:, 0]), max_tokens=self.max_tokens
             ).cells
         group = pd.factorize(units.table["group"])[0]
         pairs = np.unique(np.column_stack([group, units.target]), axis=0)
         found = embed_sequences(
-            self.model, some(self.read_cells, pairs[:, 1]), max_tokens=self.max_tokens
+            self.model, self.read_cells.take(pairs[:, 1]), max_tokens=self.max_tokens
         ).cells
         means = np.stack([found[pairs[:, 0] == one].mean(axis=0) for one in range(group.max() + 1)])
         return means[group]

@@ -240,10 +240,7 @@ def _gather(adata, reference, model, time_key, donor_key, groupby) -> _Asked:
         require_unique_names(elsewhere)
         require_obs(elsewhere, time_key)
         more = get_sequences(elsewhere, model)
-        sequences = Sequences(
-            np.concatenate([sequences.tokens, more.tokens]),
-            np.concatenate([sequences.indptr, more.indptr[1:] + sequences.indptr[-1]]),
-        )
+        sequences = Sequences.concatenate([sequences, more])
         obs = pd.concat([obs.astype(object), elsewhere.obs[obs.columns].astype(object)])
         known = np.concatenate([known, np.ones(elsewhere.n_obs, bool)])
         own = adata.obs[time_key] if time_key in adata.obs else pd.Series(np.nan, index=adata.obs_names)

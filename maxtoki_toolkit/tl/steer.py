@@ -30,7 +30,7 @@ def steer(
     model: MaxTokiModel,
     *,
     method: str = "beam",
-    target: str = "time",
+    readout: str = "timelapse",
     genes: Sequence[str] | None = None,
     mode: str = "delete",
     k: int = 20,
@@ -66,7 +66,7 @@ def steer(
     adata
         Rank-encoded cells.
     model
-        Model; one with temporal training for `target="time"`.
+        Model; one with temporal training for `readout="timelapse"`.
     method
         Search for small sets of genes to edit, the same in all cells:
 
@@ -80,8 +80,8 @@ def steer(
         "ranks"
             edit `genes`, hold them, and draw the order of all other genes by Metropolis-Hastings, from the model's own
             conditionals.
-    target
-        "time": a shorter predicted lapse of the query cells of `.uns["prompts"]`, that is younger; "embedding": nearer to the
+    readout
+        "timelapse": a shorter predicted lapse of the query cells of `.uns["prompts"]`, that is younger; "embedding": nearer to the
         embedding of cells of `reference`; "likelihood": cells of `reference` more likely after the cell (`<bos> cell
         <eos> <bos>
         reference cell <eos>`; needs a model that reads two cells).
@@ -97,7 +97,7 @@ def steer(
         Ranks of "activate" and "shift".
     use
         Cells to steer: boolean column of `.obs`, or one boolean a cell; by default all but the reference, and for
-        "time" all query cells.
+        "timelapse" all query cells.
     reference
         Cells of the target state. They must not be cells by which the result is judged later: steered cells are led to them.
     n_cells
@@ -120,7 +120,7 @@ def steer(
         which changes places with
         the gene it replaces.
     strength
-        Nats that a unit of the distance is worth: by default 1 for "time" (a unit of time), 100 for the others.
+        Nats that a unit of the distance is worth: by default 1 for "timelapse" (a unit of time), 100 for the others.
     temperature, proposal_temperature
         Of the target, and of the conditionals that are proposed from (which leaves the target as it is).
     likelihood_weight
@@ -208,7 +208,7 @@ def steer(
     steered = get_steered(
         adata,
         model,
-        target=target,
+        readout=readout,
         use=use,
         reference=reference,
         n_cells=n_cells,
@@ -220,11 +220,11 @@ def steer(
     )
     token = adata.var[_keys.TOKEN_ID].to_numpy().astype(np.int64)
     columns = _columns(adata, token, steered, model, genes, method, n_candidates)
-    strength = STRENGTH[target] if strength is None else float(strength)
+    strength = STRENGTH[readout] if strength is None else float(strength)
     chosen = token[columns]
     params = {
         "method": method,
-        "target": target,
+        "readout": readout,
         "unit": steered.unit,
         "time_read_as": steered.table.attrs.get("time_read_as", ""),
         "genes": adata.var_names[columns].tolist(),
@@ -346,8 +346,7 @@ def _columns(adata, token, steered, model, genes, method, n_candidates) -> np.nd
         return np.zeros(0, dtype=int)
     column = _column_of_token(token, model)
     if genes is None:
-        is_read = np.zeros(len(steered.whole.tokens), dtype=bool)
-        at = np.arange(len(is_read)) - np.repeat(steered.whole.indptr[:-1], steered.whole.lengths)
+        at = steered.whole.positions
         is_read = (at > 0) & (at < model.cell_length - 1)
         times = np.bincount(steered.whole.tokens[is_read], minlength=model.vocab.size)
         times[column < 0] = 0

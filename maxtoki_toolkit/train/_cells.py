@@ -103,15 +103,13 @@ def join(parts: Sequence[Sequences], folder: Path) -> Sequences:
     """Sequences end to end; where any is on disk, all are written to one file in `folder`."""
     if len(parts) == 1:
         return parts[0]
-    ends = np.cumsum([0, *(part.indptr[-1] for part in parts)])
-    later = [part.indptr[1:] + end for part, end in zip(parts, ends[:-1], strict=True)]
-    indptr = np.concatenate([[0], *later])
     if not any(isinstance(part.tokens, np.memmap) for part in parts):
-        return Sequences(np.concatenate([part.tokens for part in parts]), indptr)
+        return Sequences.concatenate(parts)
+    ends = np.cumsum([0, *(part.indptr[-1] for part in parts)])
     path = folder / "all.npy"
     with atomic(path) as temporary:
         tokens = np.lib.format.open_memmap(temporary, "w+", dtype=np.int32, shape=(int(ends[-1]),))
         for part, start, end in zip(parts, ends[:-1], ends[1:], strict=True):
             tokens[start:end] = part.tokens
         tokens.flush()
-    return Sequences(np.load(path, mmap_mode="r"), indptr)
+    return Sequences.split(np.load(path, mmap_mode="r"), np.concatenate([part.lengths for part in parts]))

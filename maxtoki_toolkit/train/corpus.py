@@ -63,7 +63,7 @@ class Corpus(Dataset):
         repeats = [1] * len(cells) if repeats is None else list(repeats)
         if len(repeats) != len(cells) or min(repeats, default=1) < 1:
             raise ValueError(f"Give one repeat of at least 1 for each of the {len(cells)} data sets.")
-        rows = [np.tile(np.arange(len(part.lengths)), n) for part, n in zip(self.parts, repeats, strict=True)]
+        rows = [np.tile(np.arange(len(part)), n) for part, n in zip(self.parts, repeats, strict=True)]
         self.part = np.repeat(np.arange(len(rows)), [len(part) for part in rows])
         self.row = np.concatenate(rows)
 

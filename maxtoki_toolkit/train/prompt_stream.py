@@ -148,7 +148,7 @@ class PromptCollator:
             raise ValueError(f"The share of genes left out must be in [0, 1), got {gene_dropout}.")
         self.cells, self.vocab, self.max_length = cells, vocab, max_length
         self.replay, self.every_cell = replay, every_cell
-        self.age = np.full(len(cells.lengths), np.nan) if age is None else age.astype(float)
+        self.age = np.full(len(cells), np.nan) if age is None else age.astype(float)
         self.gene_dropout, self.is_gene = gene_dropout, vocab.gene_of_token != ""
         self.running, self.group, self.teacher, self.shortest = running, group, teacher, shortest
 
@@ -250,7 +250,7 @@ class PromptCollator:
     def _replayed(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         """Cells to read again; each of their genes is to be predicted."""
         rng = np.random.default_rng(zlib.crc32(tokens.numpy().tobytes()))
-        rows = rng.integers(0, len(self.replay.lengths), -(-len(tokens) // _REPLAY))
+        rows = rng.integers(0, len(self.replay), -(-len(tokens) // _REPLAY))
         cells = pad(self.replay, rows, self.vocab["<pad>"])
         return {
             "replay_ids": cells,
@@ -259,12 +259,13 @@ class PromptCollator:
 
     def _drop_genes(self, written: Written) -> Written:
         """Leave out genes at random; every mark stays."""
-        (tokens, indptr), eoq, n_clipped = written
+        sequences, eoq, n_clipped = written
+        tokens, indptr = sequences.tokens, sequences.indptr
         # Seeded by the batch itself, so that a run that resumes sees what it would have seen.
         rng = np.random.default_rng(zlib.crc32(tokens.tobytes()))
         kept = ~self.is_gene[tokens] | (rng.random(len(tokens)) >= self.gene_dropout)
         before = np.concatenate([[0], np.cumsum(kept)])
-        shorter = Sequences(tokens[kept], before[indptr])
+        shorter = sequences.keep(kept)
         return Written(shorter, before[indptr[:-1] + eoq] - shorter.indptr[:-1], n_clipped)
 
 

@@ -217,7 +217,10 @@ def temporal(
     sequences, tables = read_together(cells, model, output / "cells")
     group, time, used, tested = _design(tables, time_key, groupby, use, held_out)
     names = [name for table in tables for name in table.obs_names]
-    recipe |= {"model": fingerprint(model), "cells": digest(*sequences, names, group, time, used, tested)}
+    recipe |= {
+        "model": fingerprint(model),
+        "cells": digest(sequences.tokens, sequences.indptr, names, group, time, used, tested),
+    }
     recipe["time_read_as"] = check_unit(time_key, time[used | tested], time_unit, "pass time_unit=.")
     model = _prepare(model, time[used], lapses, max_length, rope, seed)
 
@@ -274,8 +277,8 @@ def temporal(
             "loss_scale": loss_scale,
             "vocabulary_sha256": model.vocab.sha256,
             "n_cells": int(used.sum()),
-            "n_replayed": 0 if again is None else len(again.lengths),
-            "replay": None if again is None else digest(*again),
+            "n_replayed": 0 if again is None else len(again),
+            "replay": None if again is None else digest(again.tokens, again.indptr),
         }
     )
     trained_now = fit(

@@ -171,8 +171,7 @@ def read_likelihood(model: MaxTokiModel, cells: Sequence[np.ndarray]) -> np.ndar
 def _sequences(cells: Sequence[np.ndarray], model: MaxTokiModel) -> Sequences:
     ends = np.array([model.vocab["<bos>"]]), np.array([model.vocab["<eos>"]])
     parts = [np.concatenate([ends[0], tokens[: n_read(model)], ends[1]]) for tokens in cells]
-    indptr = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
-    return Sequences(np.concatenate(parts).astype(np.int32), indptr)
+    return Sequences.of(parts)
 
 
 def read_versions(
