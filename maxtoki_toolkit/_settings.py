@@ -28,6 +28,9 @@ class Settings:
         Where downloaded data sets are kept (`MAXTOKI_CACHE`).
     n_jobs
         Threads for encoding and simulation (`MAXTOKI_JOBS`); the results do not depend on it.
+    max_tokens
+        Padded tokens that a model reads at once (`MAXTOKI_MAX_TOKENS`), by default what suits the device; halved whenever memory
+        runs out. The results do not depend on it beyond rounding (about 1e-6).
     debug
         Show the traceback of an error of a command (`MAXTOKI_DEBUG`, or `--debug`).
     """
@@ -37,6 +40,9 @@ class Settings:
         default_factory=lambda: Path(os.environ.get("MAXTOKI_CACHE", "~/.cache/maxtoki_toolkit")).expanduser()
     )
     n_jobs: int = field(default_factory=lambda: int(os.environ.get("MAXTOKI_JOBS", "0")) or _cores())
+    max_tokens: int | None = field(
+        default_factory=lambda: int(os.environ.get("MAXTOKI_MAX_TOKENS", "0")) or None
+    )
     debug: bool = field(default_factory=lambda: _flag("MAXTOKI_DEBUG", default=False))
 
 

@@ -310,15 +310,14 @@ def test_greedy_finds_the_planted_set(cells, two):
 
 
 @pytest.mark.slow
-def test_prompts_beside_others_are_read_the_same(cells, two):
+def test_prompts_beside_others_are_read_the_same(cells, two, monkeypatch):
     """With any batches, and in any order."""
     adata, (model, _) = cells[0].copy(), two
     heads = [(1, 2), (0, 1)]
     for name, tokens in [("a", 1), ("b", 10_000)]:
-        mt.tl.ablate_heads(adata, model, heads=heads, max_tokens=tokens, key_added=name)
-        mt.tl.patch(
-            adata, model, level="attention", max_tokens=tokens, key_added=f"patch_{name}", n_prompts=5
-        )
+        monkeypatch.setattr(mt.settings, "max_tokens", tokens)
+        mt.tl.ablate_heads(adata, model, heads=heads, key_added=name)
+        mt.tl.patch(adata, model, level="attention", key_added=f"patch_{name}", n_prompts=5)
     a, b = (mt.get.ablate_heads(adata, key=name) for name in "ab")
     np.testing.assert_allclose(a["change"], b["change"], atol=2e-2)
     np.testing.assert_allclose(a["null_size"], b["null_size"], atol=2e-2)

@@ -65,7 +65,7 @@ def test_scoring_prompt(groups, monkeypatch):
 
     seen = {}
 
-    def record(_, sequences, *, first, max_tokens):
+    def record(_, sequences, *, first):
         seen["tokens"], seen["first"] = sequences.tokens.tolist(), first.tolist()
         found = np.full(len(sequences.tokens), np.nan)
         found[first[0] :] = np.arange(len(found) - first[0])
@@ -74,7 +74,7 @@ def test_scoring_prompt(groups, monkeypatch):
     monkeypatch.setattr(_edit_readouts, "token_log_likelihoods", record)
     for case in groups["scoring_prompt"]["cases"]:
         cell, target = as_sequences([[2, *case["context"], 3]]), as_sequences([[2, *case["target"], 3]])
-        mean = _edit_readouts.read_likelihoods(None, cell, target, None)
+        mean = _edit_readouts.read_likelihoods(None, cell, target)
         expected = case["expected"]
         assert seen["tokens"] == expected["input_ids"]
         assert seen["first"] == [expected["target_start"]]

@@ -83,7 +83,7 @@ def test_screen(settings, tmp_path):
         ({"stats": {"n_null": True}}, "n_null must be a whole number, got True"),
         ({"stats": {"housekeeping": "GAPDH"}}, "housekeeping must be a list, got 'GAPDH'"),
         ({"perturb": {"genes": 1}}, "genes must be a text or a list or `name: value`, got 1"),
-        ({"perturb": {"genes": "all", "max_tokens": 0.5}}, "max_tokens must be a whole number or null"),
+        ({"perturb": {"genes": "all", "k": 0.5}}, "k must be"),
     ],
 )
 def test_refusals(settings, tmp_path, change, message):
@@ -94,7 +94,7 @@ def test_refusals(settings, tmp_path, change, message):
 def test_types_that_are_allowed(settings, tmp_path):
     """Numbers where a list may be, whole numbers where others may be, null."""
     settings["prompts"] |= {"balance": 1, "groupby": None, "context_size": [1, 2], "forward": True}
-    settings["perturb"] = {"genes": {"both": ["FOXO3", "KLF2"]}, "mode": "shift", "k": -5, "max_tokens": None}
+    settings["perturb"] = {"genes": {"both": ["FOXO3", "KLF2"]}, "mode": "shift", "k": -5, "donor_key": None}
     assert read_settings(write(settings, tmp_path)) == settings
 
 

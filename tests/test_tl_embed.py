@@ -44,12 +44,13 @@ def test_writes_where_it_says(cells, model):
     assert params["vocabulary_sha256"] == model.vocab.sha256
 
 
-def test_cell_order_and_company_do_not_matter(cells, model):
+def test_cell_order_and_company_do_not_matter(cells, model, monkeypatch):
     mt.tl.embed(cells, model)
     order = np.random.default_rng(0).permutation(cells.n_obs)[:37]
     some = cells[order].copy()
     del some.obsm["X_maxtoki"]
-    mt.tl.embed(some, model, max_tokens=300)
+    monkeypatch.setattr(mt.settings, "max_tokens", 300)
+    mt.tl.embed(some, model)
     np.testing.assert_allclose(some.obsm["X_maxtoki"], cells.obsm["X_maxtoki"][order], atol=2e-6)
 
 

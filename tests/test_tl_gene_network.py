@@ -224,10 +224,11 @@ def test_sums_are_those_of_the_whole_matrices(made, block, monkeypatch):
         next(stream_pairs(model, long, np.zeros(97, dtype=int), 1, np.zeros(1, dtype=int), heads=heads))
 
 
-def test_neither_batches_nor_order_change_the_result(found, made):
+def test_neither_batches_nor_order_change_the_result(found, made, monkeypatch):
     adata, model, regulons = made
     other = adata[np.random.default_rng(3).permutation(adata.n_obs)].copy()
-    mt.tl.gene_network(other, model, heads=[PLANTED], regulons=regulons, max_tokens=100, **SETTINGS)
+    monkeypatch.setattr(mt.settings, "max_tokens", 100)
+    mt.tl.gene_network(other, model, heads=[PLANTED], regulons=regulons, **SETTINGS)
     one, two = (a.uns["gene_network"] for a in (found, other))
     np.testing.assert_allclose(one["matrix"], two["matrix"], atol=1e-4)
     columns = ["auroc", "average_precision", "auroc_low"]

@@ -246,11 +246,12 @@ def _spread(weights, groups):
     return out
 
 
-def test_neither_batches_nor_order_nor_other_cells_change_the_result(made, read):
+def test_neither_batches_nor_order_nor_other_cells_change_the_result(made, read, monkeypatch):
     adata, model, members = made
     order = np.random.default_rng(0).permutation(adata.n_obs)
     other = adata[order].copy()
     settings = {"gene_sets": {"planted": members, "TF": "TF"}}
+    monkeypatch.setattr(mt.settings, "max_tokens", 200)
     mt.tl.attention(
         other,
         model,
@@ -258,7 +259,6 @@ def test_neither_batches_nor_order_nor_other_cells_change_the_result(made, read)
         donor_key="donor_id",
         n_cells=4,
         n_examples=1,
-        max_tokens=200,
         **settings,
     )
     one, two = read.uns["attention"], other.uns["attention"]

@@ -22,7 +22,7 @@ def cells(model):
     return adata
 
 
-def test_it_is_the_mean_over_the_genes_that_are_read(cells, model):
+def test_it_is_the_mean_over_the_genes_that_are_read(cells, model, monkeypatch):
     found = mt.tl.log_likelihood(cells, model, copy=True)
     ranks = cells.layers["rank"][4].toarray()[0]
     order = np.argsort(np.where(ranks > 0, ranks, 65_535), kind="stable")[: model.cell_length - 2]
@@ -31,7 +31,8 @@ def test_it_is_the_mean_over_the_genes_that_are_read(cells, model):
         p = model.hf(tokens[None]).logits[0].log_softmax(dim=1)
     expected = p[torch.arange(len(tokens) - 2), tokens[1:-1]].mean()
     assert found.obs["log_likelihood"].iloc[4] == pytest.approx(expected.item(), abs=1e-4)
-    small = mt.tl.log_likelihood(cells, model, max_tokens=200, copy=True)
+    monkeypatch.setattr(mt.settings, "max_tokens", 200)
+    small = mt.tl.log_likelihood(cells, model, copy=True)
     np.testing.assert_allclose(small.obs["log_likelihood"], found.obs["log_likelihood"], atol=1e-4)
 
 

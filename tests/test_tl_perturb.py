@@ -121,7 +121,9 @@ def test_absent_genes_and_edits_of_nothing(model, cells):
 
 def test_neither_batches_nor_other_genes_matter(model, cells, monkeypatch):
     together = screen(cells, model, genes="all")
-    close(screen(cells, model, genes="all", max_tokens=1), together)
+    with monkeypatch.context() as patched:
+        patched.setattr(mt.settings, "max_tokens", 1)
+        close(screen(cells, model, genes="all"), together)
     names = together["gene"].cat.categories[:6].tolist()
     few = together[together["gene"].isin(names)]
     for order in (names, names[::-1]):

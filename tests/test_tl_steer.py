@@ -105,7 +105,6 @@ def shift_by_hand(cells, model, names, genes, mode):
         n_anchors=3,
         key=None,
         donor_key=None,
-        max_tokens=None,
         rng=0,
     )
     token = model.vocab.token_id(genes)

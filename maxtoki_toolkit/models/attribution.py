@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .._progress import progress
-from .engine import DEFAULT_TOKENS, Batch
+from .engine import Batch, tokens_at_once
 from .model import MaxTokiModel
 from .readout import Readout
 from .sequences import Sequences
@@ -85,7 +85,7 @@ def integrated_gradients(
 
     if baseline not in BASELINES:
         raise ValueError(f"There is no baseline {baseline!r}; choose from {', '.join(BASELINES)}.")
-    max_tokens = max_tokens or DEFAULT_TOKENS.get(model.device.type, DEFAULT_TOKENS["cpu"])
+    max_tokens = tokens_at_once(model, max_tokens)
     found = Attributions(np.zeros(len(sequences.tokens)), *np.zeros((2, len(sequences))))
     for row in progress(range(len(sequences)), desc="Attributing", unit="prompt"):
         where = slice(*sequences.indptr[row : row + 2])

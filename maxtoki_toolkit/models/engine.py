@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .._progress import progress
+from .._settings import settings
 from .cache import Prefix, SharedCache
 from .masked import attending_by, masked
 from .model import MaxTokiModel
@@ -36,6 +37,11 @@ class Batch(NamedTuple):
     """int64, batch: tokens, without padding."""
     inputs: dict
     """What to call the transformers model with."""
+
+
+def tokens_at_once(model: MaxTokiModel, wanted: int | None = None) -> int:
+    """Padded tokens a batch: those wanted, or of the settings, or what suits the device."""
+    return wanted or settings.max_tokens or DEFAULT_TOKENS.get(model.device.type, DEFAULT_TOKENS["cpu"])
 
 
 def token_batches(lengths: np.ndarray, max_tokens: int, before: np.ndarray | None = None) -> list[np.ndarray]:
@@ -96,7 +102,7 @@ def run(
     ------
     Rows of `sequences` in the batch, and what `compute` returned.
     """
-    max_tokens = max_tokens or DEFAULT_TOKENS.get(model.device.type, DEFAULT_TOKENS["cpu"])
+    max_tokens = tokens_at_once(model, max_tokens)
     n = len(sequences)
     if forest is None:
         forest = Forest(np.full(n, -1), np.zeros(n, dtype=np.int64))

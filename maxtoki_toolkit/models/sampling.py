@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from .._progress import hidden, progress
-from .engine import DEFAULT_TOKENS, is_out_of_memory, token_batches
+from .engine import is_out_of_memory, token_batches, tokens_at_once
 from .generation import scrambled
 from .likelihood import token_log_likelihoods
 from .masked import attending_by, masked
@@ -252,9 +252,7 @@ def _propose(model, chains, genes, rows, first, last, proposal, temperature, ste
     current = np.where(np.arange(size) < n[:, None], current, -1)
     numbers = np.stack([uniform(chains.key[rows], step, 2 + j) for j in range(size)], axis=1)
     drawn, log_q = np.full((len(rows), size), -1), np.zeros((2, len(rows)))
-    pending = token_batches(first + 1 + 2 * n, max_tokens or DEFAULT_TOKENS.get(model.device.type, 1 << 11))[
-        ::-1
-    ]
+    pending = token_batches(first + 1 + 2 * n, tokens_at_once(model, max_tokens))[::-1]
     while pending:
         some = pending.pop()
         above = np.where(place < first[some, None], old[some], -1)[:, : first[some].max()]

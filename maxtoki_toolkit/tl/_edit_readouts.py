@@ -15,16 +15,14 @@ READOUTS = ("timelapse", "likelihood", "embedding")
 
 
 def read_prompted_lapses(
-    model: MaxTokiModel, prompts: Prompts, cells: Sequences, max_tokens: int | None
+    model: MaxTokiModel, prompts: Prompts, cells: Sequences
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lapse of each prompt, and genes of its first cell that were left out for it to fit."""
     written = write_prompts(prompts, cells, model.vocab, max_length=model.max_length, answer=False)
-    return read_lapses(model, written.sequences, max_tokens=max_tokens)[0].astype(float), written.n_clipped
+    return read_lapses(model, written.sequences)[0].astype(float), written.n_clipped
 
 
-def read_likelihoods(
-    model: MaxTokiModel, cells: Sequences, targets: Sequences | None, max_tokens: int | None
-) -> np.ndarray:
+def read_likelihoods(model: MaxTokiModel, cells: Sequences, targets: Sequences | None) -> np.ndarray:
     """Mean log-probability of the genes of a target cell after each cell, or of each cell's own genes."""
     if targets is None:
         sequences, first = cells, np.ones(len(cells), dtype=np.int64)
@@ -34,14 +32,14 @@ def read_likelihoods(
         both = Sequences.concatenate([cells, targets]).take(order)
         sequences = Sequences(both.tokens, both.indptr[::2])
         first = cells.lengths + 1
-    found = token_log_likelihoods(model, sequences, first=first, max_tokens=max_tokens).astype(float)
+    found = token_log_likelihoods(model, sequences, first=first).astype(float)
     found[sequences.indptr[1:] - 1] = np.nan  # `<eos>`
     known = np.isfinite(found)
     total = np.add.reduceat(np.where(known, found, 0), sequences.indptr[:-1])
     return total / np.add.reduceat(known.astype(float), sequences.indptr[:-1])
 
 
-def likeness(model: MaxTokiModel, cells: Sequences, to: np.ndarray, max_tokens: int | None) -> np.ndarray:
+def likeness(model: MaxTokiModel, cells: Sequences, to: np.ndarray) -> np.ndarray:
     """Cosine of the angle between each cell's embedding and a vector of its own."""
-    found = embed_sequences(model, cells, max_tokens=max_tokens).cells.astype(float)
+    found = embed_sequences(model, cells).cells.astype(float)
     return (found * to).sum(axis=1) / np.sqrt((found**2).sum(axis=1) * (to**2).sum(axis=1))

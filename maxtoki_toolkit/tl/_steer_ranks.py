@@ -48,7 +48,6 @@ def sample_ranks(
     temperature: float,
     proposal_temperature: float,
     strength: float,
-    max_tokens: int | None,
     seed: int,
 ) -> Sampled:
     """Edit genes and hold them, and resample the others of each cell.
@@ -104,7 +103,6 @@ def sample_ranks(
         weight=np.where(led, strength, 0.0),
         temperature=temperature,
         proposal_temperature=proposal_temperature,
-        max_tokens=max_tokens,
     )
     for i, step in enumerate(steps):
         likelihood.append(step.log_likelihood)
@@ -126,7 +124,7 @@ def sample_ranks(
     likelihood, distance = (np.array(part).reshape(shape) for part in (likelihood, distance))
     accepted, moved = (np.array(part).reshape(shape) for part in (accepted, moved))
     n_genes = {"start": (start >= 0).sum(axis=1), "abrupt": (abrupt >= 0).sum(axis=1)}
-    began = gene_log_likelihoods(model, start, max_tokens=max_tokens).sum(axis=1) / n_genes["start"]
+    began = gene_log_likelihoods(model, start).sum(axis=1) / n_genes["start"]
     from_start = steered.distance(as_cells(start, model), every)
     of_chain = likelihood / n_genes["abrupt"][:, None]
     cells = steered.table[[name for name in ("query", "donor") if name in steered.table]].copy()

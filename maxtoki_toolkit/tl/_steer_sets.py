@@ -27,11 +27,9 @@ _N_VISITED = 5
 class Edits:
     """Shifts towards the target that sets of edits bring about, each computed once."""
 
-    def __init__(
-        self, steered: Steered, model: MaxTokiModel, tokens: np.ndarray, mode: str, k: int, max_tokens
-    ):
+    def __init__(self, steered: Steered, model: MaxTokiModel, tokens: np.ndarray, mode: str, k: int):
         self.steered, self.model, self.tokens = steered, model, tokens
-        self.mode, self.k, self.max_tokens = mode, k, max_tokens
+        self.mode, self.k = mode, k
         self.start = cut_cells(steered.whole, model.cell_length)
         self.distance = steered.distance(self.start, np.arange(len(steered.rows)))
         self.likelihood: np.ndarray | None = None
@@ -46,12 +44,10 @@ class Edits:
     def likelihood_change(self, sets: Sequence[Set], of: np.ndarray) -> np.ndarray:
         """Change of the mean log-likelihood of a cell's genes, in nats a gene, sets x cells."""
         if self.likelihood is None:
-            self.likelihood = read_likelihoods(self.model, self.start, None, self.max_tokens)
+            self.likelihood = read_likelihoods(self.model, self.start, None)
         change = np.zeros((len(sets), len(of)))
         for at, cell, cells in self._edited(sets, of, np.zeros(change.shape, dtype=bool)):
-            change[at, cell] = (
-                read_likelihoods(self.model, cells, None, self.max_tokens) - self.likelihood[of[cell]]
-            )
+            change[at, cell] = read_likelihoods(self.model, cells, None) - self.likelihood[of[cell]]
         return change
 
     def _edited(self, sets, of, changed):

@@ -55,7 +55,6 @@ def get_steered(
     n_anchors: int,
     key: str | None,
     donor_key: str | None,
-    max_tokens: int | None,
     rng: int,
 ) -> Steered:
     """Choose the cells, and set up the distance."""
@@ -78,7 +77,7 @@ def get_steered(
             written = write_prompts(
                 asked, cells, model.vocab, max_length=model.max_length, answer=False, queries=changed
             )
-            return read_lapses(model, written.sequences, max_tokens=max_tokens)[0].astype(float)
+            return read_lapses(model, written.sequences)[0].astype(float)
 
         unit, n_anchors = model.time_head.unit, 0
     else:
@@ -95,13 +94,13 @@ def get_steered(
             )
         table, rows = _cells(adata, mask & ~aim, donor_key, n_cells, rng)
         aims = np.flatnonzero(aim)
-        states = embed_sequences(model, cells.take(aims), max_tokens=max_tokens).cells.astype(float)
+        states = embed_sequences(model, cells.take(aims)).cells.astype(float)
         chosen = anchors_of(states, n_anchors, rng)
         n_anchors = len(chosen)
         if readout == "embedding":
-            distance, unit = _embedding_distance(model, states, chosen, max_tokens), "spread of the target"
+            distance, unit = _embedding_distance(model, states, chosen), "spread of the target"
         else:
-            distance = _likelihood_distance(model, cells.take(aims[chosen]), max_tokens)
+            distance = _likelihood_distance(model, cells.take(aims[chosen]))
             unit = "nats a gene"
     whole = get_sequences(adata[rows].copy(), model, max_length=_WHOLE)
     return Steered(table.reset_index(drop=True), rows, whole, distance, unit, n_anchors)
@@ -125,7 +124,7 @@ def _squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.maximum(found, 0)
 
 
-def _embedding_distance(model: MaxTokiModel, states: np.ndarray, chosen: np.ndarray, max_tokens: int | None):
+def _embedding_distance(model: MaxTokiModel, states: np.ndarray, chosen: np.ndarray):
     anchors = states[chosen]
     others = np.delete(states, chosen, axis=0)
     near = (
@@ -134,13 +133,13 @@ def _embedding_distance(model: MaxTokiModel, states: np.ndarray, chosen: np.ndar
     scale = float(near.mean()) or 1.0
 
     def distance(changed: Sequences, of: np.ndarray) -> np.ndarray:
-        found = embed_sequences(model, changed, max_tokens=max_tokens).cells.astype(float)
+        found = embed_sequences(model, changed).cells.astype(float)
         return np.sqrt(_squared(found, anchors).min(axis=1)) / scale
 
     return distance
 
 
-def _likelihood_distance(model: MaxTokiModel, anchors: Sequences, max_tokens: int | None):
+def _likelihood_distance(model: MaxTokiModel, anchors: Sequences):
     n = len(anchors)
     if model.cell_length + anchors.lengths.max() > model.max_length:
         raise ValueError(
@@ -151,7 +150,7 @@ def _likelihood_distance(model: MaxTokiModel, anchors: Sequences, max_tokens: in
     def distance(changed: Sequences, of: np.ndarray) -> np.ndarray:
         cell = np.repeat(np.arange(len(of)), n)
         after = anchors.take(np.tile(np.arange(n), len(of)))
-        return -read_likelihoods(model, changed.take(cell), after, max_tokens).reshape(-1, n).mean(axis=1)
+        return -read_likelihoods(model, changed.take(cell), after).reshape(-1, n).mean(axis=1)
 
     return distance
 

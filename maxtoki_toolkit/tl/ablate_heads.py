@@ -36,7 +36,6 @@ def ablate_heads(
     n_random: int = 20,
     n_prompts: int | None = 200,
     donor_key: str | None = None,
-    max_tokens: int | None = None,
     rng: int = 0,
     key_added: str | None = None,
     copy: bool = False,
@@ -77,8 +76,6 @@ def ablate_heads(
         Prompts to read, drawn at random where there are more; `None` for all.
     donor_key
         Column of `.obs` with the donor, for a model that reads cells one by one; prompts know theirs.
-    max_tokens
-        Padded tokens a batch; halved whenever memory runs out.
     rng
         Seed of what is drawn.
     key_added
@@ -142,7 +139,7 @@ def ablate_heads(
         sources = {}
         if how == "mean":
             sources["means"] = mean_activations(
-                model, sequences, place_classes(sequences, parts), n_classes(parts), max_tokens=max_tokens
+                model, sequences, place_classes(sequences, parts), n_classes(parts)
             )
         if how == "resample":
             sources["partners"] = draw_partners(parts, rng)
@@ -155,7 +152,6 @@ def ablate_heads(
             how=how,
             **sources,
             seed=rng,
-            max_tokens=max_tokens,
         )
 
     if search == "greedy":

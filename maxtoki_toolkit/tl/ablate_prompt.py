@@ -47,7 +47,6 @@ def ablate_prompt(
     ablations: Sequence[str] = ABLATIONS,
     share: float = 0.25,
     key: str | None = None,
-    max_tokens: int | None = None,
     rng: int = 0,
     key_added: str | None = None,
     copy: bool = False,
@@ -79,8 +78,6 @@ def ablate_prompt(
         Share of a cell's genes that "drop_top" and "drop_bottom" leave out.
     key
         Key in `.uns` of the prompts, by default "prompts".
-    max_tokens
-        Padded tokens a batch; halved whenever memory runs out.
     rng
         Seed.
     key_added
@@ -131,12 +128,12 @@ def ablate_prompt(
     read_as = check_unit(params["time_key"], table["time"], model.time_head.unit)
     given, (adata, _) = adata, known_cells(adata)
     cells, prompts = get_sequences(adata, model), read_prompts(table, adata, adata)
-    table[INTACT] = _predict(model, prompts, cells, cells, max_tokens)
+    table[INTACT] = _predict(model, prompts, cells, cells)
     for name in dict.fromkeys(ablations):
         # Each has numbers of its own, whatever else is asked for.
         seed = [rng, (*ABLATIONS, INTACT).index(name)]
         changed = ablated(name, prompts, cells, model.vocab, share, np.random.default_rng(seed))
-        table[name] = _predict(model, *changed, max_tokens, lapses=name != "drop_lapses")
+        table[name] = _predict(model, *changed, lapses=name != "drop_lapses")
 
     adata = given.copy() if copy else given
     result = {
@@ -160,14 +157,14 @@ def ablate_prompt(
 
 
 def _predict(
-    model: MaxTokiModel, prompts: Prompts, cells: Sequences, queries: Sequences, max_tokens, *, lapses=True
+    model: MaxTokiModel, prompts: Prompts, cells: Sequences, queries: Sequences, *, lapses=True
 ) -> np.ndarray:
     written = write_prompts(
         prompts, cells, model.vocab, max_length=model.max_length, answer=False, queries=queries
     ).sequences
     if not lapses:
         written = written.keep(~np.isin(written.tokens, model.vocab.time_ids))
-    return read_lapses(model, written, max_tokens=max_tokens)[0].astype(float)
+    return read_lapses(model, written)[0].astype(float)
 
 
 def ablated(

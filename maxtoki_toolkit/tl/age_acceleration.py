@@ -54,7 +54,6 @@ def age_acceleration(
     n_permutations: int = 2000,
     baselines: bool = True,
     layer: str | None = None,
-    max_tokens: int | None = None,
     rng: int = 0,
     key_added: str | None = None,
     copy: bool = False,
@@ -103,8 +102,6 @@ def age_acceleration(
         Whether to estimate the same from ridge regression of age on expression and on the model's embedding.
     layer
         Layer with the raw counts for the baselines; by default what was ranked.
-    max_tokens
-        Padded tokens a batch; halved whenever memory runs out.
     rng
         Seed.
     key_added
@@ -181,7 +178,7 @@ def age_acceleration(
         _draw_contexts(cells, group, n_contexts, context_size, rng) for group in range(len(cells.groups))
     ]
 
-    readings = {"MaxToki": _read(adata, model, cells, queries, drawn, max_tokens)}
+    readings = {"MaxToki": _read(adata, model, cells, queries, drawn)}
     if baselines:
         readings |= _baselines(adata, model, cells, queries, layer, rng)
     factor = {"months": 12.0}.get(model.time_head.unit, 1.0)
@@ -338,9 +335,7 @@ def _draw_contexts(cells: _Cells, group: int, n: int, size: int, seed: int) -> l
     return contexts
 
 
-def _read(
-    adata: AnnData, model: MaxTokiModel, cells: _Cells, queries: np.ndarray, drawn: list, max_tokens
-) -> Readings:
+def _read(adata: AnnData, model: MaxTokiModel, cells: _Cells, queries: np.ndarray, drawn: list) -> Readings:
     """Age of each query cell after each context."""
     width = max(len(chosen) for contexts in drawn for chosen in contexts)
     rows, query, context = [], [], []
@@ -362,7 +357,7 @@ def _read(
     written = write_prompts(
         prompts, get_sequences(adata, model), model.vocab, max_length=model.max_length, answer=False
     )
-    lapse, _ = read_lapses(model, written.sequences, max_tokens=max_tokens)
+    lapse, _ = read_lapses(model, written.sequences)
     return Readings(last + lapse.astype(float), query, context)
 
 

@@ -58,7 +58,6 @@ def attention(
     n_examples: int = 3,
     path: str | Path | None = None,
     overwrite: bool = False,
-    max_tokens: int | None = None,
     rng: int = 0,
     key_added: str | None = None,
     copy: bool = False,
@@ -94,9 +93,6 @@ def attention(
         the path and a checksum. Must end with `.zarr`.
     overwrite
         Replace sums that this function has written to `path`. Anything else that is there stays in any case.
-    max_tokens
-        Padded tokens a batch; halved whenever memory runs out. Neither the batches nor the order of the cells
-        changes the result beyond rounding (about 1e-6).
     rng
         Seed.
     key_added
@@ -199,7 +195,6 @@ def attention(
             shape,
             prompts=key is not None,
             n_examples=n_examples,
-            max_tokens=max_tokens,
         )
         checksum = "" if path is None else checksum_of(sums)
     genes["n_tokens"] = np.sum(found.pop("n_by_gene"), axis=0).astype(np.int64)
@@ -395,7 +390,6 @@ def _stream(
     *,
     prompts: bool,
     n_examples,
-    max_tokens,
 ) -> dict:
     """Fill the sums of the genes; return everything else that is kept."""
     edges = length_edges(sequences.lengths)
@@ -426,7 +420,7 @@ def _stream(
         size = ((stop - first) * shape.genes, shape.heads)
         even = evenly_received(part)
         mass = np.zeros(size, dtype=np.float32)
-        for batch, found in stream_attention(model, part, groups, max_tokens=max_tokens):
+        for batch, found in stream_attention(model, part, groups):
             own = rows[batch]
             given[own], given_expected[own] = found.given, found.expected
             statistics[own] = found.statistics

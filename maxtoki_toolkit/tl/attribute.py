@@ -34,7 +34,6 @@ def attribute(
     tolerance: float = 0.05,
     n_prompts: int | None = 100,
     donor_key: str | None = None,
-    max_tokens: int | None = None,
     rng: int = 0,
     key_added: str | None = None,
     copy: bool = False,
@@ -65,8 +64,6 @@ def attribute(
         Prompts to read, drawn at random where there are more; `None` for all.
     donor_key
         Column of `.obs` with the donor, for a model that reads cells one by one; prompts know theirs.
-    max_tokens
-        Tokens a batch.
     rng
         Seed of what is drawn.
     key_added
@@ -133,9 +130,7 @@ def attribute(
     given, (adata, _) = adata, known_cells(adata, donor_key)
     drawn = get_prompts(adata, model, readout, key=key, n_prompts=n_prompts, rng=rng, donor_key=donor_key)
     readings = get_readings(adata, model, readout, *drawn)
-    found = integrated_gradients(
-        model, readings.sequences, readings.read, baseline=baseline, n_steps=n_steps, max_tokens=max_tokens
-    )
+    found = integrated_gradients(model, readings.sequences, readings.read, baseline=baseline, n_steps=n_steps)
     total = np.add.reduceat(found.tokens, readings.sequences.indptr[:-1])
     residual = found.value - found.baseline - total
     difference = np.abs(found.value - found.baseline).sum()

@@ -19,7 +19,6 @@ def embed(
     layer: int = -1,
     pool: str = "mean",
     genes: bool = False,
-    max_tokens: int | None = None,
     key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
@@ -38,9 +37,6 @@ def embed(
         "mean" over the cell's genes, or "eos", the last token, which has read them all.
     genes
         Also write gene embeddings: the mean of a gene's hidden state over the cells that express it.
-    max_tokens
-        Padded tokens a batch; halved whenever memory runs out. Neither batch size nor the order of the
-        cells changes the result beyond rounding (about 1e-6).
     key_added
         Key in `.obsm`, by default "X_maxtoki"; that of the gene embeddings is without the `X_`.
     copy
@@ -82,7 +78,6 @@ def embed(
         layer=layer,
         pool=pool,
         tokens=genes,
-        max_tokens=max_tokens,
     )
     adata = adata.copy() if copy else adata
     adata.obsm[key] = result.cells

@@ -45,7 +45,6 @@ def gene_network(
     layer: str | None = None,
     n_edges: int = 1000,
     n_permutations: int = 499,
-    max_tokens: int | None = None,
     rng: int = 0,
     key_added: str | None = None,
     copy: bool = False,
@@ -87,8 +86,6 @@ def gene_network(
         Edges of each group to keep in the table, those with the highest scores.
     n_permutations
         Draws of the regulons for the null.
-    max_tokens
-        Padded tokens a batch; halved whenever memory runs out.
     rng
         Seed of the cells, the halves and the permutations.
     key_added
@@ -184,7 +181,7 @@ def gene_network(
     table["detection"] = (place > 0).mean(axis=0)
     names, group = np.unique(read.table["group"].to_numpy(dtype=str), return_inverse=True)
     half = _halves(read.table["donor"].to_numpy(dtype=str), rng)
-    sums = _sum_pairs(model, read.sequences, place, columns, adata, 2 * group + half, chosen, max_tokens)
+    sums = _sum_pairs(model, read.sequences, place, columns, adata, 2 * group + half, chosen)
     values, expression = _log_normalised(adata, read.cells, columns, layer, place)
 
     edges, scores, groups, matrix = [], [], [], []
@@ -362,7 +359,7 @@ def _split(half: np.ndarray) -> list[np.ndarray]:
     return [np.flatnonzero(half == k) for k in (0, 1)]
 
 
-def _sum_pairs(model, sequences, place, columns, adata, unit, heads, max_tokens) -> Pairs:
+def _sum_pairs(model, sequences, place, columns, adata, unit, heads) -> Pairs:
     """Weights between genes, and their expectation, of each unit: two of each group."""
     vocab, size = model.vocab, len(columns)
     gene = np.where(vocab.gene_of_token != "", size, -1)
@@ -371,9 +368,7 @@ def _sum_pairs(model, sequences, place, columns, adata, unit, heads, max_tokens)
     steps = place_steps(model.max_length)
     mass = np.zeros((n_units, size, size))
     by_class = np.zeros((2, n_units // 2, n_pair_classes(steps)))
-    batches = stream_pairs(
-        model, sequences, gene[sequences.tokens], size, unit, heads=heads, max_tokens=max_tokens
-    )
+    batches = stream_pairs(model, sequences, gene[sequences.tokens], size, unit, heads=heads)
     for found in batches:
         mass[found.units] += found.pairs / len(heads)
         for i, of_unit in enumerate(found.units):

@@ -32,7 +32,6 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    max_tokens: int | None = None,
     rng: int = 0,
 ) -> AnnData:
     """Generate cells.
@@ -61,8 +60,6 @@ def generate(
         1 samples from the model's distribution, less is more like its favourite, 0 is its favourite.
     top_k, top_p
         Sample from the k likeliest genes (0 for all), or from the likeliest that together have this probability.
-    max_tokens
-        Tokens held in memory at once; halved whenever memory runs out.
     rng
         Seed. A cell's random numbers depend on it, on the number of its prompt (or the name of the cell that is gone on
         with) and on its number among the samples, and not on what else is generated with it.
@@ -127,7 +124,6 @@ def generate(
         top_k=top_k,
         top_p=top_p,
         seed=rng,
-        max_tokens=max_tokens,
     )
     which = np.repeat(np.arange(len(about)), n_samples)
     obs = about.iloc[which].reset_index(drop=True)

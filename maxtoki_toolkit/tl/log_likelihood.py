@@ -16,7 +16,6 @@ def log_likelihood(
     adata: AnnData,
     model: MaxTokiModel,
     *,
-    max_tokens: int | None = None,
     key_added: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
@@ -28,8 +27,6 @@ def log_likelihood(
         Rank-encoded cells.
     model
         Model.
-    max_tokens
-        Padded tokens a batch; halved whenever memory runs out.
     key_added
         Column of `.obs` and key in `.uns`, by default "log_likelihood".
     copy
@@ -66,7 +63,7 @@ def log_likelihood(
     key = key_added or _keys.LOG_LIKELIHOOD
     require_free(adata, key, [key])
     sequences = get_sequences(adata, model)
-    found = token_log_likelihoods(model, sequences, max_tokens=max_tokens)
+    found = token_log_likelihoods(model, sequences)
     # Neither `<bos>`, which nothing predicts, nor `<eos>`.
     found[sequences.indptr[1:] - 1] = np.nan
     total = np.add.reduceat(np.nan_to_num(found), sequences.indptr[:-1])

@@ -34,7 +34,6 @@ def patch(
     align: str = "tokens",
     readout: str | Callable = "timelapse",
     n_prompts: int | None = 100,
-    max_tokens: int | None = None,
     rng: int = 0,
     key_added: str | None = None,
     copy: bool = False,
@@ -63,8 +62,6 @@ def patch(
         "timelapse", "likelihood", a gene or a function: see `mt.tl.ablate_heads`.
     n_prompts
         Prompts to read, drawn at random where there are more; `None` for all.
-    max_tokens
-        Padded tokens a batch; halved whenever memory runs out.
     rng
         Seed of what is drawn.
     key_added
@@ -160,7 +157,6 @@ def patch(
         sites,
         align=align,
         partners=draw_partners(clean.parts, rng),
-        max_tokens=max_tokens,
     )
     effects = _effects(table, found, layers, sites, clean.parts.names, rng)
     adata = given.copy() if copy else given

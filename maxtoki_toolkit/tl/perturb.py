@@ -70,7 +70,6 @@ def perturb(
     path: str | Path | None = None,
     share_array: bool = False,
     overwrite: bool = False,
-    max_tokens: int | None = None,
     rng: int = 0,
     key_added: str | None = None,
     copy: bool = False,
@@ -135,9 +134,6 @@ def perturb(
         Share the parts out over the tasks of the SLURM array that this process is of, too.
     overwrite
         Replace a screen of other settings or cells at `path`. What else is there stays in any case.
-    max_tokens
-        Padded tokens a batch; halved whenever memory runs out. Neither the batches nor the other genes change an effect beyond
-        rounding.
     rng
         Seed of the target cells.
     key_added
@@ -199,7 +195,7 @@ def perturb(
     if n_controls:
         asked = _with_controls(adata[units.used], model, asked, units, n_controls, layer)
     whole = isinstance(genes, str) and genes == ALL
-    screen = _Screen(model, units, asked, mode, doses, readout, max_tokens, whole=whole)
+    screen = _Screen(model, units, asked, mode, doses, readout, whole=whole)
 
     recipe = {**model.params, "mode": mode, "k": doses.tolist(), "on": on, "readout": readout, "seed": rng}
     del recipe["device"]
@@ -416,11 +412,9 @@ def _with_controls(adata: AnnData, model, asked: Asked, units: _Units, n: int, l
 class _Screen:
     """All pairs of a unit and an edit, in parts of bounded size."""
 
-    def __init__(
-        self, model, units: _Units, asked: Asked, mode, doses, readout, max_tokens, *, whole: bool
-    ) -> None:
+    def __init__(self, model, units: _Units, asked: Asked, mode, doses, readout, *, whole: bool) -> None:
         self.model, self.units, self.asked, self.mode, self.doses = model, units, asked, mode, doses
-        self.readout, self.max_tokens, self.whole = readout, max_tokens, whole
+        self.readout, self.whole = readout, whole
         self.max_length = model.cell_length
         self.targets = None
         if readout == "likelihood" and len(units.target):
@@ -538,29 +532,24 @@ class _Screen:
                 self.model,
                 prompts,
                 Sequences.concatenate([self.read_cells, cells]).take(used),
-                self.max_tokens,
             )
         sequences = Sequences.concatenate([self.read_cells.take(units.members[mine, 0]), cells])
         of = np.r_[mine, unit]
         none = np.zeros(len(of), dtype=np.int64)
         if self.readout == "likelihood":
             targets = None if self.targets is None else self.targets.take(of)
-            return read_likelihoods(self.model, sequences, targets, self.max_tokens), none
-        cosine = likeness(self.model, sequences, self.embedding[of], self.max_tokens)
+            return read_likelihoods(self.model, sequences, targets), none
+        cosine = likeness(self.model, sequences, self.embedding[of])
         return (cosine if len(units.target) else 1 - cosine), none
 
     def _embeddings(self) -> np.ndarray:
         """What each unit's embedding is compared with: its own as it is, or the mean of the targets of its group."""
         units = self.units
         if not len(units.target):
-            return embed_sequences(
-                self.model, self.read_cells.take(units.members[:, 0]), max_tokens=self.max_tokens
-            ).cells
+            return embed_sequences(self.model, self.read_cells.take(units.members[:, 0])).cells
         group = pd.factorize(units.table["group"])[0]
         pairs = np.unique(np.column_stack([group, units.target]), axis=0)
-        found = embed_sequences(
-            self.model, self.read_cells.take(pairs[:, 1]), max_tokens=self.max_tokens
-        ).cells
+        found = embed_sequences(self.model, self.read_cells.take(pairs[:, 1])).cells
         means = np.stack([found[pairs[:, 0] == one].mean(axis=0) for one in range(group.max() + 1)])
         return means[group]
 

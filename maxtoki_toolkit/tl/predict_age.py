@@ -38,7 +38,6 @@ def predict_age(
     context_size: int = 3,
     n_reference_cells: int = 20,
     coverage: float = 0.9,
-    max_tokens: int | None = None,
     rng: int = 0,
     key_added: str | None = None,
     copy: bool = False,
@@ -66,8 +65,6 @@ def predict_age(
         Cells of each reference donor and group that the readings are calibrated with.
     coverage
         Share of new donors' cells whose age the interval is to hold.
-    max_tokens
-        Padded tokens a batch; halved whenever memory runs out.
     rng
         Seed of the contexts and of the cells that calibrate. Neither depends on the order of the cells.
     key_added
@@ -133,7 +130,7 @@ def predict_age(
     asked = _gather(adata, reference, model, time_key, donor_key, groupby)
     read_as = check_unit(time_key, asked.time[asked.known], model.time_head.unit)
     calibrating = _some_of_each(asked, n_reference_cells, rng)
-    read, n_read = _read(model, asked, asked.queried | calibrating, n_contexts, context_size, max_tokens, rng)
+    read, n_read = _read(model, asked, asked.queried | calibrating, n_contexts, context_size, rng)
 
     n = adata.n_obs
     age, low, high = (np.full(n, np.nan) for _ in range(3))
@@ -277,7 +274,7 @@ def _some_of_each(asked: _Asked, n: int, seed: int) -> np.ndarray:
     return chosen
 
 
-def _read(model, asked: _Asked, wanted, n_contexts: int, size: int, max_tokens, seed: int):
+def _read(model, asked: _Asked, wanted, n_contexts: int, size: int, seed: int):
     """Mean age that is read of each cell over the contexts without its donor, and their number."""
     table, query = [], []
     for number, name in enumerate(asked.groups):
@@ -301,7 +298,7 @@ def _read(model, asked: _Asked, wanted, n_contexts: int, size: int, max_tokens, 
         written = write_prompts(
             prompts, asked.sequences, model.vocab, max_length=model.max_length, answer=False
         )
-        lapse, _ = read_lapses(model, written.sequences, max_tokens=max_tokens)
+        lapse, _ = read_lapses(model, written.sequences)
         np.add.at(total, query, last + lapse.astype(float))
         np.add.at(n_read, query, 1)
     return np.where(n_read > 0, total / np.maximum(n_read, 1), np.nan), n_read

@@ -21,7 +21,6 @@ def predict_timelapse(
     *,
     queries: AnnData | None = None,
     key: str | None = None,
-    max_tokens: int | None = None,
     rng: int = 0,
     key_added: str | None = None,
     copy: bool = False,
@@ -38,8 +37,6 @@ def predict_timelapse(
         The AnnData with the query cells of `mt.pp.match_queries`, rank-encoded.
     key
         Key in `.uns` of the prompts, by default "prompts".
-    max_tokens
-        Padded tokens a batch; halved whenever memory runs out.
     rng
         Seed of the intervals; the predictions are not random.
     key_added
@@ -97,7 +94,7 @@ def predict_timelapse(
     written = write_prompts(
         prompts, cells, model.vocab, max_length=model.max_length, answer=False, queries=query_cells
     )
-    lapse, p_non_numeric = read_lapses(model, written.sequences, max_tokens=max_tokens)
+    lapse, p_non_numeric = read_lapses(model, written.sequences)
     table["predicted"], table["p_non_numeric"] = lapse, p_non_numeric
 
     adata = adata.copy() if copy else adata

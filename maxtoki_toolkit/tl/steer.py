@@ -54,7 +54,6 @@ def steer(
     likelihood_weight: float = 0.0,
     key: str | None = None,
     donor_key: str | None = None,
-    max_tokens: int | None = None,
     rng: int = 0,
     key_added: str | None = None,
     copy: bool = False,
@@ -129,8 +128,6 @@ def steer(
         Key in `.uns` of the prompts, by default "prompts".
     donor_key
         Column of `.obs` with the donor, for targets without prompts; prompts know their donors.
-    max_tokens
-        Padded tokens a batch; halved whenever memory runs out.
     rng
         Seed. The chains of a cell depend on it, on the cell's name and on the number of the chain, not on other cells.
     key_added
@@ -215,7 +212,6 @@ def steer(
         n_anchors=n_anchors,
         key=key,
         donor_key=donor_key,
-        max_tokens=max_tokens,
         rng=rng,
     )
     token = adata.var[_keys.TOKEN_ID].to_numpy().astype(np.int64)
@@ -260,7 +256,6 @@ def steer(
             temperature=temperature,
             proposal_temperature=proposal_temperature,
             strength=strength,
-            max_tokens=max_tokens,
             seed=rng,
         )
         column = _column_of_token(token, model)
@@ -277,7 +272,7 @@ def steer(
         tables = {"effects": found.effects, "genes": table, "trace": found.trace, "cells": found.cells}
     else:
         found = search_sets(
-            Edits(steered, model, chosen, mode, k, max_tokens),
+            Edits(steered, model, chosen, mode, k),
             adata.var_names[columns].to_numpy(dtype=object),
             symbols(adata)[columns],
             method=method,
