@@ -303,12 +303,14 @@ def onek1k(path: str, covid: str) -> list[dict]:
             time_key="age",
             time_unit="years",
             groupby="cell_type",
-            context_size=(1, 3),
-            max_steps=200,
-            batch_size=16,
-            device="cpu",
-            tensorboard=False,
-            **FINE_TUNING,
+            recipe=mt.train.TemporalRecipe.of(
+                context_size=(1, 3),
+                max_steps=200,
+                batch_size=16,
+                device="cpu",
+                tensorboard=False,
+                **FINE_TUNING,
+            ),
         )
     rest = adata[~adata.obs["train"].to_numpy()].copy()
     settings = {"time_key": "age", "donor_key": "donor_id", "match_by": None, "tolerance": 10}

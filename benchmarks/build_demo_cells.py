@@ -68,8 +68,7 @@ def main() -> None:
             work / "stage1",
             shape=recipe["shape"],
             held_out=atlas[atlas.obs["held_out_donors"]][:500].copy(),
-            **common,
-            **recipe["stage1"],
+            recipe=mt.train.PretrainRecipe.of(**common, **recipe["stage1"]),
         )
     else:
         model = mt.models.build_model(recipe["shape"], vocab, seed=recipe["seed"])
@@ -88,8 +87,7 @@ def main() -> None:
                 groupby=["cell_type", "sex"],
                 use="train",
                 held_out="held_out_donors",
-                **common,
-                **settings,
+                recipe=mt.train.TemporalRecipe.of(**common, **settings),
             )
 
         if arguments.minutes:

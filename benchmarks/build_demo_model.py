@@ -189,10 +189,12 @@ def main() -> None:
         vocab,
         work / "stage1",
         shape=recipe["shape"],
-        repeats=[recipe["stage1"]["repeats"][name] for name in parts],
         held_out=heart[heart.obs["held_out"]].copy(),
-        **common,
-        **recipe["stage1"]["training"],
+        recipe=mt.train.PretrainRecipe.of(
+            repeats=[recipe["stage1"]["repeats"][name] for name in parts],
+            **common,
+            **recipe["stage1"]["training"],
+        ),
     )
     real = [adata for name, adata in parts.items() if name != "aging_atlas"]
     written.result()
@@ -208,8 +210,7 @@ def main() -> None:
             use="train",
             held_out="held_out_donors",
             replay=real,
-            **common,
-            **settings,
+            recipe=mt.train.TemporalRecipe.of(**common, **settings),
         )
 
     training = recipe["stage2"]["training"]

@@ -50,9 +50,7 @@ def main() -> None:
             groupby=["cell_type", "sex"],
             use="train",
             held_out="held_out_donors",
-            device="cpu",
-            **recipe["training"],
-            **phase,
+            recipe=mt.train.TemporalRecipe.of(device="cpu", **recipe["training"], **phase),
         )
     print(f"{model!r} is in {a.output / str(len(recipe['phases']))}/model.")
 

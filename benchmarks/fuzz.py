@@ -234,8 +234,9 @@ OWN = {
     "tl.generate": {"key": "cell_prompts"},
     "tl.attribute": {"n_prompts": 2, "donor_key": None},
     "pl.encoding_report": {"max_genes": None},
-    "train.temporal": {"device": "cpu", "tensorboard": False, "max_length": 512, "batch_size": 1},
-    "train.lora": {"device": "cpu", "tensorboard": False, "max_length": 512, "batch_size": 1},
+    "train.temporal": {
+        "recipe": mt.train.TemporalRecipe.of(max_steps=1, device="cpu", max_length=512, batch_size=1)
+    },
     "train.pretrain": {
         "device": "cpu",
         "shape": {
@@ -296,8 +297,6 @@ def arguments(function: Callable, world: World) -> dict:
             given[key] = "cell_prompts"
         elif key == "donor_key":
             given[key] = VALID[key]
-    if name == "train.lora":
-        given |= {"time_key": "age_months", "groupby": "cell_type", "max_steps": 1}
     return given | OWN.get(name, {})
 
 
@@ -414,7 +413,7 @@ def signature_inputs() -> Iterator[Input]:
                     yield wrong("range", -3 if "int" in kinds else -3.0)
                 if "float" in kinds:
                     yield wrong("range", float("nan"))
-                if key in SHARES and "float" in kinds and name != "train.lora":  # its alpha is a factor
+                if key in SHARES and "float" in kinds:
                     yield wrong("range", 5.0)
                 if key in ("n_neighbors", "layer", "head", "example", "k", "n_given"):
                     yield wrong("range", 10**6, must=key in ("layer", "head", "example"))
@@ -937,10 +936,7 @@ def file_inputs(world: World) -> Iterator[Input]:
 
             def train(world, file=file, damage=damage):
                 path = damaged(world, file, damage)
-                return mt.train.pretrain(
-                    path, world.model.vocab, world.folder / "out", max_steps=1, device="cpu",
-                    shape={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}, batch_size=1,
-                )  # fmt: skip
+                return mt.train.pretrain(path, world.model.vocab, world.folder / "out", shape={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}, recipe=mt.train.PretrainRecipe.of(max_steps=1, device="cpu", batch_size=1))  # fmt: skip
 
             doors = {
                 "mt.pp.encode_file": (encode, False),
@@ -1098,12 +1094,12 @@ def command_inputs(world: World) -> Iterator[Input]:
         (("report", "fig1_timelapse", "-o", cells), ("cells.h5ad",)),
         (("report", "all", "--on", world.files / "none.h5ad", "-o", out), ("none.h5ad",)),
         (("report", "nothing", "--help-notebook"), ("nothing",)),
-        (("train",), ("lora",)),
+        (("train",), ("temporal",)),
         (("train", "nothing"), ("nothing",)),
         (("train", "temporal"), ("config",)),
         (("train", "pretrain", "-c", world.files / "none.yaml"), ("none.yaml",)),
         (("train", "pretrain", "-c", world.files / "train.yaml"), ("train.yaml",)),
-        (("train", "lora", "-c", cells), ("cells.h5ad",)),
+        (("train", "temporal", "-c", cells), ("cells.h5ad",)),
         (("doctor", "--xml"), ("--xml",)),
         (("demo", "-o", cells), ("cells.h5ad",)),
     ]:

@@ -61,9 +61,11 @@ def main() -> None:
                 groupby=["cell_type", "sex"],
                 use="train",
                 held_out="held_out_donors",
-                device=a.device,
-                bf16=a.device == "cuda",
-                **training | {"learning_rate": matrices, "embedding_rate": others},
+                recipe=mt.train.TemporalRecipe.of(
+                    device=a.device,
+                    bf16=a.device == "cuda",
+                    **training | {"learning_rate": matrices, "embedding_rate": others},
+                ),
             )
             log = read_log(folder / f"{matrices} {others}")
             held_out = next(e for e in log if "eval_r" in e)

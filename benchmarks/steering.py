@@ -188,7 +188,13 @@ def main() -> None:
     mt.pp.rank_value_encode(adata, vocab)
     train, test = (adata[adata.obs["train"] == value].copy() for value in (True, False))
     with tempfile.TemporaryDirectory() as folder:
-        model = mt.train.pretrain(train, vocab, folder, shape=SHAPE, device="cpu", seed=0, **TRAINING)
+        model = mt.train.pretrain(
+            train,
+            vocab,
+            folder,
+            shape=SHAPE,
+            recipe=mt.train.PretrainRecipe.of(device="cpu", seed=0, **TRAINING),
+        )
     trained = time.process_time() - began
     for part in (train, test):
         mt.tl.log_likelihood(part, model)

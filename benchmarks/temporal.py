@@ -142,9 +142,15 @@ def cross_validate(
     for i, part in enumerate(parts):
         tested = np.isin(unit, part)
         adata.obs["train"], adata.obs["test"] = ~tested, tested
+        recipe, more = mt.train.TemporalRecipe.split({"device": "cpu", "seed": i} | settings)
         with tempfile.TemporaryDirectory() as folder:
             model = mt.train.temporal(
-                adata, demo, folder, use="train", device="cpu", tensorboard=False, seed=i, **settings
+                adata,
+                demo,
+                folder,
+                use="train",
+                recipe=recipe,
+                **more,
             )
         mt.pp.sample_prompts(
             adata,

@@ -56,7 +56,6 @@ RANGES = (
 )
 # Where a name means something else.
 _OWN_RANGES = {
-    ("lora", "alpha"): (0, math.inf),
     ("holdout_intervals", "n_permutations"): (0, math.inf),
     ("perturb", "k"): (-math.inf, math.inf),
 }

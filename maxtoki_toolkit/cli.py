@@ -584,7 +584,10 @@ def doctor(
 train_app = typer.Typer(help="Train a model from a YAML file of settings.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 _Settings = Annotated[
-    Path, typer.Option("--config", "-c", help="YAML with the parameters of the function of mt.train.")
+    Path,
+    typer.Option(
+        "--config", "-c", help="YAML with the parameters of the function of mt.train, and of its recipe."
+    ),
 ]
 
 
@@ -603,14 +606,8 @@ def pretrain(config: _Settings) -> None:
 
 @train_app.command()
 def temporal(config: _Settings) -> None:
-    """Stage 2: learn to tell time. On several GPUs: accelerate launch -m maxtoki_toolkit.cli train temporal -c ..."""
+    """Stage 2: learn to tell time; with `lora_rank`, by adapters. On several GPUs: accelerate launch -m maxtoki_toolkit.cli train temporal -c ..."""
     _train("temporal", config)
-
-
-@train_app.command()
-def lora(config: _Settings) -> None:
-    """Stage 2 with adapters, for few cells or a small machine."""
-    _train("lora", config)
 
 
 if __name__ == "__main__":

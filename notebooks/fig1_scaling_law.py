@@ -124,14 +124,16 @@ for width in hidden_sizes:
             vocab,
             run,
             shape=shape,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate / width**0.5,
-            warmup=0.05,
             held_out=test[::4].copy(),
-            eval_every=max(max_steps // 10, 1),
-            save_every=max_steps,
-            seed=seed,
+            recipe=mt.train.PretrainRecipe.of(
+                max_steps=max_steps,
+                batch_size=batch_size,
+                learning_rate=learning_rate / width**0.5,
+                warmup=0.05,
+                eval_every=max(max_steps // 10, 1),
+                save_every=max_steps,
+                seed=seed,
+            ),
         )
         losses[width, seed], n_genes = cell_losses(model)
         log = pd.DataFrame([json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()])

@@ -124,16 +124,18 @@ if train_steps:
         groupby=groupby,
         use="train",
         held_out="held_out",
-        context_size=(1, context_size),
-        timelapse=1.0,
-        max_steps=train_steps,
-        batch_size=16,
-        learning_rate=1e-3,
-        warmup=0.1,
-        n_held_out=128,
-        eval_every=train_steps,
-        save_every=train_steps,
-        seed=seed,
+        recipe=mt.train.TemporalRecipe.of(
+            context_size=(1, context_size),
+            timelapse=1.0,
+            max_steps=train_steps,
+            batch_size=16,
+            learning_rate=1e-3,
+            warmup=0.1,
+            n_held_out=128,
+            eval_every=train_steps,
+            save_every=train_steps,
+            seed=seed,
+        ),
     )
     learned = set(taught.obs.loc[taught.obs["train"], donor_key])
     adata = adata[~adata.obs[donor_key].isin(learned)].copy()

@@ -130,14 +130,16 @@ model = mt.train.pretrain(
     vocab,
     run,
     shape=shape,
-    **settings,
-    gene_dropout=gene_dropout,
     held_out=test,
-    eval_every=eval_every,
-    save_every=save_every,
-    bf16=bf16,
-    gradient_checkpointing=gradient_checkpointing,
-    seed=seed,
+    recipe=mt.train.PretrainRecipe.of(
+        **settings,
+        gene_dropout=gene_dropout,
+        eval_every=eval_every,
+        save_every=save_every,
+        bf16=bf16,
+        gradient_checkpointing=gradient_checkpointing,
+        seed=seed,
+    ),
 )
 print(
     f"{model.hf.num_parameters():,} parameters, {model.hf.num_parameters(exclude_embeddings=True):,} without embeddings"

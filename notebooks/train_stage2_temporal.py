@@ -18,7 +18,7 @@
 # notebook teaches it a real course, 200 human myoblasts at 0, 24, 48 and 72 hours of differentiation (Trapnell et al.
 # 2014), in about a minute, follows it in hours on cells that it does not learn from, and sets it beside simpler methods.
 #
-# `method = "lora"` trains small adapters in place of all weights, which fits in less memory. At the scale of the paper, as
+# `lora_rank = 8` trains small adapters in place of all weights, which fits in less memory. At the scale of the paper, as
 # far as its settings are known:
 # `papermill train_stage2_temporal.ipynb out.ipynb -f presets/train_stage2_temporal.yaml`.
 
@@ -29,7 +29,7 @@ force: bool = False  # accept values that are linear in expression but no counts
 model: str = "demo"  # stage-1 or temporal: "demo", a folder, "maxtoki-217m" or "maxtoki-1b"
 tokens: str = ""  # token dictionary (JSON), for published weights
 medians: str = ""  # gene medians (JSON), for published weights
-method: str = "temporal"  # "temporal" (all weights) or "lora" (adapters)
+lora_rank: int = 0  # rank of adapters that are trained in place of all weights; 0 to train all weights
 time_key: str = "Hours"  # column of .obs with the time, in whole units
 time_unit: str = "hours"  # name of the unit
 groupby: list = []  # columns of .obs in which all cells of a prompt agree, e.g. ["cell_type", "sex"]
@@ -46,7 +46,7 @@ warmup: float = 0.1  # share of the steps in which the learning rate rises; then
 weight_decay: float = 0.01  # of AdamW
 gene_dropout: float = 0.0  # share of the genes left out each time a cell is read
 max_length: int = 1024  # tokens of a prompt, for a model that is not temporal yet
-more: dict = {}  # further settings of mt.train.temporal or mt.train.lora, e.g. {"head": "expectation"}
+more: dict = {}  # further settings of mt.train.TemporalRecipe, e.g. {"head": "expectation"}
 eval_every: int = 20  # steps between tests on the held-out cells
 save_every: int = 160  # steps between checkpoints
 n_prompts: int = 400  # prompts of held-out cells for the score
@@ -101,29 +101,35 @@ pd.crosstab(
 # ## Train
 #
 # Prompts are drawn while they are needed: context cells at other times than each other, then the query. The first steps are
-# easier lessons (`curriculum` of `mt.train.temporal`).
+# easier lessons (`curriculum` of `mt.train.TemporalRecipe`).
 
 # %%
 design = {"time_key": "time", "groupby": groupby or None, "context_size": tuple(context_size)}
 if not start.vocab.is_temporal:
     settings["max_length"] = max_length
-trained = {"temporal": mt.train.temporal, "lora": mt.train.lora}[method](
-    adata,
-    start,
-    run,
-    **design,
+recipe = mt.train.TemporalRecipe.of(
     **settings,
-    time_unit=time_unit,
-    use="train",
-    held_out="held_out",
+    context_size=tuple(context_size),
     timelapse=timelapse,
     gene_dropout=gene_dropout,
+    lora_rank=lora_rank or None,
     n_held_out=n_tested,
     eval_every=eval_every,
     save_every=save_every,
     tensorboard=bool(output),
     seed=seed,
     **more,
+)
+trained = mt.train.temporal(
+    adata,
+    start,
+    run,
+    time_key="time",
+    groupby=groupby or None,
+    time_unit=time_unit,
+    use="train",
+    held_out="held_out",
+    recipe=recipe,
 )
 print(trained.time_head)
 

@@ -93,12 +93,11 @@ def test_units_of_time_are_those_that_are_known():
 def test_stretching_is_checked_though_the_model_needs_none():
     demo = mt.load_model("demo", device="cpu")
     with pytest.raises(ValueError, match="no RoPE scaling 'llama3x'; choose from"):
-        _prepare(demo, None, None, 512, "llama3x", 0)
+        _prepare(demo, None, mt.train.Adaptation(rope="llama3x"), 0)
 
 
 def test_one_name_has_one_range_unless_it_says_so():
-    lora = inspect.unwrap(mt.train.lora)
-    _doors.check(lora, {"alpha": 16.0})  # no share here
+    _doors.check(inspect.unwrap(mt.pp.holdout_intervals), {"n_permutations": 0})
     with pytest.raises(ValueError, match="alpha must be between 0 and 1"):
         _doors.check(inspect.unwrap(mt.tl.perturbation_concordance), {"alpha": 16.0})
     with pytest.raises(TypeError, match="source must be a text or a path, got 3"):

@@ -138,16 +138,16 @@ def test_training_leaves_out_what_has_no_group_or_time(cells):
 @pytest.mark.slow
 def test_training_is_the_same_for_cells_in_another_order(cells, moved, model, tmp_path):
     settings = {"time_key": "age_months", "groupby": "cell_type", "max_length": 256, "max_steps": 1}
-    settings |= {"batch_size": 4, "tensorboard": False, "device": "cpu"}
+    recipe, columns = mt.train.TemporalRecipe.split(settings | {"batch_size": 4, "device": "cpu"})
     trained = [
-        mt.train.temporal(adata, model, tmp_path / name, **settings)
+        mt.train.temporal(adata, model, tmp_path / name, recipe=recipe, **columns)
         for name, adata in (("a", cells), ("b", moved))
     ]
     assert trained[0].sha256 == trained[1].sha256
     shape = {**SHAPE, "max_position_embeddings": 32}
-    settings = {"shape": shape, "max_steps": 1, "batch_size": 4, "tensorboard": False, "device": "cpu"}
+    recipe = mt.train.PretrainRecipe.of(max_steps=1, batch_size=4, device="cpu")
     trained = [
-        mt.train.pretrain(adata, model.vocab, tmp_path / name, **settings)
+        mt.train.pretrain(adata, model.vocab, tmp_path / name, shape=shape, recipe=recipe)
         for name, adata in (("c", cells), ("d", moved))
     ]
     assert trained[0].sha256 == trained[1].sha256
@@ -159,7 +159,14 @@ def test_training_refuses_a_doubtful_unit(cells, model, tmp_path):
     with pytest.raises(
         ValueError, match=r"goes from \d+ to \d+, which is taken for months. If these are years, pass"
     ):
-        mt.train.temporal(adata, model, tmp_path / "run", time_key="age", groupby=None, max_steps=1)
+        mt.train.temporal(
+            adata,
+            model,
+            tmp_path / "run",
+            time_key="age",
+            groupby=None,
+            recipe=mt.train.TemporalRecipe.of(max_steps=1),
+        )
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def test_fig5_on_a_file_of_cellxgene(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_adapters(tmp_path):
-    execute("train_stage2_temporal", tmp_path, method="lora", output="out", **QUICK["train_stage2_temporal"])
+    execute("train_stage2_temporal", tmp_path, lora_rank=4, output="out", **QUICK["train_stage2_temporal"])
     assert (tmp_path / "out" / "model" / "time_head.safetensors").is_file()
 
 

@@ -252,7 +252,9 @@ def test_models_sums_and_runs_leave_folders_of_the_user_alone(small, tmp_path):
     with pytest.raises(ValueError, match=r"must end with \.zarr"):
         mt.tl.attention(adata, model, path=tmp_path / "mine")
     with pytest.raises(ValueError, match=r"holds recipe\.json, which mt\.train did not write"):
-        mt.train.pretrain(adata, vocab, tmp_path / "run", shape=shape, max_steps=1)
+        mt.train.pretrain(
+            adata, vocab, tmp_path / "run", shape=shape, recipe=mt.train.PretrainRecipe.of(max_steps=1)
+        )
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["recipe.json"] + ["thesis.docx"] * 2
     # Ours are replaced when that is asked for.
     mt.models.save_model(model, tmp_path / "model")

@@ -133,8 +133,8 @@ def encode(adata, vocab, mapping, max_length):
     mt.pp.map_genes(adata, vocab, gene_key="ensembl_id", mapping=mapping)
     mt.pp.rank_value_encode(adata, vocab)
     token = adata.var["token_id"].to_numpy()
-    tokens, indptr = cell_sequences(adata.layers["rank"], token, vocab, max_length=max_length)
-    return [part.tolist() for part in np.split(tokens, indptr[1:-1])]
+    cells = cell_sequences(adata.layers["rank"], token, vocab, max_length=max_length)
+    return [part.tolist() for part in np.split(cells.tokens, cells.indptr[1:-1])]
 
 
 def test_rank_value_encoding(parity, published):
@@ -194,10 +194,8 @@ def test_versioned_ids_differ_on_purpose(published):
 
 def encode_names(adata, vocab):
     mt.pp.rank_value_encode(adata, vocab)
-    tokens, indptr = cell_sequences(
-        adata.layers["rank"], adata.var["token_id"].to_numpy(), vocab, max_length=4096
-    )
-    return [part.tolist() for part in np.split(tokens, indptr[1:-1])]
+    cells = cell_sequences(adata.layers["rank"], adata.var["token_id"].to_numpy(), vocab, max_length=4096)
+    return [part.tolist() for part in np.split(cells.tokens, cells.indptr[1:-1])]
 
 
 def test_collate_pretrain(parity):

@@ -428,7 +428,7 @@ def test_notebooks_that_read_time_are_known(path):
         *("mt.tl.predict_timelapse", "mt.tl.age_acceleration", "mt.tl.ablate_prompt", "mt.tl.ablate_heads"),
         *("mt.tl.patch", "mt.tl.generate", "mt.tl.head_segments", "mt.tl.perturb"),
     }
-    trains = {"mt.train.temporal", "mt.train.lora"}
+    trains = {"mt.train.temporal"}
     assert (path.stem in _allow.READS_TIME) == (
         bool(used & asks) and ("train_steps" in text or not used & trains)
     )

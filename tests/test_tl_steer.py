@@ -304,7 +304,11 @@ def test_steered_cells_are_likelier_and_nearer_than_edits(tmp_path):
         mt.pp.rank_value_encode(adata, VOCAB)
     shape = {**SHAPE, "max_position_embeddings": 32, "initializer_range": 0.02}
     model = mt.train.pretrain(
-        train, VOCAB, tmp_path, shape=shape, max_steps=250, batch_size=32, learning_rate=3e-3, device="cpu"
+        train,
+        VOCAB,
+        tmp_path,
+        shape=shape,
+        recipe=mt.train.PretrainRecipe.of(max_steps=250, batch_size=32, learning_rate=3e-3, device="cpu"),
     )
     both = ad.concat([train, test], merge="same")
     both.uns["rank_value_encode"] = train.uns["rank_value_encode"]

@@ -41,7 +41,8 @@ def cells():
 
 def run(cells, output, **changes):
     settings = {"shape": SHAPE, "max_steps": 3, "save_every": 1, "batch_size": 4, "learning_rate": 1e-2}
-    return mt.train.pretrain(cells, VOCAB, output, device="cpu", **settings | changes)
+    recipe, more = mt.train.PretrainRecipe.split({"device": "cpu"} | settings | changes)
+    return mt.train.pretrain(cells, VOCAB, output, recipe=recipe, **more)
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +208,8 @@ def kill(event, arguments):
 if sys.argv[1] == "kill":
     sys.addaudithook(kill)
 model = mt.train.temporal(
-    atlas, mt.models.build_model(shape, vocab), "run", time_key="age_months", groupby="cell_type", max_length=512,
-    max_steps=4, save_every=1, batch_size=4, tensorboard=False, device="cpu",
+    atlas, mt.models.build_model(shape, vocab), "run", time_key="age_months", groupby="cell_type",
+    recipe=mt.train.TemporalRecipe.of(max_length=512, max_steps=4, save_every=1, batch_size=4, device="cpu"),
 )
 print(model.is_temporal)
 """
@@ -239,6 +240,6 @@ def test_a_refused_training_leaves_nothing(cells, tmp_path):
             time_key="hours",
             time_unit="hours",
             groupby=None,
-            zero_lapse="now",
+            recipe=mt.train.TemporalRecipe.of(zero_lapse="now"),
         )
     assert not (tmp_path / "run").exists()

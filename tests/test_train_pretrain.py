@@ -108,7 +108,8 @@ def test_repeats(encoded, vocab):
 
 def run(cells, vocab, output, **changes):
     settings = {"shape": SHAPE, "max_steps": 60, "batch_size": 8, "learning_rate": 1e-2, "device": "cpu"}
-    return mt.train.pretrain(cells, vocab, output, **settings | changes)
+    recipe, more = mt.train.PretrainRecipe.split(settings | changes)
+    return mt.train.pretrain(cells, vocab, output, recipe=recipe, **more)
 
 
 def test_pretraining_learns_the_order(encoded, vocab, tmp_path):

@@ -215,13 +215,18 @@ def test_matrices_of_the_blocks_alone_go_to_muon():
         ({"optimizer": "sgd"}, "no optimizer 'sgd'"),
         ({"teacher": "lasso"}, "no teacher 'lasso'"),
         ({"teacher": "ridge"}, "give running a weight"),
-        ({"optimizer": "muon", "adapter": {"r": 2}}, "low rank"),
+        ({"optimizer": "muon", "lora_rank": 2}, "low rank"),
     ],
 )
 def test_settings_are_checked_first(settings, message, tmp_path):
     model = mt.load_model("demo", device="cpu")
     with pytest.raises(ValueError, match=message):
         mt.train.temporal(
-            "no such file.h5ad", model, tmp_path / "run", time_key="age", groupby=None, **settings
+            "no such file.h5ad",
+            model,
+            tmp_path / "run",
+            time_key="age",
+            groupby=None,
+            recipe=mt.train.TemporalRecipe.of(**settings),
         )
     assert not (tmp_path / "run").exists()

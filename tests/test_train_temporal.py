@@ -78,7 +78,8 @@ def log_of(output):
 
 
 def train(cells, model, output, **changes):
-    return mt.train.temporal(cells, model, output, **SETTINGS | changes)
+    recipe, columns = mt.train.TemporalRecipe.split(SETTINGS | changes)
+    return mt.train.temporal(cells, model, output, recipe=recipe, **columns)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_interrupted_run_resumes_to_the_same_weights(cells, model, tmp_path, mon
 
 
 def test_adapters_train_little_and_are_merged(cells, model, tmp_path):
-    trained = mt.train.lora(cells, model, tmp_path, rank=2, **SETTINGS)
+    trained = train(cells, model, tmp_path, lora_rank=2, learning_rate=1e-2)
     old, new = model.hf.model, trained.hf.model
     n_genes = model.vocab.size
     assert torch.equal(old.embed_tokens.weight, new.embed_tokens.weight[:n_genes])
@@ -182,7 +183,11 @@ def test_replayed_cells_are_not_forgotten(cells, model, tmp_path):
     mt.pp.rank_value_encode(other, model)
     del other.obs["hours"]
     start = mt.train.pretrain(
-        other, model.vocab, tmp_path / "s", shape=SHAPE, max_steps=80, learning_rate=1e-2, device="cpu"
+        other,
+        model.vocab,
+        tmp_path / "s",
+        shape=SHAPE,
+        recipe=mt.train.PretrainRecipe.of(max_steps=80, learning_rate=1e-2, device="cpu"),
     )
 
     def loss(trained):
@@ -200,9 +205,9 @@ def test_replayed_cells_are_not_forgotten(cells, model, tmp_path):
 def rows_of(adata, model):
     from maxtoki_toolkit.tl._cells import get_sequences
 
-    tokens, indptr = get_sequences(adata, model)
-    width = np.diff(indptr).min()
-    return [tokens[a : a + width] for a in indptr[:-1]]
+    cells = get_sequences(adata, model)
+    width = cells.lengths.min()
+    return [cells.tokens[a : a + width] for a in cells.indptr[:-1]]
 
 
 def test_cells_from_a_file_train_as_in_memory(cells, model, tmp_path):

@@ -1,10 +1,28 @@
 """Train models. Needs the extra `train`."""
 
 from .._doors import guard
-from .lora import lora
 from .pretrain import pretrain
+from .recipe import (
+    Adaptation,
+    Optimization,
+    PretrainRecipe,
+    PromptSampling,
+    Run,
+    TemporalRecipe,
+    TimeObjective,
+)
 from .temporal import temporal
 
-__all__ = ["lora", "pretrain", "temporal"]
+__all__ = [
+    "Adaptation",
+    "Optimization",
+    "PretrainRecipe",
+    "PromptSampling",
+    "Run",
+    "TemporalRecipe",
+    "TimeObjective",
+    "pretrain",
+    "temporal",
+]
 
 guard(globals(), __all__)

@@ -68,11 +68,11 @@ class MuonAdamW(torch.optim.Optimizer):
         self._share()
 
 
-def require_optimizer(name: str, adapter: object = None) -> None:
+def require_optimizer(name: str, *, adapted: bool = False) -> None:
     """Raise if there is no such optimiser, or it does not suit adapters."""
     if name not in OPTIMIZERS:
         raise ValueError(f"There is no optimizer {name!r}; choose from {', '.join(OPTIMIZERS)}.")
-    if name == "muon" and adapter is not None:
+    if name == "muon" and adapted:
         raise ValueError(
             'Adapters are matrices of low rank, which Muon is not made for: use optimizer="adamw".'
         )

@@ -22,6 +22,7 @@ from ..models._quiet import quiet_transformers
 from ..models.model import require_finite
 from ._checkpoints import drop_unfinished, finish, last_checkpoint, unfinished, writing
 from ._optimizer import MuonAdamW
+from .recipe import Run
 
 MOST_WORKERS = 8  # processes that write batches while a GPU computes
 
@@ -37,14 +38,11 @@ def fit(
     collator: Callable,
     recipe: dict,
     held_out: Dataset | None,
-    eval_every: int,
-    save_every: int,
+    run: Run,
     device: str,
     metric: str,
     sequential: bool = False,
     compute_metrics: Callable | None = None,
-    gradient_checkpointing: bool = False,
-    tensorboard: bool = False,
 ) -> bool:
     """Train `module` in place, from the last checkpoint in `output` if there is one.
 
@@ -69,8 +67,8 @@ def fit(
         `plain` settings of the run, and checksums of what is trained on: a run with others is not continued. Among them
         max_steps, batch_size, accumulate, learning_rate, warmup, weight_decay, bf16 and seed, which are used here, and
         optimizer, embedding_rate, hold and floor.
-    eval_every, save_every
-        Steps between evaluations, and between checkpoints.
+    run
+        Steps between evaluations and checkpoints, and how the work is done.
     device
         "cpu", "cuda" or "mps"; of several processes each takes its own.
     metric
@@ -79,10 +77,6 @@ def fit(
         Examples come in the dataset's own order.
     compute_metrics
         As in `transformers.Trainer`.
-    gradient_checkpointing
-        Trade time for memory.
-    tensorboard
-        Also log for TensorBoard.
     """
     from transformers import Trainer, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
@@ -113,13 +107,13 @@ def fit(
         adam_beta2=0.98,
         bf16=recipe["bf16"],
         eval_strategy="steps" if held_out is not None else "no",
-        eval_steps=eval_every,
+        eval_steps=run.eval_every,
         prediction_loss_only=compute_metrics is None,
         label_names=None if compute_metrics is None else ["lapse"],
-        save_steps=save_every,
+        save_steps=run.save_every,
         # Else a loss that is no number is logged as the mean of those before it.
         logging_nan_inf_filter=False,
-        logging_steps=max(min(eval_every, max_steps) // 10, 1),
+        logging_steps=max(min(run.eval_every, max_steps) // 10, 1),
         train_sampling_strategy="sequential" if sequential else "random",
         remove_unused_columns=False,
         dataloader_pin_memory=device.startswith("cuda"),
@@ -128,7 +122,7 @@ def fit(
         use_cpu=device == "cpu",
         ddp_backend="gloo" if device == "cpu" and n_processes() > 1 else None,
         disable_tqdm=True,
-        report_to=["tensorboard"] if tensorboard else "none",
+        report_to=["tensorboard"] if run.tensorboard else "none",
         seed=recipe["seed"],
     )
     # Several GPUs take several processes (accelerate launch); in one process the first is used.
@@ -154,7 +148,7 @@ def fit(
                 state_dict = _without_tied(self.model)
             super()._save(output_dir, state_dict)
 
-    if gradient_checkpointing:
+    if run.gradient_checkpointing:
         hf = getattr(module, "hf", module)
         # The newer name of transformers, or the older.
         (getattr(hf, "activation_checkpointing_enable", None) or hf.gradient_checkpointing_enable)()

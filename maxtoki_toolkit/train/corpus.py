@@ -76,7 +76,8 @@ class Corpus(Dataset):
         return len(self.row)
 
     def __getitem__(self, i: int) -> Example:
-        tokens, indptr = self.parts[self.part[i]]
+        part = self.parts[self.part[i]]
+        tokens, indptr = part.tokens, part.indptr
         return Example(tokens[indptr[self.row[i]] : indptr[self.row[i] + 1]], self.gene_dropout)
 
 

@@ -10,26 +10,24 @@ from .._files import read_yaml
 from ..models.load import load_model
 from ..models.model import MaxTokiModel
 from ..models.vocabulary import Vocabulary
-from .lora import lora
 from .pretrain import pretrain
+from .recipe import PretrainRecipe, TemporalRecipe
 from .temporal import temporal
 
-KINDS = {
-    name: checked(function)
-    for name, function in [("pretrain", pretrain), ("temporal", temporal), ("lora", lora)]
-}
+KINDS = {"pretrain": (checked(pretrain), PretrainRecipe), "temporal": (checked(temporal), TemporalRecipe)}
 
 
 def train_from_yaml(kind: str, path: str | Path) -> MaxTokiModel:
-    """Run `mt.train.pretrain`, `temporal` or `lora` with the settings of a file.
+    """Run `mt.train.pretrain` or `temporal` with the settings of a file.
 
     Parameters
     ----------
     kind
-        "pretrain", "temporal" or "lora".
+        "pretrain" or "temporal".
     path
-        YAML with the function's parameters: `cells` (paths of encoded files), `output`, and for `pretrain` `vocab`,
-        for the others `model` (as in `mt.load_model`); `vocab` is {tokens: path, medians: path}.
+        YAML with the function's parameters and the settings of its recipe by their names: `cells` (paths of encoded files),
+        `output`, and for `pretrain` `vocab`, for `temporal` `model` (as in `mt.load_model`); `vocab` is {tokens: path, medians:
+        path}.
 
     Returns
     -------
@@ -38,14 +36,13 @@ def train_from_yaml(kind: str, path: str | Path) -> MaxTokiModel:
     Raises
     ------
     ValueError
-        If a parameter is unknown or missing.
+        If a setting is unknown or missing.
     """
+    train, recipe = KINDS[kind]
     settings = read_yaml(path)
-    parameters = dict(inspect.signature(KINDS[kind]).parameters)
-    if parameters.pop("settings", None):
-        parameters = dict(inspect.signature(temporal).parameters) | parameters
-        parameters.pop("adapter")
-    known = {*parameters, "vocab"}
+    parameters = dict(inspect.signature(train).parameters)
+    del parameters["recipe"]
+    known = {*parameters, *recipe.names(), "vocab"}
     if unknown := sorted(set(settings) - known):
         raise ValueError(
             f"{path} has unknown settings: {', '.join(unknown)}. Those of {kind} are {', '.join(sorted(known))}."
@@ -53,6 +50,7 @@ def train_from_yaml(kind: str, path: str | Path) -> MaxTokiModel:
     needed = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
     if missing := [name for name in needed if name not in settings]:
         raise ValueError(f"{path} lacks {', '.join(missing)}.")
+    made, settings = recipe.split(settings)
     if (files := settings.pop("vocab", None)) is not None:
         if not isinstance(files, dict) or set(files) != {"tokens", "medians"}:
             raise ValueError(f"vocab in {path} must give two files: {{tokens: path, medians: path}}.")
@@ -61,4 +59,4 @@ def train_from_yaml(kind: str, path: str | Path) -> MaxTokiModel:
         settings["vocab"] = files
     else:
         settings["model"] = load_model(settings["model"], vocab=files, device="cpu")
-    return KINDS[kind](**settings)
+    return train(**settings, recipe=made)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +29,10 @@ from ._teacher import fit_teacher
 from ._temporal_module import TemporalModule
 from ._trainer import claim_run, fit, is_first_process, leaves_nothing, n_processes, wait_for_all
 from .prompt_stream import PromptCollator, PromptStream, Stage
+from .recipe import Adaptation, TemporalRecipe, TimeObjective
+
+# Where adapters go: all matrices of a block.
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @leaves_nothing
@@ -39,53 +43,12 @@ def temporal(
     *,
     time_key: str,
     groupby: str | Sequence[str] | None,
+    donor_key: str | None = None,
     time_unit: str = "months",
     use: str | None = None,
     held_out: str | None = None,
-    head: str = "linear",
-    loss: str = "mse",
-    scale: float | None = None,
-    loss_scale: float | None = None,
-    penalty: float = 0.1,
-    task_weights: tuple[float, float] = (1.0, 1.0),
-    context_size: tuple[int, int] = (2, 3),
-    timelapse: float = 0.5,
-    zero_lapse: str = "query",
-    forward: bool = False,
-    balance: float = 0.1,
-    curriculum: float = 0.3,
-    clock: float = 1.0,
-    running: float = 0.0,
-    teacher: str | None = None,
-    teach: float = 0.7,
-    donor_key: str | None = None,
-    shortest: int | None = None,
     replay: AnnData | str | Path | Sequence[AnnData | str | Path] | None = None,
-    every_cell: bool = False,
-    gene_dropout: float = 0.0,
-    lapses: tuple[int, int] | None = None,
-    max_length: int = 16_384,
-    rope: str = "llama3",
-    freeze_layers: int = 0,
-    adapter: Mapping | None = None,
-    max_steps: int = 10_000,
-    batch_size: int = 8,
-    accumulate: int = 1,
-    learning_rate: float = 1e-4,
-    optimizer: str = "adamw",
-    embedding_rate: float = 0.01,
-    warmup: float = 0.01,
-    hold: float = 0.0,
-    floor: float = 0.0,
-    weight_decay: float = 0.01,
-    n_held_out: int = 512,
-    eval_every: int = 500,
-    save_every: int = 500,
-    device: str = "auto",
-    bf16: bool = False,
-    gradient_checkpointing: bool = False,
-    tensorboard: bool = True,
-    seed: int = 0,
+    recipe: TemporalRecipe | None = None,
 ) -> MaxTokiModel:
     """Train a model to tell time from a few cells, and to predict the cell at a time (stage 2).
 
@@ -104,76 +67,16 @@ def temporal(
         Column of `.obs` with the time in whole units, and the unit: "years", "months", "weeks", "days" or "hours".
     groupby
         Columns of `.obs` in which all cells of a prompt agree, e.g. ["cell_type", "sex"].
+    donor_key
+        Column of `.obs` with the donor, between whom a teacher chooses its penalty.
     use, held_out
         Boolean columns of `.obs`: the cells to train on (all by default; `mt.pp.hold_out` writes "train"), and
         those whose prompts are predicted every `eval_every` steps, which are never trained on.
-    head
-        How a lapse is read: "linear" from the hidden state at `<eoq>`, or "expectation" over the time tokens.
-    loss
-        "mse", or for an expectation "ce", the cross entropy of the lapse's token.
-    scale, loss_scale
-        What the head's output is multiplied with to be in `time_unit` (by default 1 for an expectation, so that
-        token values and lapses share one scale, and `loss_scale` for a linear head), and what errors are
-        divided by before they are squared (by default the standard deviation of the lapses). The original
-        has 200 for both.
-    penalty
-        Weight of the probability of tokens that are no lapse, with an expectation trained by "mse" (original: 10).
-    task_weights
-        Weights of the two tasks, lapse and cell, each a mean of its own.
-    context_size, timelapse, zero_lapse, forward, balance
-        The prompts, as in `mt.pp.sample_prompts`; `timelapse` is the share that asks for the lapse.
-    curriculum
-        Share of the steps that come first and ask only for the lapse from a single context cell.
-    clock
-        Weight of a further loss: the time of each cell since the first time of its group, read at the cell's `<eos>`
-        by a linear layer that is not kept. It tells the model what to look for in a cell, which lapses alone,
-        differences of two unknowns, do too faintly: small models were seen to stay at r 0 without it.
-    running
-        Weight of the same, and of the lapse, read at every gene of a cell rather than at its end alone.
-    teacher, teach, donor_key
-        "ridge": for the share `teach` of the steps the running clock follows ridge regressions of time on the places of genes,
-        one for each group, fitted to the cells that are trained on: the sum over the genes read so far, and what the others
-        add on average. Such labels are without noise and there is one at every gene. True times take over
-        then. The penalty is chosen between donors where `donor_key` names their column.
-    shortest
-        Cut the cells of half of the prompts to a number of genes from this one on, so that shallow cells are read too.
     replay
         Cells of stage 1 that are read again beside the prompts, one for every eight, and count to the cell task: what
         was learned of them is then kept. They need no times.
-    every_cell
-        Learn to predict every cell of a prompt from those before it, and not the answer alone: a model that is to
-        generate cells is taught several times as much by each prompt. (The original learns answers alone.)
-    gene_dropout
-        Share of the genes left out of a cell each time it is read, so that few cells go further.
-    lapses
-        Lowest and highest lapse to make tokens for, if the model has none; by default what the cells span, in
-        both directions.
-    max_length, rope
-        Tokens that the temporal model reads, and how positions are stretched to that; see `mt.models.extend_model`.
-    freeze_layers
-        First blocks whose weights stay as they are.
-    adapter
-        Fields of a `peft.LoraConfig`, to train adapters in place of the weights; see `mt.train.lora`.
-    max_steps, batch_size, accumulate
-        Optimiser steps; prompts a device and forward pass; forward passes a step. Prompts of one step are of
-        similar length.
-    learning_rate, warmup, hold, floor, weight_decay
-        Peak of the learning rate, which rises linearly over the share `warmup` of the steps, is held for the share `hold` of the
-        rest and falls by a cosine to the share `floor` of the peak; decay of AdamW.
-    optimizer, embedding_rate
-        "adamw"; or "muon", for the matrices of the blocks, with AdamW at `embedding_rate` for embeddings and heads.
-    n_held_out, eval_every, save_every
-        Prompts to predict, and steps between predictions and between checkpoints; the last two are kept.
-    device
-        "auto", "cpu", "cuda" or "mps".
-    bf16
-        Compute in bfloat16 where that is safe; the weights stay float32.
-    gradient_checkpointing
-        Recompute activations instead of keeping them: slower, with less memory.
-    tensorboard
-        Also log to `output/tensorboard`.
-    seed
-        Seed of new weights and prompts.
+    recipe
+        All other settings: `mt.train.TemporalRecipe.of(max_steps=2000, learning_rate=1e-3)`.
 
     Returns
     -------
@@ -201,53 +104,66 @@ def temporal(
     >>> shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
     ...              max_position_embeddings=64)
     >>> model = mt.models.build_model(shape, vocab)
+    >>> recipe = mt.train.TemporalRecipe.of(max_length=512, max_steps=2, batch_size=4)
     >>> temporal = mt.train.temporal(adata, model, tempfile.mkdtemp(), time_key="age_months", groupby="cell_type",
-    ...                              max_length=512, max_steps=2, batch_size=4, tensorboard=False)
+    ...                              recipe=recipe)
     >>> temporal.is_temporal, temporal.time_head.unit
     (True, 'months')
     """
-    recipe = {name: value for name, value in locals().items() if name not in _NOT_RECIPE}
-    require_optimizer(optimizer, adapter)
-    if teacher not in (None, "ridge"):
-        raise ValueError(f'There is no teacher {teacher!r}; give "ridge" or None.')
-    if teacher is not None and not running:
+    recipe = recipe or TemporalRecipe()
+    prompts, objective, adaptation = recipe.prompts, recipe.objective, recipe.adaptation
+    optimization, run = recipe.optimization, recipe.run
+    require_optimizer(optimization.optimizer, adapted=adaptation.lora_rank is not None)
+    if objective.teacher not in (None, "ridge"):
+        raise ValueError(f'There is no teacher {objective.teacher!r}; give "ridge" or None.')
+    if objective.teacher is not None and not objective.running:
         raise ValueError("A teacher has a say at every gene: give running a weight, such as running=1.")
+    columns = {"time_key": time_key, "groupby": groupby, "donor_key": donor_key, "time_unit": time_unit}
+    columns |= {"use": use, "held_out": held_out}
+    settings = {name: value for name, value in recipe.flat().items() if name not in _NOT_RECIPE}
+    record = settings | columns
     claim_run(output := Path(output))
-    device = pick_device(device)
+    device = pick_device(run.device)
     sequences, tables = read_together(cells, model, output / "cells")
     group, time, used, tested = _design(tables, time_key, groupby, use, held_out)
     names = [name for table in tables for name in table.obs_names]
-    recipe |= {
+    record |= {
         "model": fingerprint(model),
         "cells": digest(sequences.tokens, sequences.indptr, names, group, time, used, tested),
     }
-    recipe["time_read_as"] = check_unit(time_key, time[used | tested], time_unit, "pass time_unit=.")
-    model = _prepare(model, time[used], lapses, max_length, rope, seed)
+    record["time_read_as"] = check_unit(time_key, time[used | tested], time_unit, "pass time_unit=.")
+    model = _prepare(model, time[used], adaptation, run.seed)
 
-    settings = {"zero_lapse": zero_lapse, "forward": forward, "balance": balance, "seed": seed}
-    sizes = {"context_size": tuple(context_size), "timelapse": timelapse}
-    whole = Sampler(group, time, contexts=used, queries=used, **sizes, **settings)
-    loss_scale = loss_scale or float(max(whole.draw(0, 2048).lapse.std(), 1.0))
-    if scale is None:
-        scale = _scale(model, head, time_unit, loss_scale)
+    drawn = {name: getattr(prompts, name) for name in ("zero_lapse", "forward", "balance")} | {
+        "seed": run.seed
+    }
+    sizes = {"context_size": tuple(prompts.context_size), "timelapse": prompts.timelapse}
+    whole = Sampler(group, time, contexts=used, queries=used, **sizes, **drawn)
+    loss_scale = objective.loss_scale or float(max(whole.draw(0, 2048).lapse.std(), 1.0))
+    scale = _scale(model, objective, time_unit, loss_scale)
     time_head = TimeHead(
-        head, unit=time_unit, scale=scale, loss=loss, hidden_size=model.hf.config.hidden_size
+        objective.head,
+        unit=time_unit,
+        scale=scale,
+        loss=objective.loss,
+        hidden_size=model.hf.config.hidden_size,
     )
-    if model.time_head is not None and model.time_head.kind == head:
+    if model.time_head is not None and model.time_head.kind == objective.head:
         time_head.load_state_dict(model.time_head.state_dict())
 
-    unit = batch_size * accumulate * n_processes()
-    n_single = round(curriculum * max_steps)
-    single = Sampler(group, time, contexts=used, queries=used, context_size=(1, 1), **settings)
+    max_steps = optimization.max_steps
+    unit = optimization.batch_size * optimization.accumulate * n_processes()
+    n_single = round(prompts.curriculum * max_steps)
+    single = Sampler(group, time, contexts=used, queries=used, context_size=(1, 1), **drawn)
     stages = [Stage(n_single * unit, single), Stage((max_steps - n_single) * unit, whole)]
     test = None
     if held_out is not None:
         sizes["timelapse"] = 1.0
-        sampler = Sampler(group, time, contexts=tested, queries=tested, **sizes, **settings)
-        test = PromptStream(sequences, [Stage(n_held_out, sampler)], batch_size=batch_size)
+        sampler = Sampler(group, time, contexts=tested, queries=tested, **sizes, **drawn)
+        test = PromptStream(sequences, [Stage(run.n_held_out, sampler)], batch_size=optimization.batch_size)
     age = _age(group, time, used)
     guide = None
-    if teacher is not None:
+    if objective.teacher is not None:
         guide = fit_teacher(
             sequences,
             group,
@@ -256,22 +172,22 @@ def temporal(
             _donors(tables, donor_key),
             n_tokens=model.vocab.size,
             n_groups=int(group.max()) + 1,
-            seed=seed,
+            seed=run.seed,
         )
     again = None if replay is None else read_together(replay, model, output / "replay")[0]
-    hf, merge = _trainable(model, freeze_layers, adapter)
+    hf, merge = _trainable(model, adaptation)
     module = TemporalModule(
         hf,
         time_head,
         model.vocab,
         loss_scale=loss_scale,
-        penalty=penalty,
-        weights=tuple(task_weights),
-        clock=clock,
-        running=running,
+        penalty=objective.penalty,
+        weights=tuple(objective.task_weights),
+        clock=objective.clock,
+        running=objective.running,
     )
-    recipe = plain(
-        recipe
+    record = plain(
+        record
         | {
             "scale": scale,
             "loss_scale": loss_scale,
@@ -288,31 +204,28 @@ def temporal(
             sequences,
             [stage for stage in stages if stage.n_prompts],
             batch_size=unit,
-            n_taught=None if guide is None else round(teach * max_steps) * unit,
+            n_taught=None if guide is None else round(objective.teach * max_steps) * unit,
         ),
         collator=PromptCollator(
             sequences,
             model.vocab,
             max_length=model.max_length,
             age=age,
-            gene_dropout=gene_dropout,
+            gene_dropout=prompts.gene_dropout,
             replay=again,
-            every_cell=every_cell,
-            running=running > 0,
+            every_cell=prompts.every_cell,
+            running=objective.running > 0,
             group=group,
             teacher=guide,
-            shortest=shortest,
+            shortest=prompts.shortest,
         ),
-        recipe=recipe,
+        recipe=record,
         held_out=test,
-        eval_every=eval_every,
-        save_every=save_every,
+        run=run,
         device=device,
         metric="loss",
         sequential=True,
         compute_metrics=_lapse_metrics(time_unit),
-        gradient_checkpointing=gradient_checkpointing,
-        tensorboard=tensorboard,
     )
     if trained_now and is_first_process():
         trained = replace(
@@ -321,38 +234,28 @@ def temporal(
             name=str(output / "model"),
             time_head=time_head,
         )
-        save_model(trained, output / "model", card={"stage": 2, "recipe": recipe})
+        save_model(trained, output / "model", card={"stage": 2, "recipe": record})
     wait_for_all()
     return load_model(output / "model", device=device)
 
 
-# What does not change the weights, or is not a setting.
-_NOT_RECIPE = (
-    "cells",
-    "replay",
-    "model",
-    "output",
-    "device",
-    "eval_every",
-    "save_every",
-    "n_held_out",
-    "tensorboard",
-)
+# What does not change the weights.
+_NOT_RECIPE = ("device", "eval_every", "save_every", "n_held_out", "tensorboard")
 
 
-def _prepare(model: MaxTokiModel, time, lapses, max_length: int, rope: str, seed: int) -> MaxTokiModel:
+def _prepare(model: MaxTokiModel, time, adaptation: Adaptation, seed: int) -> MaxTokiModel:
     """A copy of the model, with time tokens."""
-    require_rope(rope)
+    require_rope(adaptation.rope)
     if model.vocab.is_temporal:
         return replace(model, hf=copy.deepcopy(model.hf))
     reach = int(time.max() - time.min())
-    vocab = model.vocab.with_times(*(lapses or (-reach, reach)))
-    return extend_model(model, vocab, max_length=max_length, rope=rope, seed=seed)
+    vocab = model.vocab.with_times(*(adaptation.lapses or (-reach, reach)))
+    return extend_model(model, vocab, max_length=adaptation.max_length, rope=adaptation.rope, seed=seed)
 
 
-def _trainable(model: MaxTokiModel, freeze_layers: int, adapter: Mapping | None):
+def _trainable(model: MaxTokiModel, adaptation: Adaptation):
     """The model as it is to be trained, and what turns it back into a plain one."""
-    n_layers = len(model.hf.model.layers)
+    n_layers, freeze_layers = len(model.hf.model.layers), adaptation.freeze_layers
     if not 0 <= freeze_layers <= n_layers:
         raise ValueError(f"freeze_layers must be 0..{n_layers} for this model, got {freeze_layers}.")
     for layer in model.hf.model.layers[:freeze_layers]:
@@ -360,13 +263,19 @@ def _trainable(model: MaxTokiModel, freeze_layers: int, adapter: Mapping | None)
     hf = model.hf
     if hf.dtype != torch.float32:
         hf = hf.float()
-    if adapter is None:
+    if adaptation.lora_rank is None:
         return hf, lambda trained: trained.requires_grad_(requires_grad=True)
     from peft import LoraConfig, get_peft_model
 
     # What was added for time has to be learned in full.
     added = [*model.vocab.time_ids.tolist(), model.vocab["<boq>"], model.vocab["<eoq>"]]
-    config = LoraConfig(**{"trainable_token_indices": {"embed_tokens": added}, **adapter})
+    config = LoraConfig(
+        r=adaptation.lora_rank,
+        lora_alpha=adaptation.lora_alpha,
+        lora_dropout=adaptation.lora_dropout,
+        target_modules=list(_PROJECTIONS),
+        trainable_token_indices={"embed_tokens": added},
+    )
     with warnings.catch_warnings():
         # peft asks transformers by a name that it deprecates.
         warnings.simplefilter("ignore", FutureWarning)
@@ -404,12 +313,14 @@ def _donors(tables: Sequence[AnnData], donor_key: str | None) -> np.ndarray | No
     return np.concatenate([adata.obs[donor_key].astype(str).to_numpy() for adata in tables])
 
 
-def _scale(model: MaxTokiModel, head: str, unit: str, loss_scale: float) -> float:
-    """A head that goes on in its own unit keeps its scale."""
+def _scale(model: MaxTokiModel, objective: TimeObjective, unit: str, loss_scale: float) -> float:
+    """The scale that was given; a head that goes on in its own unit keeps its own."""
+    if objective.scale is not None:
+        return objective.scale
     known = model.time_head
-    if known is not None and (known.kind, known.unit) == (head, unit):
+    if known is not None and (known.kind, known.unit) == (objective.head, unit):
         return known.scale
-    return loss_scale if head == "linear" else 1.0
+    return loss_scale if objective.head == "linear" else 1.0
 
 
 def _age(group: np.ndarray, time: np.ndarray, used: np.ndarray) -> np.ndarray:

@@ -1,0 +1,282 @@
+"""Settings of a training in groups, the same objects for Python, YAML files and the command line."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Self
+
+from .._doors import check
+from .._names import closest
+
+
+class _Checked:
+    """Settings whose types and ranges are checked when they are made."""
+
+    def __post_init__(self) -> None:
+        check(type(self), {part.name: getattr(self, part.name) for part in fields(self)})
+
+    @classmethod
+    def of(cls, **settings: Any) -> Self:
+        """Make a recipe of single settings by their names, whichever group they are in.
+
+        Examples
+        --------
+        >>> TemporalRecipe.of(max_steps=500, teacher="ridge", running=1.0).optimization.max_steps
+        500
+        """
+        known = cls.names()
+        if unknown := [name for name in settings if name not in known]:
+            raise TypeError(
+                f"{cls.__name__} has no setting {unknown[0]!r}.{closest(unknown[0], known)} It has {', '.join(known)}."
+            )
+        made = {}
+        for part in fields(cls):
+            group = part.default_factory
+            if inspect.isclass(group) and is_dataclass(group):
+                made[part.name] = group(
+                    **{p.name: settings[p.name] for p in fields(group) if p.name in settings}
+                )
+            elif part.name in settings:
+                made[part.name] = settings[part.name]
+        return cls(**made)
+
+    @classmethod
+    def split(cls, settings: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
+        """A recipe of those settings that are its own, and the others."""
+        mine = {name: settings[name] for name in cls.names() if name in settings}
+        return cls.of(**mine), {name: value for name, value in settings.items() if name not in mine}
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Names of all settings."""
+        found = []
+        for part in fields(cls):
+            group = part.default_factory
+            inner = fields(group) if inspect.isclass(group) and is_dataclass(group) else [part]
+            found += [p.name for p in inner]
+        return found
+
+    def flat(self) -> dict[str, Any]:
+        """All settings by name."""
+        found = {}
+        for name, value in asdict(self).items():
+            found |= value if is_dataclass(getattr(self, name)) else {name: value}
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization(_Checked):
+    """How the weights are found.
+
+    Attributes
+    ----------
+    max_steps, batch_size, accumulate
+        Optimiser steps; prompts (cells in stage 1) a device and forward pass; forward passes a step. Prompts of one step are of
+        similar length.
+    optimizer, learning_rate, embedding_rate
+        "adamw"; or "muon", for the matrices of the blocks, with AdamW at `embedding_rate` for embeddings and heads.
+    warmup, hold, floor
+        The learning rate rises linearly over the share `warmup` of the steps, is held for the share `hold` of the rest and falls by
+        a cosine to the share `floor` of the peak.
+    weight_decay
+        Decay of AdamW.
+    """
+
+    max_steps: int = 10_000
+    batch_size: int = 8
+    accumulate: int = 1
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-4
+    embedding_rate: float = 0.01
+    warmup: float = 0.01
+    hold: float = 0.0
+    floor: float = 0.0
+    weight_decay: float = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(_Checked):
+    """How a training runs and what it leaves; only `bf16` and `seed` change the result.
+
+    Attributes
+    ----------
+    n_held_out, eval_every, save_every
+        Prompts to predict (in stage 1 all cells held out are read), and steps between predictions and between checkpoints; the last
+        two are kept.
+    device
+        "auto", "cpu", "cuda" or "mps".
+    bf16
+        Compute in bfloat16 where that is safe; the weights stay float32.
+    gradient_checkpointing
+        Recompute activations instead of keeping them: slower, with less memory.
+    tensorboard
+        Also log to `output/tensorboard`.
+    seed
+        Seed of new weights and of what is drawn.
+    """
+
+    n_held_out: int = 512
+    eval_every: int = 500
+    save_every: int = 500
+    device: str = "auto"
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    tensorboard: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSampling(_Checked):
+    """Which prompts are drawn and how they are written.
+
+    Attributes
+    ----------
+    context_size, timelapse, zero_lapse, forward, balance
+        As in `mt.pp.sample_prompts`; `timelapse` is the share of the prompts that ask for the lapse.
+    curriculum
+        Share of the steps that come first and ask only for the lapse from a single context cell.
+    shortest
+        Cut the cells of half of the prompts to a number of genes from this one on, so that shallow cells are read too.
+    gene_dropout
+        Share of the genes left out of a cell each time it is read, so that few cells go further.
+    every_cell
+        Learn to predict every cell of a prompt from those before it, and not the answer alone: a model that is to
+        generate cells is taught several times as much by each prompt. (The original learns answers alone.)
+    """
+
+    context_size: tuple[int, int] = (2, 3)
+    timelapse: float = 0.5
+    zero_lapse: str = "query"
+    forward: bool = False
+    balance: float = 0.1
+    curriculum: float = 0.3
+    shortest: int | None = None
+    gene_dropout: float = 0.0
+    every_cell: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeObjective(_Checked):
+    """How a lapse is read and what its loss is.
+
+    Attributes
+    ----------
+    head
+        How a lapse is read: "linear" from the hidden state at `<eoq>`, or "expectation" over the time tokens.
+    loss
+        "mse", or for an expectation "ce", the cross entropy of the lapse's token.
+    scale, loss_scale
+        What the head's output is multiplied with to be in the unit of time (by default 1 for an expectation, so that
+        token values and lapses share one scale, and `loss_scale` for a linear head), and what errors are
+        divided by before they are squared (by default the standard deviation of the lapses). The original
+        has 200 for both.
+    penalty
+        Weight of the probability of tokens that are no lapse, with an expectation trained by "mse" (original: 10).
+    task_weights
+        Weights of the two tasks, lapse and cell, each a mean of its own.
+    clock
+        Weight of a further loss: the time of each cell since the first time of its group, read at the cell's `<eos>`
+        by a linear layer that is not kept. It tells the model what to look for in a cell, which lapses alone,
+        differences of two unknowns, do too faintly: small models were seen to stay at r 0 without it.
+    running
+        Weight of the same, and of the lapse, read at every gene of a cell rather than at its end alone.
+    teacher, teach
+        "ridge": for the share `teach` of the steps the running clock follows ridge regressions of time on the places of
+        genes, one for each group, fitted to the cells that are trained on: the sum over the genes read so far, and what the
+        others add on average. Such labels are without noise and there is one at every gene. True times take over then. The
+        penalty is chosen between donors where `donor_key` names their column.
+    """
+
+    head: str = "linear"
+    loss: str = "mse"
+    scale: float | None = None
+    loss_scale: float | None = None
+    penalty: float = 0.1
+    task_weights: tuple[float, float] = (1.0, 1.0)
+    clock: float = 1.0
+    running: float = 0.0
+    teacher: str | None = None
+    teach: float = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptation(_Checked):
+    """What of a stage-1 model is extended, and what is trained.
+
+    Attributes
+    ----------
+    lapses
+        Lowest and highest lapse to make tokens for, if the model has none; by default what the cells span, in
+        both directions.
+    max_length, rope
+        Tokens that the temporal model reads, and how positions are stretched to that; see `mt.models.extend_model`.
+    freeze_layers
+        First blocks whose weights stay as they are.
+    lora_rank, lora_alpha, lora_dropout
+        With a rank, low-rank adapters (LoRA, Hu et al., ICLR 2022) on all projections of attention and MLP are trained in place of
+        the weights, beside the embeddings of time tokens, `<boq>` and `<eoq>` and the time head, and are merged afterwards. They
+        take less memory and a larger learning rate, such as 1e-3.
+    """
+
+    lapses: tuple[int, int] | None = None
+    max_length: int = 16_384
+    rope: str = "llama3"
+    freeze_layers: int = 0
+    lora_rank: int | None = None
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRecipe(_Checked):
+    """Settings of `mt.train.pretrain`, apart from cells and shape.
+
+    Attributes
+    ----------
+    scored
+        Share of the positions that are scored in each batch.
+    gene_dropout
+        Share of the genes left out of a cell each time it is read, so that few cells go further.
+    repeats
+        How often each AnnData of the cells is seen in an epoch.
+    optimization, run
+        See there.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> mt.train.PretrainRecipe.of(max_steps=100, learning_rate=3e-4).optimization.learning_rate
+    0.0003
+    """
+
+    scored: float = 1.0
+    gene_dropout: float = 0.0
+    repeats: Sequence[int] | None = None
+    optimization: Optimization = field(default_factory=Optimization)
+    run: Run = field(default_factory=Run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemporalRecipe(_Checked):
+    """Settings of `mt.train.temporal`, apart from cells and their columns.
+
+    Attributes
+    ----------
+    prompts, objective, adaptation, optimization, run
+        See `PromptSampling`, `TimeObjective`, `Adaptation`, `Optimization` and `Run`.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> recipe = mt.train.TemporalRecipe(optimization=mt.train.Optimization(max_steps=100))
+    >>> recipe == mt.train.TemporalRecipe.of(max_steps=100)
+    True
+    """
+
+    prompts: PromptSampling = field(default_factory=PromptSampling)
+    objective: TimeObjective = field(default_factory=TimeObjective)
+    adaptation: Adaptation = field(default_factory=Adaptation)
+    optimization: Optimization = field(default_factory=Optimization)
+    run: Run = field(default_factory=Run)
