@@ -1,6 +1,6 @@
-"""The tables of the READMEs, from `results/`.
+"""The tables of docs/results.md and of the README of this folder, from `results/`.
 
-python benchmarks/tables.py     # writes them into README.md and benchmarks/README.md, between their marks
+python benchmarks/tables.py     # writes them there, between their marks
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-FILES = (ROOT / "README.md", Path(__file__).parent / "README.md")
+FILES = (ROOT / "docs" / "results.md", Path(__file__).parent / "README.md")
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 EMBEDDINGS = {

@@ -15,7 +15,7 @@ COPIED = {
     "notebooks": ["*.ipynb", "README.md", "presets/*.yaml"],
     "benchmarks": ["README.md"],
     "data_manifests": ["README.md"],
-    ".": ["README.md"],
+    ".": ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"],
 }
 MODULES = {
     "pp": "Preprocessing",
@@ -38,8 +38,9 @@ def gather() -> None:
         for page in (page for pattern in patterns for page in (ROOT / folder).glob(pattern)):
             target = DOCS / page.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if page.suffix == ".md":
-                target.write_text(page.read_text().replace("](docs/", "]("))
+            if page.suffix in (".md", ".ipynb"):
+                text = page.read_text(encoding="utf-8")
+                target.write_text(text.replace("](docs/", "](").replace("](../docs/", "](../"), encoding="utf-8")
             else:
                 shutil.copy(page, target)
     lines = ["# API", "", "`import maxtoki_toolkit as mt`", ""]
@@ -90,10 +91,12 @@ napoleon_google_docstring = False
 
 
 def setup(app) -> None:
-    """Links of these pages to the README, which lies one folder up in the repository, go to its copy."""
+    """Links of these pages to what lies one folder up in the repository go to the copies."""
 
     def to_copy(app, name: str, text: list[str]) -> None:
         if "/" not in name:
+            for folder in COPIED:
+                text[0] = text[0].replace(f"](../{folder}/", f"]({folder}/")
             text[0] = text[0].replace("](../README.md", "](README.md")
 
     app.connect("source-read", to_copy)

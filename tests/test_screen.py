@@ -104,9 +104,9 @@ def test_the_model_is_asked_for(settings, tmp_path):
         read_settings(write(settings, tmp_path))
 
 
-def test_the_example_of_the_readme_and_of_the_help(tmp_path):
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    (example,) = (part for part in re.findall(r"```yaml\n(.+?)```", readme, re.DOTALL) if "perturb:" in part)
+def test_the_example_of_the_docs_and_of_the_help(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "how_to.md").read_text()
+    (example,) = (part for part in re.findall(r"```yaml\n(.+?)```", page, re.DOTALL) if "perturb:" in part)
     (tmp_path / "screen.yaml").write_text(example)
     settings = read_settings(tmp_path / "screen.yaml")
     assert set(settings["prompts"]) == {"time_key", "groupby", "donor_key", "n_prompts"}

@@ -454,7 +454,7 @@ pd.concat(rows).set_index("day")[shown[2:]].round(3)
 #
 # **The model.** It must have been trained to tell time, on **none of these donors**, patients or controls. The published weights cannot tell
 # time: they are stage 1, and no public MaxToki weights can. The demo model tells the time of a simulation, and **its years mean nothing on real cells**. So train one first, on
-# controls of other donors: [Tell time](../README.md#tell-time) in the README says how. Then check that it tells the age of held-out controls.
+# controls of other donors: [Tell time](../docs/how_to.md#tell-time) says how. Then check that it tells the age of held-out controls.
 #
 # This is the cell to edit. Ages are whole numbers in the unit that the model was trained on.
 
