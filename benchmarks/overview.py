@@ -41,9 +41,13 @@ def main(folder: Path) -> None:
     middle.plot(ends, ends, color=BASELINE, lw=1, zorder=0)
     middle.scatter(true, predicted, s=6, color=MODEL, linewidths=0, alpha=0.6)
     r = np.corrcoef(true, predicted)[0, 1]
-    middle.set(xlabel="true lapse (years)", ylabel="predicted lapse (years)", title=f"Time of new donors, r {r:.2f}")
+    middle.set(
+        xlabel="true lapse (years)", ylabel="predicted lapse (years)", title=f"Time of new donors, r {r:.2f}"
+    )
     effects = pd.read_csv(folder / "age_acceleration.csv")
-    effects = effects[(effects["predictor"] == "MaxToki") & (effects["group"] == "all")].sort_values("planted")
+    effects = effects[(effects["predictor"] == "MaxToki") & (effects["group"] == "all")].sort_values(
+        "planted"
+    )
     place = np.arange(len(effects))
     right.axvline(0, color="0.8", lw=1, zorder=0)
     right.hlines(place, effects["effect_low"], effects["effect_high"], color=MODEL, lw=1.5)
@@ -51,7 +55,9 @@ def main(folder: Path) -> None:
     right.scatter(effects["planted"], place, marker="|", s=140, color=BASELINE, zorder=3, label="planted")
     right.set_yticks(place, [f"+{years} years" if years else "none" for years in effects["planted"]])
     right.legend(frameon=False, fontsize=7, loc="lower right")
-    right.set(xlabel="cells look older by (years)", ylim=(-0.6, len(effects) - 0.4), title="Simulated conditions")
+    right.set(
+        xlabel="cells look older by (years)", ylim=(-0.6, len(effects) - 0.4), title="Simulated conditions"
+    )
     for ax in (left, middle, right):
         ax.title.set_size(10)
         clean(ax)

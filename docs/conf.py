@@ -40,7 +40,9 @@ def gather() -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             if page.suffix in (".md", ".ipynb"):
                 text = page.read_text(encoding="utf-8")
-                target.write_text(text.replace("](docs/", "](").replace("](../docs/", "](../"), encoding="utf-8")
+                target.write_text(
+                    text.replace("](docs/", "](").replace("](../docs/", "](../"), encoding="utf-8"
+                )
             else:
                 shutil.copy(page, target)
     lines = ["# API", "", "`import maxtoki_toolkit as mt`", ""]
