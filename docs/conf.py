@@ -99,6 +99,7 @@ def setup(app) -> None:
         if "/" not in name:
             for folder in COPIED:
                 text[0] = text[0].replace(f"](../{folder}/", f"]({folder}/")
-            text[0] = text[0].replace("](../README.md", "](README.md")
+            for page in ("README", "CONTRIBUTING", "CHANGELOG"):
+                text[0] = text[0].replace(f"](../{page}.md", f"]({page}.md")
 
     app.connect("source-read", to_copy)
