@@ -377,7 +377,7 @@ def test_what_is_refused(atlas, model):
         )
     wrong = atlas.copy()
     wrong.obs["age_months"] += (np.arange(wrong.n_obs) % 7).astype(int)
-    with pytest.raises(ValueError, match="Give the column that the prompts were drawn with"):
+    with pytest.raises(ValueError, match="Give the time_key that the prompts were drawn with"):
         mt.tl.age_match(wrong, model, generated=generated, **AGES)
     stranger = generated.copy()
     stranger.uns["generate"] = {"params": {"model_sha256": "0"}}

@@ -199,7 +199,10 @@ def perturb(
 
     recipe = {**model.params, "mode": mode, "k": doses.tolist(), "on": on, "readout": readout, "seed": rng}
     del recipe["device"]
-    recipe |= {"genes": digest(asked.table), "cells": digest(units.cells.tokens, units.cells.indptr, units.table)}
+    recipe |= {
+        "genes": digest(asked.table),
+        "cells": digest(units.cells.tokens, units.cells.indptr, units.table),
+    }
     recipe["prompts"] = digest(*(units.prompts or ()), units.members, units.target)
     unit = UNITS.get(readout) or model.time_head.unit
     if path is None:
