@@ -80,6 +80,16 @@ def test_samples_are_joined(study, cells, comma, suffix):
     assert (joined.var["ensembl_id"] == joined.var_names).all()
 
 
+def test_ages_as_text(study):
+    """Some with their unit, one missing: they are text, and `mt.pp.parse_age` reads them."""
+    mt.pp.import_samples(
+        sheet(study, "path,sample,age", "s1,A,45", "s2,B,67y", "s3.h5ad,C,"), study / "cells.h5ad"
+    )
+    cells = mt.pp.read_cells(study / "cells.h5ad")
+    assert cells.obs.groupby("sample", observed=True)["age"].first().tolist()[:2] == ["45", "67y"]
+    assert cells.obs["age"].isna().sum() == 20
+
+
 def test_only_genes_are_joined(cells, tmp_path):
     types = np.array(["Gene Expression"] * 490 + ["Antibody Capture"] * 10)
     tenx(tmp_path / "s1", cells[:20], types)

@@ -78,8 +78,10 @@ def test_counts_in_raw(plain, vocab, ranks, tmp_path, suffix):
     with pytest.raises(KeyError, match=r"Did not find layers/raw\.X in the file. Its layers: raw"):
         encode(path, vocab, "other.h5ad", layer="raw.X")
     read = mt.pp.read_cells(path, layer="raw")
-    mt.pp.rank_value_encode(read, vocab, layer="raw")
-    assert same(read, ranks)
+    assert (read.X != plain.X).nnz == 0
+    for layer in ("raw", None):
+        mt.pp.rank_value_encode(read, vocab, layer=layer)
+        assert same(read, ranks)
 
 
 def test_counts_in_raw_in_memory(plain, vocab, ranks):

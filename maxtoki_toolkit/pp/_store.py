@@ -190,7 +190,8 @@ def _counts_of(store, layer: str | None):
     key = slot_of(store, layer)
     if key not in store:
         raise KeyError(
-            f"Did not find {key} in the file. Its layers: {', '.join(layer_names(store)) or 'none'}."
+            f"Did not find {'raw.X' if layer == 'raw' else key} in the file. Its layers: {', '.join(layer_names(store)) or 'none'}; "
+            "by default, X is read."
         )
     return store[key]
 

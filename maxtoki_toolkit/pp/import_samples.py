@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+from anndata.utils import make_index_unique
 
 from .._counts import check_counts
 from .._outputs import check_output, new_output
@@ -94,7 +95,9 @@ def import_samples(
     joined, missing = _join(names, cells)
     for column in table:
         value = table.set_index("sample", drop=False)[column]
-        joined.obs[column] = value.loc[joined.obs["sample"]].to_numpy()
+        values = value.loc[joined.obs["sample"]].to_numpy()
+        # Text as categories, which files can hold with some missing: ages such as 45 and "67y" are text.
+        joined.obs[column] = values if value.dtype.kind in "if" else pd.Categorical(values)
     with new_output(output, **written) as temporary, open_store(temporary, "w") as store:
         ad.io.write_elem(store, "/", joined)
     for note, n in zip(notes, missing, strict=True):
@@ -174,11 +177,8 @@ def _read_sample(path: Path, layer: str | None) -> tuple[AnnData, list[str]]:
         )
     genes, symbol = _gene_names(var)
     # In one type, or joining would make it a wider one.
-    sample = AnnData(
-        counts.astype(np.float32), obs=cells.obs.copy(), var=pd.DataFrame({"symbol": symbol}, index=genes)
-    )
-    sample.var_names_make_unique()
-    return sample, notes
+    var = pd.DataFrame({"symbol": symbol}, index=make_index_unique(genes))
+    return AnnData(counts.astype(np.float32), obs=cells.obs.copy(), var=var), notes
 
 
 def _gene_names(var: pd.DataFrame) -> tuple[pd.Index, np.ndarray]:

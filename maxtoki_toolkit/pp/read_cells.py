@@ -23,8 +23,8 @@ def read_cells(path: str | Path, *, layer: str | None = None) -> AnnData:
 
     Returns
     -------
-    The cells. Those of 10x have their genes named by id, with `.var["symbol"]`. With `layer="raw"`, and more genes there than in
-    `.X`, all genes of `.raw` with its counts as `.X`: functions that take a layer take `layer="raw"` either way.
+    The cells. Those of 10x have their genes named by id, with `.var["symbol"]`. With `layer="raw"`, all genes of `.raw`, its
+    counts as `.X`, and in `.raw` still: functions take them with `layer="raw"` and without.
 
     Raises
     ------
@@ -44,7 +44,9 @@ def read_cells(path: str | Path, *, layer: str | None = None) -> AnnData:
         from_raw = slot_of(store, layer) == "raw/X"
         # anndata before 0.8 did not mark its files.
         cells = ad.io.read_elem(store) if "encoding-type" in store.attrs else read_whole(path)
-    if from_raw and not cells.raw.var_names.equals(cells.var_names):
+    if from_raw and cells.raw.var_names.equals(cells.var_names):
+        cells.X = cells.raw.X.copy()
+    elif from_raw:
         cells = cells.raw.to_adata()
         cells.raw = cells
     return cells
