@@ -56,7 +56,7 @@ def main(folder: Path) -> None:
     right.set_yticks(place, [f"+{years} years" if years else "none" for years in effects["planted"]])
     right.legend(frameon=False, fontsize=7, loc="lower right")
     right.set(
-        xlabel="cells look older by (years)", ylim=(-0.6, len(effects) - 0.4), title="Simulated conditions"
+        xlabel="cells look older by (years)", ylim=(-1.3, len(effects) - 0.4), title="Simulated conditions"
     )
     for ax in (left, middle, right):
         ax.title.set_size(10)
