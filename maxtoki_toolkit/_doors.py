@@ -65,6 +65,7 @@ CHOICES = {"time_unit": ("years", "months", "weeks", "days", "hours")}
 _NAMED = COLUMNS | {"key", "key_added", "layer"}
 # Columns that the cells may lack: the reference has them.
 _MAY_LACK = {("predict_age", "time_key")}
+_NEED_NO_CELLS = {"map_genes"}
 _WORDS = {
     bool: "True or False",
     int: "a whole number",
@@ -150,7 +151,7 @@ def check(function: Callable, given: Mapping[str, Any]) -> None:
         if name in _NAMED and isinstance(value, str) and value == "" != _default(function, name):
             raise ValueError(f"{name} must be a name, got ''. Leave it out for the default.")
         if hasattr(value, "obs_names"):
-            _check_cells(_space(function), name, value)
+            _check_cells(function, name, value)
     adata = given.get("adata", given.get("cells"))
     if hasattr(adata, "obs_names"):
         _check_keys(function.__name__, adata, given, kinds)
@@ -160,11 +161,12 @@ def _default(function: Callable, name: str) -> Any:
     return inspect.signature(function).parameters[name].default
 
 
-def _check_cells(space: str, name: str, adata: AnnData) -> None:
+def _check_cells(function: Callable, name: str, adata: AnnData) -> None:
     """Cells of which something is computed are some; and results are matched to them by name."""
     from ._validate import require_unique_names
 
-    if space in ("pp", "tl", "train") and not adata.n_obs:
+    space = _space(function)
+    if space in ("pp", "tl", "train") and not adata.n_obs and function.__name__ not in _NEED_NO_CELLS:
         raise ValueError(
             f"{name} has no cells ({adata.n_obs} x {adata.n_vars}). Look at what they were subset by."
         )

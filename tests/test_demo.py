@@ -21,6 +21,7 @@ def demo(tmp_path_factory):
 
 
 pytestmark = [
+    pytest.mark.slow,  # the README's first command runs it too
     pytest.mark.filterwarnings("ignore:The set_bad function:PendingDeprecationWarning"),
     # What age_acceleration has to say about the simulated donors.
     pytest.mark.filterwarnings("ignore:.*(left out|standard deviations of age|numbers of genes):UserWarning"),
