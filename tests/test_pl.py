@@ -15,6 +15,7 @@ import maxtoki_toolkit as mt
 from maxtoki_toolkit._results import write_result
 from maxtoki_toolkit.pipeline import draw_umap, set_colors
 from maxtoki_toolkit.pl._labels import label_points
+from maxtoki_toolkit.pl._style import as_written
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -340,6 +341,13 @@ def test_names_are_drawn_as_they_are():
     ax.figure.canvas.draw()
     assert "$\\frac$" in ax.get_title()
     assert not any(text.get_parse_math() for text in [ax.title, *ax.get_yticklabels()])
+
+
+def test_settings_made_by_a_backend_stay():
+    """The first figure of a notebook loads its backend, which sets that figures are shown."""
+    with plt.rc_context({"interactive": False}):
+        as_written(lambda: plt.ion())()
+        assert plt.isinteractive()
 
 
 def ages(key):

@@ -24,6 +24,21 @@
 # **simulated**: we know the truth, and can break the design on purpose. Section 5 is for your own file. The page runs in
 # one to two minutes on one core.
 
+# %% tags=["parameters"]
+n_simulated: int = 7000  # simulated cells of sections 1 to 4
+n_read: int = 6  # cells of each donor and cell type to read there
+path: str = ""  # .h5ad with raw counts; "" to skip section 5
+own_model: str = "runs/clock/model"  # folder of a temporal model that was trained on none of these donors
+condition_key: str = "condition"  # column of .obs with the condition of each donor
+control: str = "control"  # its value for controls
+time_key: str = "age_months"  # column of .obs with the age
+donor_key: str = "donor_id"  # column of .obs with the donor: a person, not a sample or a lane
+groupby: str = "cell_type"  # column of .obs in which all cells of a prompt agree
+match_by: list = ["sex"]  # columns of .obs in which patients and their controls agree; [] for none
+batch_key: str = "batch"  # column of .obs with the batch; "" for none
+tolerance: int = 60  # largest difference in age between a patient and a control, in the unit of time_key
+output: str = "age_acceleration.csv"  # table to write
+
 # %%
 import warnings
 
@@ -44,7 +59,7 @@ mt.settings.progress = False
 # model was trained on donors of seeds 0 and 1, so we draw others. We keep three cell types; B cells were simulated without ageing.
 
 # %%
-adata = mt.datasets.aging_atlas(7000, 100, seed=3)
+adata = mt.datasets.aging_atlas(n_simulated, 100, seed=3)
 truth = adata.uns.pop("truth")["conditions"].set_index("condition")["acceleration_years"].to_dict()
 adata = adata[adata.obs["cell_type"].isin(["fibroblast", "monocyte", "B cell"])].copy()
 truth
@@ -104,7 +119,7 @@ mt.pp.rank_value_encode(adata, model)
 
 def accelerate(cells, **changes):
     """Run with our settings, put the warnings into the table, not on the screen, and return it."""
-    settings = {"groupby": "cell_type", "n_cells": 6, "n_contexts": 1, "rng": 3, "baselines": False}
+    settings = {"groupby": "cell_type", "n_cells": n_read, "n_contexts": 1, "rng": 3, "baselines": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mt.tl.age_acceleration(cells, model, **(columns | settings | changes))
@@ -456,20 +471,7 @@ pd.concat(rows).set_index("day")[shown[2:]].round(3)
 # time: they are stage 1, and no public MaxToki weights can. The demo model tells the time of a simulation, and **its years mean nothing on real cells**. So train one first, on
 # controls of other donors: [Tell time](../docs/how_to.md#tell-time) says how. Then check that it tells the age of held-out controls.
 #
-# This is the cell to edit. Ages are whole numbers in the unit that the model was trained on.
-
-# %% tags=["parameters"]
-path: str = ""  # .h5ad with raw counts; "" to skip this section
-own_model: str = "runs/clock/model"  # folder of a temporal model that was trained on none of these donors
-condition_key: str = "condition"  # column of .obs with the condition of each donor
-control: str = "control"  # its value for controls
-time_key: str = "age_months"  # column of .obs with the age
-donor_key: str = "donor_id"  # column of .obs with the donor: a person, not a sample or a lane
-groupby: str = "cell_type"  # column of .obs in which all cells of a prompt agree
-match_by: list = ["sex"]  # columns of .obs in which patients and their controls agree; [] for none
-batch_key: str = "batch"  # column of .obs with the batch; "" for none
-tolerance: int = 60  # largest difference in age between a patient and a control, in the unit of time_key
-output: str = "age_acceleration.csv"  # table to write
+# Edit the parameters at the top of the page. Ages are whole numbers in the unit that the model was trained on.
 
 # %%
 if path:

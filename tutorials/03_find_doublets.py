@@ -41,6 +41,7 @@ path: str = ""  # your .h5ad with raw counts; "" for the nuclei
 type_key: str = "cell_type"  # column of .obs with the cell type
 donor_key: str = ""  # column of .obs with the donor or sample; "" for one
 expected_rate: float = 0.05  # share of doublets that is expected
+n_simulated: int = 1000  # simulated cells of section 5
 seed: int = 0  # seed of doublets, folds and fits
 
 # %%
@@ -154,7 +155,7 @@ print(f"{adata.n_obs - kept.n_obs} of {adata.n_obs} nuclei left out")
 # scoring only.
 
 # %%
-atlas = mt.datasets.aging_atlas(1000, 20, seed=5)
+atlas = mt.datasets.aging_atlas(n_simulated, 20, seed=5)
 atlas.obs["planted"] = atlas.obs_names.isin(atlas.uns["truth"]["doublets"]["cell"])
 mt.pp.map_genes(atlas, model)
 mt.pp.rank_value_encode(atlas, model)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from functools import wraps
 
-from matplotlib import rc_context
+from matplotlib import rcParams
 from matplotlib.text import Text
 
 # Okabe and Ito's palette, by what a colour stands for in this package.
@@ -33,8 +33,13 @@ def as_written(draw: Callable) -> Callable:
 
     @wraps(draw)
     def drawn(*args, **settings):
-        with rc_context({"text.parse_math": False}):
+        # Not by rc_context: the first figure of a notebook loads the backend, whose own settings have to stay.
+        before = rcParams["text.parse_math"]
+        rcParams["text.parse_math"] = False
+        try:
             result = draw(*args, **settings)
+        finally:
+            rcParams["text.parse_math"] = before
         figure = getattr(result, "figure", result)
         # Titles and labels of axes that were given are older; figures of plotly have no such text.
         for text in figure.findobj(Text) if hasattr(figure, "findobj") else []:
