@@ -79,6 +79,7 @@ def main() -> None:
         start = replace(model, cell_length=settings.pop("cell_length", whole))
 
         def train(folder: Path, settings: dict, start=start) -> mt.models.MaxTokiModel:
+            recipe, columns = mt.train.TemporalRecipe.split(common | settings)
             return mt.train.temporal(
                 controls,
                 start,
@@ -87,7 +88,8 @@ def main() -> None:
                 groupby=["cell_type", "sex"],
                 use="train",
                 held_out="held_out_donors",
-                recipe=mt.train.TemporalRecipe.of(**common, **settings),
+                recipe=recipe,
+                **columns,
             )
 
         if arguments.minutes:

@@ -200,6 +200,7 @@ def main() -> None:
     written.result()
 
     def train(folder: Path, settings: dict) -> mt.models.MaxTokiModel:
+        recipe, columns = mt.train.TemporalRecipe.split(common | settings)
         # Predicted on the way: donors held out, of the types that are learned.
         return mt.train.temporal(
             controls,
@@ -210,7 +211,8 @@ def main() -> None:
             use="train",
             held_out="held_out_donors",
             replay=real,
-            recipe=mt.train.TemporalRecipe.of(**common, **settings),
+            recipe=recipe,
+            **columns,
         )
 
     training = recipe["stage2"]["training"]

@@ -53,6 +53,11 @@ def main() -> None:
         vocab = write_controls(simulation, recipe["stage2"]["hold_out"], folder / "controls.h5ad", 20)
         model = mt.models.build_model(recipe["shape"], vocab)
         for matrices, others in RATES[: a.pairs]:
+            settings, columns = mt.train.TemporalRecipe.split(
+                training
+                | {"learning_rate": matrices, "embedding_rate": others}
+                | {"device": a.device, "bf16": a.device == "cuda"}
+            )
             mt.train.temporal(
                 folder / "controls.h5ad",
                 model,
@@ -61,11 +66,8 @@ def main() -> None:
                 groupby=["cell_type", "sex"],
                 use="train",
                 held_out="held_out_donors",
-                recipe=mt.train.TemporalRecipe.of(
-                    device=a.device,
-                    bf16=a.device == "cuda",
-                    **training | {"learning_rate": matrices, "embedding_rate": others},
-                ),
+                recipe=settings,
+                **columns,
             )
             log = read_log(folder / f"{matrices} {others}")
             held_out = next(e for e in log if "eval_r" in e)
