@@ -99,7 +99,7 @@ def setup(app) -> None:
         if "/" not in name:
             for folder in COPIED:
                 text[0] = text[0].replace(f"](../{folder}/", f"]({folder}/")
-            for page in ("README", "CONTRIBUTING", "CHANGELOG"):
-                text[0] = text[0].replace(f"](../{page}.md", f"]({page}.md")
+            for page in COPIED["."]:
+                text[0] = text[0].replace(f"](../{page}", f"]({page}")
 
     app.connect("source-read", to_copy)

@@ -26,9 +26,7 @@ def model():
 def sequences():
     rng = np.random.default_rng(0)
     cells = [[2, *rng.permutation(np.arange(4, 54))[:n], 3] for n in rng.integers(1, 50, 40)]
-    return Sequences(
-        np.concatenate(cells).astype(np.int32), np.concatenate([[0], np.cumsum([len(c) for c in cells])])
-    )
+    return Sequences.of(cells)
 
 
 def split(sequences):

@@ -37,9 +37,7 @@ def prompts():
     rng = np.random.default_rng(0)
     context = [BOS, *rng.permutation(np.arange(4, 44))[:12], EOS]
     rows = [[BOS], [BOS, 9, 30], [*context, BOS], [*context, BOS, 7], [*context[:5], EOS, BOS, 12, 4], [BOS]]
-    return Sequences(
-        np.concatenate(rows).astype(np.int32), np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-    )
+    return Sequences.of(rows)
 
 
 def split(sequences):

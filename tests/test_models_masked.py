@@ -40,9 +40,7 @@ def sequences():
     for _ in range(2):
         context = [2, *rng.permutation(np.arange(4, 104))[:60], 3]
         rows += [[*context, 2, *rng.permutation(np.arange(4, 104))[: 20 + i], 3] for i in range(5)]
-    return Sequences(
-        np.concatenate(rows).astype(np.int32), np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-    )
+    return Sequences.of(rows)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -70,10 +68,7 @@ def test_shared_tokens_with_any_attention(attention, sequences):
 
 def test_written_cells_with_any_attention(sequences):
     opened = [[*row[:-1].tolist()] for row in np.split(sequences.tokens, sequences.indptr[1:-1])]
-    prompts = Sequences(
-        np.concatenate(opened).astype(np.int32),
-        np.concatenate([[0], np.cumsum([len(row) for row in opened])]),
-    )
+    prompts = Sequences.of(opened)
     sdpa, eager = (generate_cells(build(name), prompts, seed=1, max_genes=40) for name in ("sdpa", "eager"))
     assert sdpa.sequences.tokens.tolist() == eager.sequences.tokens.tolist()
     np.testing.assert_allclose(sdpa.log_likelihood, eager.log_likelihood, rtol=1e-5)

@@ -32,9 +32,7 @@ def model():
 
 
 def to_sequences(rows):
-    return Sequences(
-        np.concatenate(rows).astype(np.int32), np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-    )
+    return Sequences.of(rows)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import NamedTuple, TypeVar
 
@@ -39,9 +39,11 @@ class Batch(NamedTuple):
     """What to call the transformers model with."""
 
 
-def tokens_at_once(model: MaxTokiModel, wanted: int | None = None) -> int:
+def tokens_at_once(
+    model: MaxTokiModel, wanted: int | None, by_device: Mapping[str, int] = DEFAULT_TOKENS
+) -> int:
     """Padded tokens a batch: those wanted, or of the settings, or what suits the device."""
-    return wanted or settings.max_tokens or DEFAULT_TOKENS.get(model.device.type, DEFAULT_TOKENS["cpu"])
+    return wanted or settings.max_tokens or by_device.get(model.device.type, by_device["cpu"])
 
 
 def token_batches(lengths: np.ndarray, max_tokens: int, before: np.ndarray | None = None) -> list[np.ndarray]:

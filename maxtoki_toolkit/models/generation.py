@@ -8,9 +8,8 @@ import numpy as np
 import torch
 
 from .._progress import hidden, progress
-from .._settings import settings
 from .cache import Prefix
-from .engine import Batch, is_out_of_memory, last_states, run
+from .engine import Batch, is_out_of_memory, last_states, run, tokens_at_once
 from .masked import attending_by, one_by_one
 from .model import MaxTokiModel
 from .prefix import prefix_forest
@@ -76,7 +75,7 @@ def generate_cells(
             "temperature must be at least 0, top_p in (0, 1], top_k at least 0 and n_samples at least 1; got "
             f"{temperature}, {top_p}, {top_k}, {n_samples}."
         )
-    max_tokens = max_tokens or settings.max_tokens or _HELD.get(model.device.type, _HELD["cpu"])
+    max_tokens = tokens_at_once(model, max_tokens, _HELD)
     start, given = _open_cells(prompts, model)
     room = np.minimum(model.cell_length - 2, model.max_length - start - 2)
     limit = room if max_genes is None else np.minimum(room, max_genes)

@@ -39,6 +39,11 @@ class Sequences:
             np.concatenate([part.tokens for part in parts]), np.concatenate([part.lengths for part in parts])
         )
 
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """What they are made of, for checksums."""
+        return self.tokens, self.indptr
+
     def __len__(self) -> int:
         return len(self.indptr) - 1
 

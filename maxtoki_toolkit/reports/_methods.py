@@ -102,7 +102,7 @@ _DONE = {
         [],
     ),
     "train_stage2_temporal": (
-        "A model was trained for {max_steps} steps (rank of adapters: {lora_rank}, 0 for all weights) on prompts of cells of known {time_key} and scored on held-out cells or "
+        "A model was trained for {max_steps} steps (LoRA rank {lora_rank}; rank 0 trains all weights) on prompts of cells of known {time_key} and scored on held-out cells or "
         "donors beside the most common lapse and ridge regression.",
         ["lora"],
     ),

@@ -110,7 +110,7 @@ def get_readings(
     """
     if prompts is None:
         rows = adata.obs_names.get_indexer(table["query"])
-        whole = cells.take(rows, cells.lengths[rows])
+        whole = cells.take(rows)
     else:
         answer = ~prompts.timelapse if readout != "timelapse" and isinstance(readout, str) else False
         whole = write_prompts(

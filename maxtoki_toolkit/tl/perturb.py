@@ -201,7 +201,7 @@ def perturb(
     del recipe["device"]
     recipe |= {
         "genes": digest(asked.table),
-        "cells": digest(units.cells.tokens, units.cells.indptr, units.table),
+        "cells": digest(*units.cells.arrays, units.table),
     }
     recipe["prompts"] = digest(*(units.prompts or ()), units.members, units.target)
     unit = UNITS.get(readout) or model.time_head.unit

@@ -71,7 +71,7 @@ def read_cells(
                         f"{cells} has cells whose ranks are not 1, 2, 3 ... of genes of the vocabulary. {_AGAIN}"
                     )
                 begin = indptr[place[start : start + block.shape[0]]]
-                at = np.repeat(begin - part.indptr[:-1], part.lengths) + np.arange(len(part.tokens))
+                at = np.repeat(begin, part.lengths) + part.positions
                 tokens[at] = part.tokens
                 bar.update(block.shape[0])
             tokens.flush()

@@ -119,7 +119,7 @@ def fit_teacher(
 
 def _genes(cells: Sequences, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of every gene of some cells: which of the cells, its place from 0, and its token."""
-    n = cells.lengths[rows] - 2
-    row = np.repeat(np.arange(len(rows)), n)
-    place = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
-    return row, place, cells.tokens[cells.indptr[rows][row] + 1 + place]
+    taken = cells.take(rows)
+    place = taken.positions - 1
+    genes = (place >= 0) & (place < np.repeat(taken.lengths - 2, taken.lengths))
+    return taken.owner[genes], place[genes], taken.tokens[genes]

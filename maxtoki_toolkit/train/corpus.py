@@ -70,16 +70,13 @@ class Corpus(Dataset):
     @cached_property
     def sha256(self) -> str:
         """Checksum of the cells, in the order in which they are read."""
-        return digest(
-            *(array for part in self.parts for array in (part.tokens, part.indptr)), self.part, self.row
-        )
+        return digest(*(array for part in self.parts for array in part.arrays), self.part, self.row)
 
     def __len__(self) -> int:
         return len(self.row)
 
     def __getitem__(self, i: int) -> Example:
-        part = self.parts[self.part[i]]
-        tokens, indptr = part.tokens, part.indptr
+        tokens, indptr = self.parts[self.part[i]].arrays
         return Example(tokens[indptr[self.row[i]] : indptr[self.row[i] + 1]], self.gene_dropout)
 
 

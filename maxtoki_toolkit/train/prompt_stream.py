@@ -201,14 +201,10 @@ class PromptCollator:
         there = rows >= 0
         flat, most = rows[there], np.repeat(n_genes, there.sum(axis=1))
         n = np.minimum(self.cells.lengths[flat] - 2, most) + 2
-        indptr = np.concatenate([[0], np.cumsum(n)])
-        place = np.arange(indptr[-1]) - np.repeat(indptr[:-1], n)
-        source = np.repeat(self.cells.indptr[flat], n) + place
-        last = indptr[1:] - 1
-        source[last] = self.cells.indptr[flat + 1] - 1
+        cells = self.cells.take(flat, n)
+        cells.tokens[cells.indptr[1:] - 1] = self.vocab["<eos>"]
         number = np.full(rows.shape, -1)
         number[there] = np.arange(len(flat))
-        cells = Sequences(np.asarray(self.cells.tokens[source]), indptr)
         return cells, prompts._replace(context=number[:, :-1], query=number[:, -1])
 
     def _running(
@@ -260,7 +256,7 @@ class PromptCollator:
     def _drop_genes(self, written: Written) -> Written:
         """Leave out genes at random; every mark stays."""
         sequences, eoq, n_clipped = written
-        tokens, indptr = sequences.tokens, sequences.indptr
+        tokens, indptr = sequences.arrays
         # Seeded by the batch itself, so that a run that resumes sees what it would have seen.
         rng = np.random.default_rng(zlib.crc32(tokens.tobytes()))
         kept = ~self.is_gene[tokens] | (rng.random(len(tokens)) >= self.gene_dropout)

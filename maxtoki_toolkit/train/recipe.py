@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Self
@@ -33,11 +32,8 @@ class _Checked:
             )
         made = {}
         for part in fields(cls):
-            group = part.default_factory
-            if inspect.isclass(group) and is_dataclass(group):
-                made[part.name] = group(
-                    **{p.name: settings[p.name] for p in fields(group) if p.name in settings}
-                )
+            if is_dataclass(part.default_factory):
+                made[part.name], _ = part.default_factory.split(settings)
             elif part.name in settings:
                 made[part.name] = settings[part.name]
         return cls(**made)
@@ -53,9 +49,7 @@ class _Checked:
         """Names of all settings."""
         found = []
         for part in fields(cls):
-            group = part.default_factory
-            inner = fields(group) if inspect.isclass(group) and is_dataclass(group) else [part]
-            found += [p.name for p in inner]
+            found += part.default_factory.names() if is_dataclass(part.default_factory) else [part.name]
         return found
 
     def flat(self) -> dict[str, Any]:
@@ -242,7 +236,7 @@ class PretrainRecipe(_Checked):
     repeats
         How often each AnnData of the cells is seen in an epoch.
     optimization, run
-        See there.
+        See `Optimization` and `Run`.
 
     Examples
     --------

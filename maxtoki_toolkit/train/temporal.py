@@ -120,8 +120,7 @@ def temporal(
         raise ValueError("A teacher has a say at every gene: give running a weight, such as running=1.")
     columns = {"time_key": time_key, "groupby": groupby, "donor_key": donor_key, "time_unit": time_unit}
     columns |= {"use": use, "held_out": held_out}
-    settings = {name: value for name, value in recipe.flat().items() if name not in _NOT_RECIPE}
-    record = settings | columns
+    record = {name: value for name, value in recipe.flat().items() if name not in _NOT_RECIPE} | columns
     claim_run(output := Path(output))
     device = pick_device(run.device)
     sequences, tables = read_together(cells, model, output / "cells")
@@ -129,7 +128,7 @@ def temporal(
     names = [name for table in tables for name in table.obs_names]
     record |= {
         "model": fingerprint(model),
-        "cells": digest(sequences.tokens, sequences.indptr, names, group, time, used, tested),
+        "cells": digest(*sequences.arrays, names, group, time, used, tested),
     }
     record["time_read_as"] = check_unit(time_key, time[used | tested], time_unit, "pass time_unit=.")
     model = _prepare(model, time[used], adaptation, run.seed)
@@ -194,7 +193,7 @@ def temporal(
             "vocabulary_sha256": model.vocab.sha256,
             "n_cells": int(used.sum()),
             "n_replayed": 0 if again is None else len(again),
-            "replay": None if again is None else digest(again.tokens, again.indptr),
+            "replay": None if again is None else digest(*again.arrays),
         }
     )
     trained_now = fit(
