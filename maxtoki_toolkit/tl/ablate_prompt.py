@@ -49,8 +49,7 @@ def ablate_prompt(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Predict the lapses of the same prompts with parts of them shuffled, masked, replaced or left out.
 
     Parameters
@@ -82,12 +81,10 @@ def ablate_prompt(
         Seed.
     key_added
         Key in `.uns`, by default "ablate_prompt".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["ablate_prompt"]` with the tables `prompts` (a column of predictions for "intact"
+    `None`. Writes `.uns["ablate_prompt"]` with the tables `prompts` (a column of predictions for "intact"
     and each ablation) and `effects`; see `mt.get.ablation`.
 
     Raises
@@ -135,7 +132,7 @@ def ablate_prompt(
         changed = ablated(name, prompts, cells, model.vocab, share, np.random.default_rng(seed))
         table[name] = _predict(model, *changed, lapses=name != "drop_lapses")
 
-    adata = given.copy() if copy else given
+    adata = given
     result = {
         "unit": model.time_head.unit,
         "ablations": list(ablations),
@@ -153,7 +150,6 @@ def ablate_prompt(
         prompts=table,
         effects=_effects(table, list(dict.fromkeys(ablations)), rng),
     )
-    return adata if copy else None
 
 
 def _predict(

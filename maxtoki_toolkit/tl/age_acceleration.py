@@ -56,8 +56,7 @@ def age_acceleration(
     layer: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Estimate by how many years the cells of a condition look older than controls of the same age.
 
     Cells of controls with their ages are the context, and a cell of a patient or of another control is the query.
@@ -106,12 +105,10 @@ def age_acceleration(
         Seed.
     key_added
         Key in `.uns`, by default "age_acceleration".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["age_acceleration"]` with the tables `effects`, `donors`, `matching` and
+    `None`. Writes `.uns["age_acceleration"]` with the tables `effects`, `donors`, `matching` and
     `balance`; see `mt.get.age_acceleration`. `params["warnings"]` has in words what stands in the way of a conclusion.
 
     Raises
@@ -194,7 +191,7 @@ def age_acceleration(
         warnings.warn(note, stacklevel=2)
 
     truncated = count_truncated(adata, model)
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "unit": unit,
         "condition_key": condition_key,
@@ -224,7 +221,6 @@ def age_acceleration(
         matching=matching,
         balance=balance,
     )
-    return adata if copy else None
 
 
 class _Cells(NamedTuple):

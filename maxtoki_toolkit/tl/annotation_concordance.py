@@ -30,8 +30,7 @@ def annotation_concordance(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Annotate generated cells with a classifier of true cells, and compare with what was asked for.
 
     Parameters
@@ -57,12 +56,10 @@ def annotation_concordance(
         Seed of the permutations.
     key_added
         Key in `.uns`, by default "annotation_concordance".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes to `.uns["annotation_concordance"]`
+    `None`. Writes to `.uns["annotation_concordance"]`
 
     `scores`
         Accuracy and macro-F1, see `mt.get.annotation_concordance`.
@@ -158,7 +155,7 @@ def annotation_concordance(
     )
     rows.append(_chance_row(chance, scores["generated"].accuracy[0]) | {"p_value": np.nan, **head})
 
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "groupby": [groupby] if isinstance(groupby, str) else list(groupby),
         "unit": prompted.unit,
@@ -183,7 +180,6 @@ def annotation_concordance(
             }
         ),
     )
-    return adata if copy else None
 
 
 def _require_types(known: np.ndarray, asked: np.ndarray, names: list[str]) -> None:

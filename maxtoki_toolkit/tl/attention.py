@@ -60,8 +60,7 @@ def attention(
     overwrite: bool = False,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Sum up what every attention head looks at, in single cells or in prompts.
 
     Parameters
@@ -97,12 +96,10 @@ def attention(
         Seed.
     key_added
         Key in `.uns`, by default "attention", or "prompt_attention" for prompts.
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["attention"]`; see `mt.get.attention` and `mt.get.attention_genes`. A unit is
+    `None`. Writes `.uns["attention"]`; see `mt.get.attention` and `mt.get.attention_genes`. A unit is
     a group and donor (or a block of cells, where no donor is known).
 
     `units`, `sequences`, `genes`
@@ -202,7 +199,7 @@ def attention(
     genes["mean_rank"] = found.pop("rank_sum") / np.maximum(genes["n_tokens"], 1)
 
     n_truncated = count_truncated(adata[read.cells], model)
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "prompts": key,
         "gene_sets": list(sets),
@@ -236,7 +233,6 @@ def attention(
         **found,
         **(sums._asdict() if path is None else {}),
     )
-    return adata if copy else None
 
 
 def _check_path(path: Path, *, overwrite: bool) -> None:

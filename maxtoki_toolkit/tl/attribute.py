@@ -36,8 +36,7 @@ def attribute(
     donor_key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Attribute a reading to the genes, cells and lapses of each prompt, by integrated gradients.
 
     Needs captum: `pip install "maxtoki_toolkit[interp]"`.
@@ -68,12 +67,10 @@ def attribute(
         Seed of what is drawn.
     key_added
         Key in `.uns`, by default "attribute".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes to `.uns["attribute"]`
+    `None`. Writes to `.uns["attribute"]`
 
     `genes`
         One row a gene and part of the prompt ("context", "query" or "cell"); see `mt.get.attribute`.
@@ -143,7 +140,7 @@ def attribute(
         )
     genes, correlation = _genes(adata, model, readings, found, rng)
     prompts, segments = _segments(readings, found, residual, rng)
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "readout": readout,
         "time_read_as": drawn[0].attrs.get("time_read_as", ""),
@@ -165,7 +162,6 @@ def attribute(
         segments=segments,
         prompts=prompts,
     )
-    return adata if copy else None
 
 
 def _genes(

@@ -53,8 +53,7 @@ def differential_rank(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Compare how genes change rank between two intervals of time in generated cells and in true ones.
 
     Parameters
@@ -88,12 +87,10 @@ def differential_rank(
         Seed.
     key_added
         Key in `.uns`, by default "differential_rank".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes to `.uns["differential_rank"]` the tables `genes` (`mt.get.differential_rank`), `scores`
+    `None`. Writes to `.uns["differential_rank"]` the tables `genes` (`mt.get.differential_rank`), `scores`
     (`mt.get.differential_rank_scores`) and `cells`, those that were compared.
 
     Raises
@@ -229,7 +226,7 @@ def differential_rank(
     scores = pd.concat(scores, ignore_index=True)
     scores["q_value"] = benjamini_hochberg(scores["p_value"])
 
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "unit": "ranks",
         "time_key": time_key,
@@ -253,7 +250,6 @@ def differential_rank(
         scores=scores,
         cells=pd.concat(cells, ignore_index=True),
     )
-    return adata if copy else None
 
 
 def _read_intervals(intervals: tuple) -> list[tuple[float, float]] | None:

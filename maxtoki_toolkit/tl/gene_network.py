@@ -47,8 +47,7 @@ def gene_network(
     n_permutations: int = 499,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Sum up the attention between each two genes, and compare it with coexpression and with known regulons.
 
     Parameters
@@ -90,12 +89,10 @@ def gene_network(
         Seed of the cells, the halves and the permutations.
     key_added
         Key in `.uns`, by default "gene_network".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["gene_network"]`:
+    `None`. Writes `.uns["gene_network"]`:
 
     `edges`
         The highest edges of each group, see `mt.get.gene_network`.
@@ -230,7 +227,7 @@ def gene_network(
         tables["matrix"] = np.array(matrix, dtype=np.float32)
 
     n_truncated = count_truncated(adata[read.cells], model)
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "unit": "log2 of attention over expectation",
         "groupby": read.groupby,
@@ -249,7 +246,6 @@ def gene_network(
         "seed": rng,
     }
     write_result(adata, key_added or _keys.GENE_NETWORK, {**model.params, **params}, **tables)
-    return adata if copy else None
 
 
 class Pairs(NamedTuple):

@@ -38,8 +38,7 @@ def train_on_generated(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Train a classifier of types on generated cells, and test it on true cells of other donors.
 
     Parameters
@@ -65,12 +64,10 @@ def train_on_generated(
         Seed of the draws of training cells, of the shuffled genes and of the permutations.
     key_added
         Key in `.uns`, by default "train_on_generated".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes to `.uns["train_on_generated"]` the tables `scores`, see `mt.get.train_on_generated`, and
+    `None`. Writes to `.uns["train_on_generated"]` the tables `scores`, see `mt.get.train_on_generated`, and
     `donors`, see `mt.get.train_on_generated_donors`.
 
     Raises
@@ -182,7 +179,7 @@ def train_on_generated(
         score = score_labels(answer, found, len(names))
         chance.append((score.accuracy[0], score.macro_f1[0]))
 
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "groupby": [groupby] if isinstance(groupby, str) else list(groupby),
         "donor_key": donor_key,
@@ -201,7 +198,6 @@ def train_on_generated(
         ),
         donors=pd.concat(donors, ignore_index=True),
     )
-    return adata if copy else None
 
 
 def _draw_alike(
