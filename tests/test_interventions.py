@@ -13,10 +13,10 @@ import torch
 from helpers import on_copy
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit._correction import benjamini_hochberg
 from maxtoki_toolkit.models.attribution import Attributions
 from maxtoki_toolkit.models.hooks import head_slice
-from maxtoki_toolkit.tl._paired import donor_mean
+from maxtoki_toolkit.stats.donors import donor_mean
+from maxtoki_toolkit.stats.fdr import benjamini_hochberg
 
 module = importlib.import_module("maxtoki_toolkit.tl.attribute")
 needs_captum = pytest.mark.skipif(

@@ -10,7 +10,7 @@ from helpers import on_copy
 from scipy import stats
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit.pp._turnover import fit_lines, rank_scores, two_lines
+from maxtoki_toolkit.stats.turnover import fit_lines, rank_scores, two_lines
 
 N_TURNING, N_RISING, N_GENES = 12, 12, 120
 

@@ -9,8 +9,8 @@ from helpers import on_copy
 from scipy import stats
 
 import maxtoki_toolkit as mt
+from maxtoki_toolkit.stats.rank_change import contrast, interpolate
 from maxtoki_toolkit.tl._generated import about_generated
-from maxtoki_toolkit.tl._rank_change import contrast, interpolate
 
 SHAPE = {
     "hidden_size": 16,

@@ -11,7 +11,7 @@ from helpers import on_copy
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit.tl._binary_scores import at_odds, auroc_ap, calibration_error
+from maxtoki_toolkit.stats.binary_scores import at_odds, auroc_ap, calibration_error
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 SETTINGS = {"groupby": "cell_type", "donor_key": "donor_id"}

@@ -11,7 +11,7 @@ from scipy import sparse
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit.tl._classify import score_labels, shuffle_genes
+from maxtoki_toolkit.stats.classification import score_labels, shuffle_genes
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 KEYS = {"groupby": "cell_type", "donor_key": "donor_id"}

@@ -9,7 +9,7 @@ from helpers import on_copy
 from scipy import stats
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit.tl import _diversity as kernel
+from maxtoki_toolkit.stats import diversity as kernel
 
 SHAPE = {
     "hidden_size": 16,

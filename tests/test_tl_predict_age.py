@@ -6,7 +6,7 @@ import pytest
 from helpers import on_copy
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit.tl._age_intervals import calibrate, reach
+from maxtoki_toolkit.stats.age_intervals import calibrate, reach
 from maxtoki_toolkit.tl._contexts import draw_contexts
 
 SETTINGS = {"time_key": "age_months", "donor_key": "donor_id", "n_contexts": 2, "context_size": 2}

@@ -10,11 +10,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import write_obs, write_result
 from .._validate import require_rank, require_unique_names
+from ..stats.fdr import benjamini_hochberg
+from ..stats.turnover import rank_scores, sample_means, two_lines
 from ._design import get_groups, get_labels, get_times, known_cells
-from ._turnover import rank_scores, sample_means, two_lines
 from .hold_out import hold_out
 
 _MIN_SAMPLES = 6

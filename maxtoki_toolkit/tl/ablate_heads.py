@@ -10,14 +10,14 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import write_result
 from ..models.ablation import HOW, Ablated, ablate, mean_activations
 from ..models.hooks import n_heads, n_layers
 from ..models.layout import n_classes, place_classes
 from ..models.model import MaxTokiModel, require_model
 from ..pp._design import known_cells
-from ._paired import donor_mean, unit_name
+from ..stats.donors import donor_mean, unit_name
+from ..stats.fdr import benjamini_hochberg
 from ._readings import Readings, draw_partners, get_prompts, get_readings
 
 SEARCHES = ("exhaustive", "greedy")

@@ -10,7 +10,6 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import read_result, write_result
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
@@ -19,10 +18,10 @@ from ..models.timelapse import read_lapses, require_temporal
 from ..models.vocabulary import Vocabulary
 from ..pp._design import known_cells
 from ..pp.sample_prompts import read_prompts
+from ..stats.donors import jackknife_error, jackknife_interval, left_out, unit_name
+from ..stats.fdr import benjamini_hochberg
 from ._cells import get_sequences
-from ._paired import unit_name
 from ._time_unit import check_unit
-from ._timelapse_scores import jackknife_error, jackknife_interval, left_out
 
 INTACT = "intact"
 ABLATIONS = (

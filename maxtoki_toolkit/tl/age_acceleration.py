@@ -12,7 +12,6 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._progress import progress
 from .._results import write_result
 from .._validate import require_rank, require_unique_names
@@ -23,9 +22,11 @@ from ..models.timelapse import read_lapses, require_temporal
 from ..pp._columns import find_comparison
 from ..pp._design import get_groups, get_labels, get_mask, get_times, known_cells
 from ..pp.match_ages import age_balance, donor_table, match_donors
+from ..stats.clocks import cross_fitted_ages
+from ..stats.fdr import benjamini_hochberg
+from ..stats.mixed_model import Readings, estimate_effect
 from ._cells import count_truncated, get_sequences
-from ._clock import cross_fitted_ages, log_expression
-from ._effects import Readings, estimate_effect
+from ._expression import log_expression
 from ._time_unit import check_unit
 
 # Numbers of genes are compared in fifths of the cells.

@@ -9,15 +9,16 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._progress import progress
 from .._results import write_result
 from ..models.model import MaxTokiModel
 from ..pp._design import get_mask, get_times
-from ._clock import N_GENES, fit_ridge
+from ..stats.clocks import fit_ridge
+from ..stats.fdr import benjamini_hochberg
+from ..stats.lapse_scores import score_lapses
+from ._expression import N_GENES
 from ._prompted import asked_groups, features_at, other_cells, read_prompted
 from ._rank_features import rank_features
-from ._timelapse_scores import score_lapses
 
 SEEN = 0.05  # share of a clock's cells that a gene is read of
 

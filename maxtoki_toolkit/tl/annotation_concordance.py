@@ -12,10 +12,10 @@ from .. import _keys
 from .._results import write_result
 from ..models.model import MaxTokiModel
 from ..pp._design import get_mask
-from ._classify import fit_classifier, jackknife_weights, score_labels, with_share_intervals
+from ..stats.classification import fit_classifier, score_labels, with_share_intervals
+from ..stats.donors import jackknife_interval, jackknife_weights
 from ._prompted import asked_groups, features_at, other_cells, read_prompted
 from ._rank_features import rank_features
-from ._timelapse_scores import jackknife_interval
 
 
 def annotation_concordance(
@@ -136,7 +136,7 @@ def annotation_concordance(
     probability = classifier.predict_proba(sources["generated"]).max(axis=1)
     found["majority"] = np.full_like(asked, np.bincount(asked).argmax())
 
-    weights, n_units = jackknife_weights(prompted.units, prompted.unit, rng)
+    weights, n_units = jackknife_weights(prompted.units, prompted.unit, np.random.default_rng(rng))
     scores = {name: score_labels(asked, label, len(names), weights) for name, label in found.items()}
     chance = _permuted(asked, found["generated"], prompted.prompt, len(names), n_permutations, rng)
     head = {"n_cells": len(asked), "n_units": n_units, "unit": prompted.unit}

@@ -25,6 +25,7 @@ from ..models.timelapse import require_temporal
 from ..pp._design import get_groups, get_labels, known_cells
 from ..pp._ranked_counts import counts_or_none
 from ..pp.sample_prompts import read_prompts
+from ..stats.expression import per_ten_thousand
 from ._cells import count_truncated, get_sequences
 from ._gene_sets import TRANSCRIPTION_FACTORS, find_members
 from ._time_unit import check_unit
@@ -354,10 +355,7 @@ def _genes(
         genes["expression"] = model.vocab.median_of_token[token[column]]
         genes.attrs["expression"] = "median of the vocabulary"
         return genes, gene_of_token
-    counts = counts.astype(np.float64)
-    total = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1e-12)
-    mean = np.asarray((sp.diags(1e4 / total) @ counts).mean(axis=0)).ravel()
-    genes["expression"] = mean[column]
+    genes["expression"] = np.asarray(per_ten_thousand(counts, np.float64).mean(axis=0)).ravel()[column]
     genes.attrs["expression"] = "mean counts per 10,000 of the cells"
     return genes, gene_of_token
 

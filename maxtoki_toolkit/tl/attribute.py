@@ -10,13 +10,13 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import write_result
 from ..get.results import symbols
 from ..models.attribution import BASELINES, Attributions, integrated_gradients, require_captum
 from ..models.model import MaxTokiModel, require_model
 from ..pp._design import known_cells
-from ._paired import donor_mean, unit_name
+from ..stats.donors import donor_mean, unit_name
+from ..stats.fdr import benjamini_hochberg
 from ._readings import Readings, get_prompts, get_readings
 
 # Ranks are compared with themselves, higher ones with those up to a tenth above.

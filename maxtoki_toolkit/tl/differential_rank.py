@@ -11,13 +11,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import write_result
 from ..models.model import MaxTokiModel
 from ..pp._design import get_mask, get_times, known_cells
-from ..pp._turnover import fit_lines, sample_means
-from ._generated import About, about_cells, about_generated, known_generated, rank_levels
-from ._rank_change import (
+from ..stats.fdr import benjamini_hochberg
+from ..stats.rank_change import (
     Units,
     agreement,
     change_table,
@@ -30,6 +28,8 @@ from ._rank_change import (
     pick_genes,
     resampled,
 )
+from ..stats.turnover import fit_lines, sample_means
+from ._generated import About, about_cells, about_generated, known_generated, rank_levels
 
 _HALVES = 20
 # Fewest independent samples of each interval that anything is said about.

@@ -22,10 +22,11 @@ from ..pp._doublets import add_counts, draw_pairs, merge_ranks, uniform
 from ..pp._ranked_counts import has_counts, ranked_counts, source_of
 from ..pp.rank_value_encode import rank_value_encode
 from ..pp.simulate_doublets import KINDS, check_share, read_codes
-from ._binary_scores import at_odds, auroc_ap, bootstrap_weights, calibration_error
+from ..stats.binary_scores import at_odds, auroc_ap, bootstrap_weights, calibration_error
+from ..stats.doublet_features import features as describe
+from ..stats.doublet_features import size_features
+from ..stats.expression import log_normalize
 from ._cells import get_sequences, match_columns
-from ._doublet_features import features as describe
-from ._doublet_features import log_normalize, size_features
 from ._rank_features import rank_features
 
 FEATURES = ("embedding", "ranks", "expression", "size")

@@ -11,12 +11,12 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._features import gene_columns
 from .._results import write_result
 from ..get.results import symbols
 from ..pp._design import as_numbers, get_groups, get_labels, get_mask, known_cells
 from ..pp._ranked_counts import ranked_counts
+from ..stats.fdr import benjamini_hochberg
 from ._time_unit import check_unit
 
 

@@ -19,8 +19,9 @@ from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences
 from ..pp._design import known_cells
 from ..pp._ranked_counts import counts_or_none
+from ..stats.expression import log_normalize
+from ..stats.regulons import MIN_SOURCES, MIN_TARGETS, find_edges, score_regulons
 from ._cells import count_truncated, get_sequences
-from ._regulons import MIN_SOURCES, MIN_TARGETS, find_edges, score_regulons
 from .attention import read_cells
 
 _GENES = 300  # by default, and up to which the whole matrix is kept
@@ -392,9 +393,7 @@ def _log_normalised(adata, cells, columns, layer, place) -> tuple[np.ndarray, st
     if counts is None:
         lowest = place.max(axis=1, keepdims=True) + 1
         return (lowest - np.where(place > 0, place, lowest)).astype(float), "ranks"
-    counts = counts.astype(np.float64)
-    total = np.maximum(np.asarray(counts.sum(axis=1)), 1e-12).reshape(-1, 1)
-    return np.log1p(1e4 * counts[:, columns].toarray() / total), "log1p of counts per 10,000"
+    return log_normalize(counts, np.float64)[:, columns].toarray(), "log1p of counts per 10,000"
 
 
 def _spearman(values: np.ndarray, donor: np.ndarray) -> np.ndarray:

@@ -11,14 +11,14 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import write_result
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.sequences import cell_sequences
 from ..pp._design import get_mask, known_cells
-from . import _diversity as kernel
-from ._diversity import Cells
+from ..stats import diversity as kernel
+from ..stats.diversity import Cells
+from ..stats.fdr import benjamini_hochberg
 from ._generated import about_cells, about_generated, known_generated, rank_levels
 
 SPACES = ("ranks", "embedding")

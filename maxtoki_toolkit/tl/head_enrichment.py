@@ -10,12 +10,12 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import write_result
 from ..get._head_sums import head_table
+from ..stats.fdr import benjamini_hochberg
+from ..stats.matched_sets import log2_ratio, make_strata, null_ratios, other_weights, two_sided, usable
 from ._gene_sets import MIN_GENES, TRANSCRIPTION_FACTORS, find_members
 from ._head_sums import FLAT, DonorSums, donor_sums, read_attention, unit_name
-from ._matched_sets import log2_ratio, make_strata, null_ratios, other_weights, two_sided, usable
 
 COVARIATES = ("mean_rank", "detection", "expression")
 

@@ -8,9 +8,9 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import write_result
 from ..get._head_sums import head_table
+from ..stats.fdr import benjamini_hochberg
 from ._head_sums import FLAT, read_attention
 from ._tokens import FIRST
 

@@ -8,12 +8,12 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import write_result
 from ..get._head_sums import head_table
 from ..models.attention import ATTENDING
+from ..stats.donors import left_out
+from ..stats.fdr import benjamini_hochberg
 from ._head_sums import FLAT, read_attention, unit_name
-from ._timelapse_scores import left_out
 from ._tokens import LAPSES, QUERY, SPECIAL
 
 MIN_RATIO = 1.25  # below this a head is not called specialised, however many prompts there are

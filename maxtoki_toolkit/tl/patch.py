@@ -9,7 +9,6 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import read_result, write_result
 from ..models.hooks import Site
 from ..models.layout import Layout
@@ -17,8 +16,9 @@ from ..models.model import MaxTokiModel, require_model
 from ..models.patching import ALIGN, LEVELS, Patched, level_sites, patch_states
 from ..pp._design import known_cells
 from ..pp.sample_prompts import read_prompts
+from ..stats.donors import donor_ratio, unit_name
+from ..stats.fdr import benjamini_hochberg
 from ._cells import get_sequences
-from ._paired import donor_ratio, unit_name
 from ._readings import draw_partners, get_prompts, get_readings
 from .ablate_prompt import ABLATIONS, ablated
 

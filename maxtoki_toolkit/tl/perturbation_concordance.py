@@ -8,11 +8,11 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import read_result, write_result
 from ..get.perturbation import expression_age_slope, perturbation_stats
+from ..stats.fdr import benjamini_hochberg
+from ..stats.matched_sets import make_strata
 from ._gene_covariates import COVARIATES
-from ._matched_sets import make_strata
 
 MIN_GENES = 10
 _DIRECTION = {"inhibit": -1, "delete": -1, "activate": 1, "overexpress": 1}

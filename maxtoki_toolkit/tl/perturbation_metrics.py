@@ -15,7 +15,7 @@ from .._results import write_result
 from .._validate import require_adata, require_obs, require_unique_names
 from ..pp._counts import get_counts
 from ..pp._design import get_labels, get_mask, known_cells
-from ._response_scores import SCORES, Truth, discrimination, score_response
+from ..stats.response_scores import SCORES, Truth, discrimination, score_response
 
 PREDICTION = "prediction"
 BASELINES = ("perturbation mean", "no change")

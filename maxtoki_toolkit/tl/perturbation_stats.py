@@ -11,11 +11,11 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import read_result, write_result
 from ..get.perturbation import perturbation
+from ..stats.fdr import benjamini_hochberg
+from ..stats.matched_null import MIN_NULL, matched_null, moderated_error, null_df, storey, two_sided_p
 from ._gene_covariates import COVARIATES, gene_covariates, of_sets, standardised
-from ._matched_null import MIN_NULL, matched_null, moderated_error, null_df, storey, two_sided_p
 
 # Those of Eisenberg and Levanon (Trends in Genetics 2013), and the most used ones.
 HOUSEKEEPING = (

@@ -18,7 +18,7 @@ from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences
 from ..models.timelapse import read_lapses, require_temporal
 from ..pp._design import as_times, get_groups, get_mask, known_cells
-from ._age_intervals import calibrate
+from ..stats.age_intervals import calibrate
 from ._cells import count_truncated, get_sequences
 from ._contexts import draw_contexts
 from ._time_unit import check_unit

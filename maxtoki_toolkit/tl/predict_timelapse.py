@@ -10,9 +10,9 @@ from ..models.model import MaxTokiModel
 from ..models.prompts import write_prompts
 from ..models.timelapse import read_lapses, require_temporal
 from ..pp.sample_prompts import read_prompts
+from ..stats.lapse_scores import score_lapses
 from ._cells import count_truncated, get_sequences
 from ._time_unit import check_unit
-from ._timelapse_scores import score_lapses
 
 
 def predict_timelapse(

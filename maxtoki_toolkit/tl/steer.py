@@ -16,7 +16,7 @@ from ..models.edits import MODES
 from ..models.model import MaxTokiModel
 from ..models.sampling import PROPOSALS
 from ..pp._design import get_mask, known_cells
-from ._paired import unit_name
+from ..stats.donors import unit_name
 from ._steer_ranks import sample_ranks
 from ._steer_sets import Edits, search_sets
 from ._steer_target import STRENGTH, get_steered

@@ -19,9 +19,10 @@ from ..models.prompts import Prompts
 from ..pp._design import get_labels, get_times, known_cells
 from ..pp._ranked_counts import source_of
 from ..pp.sample_prompts import read_prompts
+from ..stats.clocks import fit_ridge
+from ..stats.lapse_scores import score_lapses
 from ._cells import get_sequences
-from ._clock import fit_ridge, log_expression
-from ._timelapse_scores import score_lapses
+from ._expression import log_expression
 
 BASELINES = ("ridge_embedding", "ridge_expression", "sgd_expression", "most_common")
 MIN_CELLS = 100  # training cells that a group needs for a clock of its own

@@ -13,17 +13,16 @@ from .._progress import progress
 from .._results import write_result
 from ..models.model import MaxTokiModel
 from ..pp._design import get_mask
-from ._classify import (
+from ..stats.classification import (
     Scores,
     fit_classifier,
-    jackknife_weights,
     score_labels,
     shuffle_genes,
     with_share_intervals,
 )
+from ..stats.donors import jackknife_interval, jackknife_weights
 from ._prompted import asked_groups, features_at, other_cells, read_prompted
 from ._rank_features import rank_features
-from ._timelapse_scores import jackknife_interval
 
 
 def train_on_generated(
@@ -154,7 +153,7 @@ def train_on_generated(
     test = np.flatnonzero(apart & np.isin(group, types))
     X, answer = features_at(adata, model, test), group[test]
     donor = prompted.donor[test]
-    weights, n_donors = jackknife_weights(pd.DataFrame({"donor": donor}), "donor", rng)
+    weights, n_donors = jackknife_weights(pd.DataFrame({"donor": donor}), "donor", np.random.default_rng(rng))
     by_donor, tested = (np.unique(donor.astype(str)) == donor[:, None]).T.astype(float), np.unique(donor)
 
     scores, donors = {}, []
