@@ -7,6 +7,7 @@ from .hold_out import hold_out
 from .holdout_intervals import holdout_intervals
 from .import_samples import import_samples
 from .map_genes import map_genes
+from .map_orthologs import map_orthologs
 from .match_ages import match_ages
 from .match_queries import match_queries
 from .parse_age import parse_age
@@ -22,6 +23,7 @@ __all__ = [
     "holdout_intervals",
     "import_samples",
     "map_genes",
+    "map_orthologs",
     "match_ages",
     "match_queries",
     "parse_age",
