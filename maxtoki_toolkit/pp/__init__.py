@@ -3,6 +3,7 @@
 from .._doors import guard
 from .encode_file import encode_file
 from .encode_files import encode_files
+from .harmonize_cell_types import harmonize_cell_types
 from .hold_out import hold_out
 from .holdout_intervals import holdout_intervals
 from .import_samples import import_samples
@@ -19,6 +20,7 @@ from .simulate_doublets import simulate_doublets
 __all__ = [
     "encode_file",
     "encode_files",
+    "harmonize_cell_types",
     "hold_out",
     "holdout_intervals",
     "import_samples",
