@@ -6,7 +6,6 @@ import re
 from functools import cache
 from typing import NamedTuple
 
-import networkx as nx
 import numpy as np
 import pandas as pd
 
@@ -122,8 +121,10 @@ def cell_ontology() -> pd.DataFrame:
 
 
 @cache
-def _graph() -> nx.DiGraph:
-    """Edges from a term to what it is a kind of."""
+def _graph():
+    """Edges from a term to what it is a kind of (a networkx.DiGraph)."""
+    import networkx as nx
+
     parents = cell_ontology()["parents"]
     graph = nx.DiGraph()
     graph.add_nodes_from(parents.index)
@@ -203,6 +204,8 @@ def find_term(name: str) -> str:
 
 def kinds_of(term: str) -> set[str]:
     """The term and all its descendants."""
+    import networkx as nx
+
     return {term} | nx.ancestors(_graph(), term)
 
 
@@ -211,6 +214,8 @@ def nearest(terms: np.ndarray, level: list[str]) -> np.ndarray:
 
     Of several that are equally near the one with the fewest kinds, which says most.
     """
+    import networkx as nx
+
     size = {top: len(kinds_of(top)) for top in level}
     found = {}
     for term in np.unique(terms[terms != ""]):

@@ -98,6 +98,7 @@ def test_nearest_is_the_fewest_steps_up():
     graph = nx.DiGraph(
         [(term, up) for term, text in table["parents"].items() for up in text.split("|") if up]
     )
+    graph.add_nodes_from(table.index)
     for term, top in zip(terms, nearest(terms, level), strict=True):
         steps = {
             one: nx.shortest_path_length(graph, term, one) for one in level if nx.has_path(graph, term, one)

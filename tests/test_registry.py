@@ -44,7 +44,7 @@ def test_manifest_is_valid(name):
     assert datasets.manifest(name)["name"] == name
 
 
-@pytest.mark.parametrize("name", [*SHIPPED, "gencode_v44", "human_tfs", "mouse_orthologs"])
+@pytest.mark.parametrize("name", [*SHIPPED, "gencode_v44", "human_tfs", "mouse_orthologs", "cell_ontology"])
 def test_shipped_file_is_the_one_in_its_manifest(name):
     entry = datasets.manifest(name)
     assert entry["shipped"]
