@@ -169,14 +169,14 @@ def power() -> list[dict]:
 
 
 def null() -> list[dict]:
-    """Controls with conditions by lot, and the same readings with cells passed off as donors."""
+    """Random case and control splits of controls, and the same readings with cells as units (pseudoreplication)."""
     model = mt.load_model("demo", device="cpu")
     # Few donors of many cells, as studies are.
     adata = atlas(40, SEED + N_ATLASES + 1, cells_per_donor=300)
     adata = encode(adata[adata.obs["condition"] == "control"].copy(), model)
     adata = adata[adata.obs["cell_type"] == adata.obs["cell_type"].mode()[0]].copy()
     names = adata.obs["donor_id"].astype(str).unique()
-    # People are a few years older or younger than their passport; simulated donors are not, so the passports are changed.
+    # People are a few years older or younger than their chronological age; simulated donors are not, so ages are changed.
     years = np.random.default_rng(19).normal(0, 6, len(names))
     shift = dict(zip(names, (12 * years).round().astype(int), strict=True))
     adata.obs["age_months"] += adata.obs["donor_id"].astype(str).map(shift).astype(int)
@@ -206,7 +206,7 @@ def null() -> list[dict]:
         pd.DataFrame(
             [
                 {"unit": "donors", **share(table["p_value"] < 0.05)},
-                {"unit": "cells as if they were donors", **share(table["pooled_p"] < 0.05)},
+                {"unit": "cells as units (pseudoreplication)", **share(table["pooled_p"] < 0.05)},
                 {"unit": "donors, 0 outside the interval", **share(~zero[table["effect_low"].notna()])},
             ]
         )

@@ -103,7 +103,7 @@ def main() -> None:
         row = {
             "way": f"{name}{', bf16' if way['bf16'] else ''}",
             "tokens a second": round(rate),
-            "times the simple way": round(rate / first, 1),
+            "speed-up over the baseline": round(rate / first, 1),
             "TFLOP/s": round(done / 1e12, 3),
         }
         if a.device == "cuda":
