@@ -35,7 +35,7 @@ from scipy import sparse
 import maxtoki_toolkit as mt
 from benchmarks import report
 from benchmarks.temporal import FINE_TUNING, encode
-from maxtoki_toolkit.tl._effects import Readings, estimate_effect, permutation_p
+from maxtoki_toolkit.stats.mixed_model import Readings, estimate_effect, permutation_p
 
 module = import_module("maxtoki_toolkit.tl.age_acceleration")
 HELD_OUT = yaml.safe_load((Path(__file__).parent / "demo_model.yaml").read_text())["stage2"]["hold_out"]

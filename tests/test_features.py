@@ -16,7 +16,7 @@ from maxtoki_toolkit._reference import gene_table
 from maxtoki_toolkit.get.results import find_genes
 from maxtoki_toolkit.pp._ranked_counts import has_counts, ranked_counts, sum_genes
 from maxtoki_toolkit.tl._asked_genes import ask_genes
-from maxtoki_toolkit.tl._clock import log_expression
+from maxtoki_toolkit.tl._expression import log_expression
 from maxtoki_toolkit.tl._gene_covariates import gene_covariates
 from maxtoki_toolkit.tl.attention import _genes
 from maxtoki_toolkit.tl.gene_network import _log_normalised

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit._correction import benjamini_hochberg
 from maxtoki_toolkit.models.attribution import Attributions
 from maxtoki_toolkit.models.hooks import head_slice
-from maxtoki_toolkit.tl._paired import donor_mean
+from maxtoki_toolkit.stats.donors import donor_mean
+from maxtoki_toolkit.stats.fdr import benjamini_hochberg
 
 module = importlib.import_module("maxtoki_toolkit.tl.attribute")
 needs_captum = pytest.mark.skipif(
@@ -160,7 +161,7 @@ def test_paired_effects_are_those_of_single_prompts(cells, two):
     other = dataclasses.replace(model, hf=copy.deepcopy(model.hf))
     with torch.no_grad():
         other.hf.model.layers[0].self_attn.o_proj.weight[:, head_slice(model, 1)] = 0
-    before, after = (mt.get.timelapse(mt.tl.predict_timelapse(adata, m, copy=True)) for m in (model, other))
+    before, after = (mt.get.timelapse(on_copy(mt.tl.predict_timelapse, adata, m)) for m in (model, other))
     change = after["predicted"] - before["predicted"]
     np.testing.assert_allclose(effects["change"].iloc[0], change.mean(), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(effects["size"].iloc[0], change.abs().mean(), rtol=1e-3, atol=1e-3)
@@ -471,7 +472,7 @@ def test_models_that_cannot_tell_time(cells):
     effects = mt.get.ablate_heads(adata)
     assert effects["unit"].tolist() == ["donor", "donor"]
     assert effects["n_prompts"].tolist() == [20, 20]
-    score = mt.tl.log_likelihood(adata, stage_1, copy=True).obs["log_likelihood"]
+    score = on_copy(mt.tl.log_likelihood, adata, stage_1).obs["log_likelihood"]
     mt.tl.ablate_heads(adata, stage_1, readout="likelihood", n_prompts=None)
     np.testing.assert_allclose(mt.get.ablate_heads(adata)["value_intact"].iloc[0], score.mean(), rtol=1e-5)
     assert mt.get.ablate_heads(adata)["unit"].iloc[0] == "query cell"

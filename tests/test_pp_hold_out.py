@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
 
@@ -140,7 +141,7 @@ def test_what_is_recorded_survives_a_file(adata, tmp_path):
 
 
 def test_copy(adata):
-    other = mt.pp.hold_out(adata, donor_key="donor", copy=True)
+    other = on_copy(mt.pp.hold_out, adata, donor_key="donor")
     assert set(COLUMNS) <= set(other.obs)
     assert not set(COLUMNS) & set(adata.obs)
 

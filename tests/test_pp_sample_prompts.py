@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.pp._design import get_groups, get_mask, get_times
@@ -134,7 +135,7 @@ def test_cells_without_a_group_are_left_out(adata):
 def test_copy_and_key(adata):
     assert mt.pp.sample_prompts(adata, **SETTINGS, key_added="mine") is None
     assert list(adata.uns) == ["mine"]
-    other = mt.pp.sample_prompts(adata, **SETTINGS, copy=True)
+    other = on_copy(mt.pp.sample_prompts, adata, **SETTINGS)
     assert "prompts" in other.uns
     assert "prompts" not in adata.uns
 

@@ -8,6 +8,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
 
@@ -89,7 +90,8 @@ def oracle(monkeypatch):
 
 def test_what_is_asked(three, model, oracle):
     asked = oracle(three)
-    result = mt.tl.age_acceleration(
+    result = on_copy(
+        mt.tl.age_acceleration,
         three,
         model,
         **SETTINGS,
@@ -98,7 +100,6 @@ def test_what_is_asked(three, model, oracle):
         n_contexts=4,
         baselines=False,
         tolerance=60,
-        copy=True,
     )
     (prompts,) = asked
     obs = three.obs
@@ -128,8 +129,8 @@ def test_what_is_asked(three, model, oracle):
 
 def test_planted_conditions_are_found(three, model, oracle):
     oracle(three)
-    result = mt.tl.age_acceleration(
-        three, model, **SETTINGS, n_cells=10, n_contexts=2, baselines=False, copy=True
+    result = on_copy(
+        mt.tl.age_acceleration, three, model, **SETTINGS, n_cells=10, n_contexts=2, baselines=False
     )
     assert "age_acceleration" not in three.uns
     effects = mt.get.age_acceleration(result)
@@ -161,8 +162,8 @@ def test_a_seed_gives_the_same_in_any_batches(atlas, model, monkeypatch):
     found = []
     for size in (None, 2000):
         monkeypatch.setattr(mt.settings, "max_tokens", size)
-        result = mt.tl.age_acceleration(
-            few, model, **SETTINGS, n_cells=4, n_contexts=2, n_permutations=99, copy=True
+        result = on_copy(
+            mt.tl.age_acceleration, few, model, **SETTINGS, n_cells=4, n_contexts=2, n_permutations=99
         )
         found.append(mt.get.age_acceleration(result))
     assert set(found[0]["predictor"]) == {"MaxToki", "ridge_embedding", "ridge_expression"}
@@ -284,8 +285,8 @@ def test_the_demo_model_ranks_the_conditions():
 
 def test_results_survive_a_file(three, model, oracle, tmp_path):
     oracle(three)
-    result = mt.tl.age_acceleration(
-        three, model, **SETTINGS, n_cells=2, n_contexts=2, baselines=False, copy=True
+    result = on_copy(
+        mt.tl.age_acceleration, three, model, **SETTINGS, n_cells=2, n_contexts=2, baselines=False
     )
     result.write_h5ad(tmp_path / "cells.h5ad")
     read = mt.get.age_acceleration(anndata.read_h5ad(tmp_path / "cells.h5ad"))

@@ -12,8 +12,8 @@ import maxtoki_toolkit as mt
 from maxtoki_toolkit.models import attention
 from maxtoki_toolkit.models.attention import pair_classes, place_steps, stream_pairs
 from maxtoki_toolkit.models.sequences import Sequences
+from maxtoki_toolkit.stats.regulons import Ranked, permuted_edges, scorable, score_regulons
 from maxtoki_toolkit.tl._cells import get_sequences
-from maxtoki_toolkit.tl._regulons import Ranked, permuted_edges, scorable, score_regulons
 
 PLANTED, NEARBY, UNIFORM = (0, 0), (0, 1), (0, 2)
 SIZE = 16  # of a head

@@ -3,9 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit.tl._age_intervals import calibrate, reach
+from maxtoki_toolkit.stats.age_intervals import calibrate, reach
 from maxtoki_toolkit.tl._contexts import draw_contexts
 
 SETTINGS = {"time_key": "age_months", "donor_key": "donor_id", "n_contexts": 2, "context_size": 2}
@@ -106,7 +107,7 @@ def atlas(model):
 
 @pytest.fixture(scope="module")
 def read(atlas, model):
-    return mt.tl.predict_age(atlas, model, **SETTINGS, groupby="cell_type", reference="control", copy=True)
+    return on_copy(mt.tl.predict_age, atlas, model, **SETTINGS, groupby="cell_type", reference="control")
 
 
 def test_every_cell_has_an_age_or_its_group_a_reason(read):
@@ -133,8 +134,8 @@ def test_donors_are_means_of_their_cells(read):
 
 def test_order_of_the_cells_does_not_matter(atlas, model, read):
     order = np.random.default_rng(0).permutation(atlas.n_obs)
-    again = mt.tl.predict_age(
-        atlas[order].copy(), model, **SETTINGS, groupby="cell_type", reference="control", copy=True
+    again = on_copy(
+        mt.tl.predict_age, atlas[order].copy(), model, **SETTINGS, groupby="cell_type", reference="control"
     )
     expected = read.obs["predicted_age"].loc[again.obs_names]
     assert again.obs["predicted_age"].to_numpy() == pytest.approx(expected.to_numpy(), abs=0.01, nan_ok=True)

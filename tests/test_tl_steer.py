@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.models.edits import cut_cells, edit_cells
@@ -90,7 +91,7 @@ def steer(cells, model, **settings):
     """Short chains, which have not converged and say so."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The chains have not converged")
-        return mt.tl.steer(cells, model, copy=True, **settings)
+        return on_copy(mt.tl.steer, cells, model, **settings)
 
 
 def shift_by_hand(cells, model, names, genes, mode):
@@ -124,7 +125,7 @@ def shift_by_hand(cells, model, names, genes, mode):
 
 def test_chains_that_have_not_converged_say_so(cells, model):
     with pytest.warns(UserWarning, match=r"The chains have not converged \(R-hat [\d.]+, 1.1 at most"):
-        mt.tl.steer(cells, model, copy=True, **RANKS)
+        on_copy(mt.tl.steer, cells, model, **RANKS)
 
 
 def test_a_shift_is_what_it_says(cells, model):

@@ -23,8 +23,7 @@ def hold_out(
     times: Sequence[tuple[int, int]] = (),
     groups: Mapping[str, str | Sequence[str] | Sequence[int]] | None = None,
     rng: int = 0,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Mark the cells that training must not see, donor by donor.
 
     Parameters
@@ -42,12 +41,10 @@ def hold_out(
         Values of columns of `.obs` to hold out in all donors, e.g. {"cell_type": ["Microglia"]}.
     rng
         Seed.
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes boolean columns of `.obs`: `train`; `held_out`; and what of it is
+    `None`. Writes boolean columns of `.obs`: `train`; `held_out`; and what of it is
     held out for which reason, without overlap: `held_out_groups` (any donor), then `held_out_times` and
     `held_out_donors`. The counts are in `.uns["hold_out"]`. Cells without a donor, a time or a value of a column of
     `groups` might be of a donor that is held out: they are in none of these, `train` neither.
@@ -98,7 +95,7 @@ def hold_out(
     if held_out.all():
         raise ValueError("Everything is held out: nothing is left to train on.")
 
-    adata = given.copy() if copy else given
+    adata = given
     parts = {
         "train": ~held_out,
         "held_out": held_out,
@@ -117,7 +114,6 @@ def hold_out(
     }
     counts = {f"n_cells_{name}": int(mask.sum()) for name, mask in parts.items()}
     write_result(adata, _keys.HOLD_OUT, {**params, **counts, "n_left_out": adata.n_obs - len(rows)})
-    return adata if copy else None
 
 
 def _names(values: str | Sequence) -> list[str]:

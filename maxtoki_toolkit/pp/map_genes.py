@@ -34,8 +34,7 @@ def map_genes(
     gene_key: str | None = None,
     mapping: Mapping[str, str] | None = None,
     min_overlap: float = 0.1,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Find the Ensembl id, and the token, of every gene.
 
     Gene symbols, Ensembl ids, Ensembl ids with a version, or a mixture of them are looked up offline in
@@ -56,12 +55,10 @@ def map_genes(
         authors' `ensembl_mapping_dict_v1.json` has this form.
     min_overlap
         Share of the genes that has to be found, in the vocabulary if one is given.
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes
+    `None`. Writes
 
     `.var["ensembl_id"]`
         Ensembl id without version, "" where unknown. **Several columns may share an id**: their counts
@@ -103,7 +100,6 @@ def map_genes(
         min_overlap=min_overlap,
         earlier=earlier,
     )
-    adata = adata.copy() if copy else adata
     for name in (_keys.ENSEMBL_ID, _keys.GENE_STATUS, _keys.TOKEN_ID):
         if name not in var:
             continue
@@ -112,7 +108,6 @@ def map_genes(
             adata.var[f"{name}_given"] = adata.var[name]
         adata.var[name] = var[name]
     write_result(adata, _keys.MAP_GENES, params, report=gene_report(var))
-    return adata if copy else None
 
 
 def resolve_genes(

@@ -25,8 +25,7 @@ def match_ages(
     match_by: str | Sequence[str] | None = None,
     tolerance: int = 60,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Find the donors of each condition that have controls of their age, and these controls.
 
     Parameters
@@ -46,12 +45,10 @@ def match_ages(
         Largest difference in age, in the unit of `time_key` (60 months by default).
     key_added
         Key in `.uns`, by default "matched_ages".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes to `.uns["matched_ages"]`
+    `None`. Writes to `.uns["matched_ages"]`
 
     `donors`
         One row a condition and donor, controls included: `condition`, `donor`, `case` (whether the donor has the
@@ -93,7 +90,6 @@ def match_ages(
         match_by=columns,
     )
     table = match_donors(donors, control, tolerance)
-    adata = adata.copy() if copy else adata
     params = {
         "condition_key": condition_key,
         "control": control,
@@ -103,7 +99,6 @@ def match_ages(
         "tolerance": tolerance,
     }
     write_result(adata, key_added or _keys.MATCHED_AGES, params, donors=table, balance=age_balance(table))
-    return adata if copy else None
 
 
 def donor_table(

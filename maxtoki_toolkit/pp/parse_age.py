@@ -48,8 +48,7 @@ def parse_age(
     *,
     unit: str = "months",
     key_added: str = "age",
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Read ages from text: stages of CELLxGENE, ages with units, ranges, decades, weeks before birth.
 
     Parameters
@@ -63,12 +62,10 @@ def parse_age(
     key_added
         Column of `.obs` to write, and how those beside it begin. If it is `key`, the text is kept in a column that ends in
         "_as_given".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes
+    `None`. Writes
 
     `.obs["age"]`
         The age; of a range its middle, of "90+" the least. Before birth it is negative. NaN where it cannot be known.
@@ -126,7 +123,6 @@ def parse_age(
             UserWarning,
             stacklevel=2,
         )
-    adata = adata.copy() if copy else adata
     text = _as_text(adata.obs[key])
     if key == key_added:
         adata.obs[f"{key}_as_given"] = adata.obs[key]
@@ -135,7 +131,6 @@ def parse_age(
         adata.obs[name] = by_term[name].reindex(text).to_numpy()
     adata.obs[names[-1]] = adata.obs[names[-1]].astype("category")
     write_result(adata, _keys.PARSE_AGE, {"key": key, "unit": unit, "key_added": key_added}, terms=table)
-    return adata if copy else None
 
 
 def read_terms(column: pd.Series, unit: str, key_added: str = "age") -> pd.DataFrame:

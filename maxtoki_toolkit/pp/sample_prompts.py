@@ -34,8 +34,7 @@ def sample_prompts(
     donor_key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Draw prompts: context cells of one group at several times, and a query cell of that group.
 
     Parameters
@@ -73,12 +72,10 @@ def sample_prompts(
         ordered.
     key_added
         Key in `.uns`, by default "prompts".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["prompts"]["prompts"]`, see `mt.get.prompts`.
+    `None`. Writes `.uns["prompts"]["prompts"]`, see `mt.get.prompts`.
 
     Raises
     ------
@@ -130,7 +127,7 @@ def sample_prompts(
         table["donor"] = donor[drawn.query]
         for i, rows in enumerate(drawn.context.T):
             table[f"donor_{i}"] = donor[rows]
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "time_key": time_key,
         "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
@@ -148,7 +145,6 @@ def sample_prompts(
         "queries_elsewhere": False,
     }
     write_result(adata, key_added or _keys.PROMPTS, params, prompts=table)
-    return adata if copy else None
 
 
 def prompt_table(prompts: Prompts, adata: AnnData, queries: AnnData) -> pd.DataFrame:

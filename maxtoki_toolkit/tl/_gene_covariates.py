@@ -10,6 +10,7 @@ from scipy.stats import rankdata
 
 from .. import _keys
 from ..pp._ranked_counts import counts_or_none
+from ..stats.expression import per_ten_thousand
 
 COVARIATES = ("mean_rank", "detection", "expression")
 
@@ -50,9 +51,7 @@ def gene_covariates(
         adata, layer, instead="Genes are matched on rank and detection, not on expression"
     )
     if counts is not None:
-        counts = counts.astype(np.float64)
-        depth = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1e-12)
-        table["expression"] = ((weight / depth) @ counts)[column] * 1e4 / weight.sum()
+        table["expression"] = (weight @ per_ten_thousand(counts, np.float64))[column] / weight.sum()
     return table
 
 

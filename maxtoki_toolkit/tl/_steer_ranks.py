@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .._correction import benjamini_hochberg
-from ..models.convergence import effective_size, rhat
 from ..models.edits import cut_cells, edit_cells
 from ..models.model import MaxTokiModel
 from ..models.sampling import Chains, as_cells, as_genes, chain_keys, gene_log_likelihoods, metropolis
-from ._paired import donor_mean
+from ..stats.donors import donor_mean
+from ..stats.fdr import benjamini_hochberg
+from ..stats.mcmc import effective_size, rhat
 from ._steer_target import Steered
 
 STATES = ("start", "abrupt", "unsteered", "steered")

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .._correction import benjamini_hochberg
-from ..models.convergence import effective_size, rhat
 from ..models.edits import cut_cells, edit_cells
 from ..models.model import MaxTokiModel
 from ..models.sampling import chain_keys
 from ..models.set_search import Set, beam_search, metropolis_sets
+from ..stats.donors import donor_mean
+from ..stats.fdr import benjamini_hochberg
+from ..stats.mcmc import effective_size, rhat
 from ._edit_readouts import read_likelihoods
-from ._paired import donor_mean
 from ._steer_target import Steered
 
 # Edited cells that are held at once.

@@ -10,14 +10,14 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import write_result
 from ..models.ablation import HOW, Ablated, ablate, mean_activations
 from ..models.hooks import n_heads, n_layers
 from ..models.layout import n_classes, place_classes
 from ..models.model import MaxTokiModel, require_model
 from ..pp._design import known_cells
-from ._paired import donor_mean, unit_name
+from ..stats.donors import donor_mean, unit_name
+from ..stats.fdr import benjamini_hochberg
 from ._readings import Readings, draw_partners, get_prompts, get_readings
 
 SEARCHES = ("exhaustive", "greedy")
@@ -38,8 +38,7 @@ def ablate_heads(
     donor_key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Read the same prompts with attention heads ablated.
 
     Parameters
@@ -80,12 +79,10 @@ def ablate_heads(
         Seed of what is drawn.
     key_added
         Key in `.uns`, by default "ablate_heads".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["ablate_heads"]["effects"]`, one row a head or set, or for "greedy" one row a step; see
+    `None`. Writes `.uns["ablate_heads"]["effects"]`, one row a head or set, or for "greedy" one row a step; see
     `mt.get.ablate_heads`.
 
     Raises
@@ -159,7 +156,7 @@ def ablate_heads(
     else:
         readings, read = prepare(np.arange(len(drawn[0])))
         effects = _effects(readings, read(sets), sets, rng)
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "readout": readings.readout,
         "time_read_as": drawn[0].attrs.get("time_read_as", ""),
@@ -173,7 +170,6 @@ def ablate_heads(
         "seed": rng,
     }
     write_result(adata, key_added or _keys.ABLATE_HEADS, {**model.params, **params}, effects=effects)
-    return adata if copy else None
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -12,7 +12,6 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._progress import progress
 from .._results import write_result
 from .._validate import require_rank, require_unique_names
@@ -23,9 +22,11 @@ from ..models.timelapse import read_lapses, require_temporal
 from ..pp._columns import find_comparison
 from ..pp._design import get_groups, get_labels, get_mask, get_times, known_cells
 from ..pp.match_ages import age_balance, donor_table, match_donors
+from ..stats.clocks import cross_fitted_ages
+from ..stats.fdr import benjamini_hochberg
+from ..stats.mixed_model import Readings, estimate_effect
 from ._cells import count_truncated, get_sequences
-from ._clock import cross_fitted_ages, log_expression
-from ._effects import Readings, estimate_effect
+from ._expression import log_expression
 from ._time_unit import check_unit
 
 # Numbers of genes are compared in fifths of the cells.
@@ -56,8 +57,7 @@ def age_acceleration(
     layer: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Estimate by how many years the cells of a condition look older than controls of the same age.
 
     Cells of controls with their ages are the context, and a cell of a patient or of another control is the query.
@@ -106,12 +106,10 @@ def age_acceleration(
         Seed.
     key_added
         Key in `.uns`, by default "age_acceleration".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["age_acceleration"]` with the tables `effects`, `donors`, `matching` and
+    `None`. Writes `.uns["age_acceleration"]` with the tables `effects`, `donors`, `matching` and
     `balance`; see `mt.get.age_acceleration`. `params["warnings"]` has in words what stands in the way of a conclusion.
 
     Raises
@@ -194,7 +192,7 @@ def age_acceleration(
         warnings.warn(note, stacklevel=2)
 
     truncated = count_truncated(adata, model)
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "unit": unit,
         "condition_key": condition_key,
@@ -224,7 +222,6 @@ def age_acceleration(
         matching=matching,
         balance=balance,
     )
-    return adata if copy else None
 
 
 class _Cells(NamedTuple):

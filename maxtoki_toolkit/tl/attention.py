@@ -25,6 +25,7 @@ from ..models.timelapse import require_temporal
 from ..pp._design import get_groups, get_labels, known_cells
 from ..pp._ranked_counts import counts_or_none
 from ..pp.sample_prompts import read_prompts
+from ..stats.expression import per_ten_thousand
 from ._cells import count_truncated, get_sequences
 from ._gene_sets import TRANSCRIPTION_FACTORS, find_members
 from ._time_unit import check_unit
@@ -60,8 +61,7 @@ def attention(
     overwrite: bool = False,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Sum up what every attention head looks at, in single cells or in prompts.
 
     Parameters
@@ -97,12 +97,10 @@ def attention(
         Seed.
     key_added
         Key in `.uns`, by default "attention", or "prompt_attention" for prompts.
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["attention"]`; see `mt.get.attention` and `mt.get.attention_genes`. A unit is
+    `None`. Writes `.uns["attention"]`; see `mt.get.attention` and `mt.get.attention_genes`. A unit is
     a group and donor (or a block of cells, where no donor is known).
 
     `units`, `sequences`, `genes`
@@ -202,7 +200,7 @@ def attention(
     genes["mean_rank"] = found.pop("rank_sum") / np.maximum(genes["n_tokens"], 1)
 
     n_truncated = count_truncated(adata[read.cells], model)
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "prompts": key,
         "gene_sets": list(sets),
@@ -236,7 +234,6 @@ def attention(
         **found,
         **(sums._asdict() if path is None else {}),
     )
-    return adata if copy else None
 
 
 def _check_path(path: Path, *, overwrite: bool) -> None:
@@ -358,10 +355,7 @@ def _genes(
         genes["expression"] = model.vocab.median_of_token[token[column]]
         genes.attrs["expression"] = "median of the vocabulary"
         return genes, gene_of_token
-    counts = counts.astype(np.float64)
-    total = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1e-12)
-    mean = np.asarray((sp.diags(1e4 / total) @ counts).mean(axis=0)).ravel()
-    genes["expression"] = mean[column]
+    genes["expression"] = np.asarray(per_ten_thousand(counts, np.float64).mean(axis=0)).ravel()[column]
     genes.attrs["expression"] = "mean counts per 10,000 of the cells"
     return genes, gene_of_token
 

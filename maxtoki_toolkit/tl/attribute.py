@@ -10,13 +10,13 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import write_result
 from ..get.results import symbols
 from ..models.attribution import BASELINES, Attributions, integrated_gradients, require_captum
 from ..models.model import MaxTokiModel, require_model
 from ..pp._design import known_cells
-from ._paired import donor_mean, unit_name
+from ..stats.donors import donor_mean, unit_name
+from ..stats.fdr import benjamini_hochberg
 from ._readings import Readings, get_prompts, get_readings
 
 # Ranks are compared with themselves, higher ones with those up to a tenth above.
@@ -36,8 +36,7 @@ def attribute(
     donor_key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Attribute a reading to the genes, cells and lapses of each prompt, by integrated gradients.
 
     Needs captum: `pip install "maxtoki_toolkit[interp]"`.
@@ -68,12 +67,10 @@ def attribute(
         Seed of what is drawn.
     key_added
         Key in `.uns`, by default "attribute".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes to `.uns["attribute"]`
+    `None`. Writes to `.uns["attribute"]`
 
     `genes`
         One row a gene and part of the prompt ("context", "query" or "cell"); see `mt.get.attribute`.
@@ -143,7 +140,7 @@ def attribute(
         )
     genes, correlation = _genes(adata, model, readings, found, rng)
     prompts, segments = _segments(readings, found, residual, rng)
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "readout": readout,
         "time_read_as": drawn[0].attrs.get("time_read_as", ""),
@@ -165,7 +162,6 @@ def attribute(
         segments=segments,
         prompts=prompts,
     )
-    return adata if copy else None
 
 
 def _genes(

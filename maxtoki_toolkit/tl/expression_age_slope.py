@@ -11,12 +11,12 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._features import gene_columns
 from .._results import write_result
 from ..get.results import symbols
 from ..pp._design import as_numbers, get_groups, get_labels, get_mask, known_cells
 from ..pp._ranked_counts import ranked_counts
+from ..stats.fdr import benjamini_hochberg
 from ._time_unit import check_unit
 
 
@@ -33,8 +33,7 @@ def expression_age_slope(
     min_donors: int = 6,
     layer: str | None = None,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Regress the expression of each gene on age, over donors.
 
     Parameters
@@ -60,12 +59,10 @@ def expression_age_slope(
         Layer with the raw counts; by default what was ranked, or `.X`.
     key_added
         Key in `.uns`, by default "expression_age_slope".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["expression_age_slope"]` with the table `slopes`; see `mt.get.expression_age_slope`.
+    `None`. Writes `.uns["expression_age_slope"]` with the table `slopes`; see `mt.get.expression_age_slope`.
 
     Raises
     ------
@@ -138,7 +135,7 @@ def expression_age_slope(
     if not tables:
         raise ValueError(f"No group has {min_donors} donors with {min_cells} cells each (donors: {few}).")
 
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "unit": f"log2 expression per {unit}",
         "time_key": time_key,
@@ -152,7 +149,6 @@ def expression_age_slope(
         "n_left_out": adata.n_obs - len(kept),
     }
     write_result(adata, key_added or _keys.AGE_SLOPE, params, slopes=pd.concat(tables, ignore_index=True))
-    return adata if copy else None
 
 
 def _design(samples: pd.DataFrame, columns: list[str]) -> np.ndarray:

@@ -19,8 +19,9 @@ from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences
 from ..pp._design import known_cells
 from ..pp._ranked_counts import counts_or_none
+from ..stats.expression import log_normalize
+from ..stats.regulons import MIN_SOURCES, MIN_TARGETS, find_edges, score_regulons
 from ._cells import count_truncated, get_sequences
-from ._regulons import MIN_SOURCES, MIN_TARGETS, find_edges, score_regulons
 from .attention import read_cells
 
 _GENES = 300  # by default, and up to which the whole matrix is kept
@@ -47,8 +48,7 @@ def gene_network(
     n_permutations: int = 499,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Sum up the attention between each two genes, and compare it with coexpression and with known regulons.
 
     Parameters
@@ -90,12 +90,10 @@ def gene_network(
         Seed of the cells, the halves and the permutations.
     key_added
         Key in `.uns`, by default "gene_network".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["gene_network"]`:
+    `None`. Writes `.uns["gene_network"]`:
 
     `edges`
         The highest edges of each group, see `mt.get.gene_network`.
@@ -230,7 +228,7 @@ def gene_network(
         tables["matrix"] = np.array(matrix, dtype=np.float32)
 
     n_truncated = count_truncated(adata[read.cells], model)
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "unit": "log2 of attention over expectation",
         "groupby": read.groupby,
@@ -249,7 +247,6 @@ def gene_network(
         "seed": rng,
     }
     write_result(adata, key_added or _keys.GENE_NETWORK, {**model.params, **params}, **tables)
-    return adata if copy else None
 
 
 class Pairs(NamedTuple):
@@ -396,9 +393,7 @@ def _log_normalised(adata, cells, columns, layer, place) -> tuple[np.ndarray, st
     if counts is None:
         lowest = place.max(axis=1, keepdims=True) + 1
         return (lowest - np.where(place > 0, place, lowest)).astype(float), "ranks"
-    counts = counts.astype(np.float64)
-    total = np.maximum(np.asarray(counts.sum(axis=1)), 1e-12).reshape(-1, 1)
-    return np.log1p(1e4 * counts[:, columns].toarray() / total), "log1p of counts per 10,000"
+    return log_normalize(counts, np.float64)[:, columns].toarray(), "log1p of counts per 10,000"
 
 
 def _spearman(values: np.ndarray, donor: np.ndarray) -> np.ndarray:

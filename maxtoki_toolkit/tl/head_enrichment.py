@@ -10,12 +10,12 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import write_result
 from ..get._head_sums import head_table
+from ..stats.fdr import benjamini_hochberg
+from ..stats.matched_sets import log2_ratio, make_strata, null_ratios, other_weights, two_sided, usable
 from ._gene_sets import MIN_GENES, TRANSCRIPTION_FACTORS, find_members
 from ._head_sums import FLAT, DonorSums, donor_sums, read_attention, unit_name
-from ._matched_sets import log2_ratio, make_strata, null_ratios, other_weights, two_sided, usable
 
 COVARIATES = ("mean_rank", "detection", "expression")
 
@@ -30,8 +30,7 @@ def head_enrichment(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Compare the attention that a gene set receives from each head with that of matched genes.
 
     Parameters
@@ -54,12 +53,10 @@ def head_enrichment(
         Seed of the permutations and of the halves.
     key_added
         Key in `.uns`, by default "head_enrichment".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["head_enrichment"]` with the tables `heads`, see `mt.get.head_enrichment`,
+    `None`. Writes `.uns["head_enrichment"]` with the tables `heads`, see `mt.get.head_enrichment`,
     `genes` (who is in the set, in which stratum) and `balance` (mean difference of the set from all other genes and from the
     matched ones, in standard deviations, for each covariate by rank).
 
@@ -124,7 +121,6 @@ def head_enrichment(
 
     heads, replication = _heads(sums, kept, member, strata, n_permutations, rng)
     table = pd.concat([head_table(params), heads], axis=1)
-    adata = adata.copy() if copy else adata
     settings = {
         "unit": "log2 ratio",
         "gene_set": name,
@@ -150,7 +146,6 @@ def head_enrichment(
         ),
         balance=_balance(covariates[rows], wanted[rows], covariates[kept], member, strata),
     )
-    return adata if copy else None
 
 
 def _heads(

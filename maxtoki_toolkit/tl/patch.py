@@ -9,7 +9,6 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import read_result, write_result
 from ..models.hooks import Site
 from ..models.layout import Layout
@@ -17,8 +16,9 @@ from ..models.model import MaxTokiModel, require_model
 from ..models.patching import ALIGN, LEVELS, Patched, level_sites, patch_states
 from ..pp._design import known_cells
 from ..pp.sample_prompts import read_prompts
+from ..stats.donors import donor_ratio, unit_name
+from ..stats.fdr import benjamini_hochberg
 from ._cells import get_sequences
-from ._paired import donor_ratio, unit_name
 from ._readings import draw_partners, get_prompts, get_readings
 from .ablate_prompt import ABLATIONS, ablated
 
@@ -36,8 +36,7 @@ def patch(
     n_prompts: int | None = 100,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Put states of clean prompts into corrupted ones, and see how much of the clean reading comes back.
 
     Parameters
@@ -66,12 +65,10 @@ def patch(
         Seed of what is drawn.
     key_added
         Key in `.uns`, by default "patch".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["patch"]["effects"]`, one row a layer (or head) and segment of the prompt; see
+    `None`. Writes `.uns["patch"]["effects"]`, one row a layer (or head) and segment of the prompt; see
     `mt.get.patch`.
 
     Raises
@@ -159,7 +156,7 @@ def patch(
         partners=draw_partners(clean.parts, rng),
     )
     effects = _effects(table, found, layers, sites, clean.parts.names, rng)
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "readout": clean.readout,
         "time_read_as": read_as,
@@ -176,7 +173,6 @@ def patch(
         "seed": rng,
     }
     write_result(adata, key_added or _keys.PATCH, {**model.params, **params}, effects=effects)
-    return adata if copy else None
 
 
 def _other_prompts(adata: AnnData, key: str, n_clean: int) -> tuple[np.ndarray, pd.DataFrame]:

@@ -72,8 +72,7 @@ def perturb(
     overwrite: bool = False,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Edit genes in cells and read them again: what moves the reading, and which way.
 
     Parameters
@@ -138,12 +137,10 @@ def perturb(
         Seed of the target cells.
     key_added
         Key in `.uns`, by default "perturbation".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["perturbation"]` with the tables `effects` (or their path), a row a prompt or cell and gene, and
+    `None`. Writes `.uns["perturbation"]` with the tables `effects` (or their path), a row a prompt or cell and gene, and
     `genes`; see `mt.get.perturbation`.
 
     Raises
@@ -216,14 +213,14 @@ def perturb(
     else:
         effects = _in_parts(screen, path, recipe, unit, share_array=share_array, overwrite=overwrite)
         if effects is None:
-            return given.copy() if copy else None
+            return
 
     table = asked.table.copy()
     rows = effects["gene"].cat.codes.to_numpy()
     place = pd.Index(table["gene"]).get_indexer(effects["gene"].cat.categories)[rows]
     for name, column in [("n_read", effects["effect"].notna()), ("n_took_effect", effects["took_effect"])]:
         table[name] = np.bincount(place[column.to_numpy()], minlength=len(table))
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "unit": unit,
         "mode": mode,
@@ -252,7 +249,6 @@ def perturb(
         genes=table,
         **({"effects": effects} if path is None else {}),
     )
-    return adata if copy else None
 
 
 def _check(model, mode, k, on, readout, key, use, target, groupby, donor_key, n_controls) -> np.ndarray:

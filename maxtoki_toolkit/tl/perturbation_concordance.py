@@ -8,11 +8,11 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import read_result, write_result
 from ..get.perturbation import expression_age_slope, perturbation_stats
+from ..stats.fdr import benjamini_hochberg
+from ..stats.matched_sets import make_strata
 from ._gene_covariates import COVARIATES
-from ._matched_sets import make_strata
 
 MIN_GENES = 10
 _DIRECTION = {"inhibit": -1, "delete": -1, "activate": 1, "overexpress": 1}
@@ -27,8 +27,7 @@ def perturbation_concordance(
     n_permutations: int = 2000,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Compare the effects of a screen with the slopes of expression with age.
 
     A gene is concordant if taking it down makes the cell look younger and its expression rises with age, or older and it falls;
@@ -48,12 +47,10 @@ def perturbation_concordance(
         Seed.
     key_added
         Key in `.uns`, by default "perturbation_concordance".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["perturbation_concordance"]` with the tables `concordance` and `genes`; see
+    `None`. Writes `.uns["perturbation_concordance"]` with the tables `concordance` and `genes`; see
     `mt.get.perturbation_concordance` and `mt.get.concordant_genes`.
 
     Raises
@@ -136,7 +133,6 @@ def perturbation_concordance(
         )
     found = pd.DataFrame(rows)
     found["q_value"] = benjamini_hochberg(found["p_value"])
-    adata = adata.copy() if copy else adata
     settings = {
         "unit": unit,
         "slope_unit": slope_unit,
@@ -150,7 +146,6 @@ def perturbation_concordance(
     write_result(
         adata, key_added or _keys.PERTURBATION_CONCORDANCE, settings, concordance=found, genes=table[shown]
     )
-    return adata if copy else None
 
 
 def _exchange(values: np.ndarray, strata: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

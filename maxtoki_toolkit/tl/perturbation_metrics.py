@@ -15,7 +15,7 @@ from .._results import write_result
 from .._validate import require_adata, require_obs, require_unique_names
 from ..pp._counts import get_counts
 from ..pp._design import get_labels, get_mask, known_cells
-from ._response_scores import SCORES, Truth, discrimination, score_response
+from ..stats.response_scores import SCORES, Truth, discrimination, score_response
 
 PREDICTION = "prediction"
 BASELINES = ("perturbation mean", "no change")
@@ -36,8 +36,7 @@ def perturbation_metrics(
     n_bootstrap: int = 200,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Score predicted mean responses beside two predictions that anyone could make.
 
     Parameters
@@ -67,12 +66,10 @@ def perturbation_metrics(
         Seed.
     key_added
         Key in `.uns`, by default "perturbation_metrics".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["perturbation_metrics"]` with the table `scores`; see `mt.get.perturbation_metrics`.
+    `None`. Writes `.uns["perturbation_metrics"]` with the table `scores`; see `mt.get.perturbation_metrics`.
 
     Raises
     ------
@@ -181,7 +178,7 @@ def perturbation_metrics(
             rows.append({"perturbation": "all", "method": method, "score": s, **_interval(_nan_mean(values))})
     table = pd.DataFrame(rows)
     table.insert(2, "is_baseline", table["method"].isin(BASELINES))
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "unit": layer or "X",
         "perturbation_key": perturbation_key,
@@ -195,7 +192,6 @@ def perturbation_metrics(
         "seed": rng,
     }
     write_result(adata, key_added or _keys.PERTURBATION_METRICS, params, scores=table)
-    return adata if copy else None
 
 
 def _warn_of_scale(name: str, predicted: float, true: float) -> None:

@@ -11,11 +11,11 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import read_result, write_result
 from ..get.perturbation import perturbation
+from ..stats.fdr import benjamini_hochberg
+from ..stats.matched_null import MIN_NULL, matched_null, moderated_error, null_df, storey, two_sided_p
 from ._gene_covariates import COVARIATES, gene_covariates, of_sets, standardised
-from ._matched_null import MIN_NULL, matched_null, moderated_error, null_df, storey, two_sided_p
 
 # Those of Eisenberg and Levanon (Trends in Genetics 2013), and the most used ones.
 HOUSEKEEPING = (
@@ -33,8 +33,7 @@ def perturbation_stats(
     housekeeping: Sequence[str] = HOUSEKEEPING,
     layer: str | None = None,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Summarise a screen: effect of each gene over donors, and whether it is more than matched genes do.
 
     Parameters
@@ -53,12 +52,10 @@ def perturbation_stats(
         Layer with the raw counts, for the expression; by default what was ranked. Without counts, rank and detection are matched.
     key_added
         Key in `.uns`, by default "perturbation_stats".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["perturbation_stats"]` with the tables `effects` and `controls`; see
+    `None`. Writes `.uns["perturbation_stats"]` with the tables `effects` and `controls`; see
     `mt.get.perturbation_stats` and `mt.get.perturbation_controls`. Months become years.
 
     Raises
@@ -153,7 +150,6 @@ def perturbation_stats(
     unit_of_inference = "donor" if is_known else "cell"
     effects["unit"] = unit_of_inference
 
-    adata = adata.copy() if copy else adata
     settings = {
         "unit": unit,
         "unit_of_inference": unit_of_inference,
@@ -173,7 +169,6 @@ def perturbation_stats(
         effects=effects,
         controls=pd.DataFrame(controls),
     )
-    return adata if copy else None
 
 
 def _covariates(adata: AnnData, table: pd.DataFrame, genes: pd.DataFrame, layer: str | None) -> pd.DataFrame:

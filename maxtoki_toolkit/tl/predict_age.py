@@ -18,7 +18,7 @@ from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences
 from ..models.timelapse import read_lapses, require_temporal
 from ..pp._design import as_times, get_groups, get_mask, known_cells
-from ._age_intervals import calibrate
+from ..stats.age_intervals import calibrate
 from ._cells import count_truncated, get_sequences
 from ._contexts import draw_contexts
 from ._time_unit import check_unit
@@ -40,8 +40,7 @@ def predict_age(
     coverage: float = 0.9,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Read the age of every cell, beside donors of known age, with intervals that hold for new donors.
 
     Parameters
@@ -69,12 +68,10 @@ def predict_age(
         Seed of the contexts and of the cells that calibrate. Neither depends on the order of the cells.
     key_added
         Prefix of the columns of `.obs`, by default "predicted_age", and key in `.uns`, by default "predict_age".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes
+    `None`. Writes
 
     `.obs["predicted_age"]`, `.obs["predicted_age_low"]`, `.obs["predicted_age_high"]`
         Age of each cell, in the model's unit, with its interval; NaN where there is none, for the reason that the
@@ -162,7 +159,7 @@ def predict_age(
             age[here] = found.apply(read[here], asked.donor[here])
             low[here], high[here] = age[here] - found.cell_reach, age[here] + found.cell_reach
         donors += _by_donor(asked, here, age, n_read, group, found)
-    adata = given.copy() if copy else given
+    adata = given
     column = key_added or _keys.PREDICTED_AGE
     for suffix, values in [("", age), ("_low", low), ("_high", high)]:
         whole = np.full(adata.n_obs, np.nan)
@@ -190,7 +187,6 @@ def predict_age(
         donors=pd.DataFrame(donors),
         groups=pd.DataFrame(groups).reindex(columns=_GROUP_COLUMNS),
     )
-    return adata if copy else None
 
 
 def _kind_of(reference: AnnData | Sequence[bool] | None) -> str:

@@ -16,7 +16,7 @@ from ..models.edits import MODES
 from ..models.model import MaxTokiModel
 from ..models.sampling import PROPOSALS
 from ..pp._design import get_mask, known_cells
-from ._paired import unit_name
+from ..stats.donors import unit_name
 from ._steer_ranks import sample_ranks
 from ._steer_sets import Edits, search_sets
 from ._steer_target import STRENGTH, get_steered
@@ -56,8 +56,7 @@ def steer(
     donor_key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Search for edits that move cells towards a target, or resample cells on their way to it.
 
     Parameters
@@ -132,12 +131,10 @@ def steer(
         Seed. The chains of a cell depend on it, on the cell's name and on the number of the chain, not on other cells.
     key_added
         Key in `.uns`, by default "steer".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["steer"]` with the tables `effects` (`mt.get.steer`), `genes` (`mt.get.steer_genes`),
+    `None`. Writes `.uns["steer"]` with the tables `effects` (`mt.get.steer`), `genes` (`mt.get.steer_genes`),
     `trace` (`mt.get.steer_trace`) and, for "ranks", `cells` (`mt.get.steer_cells`), and then also
 
     `.layers["steer_rank"]`
@@ -236,7 +233,7 @@ def steer(
         "burn_in": float(burn_in),
         "seed": rng,
     }
-    result = given.copy() if copy else given
+    result = given
     name = key_added or _keys.STEER
     if method == "ranks":
         own = np.zeros(model.vocab.size, dtype=bool)
@@ -295,7 +292,6 @@ def steer(
             tables["trace"] = found.trace
     write_result(result, name, {**model.params, **params}, **tables)
     _warn_of_chains(tables["cells"]["rhat"].dropna().median() if method == "ranks" else params["rhat"])
-    return result if copy else None
 
 
 def _warn_of_chains(rhat: float) -> None:
