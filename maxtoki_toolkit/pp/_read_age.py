@@ -19,7 +19,10 @@ DAYS = {"years": 365.25, "months": 365.25 / 12, "weeks": 7.0, "days": 1.0}
 BIRTH = {"human": 266, "mouse": 19}
 _LIFE = {"human": 130, "mouse": 5}  # years; none is older
 _WIDEST = 25  # years; what is wider says nothing of an age
-_LATE = {"years": 60, "months": 18}  # of lower limits: "18+" is a rule for who may take part, "90+" hides an age
+_LATE = {
+    "years": 60,
+    "months": 18,
+}  # of lower limits: "18+" is a rule for who may take part, "90+" hides an age
 _EARLY = 5 * DAYS["years"]  # of upper limits
 _MALE = 36  # months; "60m" is a man
 _GROWN = 18  # a range without a unit from here on is in years
@@ -33,10 +36,26 @@ _THEILER = (
 # Weeks after fertilization at which months 3 to 9 from the last menstrual period begin, and birth (HsapDv).
 _LMP_MONTHS = [8, 11, 15, 19, 24, 28, 33, 38]
 _ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
-_MISSING = set(
-    "nan none na n/a n.a. null unknown missing nd - -- ? . not available,not applicable,not collected,not provided,not reported,"
-    "not determined,unspecified,restricted access".replace(" ", ",", 10).split(",")
-) | {"", "unknown age", "missing or unknown"}
+_MISSING = {
+    *(
+        "",
+        "nan",
+        "none",
+        "na",
+        "n/a",
+        "null",
+        "nd",
+        "-",
+        "--",
+        "?",
+        ".",
+        "unknown",
+        "missing",
+        "missing or unknown",
+    ),
+    *("not available", "not applicable", "not collected", "not provided", "not reported", "not determined"),
+    *("unspecified", "restricted access", "unknown age"),
+}
 
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _UNITS = {
@@ -60,7 +79,9 @@ _WEEKS_AFTER = rf"(?:{_CONCEPTION} weeks?|pcw|wpc|wpf)"
 _GESTATION = r"(?:gw|gestational weeks?|weeks? gestation)"
 _EMBRYO = r"(?:e|ed|embryonic days?)"
 _COITUM = rf"(?:dpc|pcd|days? (?:post coit(?:um|al)|{_CONCEPTION}))"
-_MOUSE = r"\b(?:mouse|mice|theiler|ts ?\d+|mmusdv|(?:e|ed|embryonic day) ?\d+\.\d|(?:p|pnd|postnatal day) ?\d+)\b"
+_MOUSE = (
+    r"\b(?:mouse|mice|theiler|ts ?\d+|mmusdv|(?:e|ed|embryonic day) ?\d+\.\d|(?:p|pnd|postnatal day) ?\d+)\b"
+)
 _HUMAN = r"\b(?:human|hsapdv|carnegie|cs\d+|pcw|gw|gestational)\b|\d\s?(?:pcw|gw)\b|weeks post"
 
 
@@ -71,6 +92,9 @@ class Reading(NamedTuple):
     low: float
     high: float
     read_as: str
+
+
+OR_MALE = Reading(np.nan, np.nan, np.nan, "months, or a male?")
 
 
 def read_age(text: str, species: str | None = None) -> Reading:
@@ -96,17 +120,18 @@ def read_age(text: str, species: str | None = None) -> Reading:
         table = stage_table()
         return read_age(table[key], species) if key in table else _unknown("not an age")
     if re.fullmatch(r"\d+(?:\.\d+)?\s?M", text):
-        return _unknown("months, or a male?")
+        return OR_MALE
     text = _plain(text)
     if re.search(r"\bmouse\b|\bmice\b", text):
         species = species or "mouse"
-    found = _read(text, species)
-    if np.isnan(found.age) and (parts := re.fullmatch(r"([^()]+)\(([^()]+)\)", text)):
-        # The same age twice, "embryonic day 16.5 (E16.5)".
-        first, second = (_read(part.strip(), species) for part in parts.groups())
-        if first[:3] == second[:3]:
-            return first
-    return found
+    if twice := re.fullmatch(r"([^()]*\d[^()]*)\(([^()]*\d[^()]*)\)", text):
+        # "embryonic day 16.5 (E16.5)" is one age, "16 years (16 yr 63 d)" two.
+        first, second = (_read(part.strip(), species) for part in twice.groups())
+        return first if first[:3] == second[:3] else _unknown("two ages")
+    if named := re.fullmatch(r"([^()]+)\((?:at )?birth\)", text):
+        found = _read(named[1].strip(), species)
+        return found if found.age == 0 else _unknown("two ages")
+    return _read(text, species)
 
 
 def guess_species(texts: Iterable[str]) -> str | None:
@@ -129,6 +154,8 @@ def _plain(text: str) -> str:
     text = re.sub(r"[‐-―−]", "-", text)
     text = re.sub(r"(?<=\d)_(?=\d)", "-", text).replace("_", " ")
     text = re.sub(r"(?<=[a-z])\.(?!\d)", "", text)
+    # A band as pandas and R cut it.
+    text = re.sub(r"^[\[(](\d+), ?(\d+)[\])]$", r"\1-\2", text)
     return " ".join(text.split())
 
 
@@ -153,12 +180,16 @@ def _point(text: str, species: str | None) -> Reading:
     """Read an age that is no range."""
     born = bool(re.search(_BORN, text))
     core = re.sub(r"[-](?=[a-z])|(?<=[a-z])-(?=\d)", " ", text)
-    core = " ".join(re.sub(_NOISE, " ", re.sub(_BORN, " ", core)).split())
+    core = " ".join(re.sub(_NOISE, " ", re.sub(_BORN, " ", core)).split()).strip(",; ")
     for pattern, read in _POINTS:
         if found := re.fullmatch(pattern, core):
             return read(*found.groups())
-    if found := re.fullmatch(rf"{_EMBRYO} ?{_NUMBER}|{_NUMBER} ?{_COITUM}|dpc ?{_NUMBER}", core):
-        return _after_conception(next(filter(None, found.groups())), species)
+    if found := re.fullmatch(rf"{_EMBRYO} ?{_NUMBER}", core):
+        return _after_conception(found[1], species)
+    if found := re.fullmatch(rf"{_NUMBER} ?{_COITUM}|dpc ?{_NUMBER}", core):
+        days = found[1] or found[2]
+        # Later than the birth of a mouse or a rat.
+        return _after_conception(days, species or ("human" if float(days) > 21 else None))
     if found := re.fullmatch(rf"{_NUMBER} ?dpf", core):
         # Of fishes, as a rule.
         return _after_conception(found[1], species) if species else _unknown("of which species?")
@@ -214,15 +245,15 @@ def _amount(text: str, species: str | None, *, born: bool) -> Reading:
     """Read numbers with units after birth, if birth is what they count from."""
     pairs = re.findall(rf"{_NUMBER}\s?({_UNIT})(?![a-z])", text)
     parts = [(float(number), _unit_of(word)) for number, word in pairs]
-    order = [list(DAYS).index(unit) for _, unit in parts]
-    if order != sorted(set(order)):
-        return _unknown("not an age")
+    for (_, larger), (number, smaller) in zip(parts, parts[1:], strict=False):
+        if number * DAYS[smaller] >= DAYS[larger]:
+            return _unknown("not an age")
     if parts[0][1] in ("weeks", "days") and any(number for number, _ in parts):
         # "12 weeks" is a grown mouse and a human fetus.
         if not born and species in (None, "human"):
             return _unknown("of age or of pregnancy?")
     if pairs == [(pairs[0][0], "m")] and parts[0][0] > _MALE:
-        return _unknown("months, or a male?")
+        return OR_MALE
     found = _sum(parts)
     if species == "mouse" and found.age > _LIFE["mouse"] * DAYS["years"]:
         return _unknown("not an age")
@@ -231,7 +262,9 @@ def _amount(text: str, species: str | None, *, born: bool) -> Reading:
 
 def _split(text: str) -> tuple[str, str] | None:
     """Both ends of a range, each with its words: "GW17-18" is "gw17" and "gw18", "3-7 months" is "3 months" and "7 months"."""
-    dash = re.fullmatch(r"(.*?)(\d+(?:\.\d+)?)([a-z/ ]*?)\s?(?:-|\bto\b)\s?([a-z ]*?)(\d+(?:\.\d+)?)(.*)", text)
+    dash = re.fullmatch(
+        r"(.*?)(\d+(?:\.\d+)?)([a-z/ ]*?)\s?(?:-|\bto\b)\s?([a-z ]*?)(\d+(?:\.\d+)?)(.*)", text
+    )
     if dash is None:
         return None
     before, low, unit, again, high, after = dash.groups()
@@ -251,7 +284,7 @@ def _range(low: str, high: str, species: str | None) -> Reading:
     if bad is not None:
         return bad if np.isnan(bad.age) else _unknown("not an age")
     first, last = ends[0].low, ends[1].high
-    if first > last or (first < 0) != (ends[1].low < 0 or ends[1].read_as.count("after") > 0):
+    if first > last:
         return _unknown("not an age")
     if last - first > _WIDEST * DAYS["years"]:
         return _unknown(f"over {_WIDEST} years wide")
@@ -259,7 +292,7 @@ def _range(low: str, high: str, species: str | None) -> Reading:
 
 
 def _join(first: str, last: str) -> str:
-    """"40 years" and "45 years" in words."""
+    """ "40 years" and "45 years" in words."""
     a, b = re.match(r"([\d.]+)(?: to [\d.]+)? (.*)", first), re.match(r"(?:[\d.]+ to )?([\d.]+) (.*)", last)
     same = a and b and a[2].replace("s", "") == b[2].replace("s", "")
     return f"{a[1]} to {b[1]} {b[2]}" if same else f"{first} to {last}"
@@ -296,16 +329,13 @@ def _at_least(number: float, word: str | None) -> Reading:
 
 
 def _after_conception(number: str, species: str | None) -> Reading:
-    """Read days of pregnancy, of a mouse or a human: whose it is follows from the number where it is not said."""
+    """Read days of pregnancy; of a mouse if nothing says otherwise."""
     days = float(number)
     if species is None:
-        if days > 21:
-            species = "human"
-        elif "." in number or days >= 8:
-            # Human embryos before implantation are told in whole days up to 7.
-            species = "mouse"
-        else:
+        # Human embryos before implantation are told in whole days up to 7.
+        if "." not in number and days < 8:
             return _unknown("of which species?")
+        species = "mouse"
     if species == "mouse":
         if days > BIRTH["mouse"] + 1:
             return _unknown("not an age")
@@ -334,7 +364,11 @@ def _gestational(weeks: str, days: str | None = None) -> Reading:
 def _nth_week(number: str, shift: int = 0) -> Reading:
     # The tenth week is the one after nine weeks.
     last = int(number) - shift
-    return _interval(last - 1, last, "weeks", after="fertilization") if 1 <= last <= 40 else _unknown("not an age")
+    return (
+        _interval(last - 1, last, "weeks", after="fertilization")
+        if 1 <= last <= 40
+        else _unknown("not an age")
+    )
 
 
 def _lmp_month(word: str) -> Reading:

@@ -13,6 +13,7 @@ from .._results import write_result
 from .._validate import require_unique_names
 from ._columns import find_comparison
 from ._design import get_groups, get_labels, get_times, known_cells
+from .parse_age import time_in_numbers
 
 
 def match_ages(
@@ -80,6 +81,7 @@ def match_ages(
     condition_key, control, time_key, donor_key = find_comparison(
         adata.obs, condition_key, control, time_key, donor_key
     )
+    time_key = time_in_numbers(adata, time_key, "months")
     columns = [match_by] if isinstance(match_by, str) else list(match_by or [])
     donors = donor_table(
         adata,

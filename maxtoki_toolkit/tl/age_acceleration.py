@@ -22,6 +22,7 @@ from ..models.timelapse import read_lapses, require_temporal
 from ..pp._columns import find_comparison
 from ..pp._design import get_groups, get_labels, get_mask, get_times, known_cells
 from ..pp.match_ages import age_balance, donor_table, match_donors
+from ..pp.parse_age import time_in_numbers
 from ..stats.clocks import cross_fitted_ages
 from ..stats.fdr import benjamini_hochberg
 from ..stats.mixed_model import Readings, estimate_effect
@@ -147,6 +148,7 @@ def age_acceleration(
     condition_key, control, time_key, donor_key = find_comparison(
         adata.obs, condition_key, control, time_key, donor_key
     )
+    time_key = time_in_numbers(adata, time_key, model.time_head.unit)
     for name, value, least in [
         ("n_cells", n_cells, 1),
         ("n_contexts", n_contexts, 1),
