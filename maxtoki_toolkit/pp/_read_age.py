@@ -1,7 +1,8 @@
-"""One age from what people write: "79-year-old human stage", "18 mo", "P21", "40-45", "90+", "11th week post-fertilization".
+"""One age from what people write: "79-year-old human stage", "18 mo", "P21", "40-45", "90+".
 
-An age is read when the words fix it, to within what they leave open. A wrong age is worse than none: "23" could be years or
-months, "67M" a man or months, "10 weeks" a mouse or a fetus, and none of them is read unless something else says which.
+An age is read when the words fix it, to within what they leave open. A wrong age is worse than none: "23"
+could be years or months, "67M" a man or months, "10 weeks" a mouse or a fetus, and none of them is read
+unless something else says which.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _GROWN = 18  # a range without a unit from here on is in years
 _CARNEGIE = [0, 2.5, 4.5, 5.5, 7, 13, 15, 17, 19, 22, 23, 26, 28, 31, 35, 37, 42, 44, 48, 51, 53, 54, 56, 60]
 # Days after conception within which mouse embryos of Theiler stages 1 to 26 are found (MmusDv).
 _THEILER = (
-    "0-2.5 1-2.5 1-3.5 2-4 3-5.5 4-5.5 4.5-6 5-6.5 6.25-7.25 6.5-7.75 7.25-8 7.5-8.75 8-9.25 8.5-9.75 9-10.25 9.5-10.75 "
-    "10-11.25 10.5-11.25 11-12.25 11.5-13 12.5-14 13.5-15 15-16 16-17 17-18 18-19"
+    "0-2.5 1-2.5 1-3.5 2-4 3-5.5 4-5.5 4.5-6 5-6.5 6.25-7.25 6.5-7.75 7.25-8 7.5-8.75 8-9.25 8.5-9.75 "
+    "9-10.25 9.5-10.75 10-11.25 10.5-11.25 11-12.25 11.5-13 12.5-14 13.5-15 15-16 16-17 17-18 18-19"
 ).split()
 # Weeks after fertilization at which months 3 to 9 from the last menstrual period begin, and birth (HsapDv).
 _LMP_MONTHS = [8, 11, 15, 19, 24, 28, 33, 38]
@@ -70,8 +71,8 @@ _ORDINAL = "(" + "|".join(_ORDINALS) + ")"
 _NTH = r"(\d+)(?:st|nd|rd|th)"
 # Who has been born, and words that say nothing.
 _BORN = (
-    r"\b(?:olds?|aged|post ?natal(?:ly)?|after birth|of age|neonat\w*|newborns?|infants?|child(?:ren)?|juveniles?|toddlers?|"
-    r"adults?|elderly|mature|nursing|pups?)\b"
+    r"\b(?:olds?|aged|post ?natal(?:ly)?|after birth|of age|neonat\w*|newborns?|infants?|child(?:ren)?|"
+    r"juveniles?|toddlers?|adults?|elderly|mature|nursing|pups?)\b"
 )
 _NOISE = r"\b(?:human|mouse|mice|stage|age|male|female|and|about|approximately|approx|ca|circa)\b|[()~:]"
 _CONCEPTION = r"(?:post|after)[ -]?(?:conception(?:al)?|fertili[sz]ation|ovulation)"
@@ -82,11 +83,11 @@ _COITUM = rf"(?:dpc|pcd|days? (?:post coit(?:um|al)|{_CONCEPTION}))"
 _MOUSE = (
     r"\b(?:mouse|mice|theiler|ts ?\d+|mmusdv|(?:e|ed|embryonic day) ?\d+\.\d|(?:p|pnd|postnatal day) ?\d+)\b"
 )
-_HUMAN = r"\b(?:human|hsapdv|carnegie|cs\d+|pcw|gw|gestational)\b|\d\s?(?:pcw|gw)\b|weeks post"
+_HUMAN = r"\b(?:human|hsapdv|carnegie|gestational)\b|\b(?:cs|pcw|wpc|gw) ?\d|\d ?(?:pcw|wpc|gw)\b|weeks? post"
 
 
 class Reading(NamedTuple):
-    """An age in days from birth (negative before it), NaN where it cannot be known, and what it was taken for."""
+    """An age in days from birth, NaN where it cannot be known, and what it was taken for."""
 
     age: float
     low: float
@@ -261,7 +262,7 @@ def _amount(text: str, species: str | None, *, born: bool) -> Reading:
 
 
 def _split(text: str) -> tuple[str, str] | None:
-    """Both ends of a range, each with its words: "GW17-18" is "gw17" and "gw18", "3-7 months" is "3 months" and "7 months"."""
+    """Both ends of a range, each with its words: "GW17-18" is "gw17" and "gw18"."""
     dash = re.fullmatch(
         r"(.*?)(\d+(?:\.\d+)?)([a-z/ ]*?)\s?(?:-|\bto\b)\s?([a-z ]*?)(\d+(?:\.\d+)?)(.*)", text
     )
@@ -292,7 +293,7 @@ def _range(low: str, high: str, species: str | None) -> Reading:
 
 
 def _join(first: str, last: str) -> str:
-    """ "40 years" and "45 years" in words."""
+    """Say "40 years" and "45 years" as one range."""
     a, b = re.match(r"([\d.]+)(?: to [\d.]+)? (.*)", first), re.match(r"(?:[\d.]+ to )?([\d.]+) (.*)", last)
     same = a and b and a[2].replace("s", "") == b[2].replace("s", "")
     return f"{a[1]} to {b[1]} {b[2]}" if same else f"{first} to {last}"

@@ -37,7 +37,7 @@ def match_ages(
         Column of `.obs` with the condition of each donor, and the value that controls have. These and the next two are
         guessed from the names in `.obs` where they are `None`, with a warning that says which were taken.
     time_key
-        Column of `.obs` with the age, in whole units.
+        Column of `.obs` with the age, in whole units; text is read by `mt.pp.parse_age` into a column whose name ends in "_months".
     donor_key
         Column of `.obs` with the donor.
     match_by

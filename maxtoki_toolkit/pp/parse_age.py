@@ -1,11 +1,11 @@
-"""Ages from text: stages of CELLxGENE, HsapDv and MmusDv, ages with units, ranges, limits, days and weeks before birth."""
+"""Ages from text: stages of CELLxGENE, HsapDv and MmusDv, units, ranges, limits, time before birth."""
 
 from __future__ import annotations
 
 import re
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,10 +32,10 @@ def parse_age(
     key: str = "development_stage",
     *,
     unit: str = "months",
-    species: Literal["human", "mouse"] | None = None,
+    species: str | None = None,
     key_added: str = "age",
 ) -> None:
-    """Read ages from text: stages of CELLxGENE, ages with units, ranges, decades, days and weeks before birth.
+    """Read ages from text: stages of CELLxGENE, ages with units, ranges, decades, time before birth.
 
     Parameters
     ----------
@@ -46,23 +46,24 @@ def parse_age(
     unit
         Unit of what is written: "years", "months", "weeks" or "days".
     species
-        Whose ages these are. By default what `.obs["organism"]` says, or the words: a column with "E14.5", "P21" or a Theiler stage is of
-        mice.
+        "human" or "mouse". By default what `.obs["organism"]` says, or the words: a column with "E14.5",
+        "P21" or a Theiler stage is of mice.
     key_added
-        Column of `.obs` to write, and how those beside it begin. If it is `key`, the text is kept in a column that ends in
-        "_as_given".
+        Column of `.obs` to write, and how those beside it begin. If it is `key`, the text is kept in a column
+        that ends in "_as_given".
 
     Returns
     -------
     `None`. Writes
 
     `.obs["age"]`
-        The age from birth; of a range its middle, of "90+" the least. Before birth it is negative. NaN where it cannot be known.
+        The age from birth; of a range its middle, of "90+" the least. Before birth it is negative. NaN where
+        it cannot be known.
     `.obs["age_low"]`, `.obs["age_high"]`
         Ends of what the text leaves open; the upper one of "90+" is NaN.
     `.obs["age_read_as"]`
-        What the text was taken for, such as "70 to 79 years" or "14.5 days after conception of a mouse", or why it was not read, such
-        as "no unit".
+        What the text was taken for, such as "70 to 79 years" or "14.5 days after conception of a mouse", or
+        why it was not read, such as "no unit".
     `.uns["parse_age"]`
         The table `terms`, one row a text: `term`, `n_cells`, and the same four.
 
@@ -71,19 +72,23 @@ def parse_age(
     KeyError
         If there is no such column.
     ValueError
-        If no age can be read, or `key_added` is a column that this function did not write.
+        If no age can be read, `unit` or `species` is another, or `key_added` is a column that this function did
+        not write.
 
     Notes
     -----
-    Ages are counted as people say them: "45-year-old stage", which is from 45 to 46 in the ontology, is 45, and the fifth decade 40 to
-    49. What would be a guess is not read: a number without a unit, unless the name of the column has one; "67M"; a stage of life without
-    numbers ("adult", "child"), which releases of the ontologies define differently; weeks and days that may be of age or of pregnancy
-    ("12 weeks") where they are not known to be a mouse's; limits that say little ("18+", "<60"), and ranges of more than 25 years.
-    Ranges without a unit ("40-45") are in years if they begin at 18 or go beyond 36, limits ("90+") from 60 on.
+    Ages are counted as people say them: "45-year-old stage", which is from 45 to 46 in the ontology, is 45,
+    and the fifth decade 40 to 49. What would be a guess is not read: a number without a unit, unless the name
+    of the column has one; "67M"; a stage of life without numbers ("adult", "child"), which releases of the
+    ontologies define differently; weeks and days that may be of age or of pregnancy ("12 weeks") where they
+    are not known to be a mouse's; limits that say little ("18+", "<60"), and ranges of more than 25 years.
+    Ranges without a unit ("40-45") are in years if they begin at 18 or go beyond 36, limits ("90+") from 60
+    on.
 
-    Birth is 266 days after fertilization in humans, and 19 days after conception in mice, as HsapDv and MmusDv have it; E19 and later,
-    and pregnancies that go on for longer, are birth. Gestational weeks count from the last menstrual period, two weeks before
-    fertilization. The terms of both ontologies are in `maxtoki_toolkit/resources/developmental_stages.csv`.
+    Birth is 266 days after fertilization in humans, and 19 days after conception in mice, as HsapDv and
+    MmusDv have it; E19 and later, and pregnancies that go on for longer, are birth. Gestational weeks count
+    from the last menstrual period, two weeks before fertilization. The terms of both ontologies are in
+    `maxtoki_toolkit/resources/developmental_stages.csv`.
 
     Examples
     --------
@@ -97,11 +102,14 @@ def parse_age(
     require_obs(adata, key)
     if unit not in DAYS:
         raise ValueError(f"unit must be one of {', '.join(DAYS)}, got {unit!r}.")
+    if species not in (None, "human", "mouse"):
+        raise ValueError(f"species must be 'human' or 'mouse', or None to find it, got {species!r}.")
     names = [key_added, f"{key_added}_low", f"{key_added}_high", f"{key_added}_read_as"]
     ours = adata.uns.get(_keys.PARSE_AGE, {}).get("params", {}).get("key_added") == key_added
     if foreign := [name for name in names if name in adata.obs and name != key and not ours]:
         raise ValueError(
-            f".obs has a column {foreign[0]!r} already, which would be replaced. Give another name: key_added='parsed_age'."
+            f".obs has a column {foreign[0]!r} already, which would be replaced. Give another name: "
+            "key_added='parsed_age'."
         )
     species = species or species_of(adata.obs, adata.uns)
     table = read_terms(adata.obs[key], unit, key_added, species=species)
@@ -114,8 +122,8 @@ def parse_age(
     if len(lost):
         n_lost = lost["n_cells"].sum()
         warnings.warn(
-            f"Read the ages of {found:,} of {adata.n_obs:,} cells from .obs[{key!r}]; those of {n_lost:,} cannot be known "
-            f"({_first(lost)}).{_advice(lost, key, key_added)}",
+            f"Read the ages of {found:,} of {adata.n_obs:,} cells from .obs[{key!r}]; those of {n_lost:,} cannot "
+            f"be known ({_first(lost)}).{_advice(lost, key, key_added)}",
             UserWarning,
             stacklevel=2,
         )
@@ -152,7 +160,7 @@ def read_terms(
 
 
 def time_in_numbers(adata: AnnData, time_key: str, unit: str) -> str:
-    """Name of a column with the times in whole numbers: `time_key`, or one made of its text in `unit`, and said."""
+    """Name of a column of times in whole numbers: `time_key`, or one made of its text in `unit`, and said."""
     column = adata.obs[time_key]
     if pd.to_numeric(column.astype(object), errors="coerce").notna().any() or unit not in DAYS:
         return time_key
@@ -162,7 +170,8 @@ def time_in_numbers(adata: AnnData, time_key: str, unit: str) -> str:
     parse_age(adata, time_key, unit=unit, key_added=name)
     adata.obs[name] = adata.obs[name].round()
     warnings.warn(
-        f"Read .obs[{time_key!r}] as ages in {unit}, into .obs[{name!r}]; .obs[{name + '_read_as'!r}] says what each was taken for.",
+        f"Read .obs[{time_key!r}] as ages in {unit}, into .obs[{name!r}]; .obs[{name + '_read_as'!r}] says what "
+        "each was taken for.",
         UserWarning,
         stacklevel=3,
     )
@@ -170,7 +179,7 @@ def time_in_numbers(adata: AnnData, time_key: str, unit: str) -> str:
 
 
 def species_of(obs: pd.DataFrame, uns: Mapping[str, Any] | None = None) -> str | None:
-    """Return the one species of the cells, as CELLxGENE tells it; "human" and "mouse", others by their own name."""
+    """Return the species of all cells, as CELLxGENE has it: "human", "mouse", or the name of another."""
     for name in ("organism", "organism_ontology_term_id", "species"):
         values = obs[name].dropna().astype(str).unique() if name in obs else [(uns or {}).get(name)]
         if len(values) == 1 and isinstance(values[0], str):
@@ -180,7 +189,7 @@ def species_of(obs: pd.DataFrame, uns: Mapping[str, Any] | None = None) -> str |
 
 
 def _unit_of_numbers(name: str) -> str:
-    """What numbers in a column of this name are of: "age_years", "gestational_weeks"; "" if it does not say."""
+    """Unit of numbers in a column of this name ("age_years", "gestational_weeks"); "" if it does not say."""
     plain = re.sub(r"[^a-z]+", " ", name.lower())
     if re.search(r"\bgestation", plain):
         return "weeks gestation"
@@ -211,5 +220,8 @@ def _advice(lost: pd.DataFrame, key: str, key_added: str) -> str:
             f"adata.obs[{key!r}].astype(str) + ' years'."
         )
     if why & {"of age or of pregnancy?", "of which species?"}:
-        text += " Days and weeks may be of age or of pregnancy: say species='mouse', '12 weeks old', or '12 weeks post-conception'."
+        text += (
+            " Days and weeks may be of age or of pregnancy: say species='mouse', '12 weeks old', or "
+            "'12 weeks post-conception'."
+        )
     return text

@@ -74,7 +74,8 @@ def age_acceleration(
         Column of `.obs` with the condition of each donor, and the value that controls have. These and the next two are
         guessed from the names in `.obs` where they are `None`, with a warning that says which were taken.
     time_key
-        Column of `.obs` with the age, in the whole units that the model tells.
+        Column of `.obs` with the age, in the whole units that the model tells; text is read by `mt.pp.parse_age` into a column whose name
+        ends in the unit.
     donor_key
         Column of `.obs` with the donor.
     groupby
@@ -148,7 +149,6 @@ def age_acceleration(
     condition_key, control, time_key, donor_key = find_comparison(
         adata.obs, condition_key, control, time_key, donor_key
     )
-    time_key = time_in_numbers(adata, time_key, model.time_head.unit)
     for name, value, least in [
         ("n_cells", n_cells, 1),
         ("n_contexts", n_contexts, 1),
@@ -157,6 +157,7 @@ def age_acceleration(
     ]:
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}.")
+    time_key = time_in_numbers(adata, time_key, model.time_head.unit)
     columns = [match_by] if isinstance(match_by, str) else list(match_by or [])
     keys = (condition_key, time_key, donor_key, groupby, columns, batch_key)
     given, (adata, kept) = adata, known_cells(adata, *keys)
