@@ -101,3 +101,21 @@ def orthologs_of_mouse() -> pd.DataFrame:
     ['ENSG00000075624']
     """
     return pd.read_csv(resource("mouse_orthologs.csv.gz"), dtype=str, keep_default_na=False)
+
+
+@cache
+def stage_table() -> dict[str, str]:
+    """Labels of the terms of HsapDv and MmusDv, the ontologies of human and mouse stages, by their ids.
+
+    Returns
+    -------
+    438 labels. The file has more columns: see `maxtoki_toolkit/resources/README.md`.
+
+    Examples
+    --------
+    >>> from maxtoki_toolkit._reference import stage_table
+    >>> stage_table()["HsapDv:0000139"]
+    '45-year-old stage'
+    """
+    table = pd.read_csv(resource("developmental_stages.csv"), dtype=str, keep_default_na=False)
+    return dict(zip(table["term_id"], table["label"], strict=True))

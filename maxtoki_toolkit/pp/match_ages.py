@@ -13,6 +13,7 @@ from .._results import write_result
 from .._validate import require_unique_names
 from ._columns import find_comparison
 from ._design import get_groups, get_labels, get_times, known_cells
+from .parse_age import time_in_numbers
 
 
 def match_ages(
@@ -36,7 +37,7 @@ def match_ages(
         Column of `.obs` with the condition of each donor, and the value that controls have. These and the next two are
         guessed from the names in `.obs` where they are `None`, with a warning that says which were taken.
     time_key
-        Column of `.obs` with the age, in whole units.
+        Column of `.obs` with the age, in whole units; text is read by `mt.pp.parse_age` into a column whose name ends in "_months".
     donor_key
         Column of `.obs` with the donor.
     match_by
@@ -80,6 +81,7 @@ def match_ages(
     condition_key, control, time_key, donor_key = find_comparison(
         adata.obs, condition_key, control, time_key, donor_key
     )
+    time_key = time_in_numbers(adata, time_key, "months")
     columns = [match_by] if isinstance(match_by, str) else list(match_by or [])
     donors = donor_table(
         adata,

@@ -22,6 +22,7 @@ from ..models.timelapse import read_lapses, require_temporal
 from ..pp._columns import find_comparison
 from ..pp._design import get_groups, get_labels, get_mask, get_times, known_cells
 from ..pp.match_ages import age_balance, donor_table, match_donors
+from ..pp.parse_age import time_in_numbers
 from ..stats.clocks import cross_fitted_ages
 from ..stats.fdr import benjamini_hochberg
 from ..stats.mixed_model import Readings, estimate_effect
@@ -73,7 +74,8 @@ def age_acceleration(
         Column of `.obs` with the condition of each donor, and the value that controls have. These and the next two are
         guessed from the names in `.obs` where they are `None`, with a warning that says which were taken.
     time_key
-        Column of `.obs` with the age, in the whole units that the model tells.
+        Column of `.obs` with the age, in the whole units that the model tells; text is read by `mt.pp.parse_age` into a column whose name
+        ends in the unit.
     donor_key
         Column of `.obs` with the donor.
     groupby
@@ -155,6 +157,7 @@ def age_acceleration(
     ]:
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}.")
+    time_key = time_in_numbers(adata, time_key, model.time_head.unit)
     columns = [match_by] if isinstance(match_by, str) else list(match_by or [])
     keys = (condition_key, time_key, donor_key, groupby, columns, batch_key)
     given, (adata, kept) = adata, known_cells(adata, *keys)
