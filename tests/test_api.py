@@ -282,7 +282,7 @@ def screened(read, encoded):
     return adata
 
 
-@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n.startswith("tl.")])
+@pytest.mark.parametrize("name", [n for n in ON_ANNDATA if n.startswith("tl.")])
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*zarr")
 def test_results_survive_a_round_trip(request, encoded, name, tmp_path):
     """To h5ad with all that was there before, to zarr alone: each column takes that a while."""
