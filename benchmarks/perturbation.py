@@ -68,7 +68,7 @@ def screen(adata: AnnData, model, n_prompts: int, seed: int) -> pd.DataFrame:
     """Effects over donors of all genes, `n_prompts` a cell type."""
     mt.pp.sample_prompts(
         adata, time_key="age_months", groupby="cell_type", n_prompts=n_prompts * len(TYPES), context_size=2,
-        balance=1.0, donor_key="donor_id", rng=seed,
+        sampling=mt.pp.PromptSampling(balance=1), donor_key="donor_id", rng=seed,
     )  # fmt: skip
     mt.tl.perturb(adata, model, genes="all", mode="inhibit")
     mt.tl.perturbation_stats(adata)

@@ -23,7 +23,7 @@ WRITTEN = ["stats.csv", "controls.csv", *_FIGURES]
 SECTIONS = {"prompts": pp.sample_prompts, "perturb": tl.perturb, "stats": tl.perturbation_stats}
 _OWN = dict.fromkeys(("cells", "output", "model", "device"), str)
 _OWN |= dict.fromkeys(("revision", "layer"), str | None)
-_NOT_ASKED = {"adata", "model", "copy", "key_added", "key", "path", "layer", "task", "return"}
+_NOT_ASKED = {"adata", "model", "copy", "key_added", "key", "path", "layer", "task", "sampling", "return"}
 _NOT_ASKED |= {"share_array", "overwrite"}
 # As what the values of a type come from YAML, and what a message calls them.
 _IN_YAML = {
@@ -60,7 +60,7 @@ def read_settings(path: str | Path) -> dict:
         section = settings.setdefault(name, {}) or {}
         if not isinstance(section, dict):
             raise ValueError(f"{name} in {path} must hold settings as `name: value`.")
-        types = get_type_hints(function)
+        types = get_type_hints(function) | (get_type_hints(pp.PromptSampling) if name == "prompts" else {})
         _refuse(path, f"{name} has ", set(section), set(types) - _NOT_ASKED)
         _check_types(path, f"{name}: ", section, types)
         settings[name] = section
@@ -139,7 +139,8 @@ def run_screen(
     pp.map_genes(adata, model)
     pp.rank_value_encode(adata, model, layer=layer)
     if reads_time:
-        pp.sample_prompts(adata, **settings["prompts"])
+        sampling, others = pp.PromptSampling.split(settings["prompts"])
+        pp.sample_prompts(adata, sampling=sampling, **others)
     where = {"path": folder / EFFECTS, "share_array": share_array, "overwrite": overwrite}
     tl.perturb(adata, model, layer=layer, **where, **asked)
     if _keys.PERTURBATION not in adata.uns:

@@ -14,10 +14,11 @@ from .match_queries import match_queries
 from .parse_age import parse_age
 from .rank_value_encode import rank_value_encode
 from .read_cells import read_cells
-from .sample_prompts import sample_prompts
+from .sample_prompts import PromptSampling, sample_prompts
 from .simulate_doublets import simulate_doublets
 
 __all__ = [
+    "PromptSampling",
     "encode_file",
     "encode_files",
     "harmonize_cell_types",
