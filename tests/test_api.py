@@ -123,7 +123,8 @@ ARGUMENTS = {
     "tl.perturb": {"genes": "all"},
     "tl.expression_age_slope": {"time_key": "age_months", "donor_key": "donor_id"},
     "tl.perturbation_concordance": {"n_permutations": 99},
-    "tl.steer": {"n_cells": 4, "n_candidates": 4, "max_size": 2, "n_null": 2},
+    "tl.search_gene_sets": {"search": mt.tl.GeneSetSearch(n_cells=4, n_candidates=4, max_size=2, n_null=2)},
+    "tl.steer_cells": {"sampling": mt.tl.CellSampling.of(n_cells=4, n_steps=4)},
     "tl.perturbation_metrics": {
         "predicted": "rank",
         "perturbation_key": "sex",
@@ -207,7 +208,7 @@ BY_DONOR = [
     name
     for name, function in ON_ANNDATA.items()
     if "donor_key" in inspect.signature(function).parameters
-    and name not in ("tl.ablate_heads", "tl.attribute", "tl.perturb", "tl.steer")
+    and name not in ("tl.ablate_heads", "tl.attribute", "tl.perturb")
 ]
 # Functions that read time, and what they need for it.
 READ_TIME = [
@@ -219,13 +220,14 @@ READ_TIME = [
     "tl.patch",
     "tl.perturb",
     "tl.predict_timelapse",
-    "tl.steer",
+    "tl.search_gene_sets",
+    "tl.steer_cells",
 ]
 TIMED = {
     "tl.age_acceleration": {**ARGUMENTS["tl.age_acceleration"], "time_key": "age", "tolerance": 40},
     "tl.attention": {"key": "prompts"},
     "tl.perturb": {"genes": "all"},
-    "tl.steer": ARGUMENTS["tl.steer"],
+    "tl.search_gene_sets": ARGUMENTS["tl.search_gene_sets"],
 }
 
 
@@ -282,7 +284,7 @@ def screened(read, encoded):
     return adata
 
 
-@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n.startswith("tl.")])
+@pytest.mark.parametrize("name", [n for n in ON_ANNDATA if n.startswith("tl.")])
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*zarr")
 def test_results_survive_a_round_trip(request, encoded, name, tmp_path):
     """To h5ad with all that was there before, to zarr alone: each column takes that a while."""
