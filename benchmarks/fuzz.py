@@ -226,7 +226,6 @@ OWN = {
     "tl.age_acceleration": {"tolerance": 400, "groupby": None, **COMPARED},
     "tl.ablate_heads": {"donor_key": None},
     "tl.attention": {"groupby": "cell_type"},
-    "tl.perturb": {"donor_key": None},
     "tl.search_gene_sets": {"search": mt.tl.GeneSetSearch(n_cells=10, n_candidates=4, max_size=2, n_null=2)},
     "tl.steer_cells": {"sampling": mt.tl.CellSampling.of(n_cells=10, n_steps=4)},
     "tl.perturbation_stats": {"min_donors": 2, "n_null": 10},

@@ -28,7 +28,7 @@ from .perturbation_metrics import perturbation_metrics
 from .perturbation_stats import perturbation_stats
 from .predict_age import predict_age
 from .predict_timelapse import predict_timelapse
-from .recipes import Cells, CellSampling, Chains, GeneSetSearch
+from .recipes import Cells, CellSampling, Chains, GeneSetSearch, ScreenFile
 from .search_gene_sets import search_gene_sets
 from .steer_cells import steer_cells
 from .timelapse_baselines import timelapse_baselines
@@ -40,6 +40,7 @@ __all__ = [
     "CellSampling",
     "Chains",
     "GeneSetSearch",
+    "ScreenFile",
     "search_gene_sets",
     "steer_cells",
     "generation_diversity",

@@ -31,7 +31,6 @@ def perturbation_stats(
     n_null: int = 40,
     min_donors: int = 3,
     housekeeping: Sequence[str] = HOUSEKEEPING,
-    layer: str | None = None,
     key_added: str | None = None,
 ) -> None:
     """Summarise a screen: effect of each gene over donors, and whether it is more than matched genes do.
@@ -43,13 +42,12 @@ def perturbation_stats(
     key
         Key in `.uns` of the screen, by default "perturbation".
     n_null
-        Genes that each gene is compared with: those nearest to it in mean rank, detection and expression.
+        Genes that each gene is compared with: those nearest to it in mean rank, detection and, where the counts that
+        were ranked are there, expression.
     min_donors
         Donors (or cells, where no donor is known) in which an edit must have taken effect to be tested.
     housekeeping
         Symbols or Ensembl ids of genes that should do nothing in particular; see `mt.get.perturbation_controls`.
-    layer
-        Layer with the raw counts, for the expression; by default what was ranked. Without counts, rank and detection are matched.
     key_added
         Key in `.uns`, by default "perturbation_stats".
 
@@ -129,7 +127,7 @@ def perturbation_stats(
 
     effects = []
     for group, mine in parts:
-        covariates = _covariates(adata, table[mine], genes, layer)
+        covariates = _covariates(adata, table[mine], genes)
         for k in np.unique(table["k"]):
             rows = table[mine & (table["k"] == k).to_numpy()]
             found = pd.concat(
@@ -171,7 +169,7 @@ def perturbation_stats(
     )
 
 
-def _covariates(adata: AnnData, table: pd.DataFrame, genes: pd.DataFrame, layer: str | None) -> pd.DataFrame:
+def _covariates(adata: AnnData, table: pd.DataFrame, genes: pd.DataFrame) -> pd.DataFrame:
     """What the genes are like in the query cells of some rows."""
     cells = table.drop_duplicates("prompt")["cell"].astype(str)
     rows = adata.obs_names.get_indexer(cells)
@@ -180,7 +178,7 @@ def _covariates(adata: AnnData, table: pd.DataFrame, genes: pd.DataFrame, layer:
             f"{missing.sum()} cells of the screen are not in the AnnData (first: {cells.iloc[missing.argmax()]!r})."
         )
     used, times = np.unique(rows, return_counts=True)
-    measured = gene_covariates(adata[used], layer, weight=times.astype(float))
+    measured = gene_covariates(adata[used], weight=times.astype(float))
     return of_sets(measured, [str(members).split(";") for members in genes["members"]])
 
 

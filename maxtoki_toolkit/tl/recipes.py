@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from .._names import require_choice
 from .._recipe import Recipe
@@ -167,3 +168,28 @@ class CellSampling(Recipe):
         require_choice("proposal", self.proposal, PROPOSALS)
         if self.proposal_temperature == 0:
             raise ValueError("proposal_temperature must be above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreenFile(Recipe):
+    """Where the effects of a large screen are written.
+
+    Attributes
+    ----------
+    path
+        `.csv`, `.csv.gz` or `.parquet`.
+    share_array
+        Share the parts out over the tasks of the SLURM array that this process is of, too.
+    overwrite
+        Replace a screen of other settings or cells. What else is there stays in any case.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> mt.tl.ScreenFile(path="effects.parquet").overwrite
+    False
+    """
+
+    path: str | Path
+    share_array: bool = False
+    overwrite: bool = False
