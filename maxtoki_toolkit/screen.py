@@ -44,9 +44,10 @@ def read_settings(path: str | Path) -> dict:
     Parameters
     ----------
     path
-        YAML with `cells` (raw counts: .h5ad, .zarr or 10x), `output` (a folder), `model`, `revision` and `device` (as in
-        `mt.load_model`), `layer` (with the raw counts, by default `.X`; "raw" for those in `.raw`), and as sections `prompts`, `perturb` and `stats` the parameters
-        of `mt.pp.sample_prompts`, `mt.tl.perturb` (where single cells are read with those of `mt.tl.Cells`) and
+        YAML with `cells` (raw counts: .h5ad, .zarr or 10x), `output` (a folder), `model`, `revision` and
+        `device` (as in `mt.load_model`), `layer` (with the raw counts, by default `.X`; "raw" for those in
+        `.raw`), and as sections `prompts`, `perturb` and `stats` the parameters of `mt.pp.sample_prompts`,
+        `mt.tl.perturb` (where single cells are read with those of `mt.tl.Cells`) and
         `mt.tl.perturbation_stats`.
 
     Raises

@@ -45,7 +45,7 @@ class Units(NamedTuple):
     time_read_as: str = ""
 
 
-def get_prompts(adata: AnnData, model: MaxTokiModel, key: str | None, on: str) -> Units:
+def prompt_units(adata: AnnData, model: MaxTokiModel, key: str | None, on: str) -> Units:
     """Prompts that ask for the lapse, with the cells of them that are edited."""
     stored = read_result(adata, key or _keys.PROMPTS, "mt.pp.sample_prompts(adata, ...)")
     params, table = stored["params"], stored["prompts"].reset_index(drop=True)
@@ -76,7 +76,7 @@ def get_prompts(adata: AnnData, model: MaxTokiModel, key: str | None, on: str) -
     )
 
 
-def get_single_cells(adata: AnnData, model: MaxTokiModel, on: Cells, seed: int) -> Units:
+def cell_units(adata: AnnData, model: MaxTokiModel, on: Cells, seed: int) -> Units:
     """Single cells, each with a target cell of its group where there are any."""
     group, names = get_groups(adata, on.groupby)
     chosen = np.flatnonzero(get_mask(adata, on.use, "use"))

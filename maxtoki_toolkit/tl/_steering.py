@@ -15,7 +15,7 @@ from .._names import require_choice
 from .._results import read_result
 from ..get.results import find_genes
 from ..models.embedding import embed_sequences
-from ..models.model import MaxTokiModel, require_model
+from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences
 from ..models.timelapse import read_lapses, require_temporal
@@ -62,7 +62,6 @@ def get_steered(
     rng: int,
 ) -> Steered:
     """Choose the cells, and set up the distance."""
-    require_model(model)
     require_choice("readout", readout, READOUTS)
     on = on or Cells()
     if on.groupby is not None:

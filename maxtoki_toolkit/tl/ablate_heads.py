@@ -15,7 +15,7 @@ from .._results import write_result
 from ..models.ablation import HOW, Ablated, ablate, mean_activations
 from ..models.hooks import n_heads, n_layers
 from ..models.layout import n_classes, place_classes
-from ..models.model import MaxTokiModel, require_model
+from ..models.model import MaxTokiModel
 from ..pp._design import known_cells
 from ..stats.donors import donor_mean, unit_name
 from ..stats.fdr import benjamini_hochberg
@@ -55,19 +55,19 @@ def ablate_heads(
         "likelihood"
             Mean log-probability of the query cell's genes, given what comes before each.
         a gene
-            Log-probability of this gene at its place in the query cell (symbol, Ensembl id or `.var_names`); prompts whose
-            query cell lacks it are left out.
+            Log-probability of this gene at its place in the query cell (symbol, Ensembl id or `.var_names`);
+            prompts whose query cell lacks it are left out.
         a function
             Of the logits after the prompt (torch tensor, prompts x vocabulary), to one number a prompt.
     how
-        What the head hands on instead: "zero"; "mean", its mean over the prompts at like places; "resample", what it
-        makes of another prompt at the same place, drawn for each prompt.
+        What the head hands on instead: "zero"; "mean", its mean over the prompts at like places; "resample",
+        what it makes of another prompt at the same place, drawn for each prompt.
     heads
-        Heads, as pairs of block and head (from 0), or lists of such pairs that are ablated together. All heads, one at a
-        time, by default.
+        Heads, as pairs of block and head (from 0), or lists of such pairs that are ablated together. All
+        heads, one at a time, by default.
     max_heads
-        Look for the heads that together do most, one added at a time (greedy), up to so many. By default each of `heads`
-        is ablated.
+        Look for the heads that together do most, one added at a time (greedy), up to so many. By default each
+        of `heads` is ablated.
     n_random
         Random sets of each size beside those of the greedy search.
     n_prompts
@@ -98,11 +98,12 @@ def ablate_heads(
     1-2, 3-6, 7-14 and so on; the last by itself): heads do different things for contexts and queries, high and low
     ranks, and finer classes would have too few tokens.
 
-    The null of each head changes the residual stream by as much, at every token, in a random direction (one a prompt and
-    block): `null_size`. The trivial explanation, that some heads simply write more, is in `removed`.
+    The null of each head changes the residual stream by as much, at every token, in a random direction (one a
+    prompt and block): `null_size`. The trivial explanation, that some heads simply write more, is in
+    `removed`.
 
-    The greedy search chooses on half the donors and is scored on the others, beside random sets, so that the curve does
-    not reward the choice itself; donors of contexts may be on both sides.
+    The greedy search chooses on half the donors and is scored on the others, beside random sets, so that the
+    curve does not reward the choice itself; donors of contexts may be on both sides.
 
     Examples
     --------
@@ -116,7 +117,6 @@ def ablate_heads(
     >>> mt.get.ablate_heads(adata)["heads"].tolist()
     ['L0H1', 'L2H0+L3H0']
     """
-    require_model(model)
     require_choice("how", how, HOW)
     sets = _sets(heads, model)
     if max_heads and any(len(some) > 1 for some in sets):

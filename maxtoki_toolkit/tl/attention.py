@@ -72,21 +72,22 @@ def attention(
     key
         Key in `.uns` of prompts that ask for a lapse (`mt.pp.sample_prompts`); `None` to read single cells.
     gene_sets
-        Gene sets whose share of the attention is kept for each sequence: names and their genes (symbols, Ensembl ids
-        or `.var_names`); "TF" for the human transcription factors of Lambert et al. (Cell 2018). The sums of all genes are
-        kept in any case, so `mt.tl.head_enrichment` can ask for other sets later.
+        Gene sets whose share of the attention is kept for each sequence: names and their genes (symbols,
+        Ensembl ids or `.var_names`); "TF" for the human transcription factors of Lambert et al. (Cell 2018).
+        The sums of all genes are kept in any case, so `mt.tl.head_enrichment` can ask for other sets later.
     groupby
         Column of `.obs` with the cell type. For prompts, by default their own group.
     donor_key
-        Column of `.obs` with the donor. For prompts, by default that of the query cell as the prompts have it.
+        Column of `.obs` with the donor. For prompts, by default that of the query cell as the prompts have
+        it.
     n_cells
-        Cells of each group and donor, at most (of each group, where no donor is known). Which ones depends on `rng` and
-        their names alone, not on the order or number of the other cells. All prompts are read.
+        Cells of each group and donor, at most (of each group, where no donor is known). Which ones depends on
+        `rng` and their names alone, not on the order or number of the other cells. All prompts are read.
     n_examples
         Sequences of which what each token receives is kept, for `mt.pl.prompt_attention`.
     path
-        `.zarr` store to write the sums of the genes to. Needed when they take more than 256 MB; `.uns` then has the path
-        and a checksum.
+        `.zarr` store to write the sums of the genes to. Needed when they take more than 256 MB; `.uns` then
+        has the path and a checksum.
     overwrite
         Replace sums that this function has written to `path`. Anything else that is there stays in any case.
     rng
@@ -100,27 +101,28 @@ def attention(
     a group and donor (or a block of cells, where no donor is known).
 
     `units`, `sequences`, `genes`
-        Tables of the units, of the cells or prompts that were read, and of the genes among their tokens, with their
-        mean expression: of the counts that were ranked, or where these are gone the vocabulary's medians
-        (`params["expression"]`).
+        Tables of the units, of the cells or prompts that were read, and of the genes among their tokens, with
+        their mean expression: of the counts that were ranked, or where these are gone the vocabulary's
+        medians (`params["expression"]`).
     `mass`, `expected`
-        float32, units x genes x heads: attention that a gene received, and that tokens at its position receive on
-        average; `n_tokens` and `could_attend` (units x genes) count its tokens and those that see them.
+        float32, units x genes x heads: attention that a gene received, and that tokens at its position
+        receive on average; `n_tokens` and `could_attend` (units x genes) count its tokens and those that see
+        them.
     `given`, `given_expected`, `given_evenly`
-        float32, sequences x 2 x heads x groups of tokens (the last without heads): share of the attention that all
-        tokens give (0) and that the last token gives (1) to each part of the sequence and each gene set; the same if
-        tokens at the same distance got equal parts; and of a head that attends to all alike.
+        float32, sequences x 2 x heads x groups of tokens (the last without heads): share of the attention
+        that all tokens give (0) and that the last token gives (1) to each part of the sequence and each gene
+        set; the same if tokens at the same distance got equal parts; and of a head that attends to all alike.
     `statistics`
-        float32, sequences x heads x (entropy in nats, and over that of an even spread; distance in tokens, and over
-        that of an even spread; share on the first token).
+        float32, sequences x heads x (entropy in nats, and over that of an even spread; distance in tokens,
+        and over that of an even spread; share on the first token).
     `tokens`, `received`, `last`
         Tokens of the examples, what each receives from all, and from the last token, by head.
 
     Raises
     ------
     ValueError
-        If prompts are asked of a model without temporal training, a gene set has fewer than three genes, or the result
-        is large and there is no `path`, or something is there already.
+        If prompts are asked of a model without temporal training, a gene set has fewer than three genes, or
+        the result is large and there is no `path`, or something is there already.
     KeyError
         If the prompts or a column are missing.
 
@@ -135,8 +137,9 @@ def attention(
 
     What a head attends to says where it reads from, not what it does with it.
 
-    A sequence takes 2 to 3 times as long as a plain forward pass, and memory for a block of the attention instead of
-    all of it: a cell of 4,096 tokens takes 0.4 GB beside the weights and a minute of one CPU core with the 217M shape.
+    A sequence takes 2 to 3 times as long as a plain forward pass, and memory for a block of the attention
+    instead of all of it: a cell of 4,096 tokens takes 0.4 GB beside the weights and a minute of one CPU core
+    with the 217M shape.
 
     Examples
     --------

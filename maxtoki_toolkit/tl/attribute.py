@@ -14,7 +14,7 @@ from .._names import require_choice
 from .._results import write_result
 from ..get.results import symbols
 from ..models.attribution import BASELINES, Attributions, integrated_gradients, require_captum
-from ..models.model import MaxTokiModel, require_model
+from ..models.model import MaxTokiModel
 from ..pp._design import known_cells
 from ..stats.donors import donor_mean, unit_name
 from ..stats.fdr import benjamini_hochberg
@@ -51,16 +51,18 @@ def attribute(
     model
         Model. One without time tokens reads the cells one by one, without prompts.
     readout
-        "timelapse", the predicted lapse; or a gene (symbol, Ensembl id or `.var_names`): its log-probability at its
-        place in the query cell, given all that comes before. Prompts whose query cell lacks it are left out.
+        "timelapse", the predicted lapse; or a gene (symbol, Ensembl id or `.var_names`): its log-probability
+        at its place in the query cell, given all that comes before. Prompts whose query cell lacks it are
+        left out.
     key
         Key in `.uns` of the prompts, by default "prompts".
     baseline
-        What stands for a token that says nothing: "mean", the mean embedding of all genes, for lapses that of all lapses;
-        "mask" or "pad", the embedding of that token. Marks (`<bos>`, `<eos>`, `<boq>`, `<eoq>`) stay and get nothing.
+        What stands for a token that says nothing: "mean", the mean embedding of all genes, for lapses that of
+        all lapses; "mask" or "pad", the embedding of that token. Marks (`<bos>`, `<eos>`, `<boq>`, `<eoq>`)
+        stay and get nothing.
     n_steps
-        Steps from the baseline to the prompt (Gauss-Legendre). Attributions that miss more than 5% of what they should
-        add up to are warned of: take more.
+        Steps from the baseline to the prompt (Gauss-Legendre). Attributions that miss more than 5% of what
+        they should add up to are warned of: take more.
     n_prompts
         Prompts to read, drawn at random where there are more; `None` for all.
     donor_key
@@ -79,8 +81,8 @@ def attribute(
     `segments`
         One row a segment of the prompt; see `mt.get.attribute_segments`.
     `prompts`
-        The prompts with `value`, `baseline_value`, `residual` (what attributions miss) and, for each segment, the sum of its
-        attributions.
+        The prompts with `value`, `baseline_value`, `residual` (what attributions miss) and, for each segment,
+        the sum of its attributions.
 
     Raises
     ------
@@ -94,11 +96,12 @@ def attribute(
     Attributions of a prompt add up to its reading less that of the baseline input, but for `residual`, the error of the
     steps. `params["relative_residual"]` is the sum over prompts of its size over that of the difference.
 
-    The trivial baseline is the rank alone: the mean attribution of all genes in the same segment at the same rank
-    (above 10, at ranks within a tenth). It is in `rank_alone`, and `excess` is what a gene has beyond it: if genes did
-    not differ, it would be 0. The interval and p value of `excess` (two-sided, t test) leave out each donor in turn, as
-    those of `mt.tl.ablate_prompt` do; `q_value` corrects for all genes and parts (Benjamini and Hochberg).
-    `params["rank_correlation"]` is Spearman's, over genes in prompts, of the rank with the size of the attribution.
+    The trivial baseline is the rank alone: the mean attribution of all genes in the same segment at the same
+    rank (above 10, at ranks within a tenth). It is in `rank_alone`, and `excess` is what a gene has beyond
+    it: if genes did not differ, it would be 0. The interval and p value of `excess` (two-sided, t test) leave
+    out each donor in turn, as those of `mt.tl.ablate_prompt` do; `q_value` corrects for all genes and parts
+    (Benjamini and Hochberg). `params["rank_correlation"]` is Spearman's, over genes in prompts, of the rank
+    with the size of the attribution.
 
     An attribution says what the model uses, not what makes cells age.
 
@@ -116,7 +119,6 @@ def attribute(
     ... except ImportError:
     ...     found = ["captum is not installed"]
     """
-    require_model(model)
     require_captum()
     require_choice("baseline", baseline, BASELINES)
     if n_steps < 1:

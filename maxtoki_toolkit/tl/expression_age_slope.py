@@ -45,8 +45,8 @@ def expression_age_slope(
     groupby
         Columns of `.obs` with the group of cells, e.g. "cell_type"; slopes are those of a group.
     covariates
-        Columns of `.obs` to adjust for, such as sex and batch: numbers as they are, anything else as categories. They
-        belong to a sample, so all of its cells must agree.
+        Columns of `.obs` to adjust for, such as sex and batch: numbers as they are, anything else as
+        categories. They belong to a sample, so all of its cells must agree.
     use
         Cells to use: boolean column of `.obs`, or one boolean a cell. All by default.
     time_unit

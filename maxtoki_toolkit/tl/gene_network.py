@@ -62,21 +62,21 @@ def gene_network(
     donor_key
         Column of `.obs` with the donor. Coexpression is then within donors, and the halves are of donors.
     genes
-        Genes of the network (symbols, Ensembl ids or `.var_names`), at most 1,000. By default the 300 that are read
-        most often; with `regulons`, the 100 sources (of those with three targets) and then the targets that are read
-        most often, up to 300 together.
+        Genes of the network (symbols, Ensembl ids or `.var_names`), at most 1,000. By default the 300 that
+        are read most often; with `regulons`, the 100 sources (of those with three targets) and then the
+        targets that are read most often, up to 300 together.
     heads
-        Pairs of block and head (from 0) whose weights are averaged; all by default. Choose them before the scores are
-        seen, or on other cells.
+        Pairs of block and head (from 0) whose weights are averaged; all by default. Choose them before the
+        scores are seen, or on other cells.
     directed
-        Whether the attention from the target's token to the source's alone counts. By default that from either
-        to the other does, and the network has no direction.
+        Whether the attention from the target's token to the source's alone counts. By default that from
+        either to the other does, and the network has no direction.
     n_cells
-        Cells of each group and donor, at most (of each group, where no donor is known). Which ones depends on `rng` and
-        their names alone.
+        Cells of each group and donor, at most (of each group, where no donor is known). Which ones depends on
+        `rng` and their names alone.
     regulons
-        Known edges as decoupler has them: columns `source` and `target` (symbols, Ensembl ids or `.var_names`);
-        a `weight` of 0 is no edge.
+        Known edges as decoupler has them: columns `source` and `target` (symbols, Ensembl ids or
+        `.var_names`); a `weight` of 0 is no edge.
     n_permutations
         Draws of the regulons for the null.
     rng
@@ -89,27 +89,28 @@ def gene_network(
     `None`. Writes `.uns["gene_network"]`:
 
     `edges`
-        The 1,000 highest edges of each group, see `mt.get.gene_network`. Pairs that see each other in fewer than 10
-        cells of a group have no score there. Coexpression is of the counts that were ranked; where these are gone, the
-        ranks stand in (`params["expression"]`).
+        The 1,000 highest edges of each group, see `mt.get.gene_network`. Pairs that see each other in fewer
+        than 10 cells of a group have no score there. Coexpression is of the counts that were ranked; where
+        these are gone, the ranks stand in (`params["expression"]`).
     `scores`
         Where there are regulons: each predictor against them, see `mt.get.gene_network_scores`.
     `groups`
-        Cells, donors and pairs of each group, and how well its two halves agree over all pairs (`replication_attention`,
-        `replication_coexpression`; Spearman).
+        Cells, donors and pairs of each group, and how well its two halves agree over all pairs
+        (`replication_attention`, `replication_coexpression`; Spearman).
     `genes`
-        Genes of the network, in the order of `matrix`, with the share of cells that they are read in (`detection`).
+        Genes of the network, in the order of `matrix`, with the share of cells that they are read in
+        (`detection`).
     `matrix`
-        float32, groups x sources x targets: log2 of attention over expectation, NaN where there is no score. Only of up to 300
-        genes.
+        float32, groups x sources x targets: log2 of attention over expectation, NaN where there is no score.
+        Only of up to 300 genes.
 
     Raises
     ------
     KeyError
         If a column or a gene is not found.
     ValueError
-        If a head does not exist, there are too few or too many genes, no pair is seen often enough, or no group has
-        three sources to score.
+        If a head does not exist, there are too few or too many genes, no pair is seen often enough, or no
+        group has three sources to score.
 
     Notes
     -----
@@ -119,12 +120,12 @@ def gene_network(
     (classes of the later place and of the distance or the earlier place, whichever is smaller; exact up to 8, then in
     steps of a quarter). A head that looks at places alone has a score of 0, log2 of 1, for all pairs but for noise.
 
-    Regulons are scored source by source: its targets among the network's genes against targets of other sources, over
-    pairs that have a score; three targets and three others at least. Values are means over sources with a t interval
-    (that of the jackknife); sources are the unit, and those that share targets are not independent. The p value
-    therefore permutes the edges, with as many for each source and each target as they have (two-sided; smallest
-    1 / (`n_permutations` + 1)), and is corrected over all predictors and groups (Benjamini and Hochberg). The
-    predictors, higher for an edge:
+    Regulons are scored source by source: its targets among the network's genes against targets of other
+    sources, over pairs that have a score; three targets and three others at least. Values are means over
+    sources with a t interval (that of the jackknife); sources are the unit, and those that share targets are
+    not independent. The p value therefore permutes the edges, with as many for each source and each target as
+    they have (two-sided; smallest 1 / (`n_permutations` + 1)), and is corrected over all predictors and
+    groups (Benjamini and Hochberg). The predictors, higher for an edge:
 
     ``attention``
         log2 of attention over expectation;
@@ -143,8 +144,8 @@ def gene_network(
     ``expression``
         product of both genes' mean log-normalised counts.
 
-    A baseline far below 0.5 tells as much as one above: turn it round. What a head attends to is no evidence that one
-    gene acts on another.
+    A baseline far below 0.5 tells as much as one above: turn it round. What a head attends to is no evidence
+    that one gene acts on another.
 
     Examples
     --------

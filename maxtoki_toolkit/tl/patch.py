@@ -13,7 +13,7 @@ from .._names import require_choice
 from .._results import read_result, write_result
 from ..models.hooks import Site
 from ..models.layout import Layout
-from ..models.model import MaxTokiModel, require_model
+from ..models.model import MaxTokiModel
 from ..models.patching import ALIGN, LEVELS, Patched, level_sites, patch_states
 from ..pp._design import known_cells
 from ..pp.sample_prompts import read_prompts
@@ -48,17 +48,18 @@ def patch(
         A model that reads prompts.
     corrupted
         What is done to the clean prompts: an ablation of `mt.tl.ablate_prompt`, such as "mask_query" or
-        "replace_context"; or the key in `.uns` of other prompts, row by row with the clean ones, such as those of
-        `mt.pp.match_queries`.
+        "replace_context"; or the key in `.uns` of other prompts, row by row with the clean ones, such as
+        those of `mt.pp.match_queries`.
     queries
         The AnnData with the query cells of `mt.pp.match_queries`, rank-encoded.
     key
         Key in `.uns` of the clean prompts, by default "prompts".
     level
-        What is put in: "residual", the stream after so many blocks; "attention" or "mlp", what a block's part adds to
-        it; "head", each head by itself.
+        What is put in: "residual", the stream after so many blocks; "attention" or "mlp", what a block's part
+        adds to it; "head", each head by itself.
     align
-        "tokens": all tokens of a segment, which must be as many in both prompts; "last": the last token of each segment.
+        "tokens": all tokens of a segment, which must be as many in both prompts; "last": the last token of
+        each segment.
     readout
         "timelapse", "likelihood", a gene or a function: see `mt.tl.ablate_heads`.
     n_prompts
@@ -83,10 +84,10 @@ def patch(
     through 0, of what comes back on what was lost, so that prompts in which little was lost count little and the sign
     does not matter. Intervals and p values leave out each donor in turn, as those of `mt.tl.ablate_prompt` do.
 
-    States of another clean prompt are the null: they bring back what any states would that are not the corrupted ones.
-    `p_value` is of the difference to it, `q_value` corrects for all rows (Benjamini and Hochberg) but those where no
-    prompt's reading changes at all, such as the context's where the query was replaced. The trivial baseline is layer 0
-    of "residual": to put in the tokens themselves.
+    States of another clean prompt are the null: they bring back what any states would that are not the
+    corrupted ones. `p_value` is of the difference to it, `q_value` corrects for all rows (Benjamini and
+    Hochberg) but those where no prompt's reading changes at all, such as the context's where the query was
+    replaced. The trivial baseline is layer 0 of "residual": to put in the tokens themselves.
 
     Examples
     --------
@@ -100,7 +101,6 @@ def patch(
     >>> mt.get.patch(adata)["layer"].max()
     np.int64(3)
     """
-    require_model(model)
     require_choice("level", level, LEVELS)
     require_choice("align", align, ALIGN)
     if not model.vocab.is_temporal:

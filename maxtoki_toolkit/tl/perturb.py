@@ -16,13 +16,13 @@ from .._names import require_choice
 from .._results import write_result
 from ..get._effects_file import check_path
 from ..models.edits import MODES
-from ..models.model import MaxTokiModel, require_model
+from ..models.model import MaxTokiModel
 from ..models.timelapse import require_temporal
 from ..pp._design import known_cells
 from ._asked_genes import ALL, ask_genes
 from ._cells import among_known
 from ._edit_readouts import READOUTS
-from ._edited_units import get_prompts, get_single_cells, with_controls
+from ._edited_units import cell_units, prompt_units, with_controls
 from ._screen import Screen, read_parts, run_in_parts
 from .recipes import Cells, ScreenFile
 
@@ -56,22 +56,24 @@ def perturb(
     model
         A model; one with temporal training for the timelapse.
     genes
-        Genes (symbols, Ensembl ids or `.var_names`), each edited alone; a tuple or list among them is a set whose genes
-        are edited together, and {name: genes} are sets with names. "all" for every gene of the cells that the model
-        knows.
+        Genes (symbols, Ensembl ids or `.var_names`), each edited alone; a tuple or list among them is a set
+        whose genes are edited together, and {name: genes} are sets with names. "all" for every gene of the
+        cells that the model knows.
     mode
         What is done to the ranking of a cell:
 
         "inhibit"
-            To the last rank of the cell. Out of distribution: a gene that is not expressed has no rank at all, and the
-            last one is of a gene that is barely seen.
+            To the last rank of the cell. Out of distribution: a gene that is not expressed has no rank at
+            all, and the last one is of a gene that is barely seen.
         "delete"
-            Taken out. Nearest to a cell that does not express the gene, but what the gene does to others stays.
+            Taken out. Nearest to a cell that does not express the gene, but what the gene does to others
+            stays.
         "activate"
             Up by `k` ranks, by default 50; an absent gene is put in k ranks above the end.
         "overexpress"
-            To the first rank, put in where it is absent; a set in the order given. Far out of distribution: no cell has
-            a transcription factor as its highest gene, and published screens called what this alone does.
+            To the first rank, put in where it is absent; a set in the order given. Far out of distribution:
+            no cell has a transcription factor as its highest gene, and published screens called what this
+            alone does.
         "shift"
             Up by `k` ranks, or down where it is negative: a dose.
 
@@ -79,31 +81,32 @@ def perturb(
     k
         Ranks for "activate" and "shift", or several.
     on
-        Which cells are edited. Of prompts: the "query", all of the "context", or "both". Where single cells are read,
-        `mt.tl.Cells` with those to edit (all by default), their groups and donors, and those of a target state; prompts
-        know their own.
+        Which cells are edited. Of prompts: the "query", all of the "context", or "both". Where single cells
+        are read, `mt.tl.Cells` with those to edit (all by default), their groups and donors, and those of a
+        target state; prompts know their own.
     readout
         "timelapse"
             Change of the predicted lapse; from an edit of the query, positive is older.
         "likelihood"
-            Of single cells: change of the mean log-probability of the genes of a target cell that is read after the
-            edited one, in nats a gene (positive: the edited cell leads to the target), or without a target of the
-            cell's own genes (how plausible it is). For models without temporal training. It is no time: two cells one
-            after the other are not what such a model was trained on. One target of the same group is drawn for each
-            cell.
+            Of single cells: change of the mean log-probability of the genes of a target cell that is read
+            after the edited one, in nats a gene (positive: the edited cell leads to the target), or without a
+            target of the cell's own genes (how plausible it is). For models without temporal training. It is
+            no time: two cells one after the other are not what such a model was trained on. One target of the
+            same group is drawn for each cell.
         "embedding"
-            Of single cells: change of the cosine between a cell's embedding and the mean of the target cells of its
-            group, or without a target the cosine distance that the cell moves by, which has no direction.
+            Of single cells: change of the cosine between a cell's embedding and the mean of the target cells
+            of its group, or without a target the cosine distance that the cell moves by, which has no
+            direction.
     key
         Key in `.uns` of the prompts, by default "prompts".
     n_controls
-        Also edit, for each gene or set, this many control sets of as many other genes: those most like its genes in
-        rank, detection and expression. With "all", genes are each other's controls.
+        Also edit, for each gene or set, this many control sets of as many other genes: those most like its
+        genes in rank, detection and expression. With "all", genes are each other's controls.
     path
-        `.csv`, `.csv.gz` or `.parquet` to write the effects to, with their unit as `effect_unit`, for large screens;
-        `mt.tl.ScreenFile` to replace one that is there, or to share it over a SLURM array. Parts are kept beside it
-        until it is complete: a screen that was killed goes on where it was, and gives the same table. Processes of
-        `accelerate launch` share the parts.
+        `.csv`, `.csv.gz` or `.parquet` to write the effects to, with their unit as `effect_unit`, for large
+        screens; `mt.tl.ScreenFile` to replace one that is there, or to share it over a SLURM array. Parts are
+        kept beside it until it is complete: a screen that was killed goes on where it was, and gives the same
+        table. Processes of `accelerate launch` share the parts.
     rng
         Seed of the target cells.
     key_added
@@ -117,8 +120,8 @@ def perturb(
     Raises
     ------
     ValueError
-        If the model cannot tell time and the readout is the timelapse, a setting is unknown or has no meaning here, or
-        the effects are large and there is no `path`.
+        If the model cannot tell time and the readout is the timelapse, a setting is unknown or has no meaning
+        here, or the effects are large and there is no `path`.
     KeyError
         If there are no prompts, or a gene is not known.
 
@@ -129,11 +132,11 @@ def perturb(
     the mode puts it in. An edit that leaves what is read as it was has an effect of exactly 0 and `took_effect` False.
     With "all", genes that are not read in a cell have no row there.
 
-    Taking a gene out of a cell that is longer than the model reads lets the next one in, and putting one in pushes the
-    last out: `n_gained` and `n_lost` count them.
+    Taking a gene out of a cell that is longer than the model reads lets the next one in, and putting one in
+    pushes the last out: `n_gained` and `n_lost` count them.
 
-    The effect is what the model makes of an edit. It is not what happens to a cell: no gene answers to another here,
-    and a gene that goes with age moves the reading whether or not it drives anything.
+    The effect is what the model makes of an edit. It is not what happens to a cell: no gene answers to
+    another here, and a gene that goes with age moves the reading whether or not it drives anything.
 
     Examples
     --------
@@ -155,9 +158,9 @@ def perturb(
     cells_on = on if isinstance(on, Cells) else Cells()
     cells, known = known_cells(adata, cells_on.groupby, cells_on.donor_key)
     if readout == "timelapse":
-        units = get_prompts(cells, model, key, on)
+        units = prompt_units(cells, model, key, on)
     else:
-        units = get_single_cells(cells, model, among_known(cells_on, adata, known), rng)
+        units = cell_units(cells, model, among_known(cells_on, adata, known), rng)
     asked = ask_genes(cells, model, genes)
     if n_controls:
         asked = with_controls(cells[units.used], model, asked, units, n_controls)
@@ -223,7 +226,6 @@ def _in_memory(screen: Screen) -> pd.DataFrame:
 
 def _check(model: MaxTokiModel, on: str | Cells, readout: str, key: str | None) -> None:
     """Refuse what has no meaning for what is read: prompts or single cells."""
-    require_model(model)
     require_choice("readout", readout, READOUTS)
     if isinstance(on, str):
         require_choice("on", on, ON)

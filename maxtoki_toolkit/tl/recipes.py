@@ -21,8 +21,8 @@ class Cells(Recipe):
     Attributes
     ----------
     use
-        Cells to edit: boolean column of `.obs`, or one boolean a cell. All by default; where cells are steered, all
-        but those of the target state.
+        Cells to edit: boolean column of `.obs`, or one boolean a cell. All by default; where cells are
+        steered, all but those of the target state.
     target
         Cells of the target state, given in the same way.
     groupby, donor_key
@@ -52,8 +52,8 @@ class Chains(Recipe):
     temperature
         Of the target distribution.
     strength
-        Nats that a unit of the distance is worth: by default 1 for "timelapse" (a unit of time), 100 for the other
-        readouts.
+        Nats that a unit of the distance is worth: by default 1 for "timelapse" (a unit of time), 100 for the
+        other readouts.
 
     Examples
     --------
@@ -85,8 +85,8 @@ class GeneSetSearch(Recipe):
     Attributes
     ----------
     method
-        "greedy" or "beam": the gene that helps most is added to the best set, or to the `beam_width` best. "metropolis":
-        Metropolis-Hastings over sets.
+        "greedy" or "beam": the gene that helps most is added to the best set, or to the `beam_width` best.
+        "metropolis": Metropolis-Hastings over sets.
     max_size, beam_width
         Largest set; sets of each size that "beam" goes on from.
     n_candidates
@@ -94,8 +94,8 @@ class GeneSetSearch(Recipe):
     n_cells
         Cells to edit at most, drawn at random; `None` for all.
     n_anchors
-        Cells that stand for the target state: real cells nearest to the means of so many clusters (k-means) of their
-        embeddings.
+        Cells that stand for the target state: real cells nearest to the means of so many clusters (k-means)
+        of their embeddings.
     held_out
         Share of the donors (cells, where no donor is known) that are not searched but give the estimates.
     n_null
@@ -103,8 +103,8 @@ class GeneSetSearch(Recipe):
     likelihood_weight
         Weight of the edited cells' log-likelihood in the score; 0 for the distance alone.
     chains
-        Those of "metropolis", see `Chains`; their `strength` also says what a unit of distance is worth beside the
-        log-likelihood.
+        Those of "metropolis", see `Chains`; their `strength` also says what a unit of distance is worth
+        beside the log-likelihood.
 
     Examples
     --------
@@ -142,8 +142,8 @@ class CellSampling(Recipe):
     n_anchors
         Cells that stand for the target state, see `GeneSetSearch`.
     proposal, block_size
-        "block" draws up to `block_size` neighbouring genes anew, "suffix" all to the end, "position" one, which changes
-        places with the gene it replaces.
+        "block" draws up to `block_size` neighbouring genes anew, "suffix" all to the end, "position" one,
+        which changes places with the gene it replaces.
     proposal_temperature
         Of the conditionals that are proposed from, which leaves the target distribution as it is.
     chains

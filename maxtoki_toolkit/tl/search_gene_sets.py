@@ -45,20 +45,21 @@ def search_gene_sets(
     genes
         Candidates; by default those found in most of the cells.
     mode
-        What is done to a gene: "delete", "inhibit" (to the last rank), "overexpress" (to the first), "activate" (up by
-        `k` ranks) or "shift" (by `k` ranks, down where negative).
+        What is done to a gene: "delete", "inhibit" (to the last rank), "overexpress" (to the first),
+        "activate" (up by `k` ranks) or "shift" (by `k` ranks, down where negative).
     k
         Ranks of "activate" and "shift".
     readout
-        "timelapse": a shorter predicted lapse of the query cells of `.uns["prompts"]`, that is younger; "embedding":
-        nearer to the embedding of target cells; "likelihood": target cells more likely after the cell (`<bos> cell
-        <eos> <bos> target cell <eos>`; needs a model that reads two cells).
+        "timelapse": a shorter predicted lapse of the query cells of `.uns["prompts"]`, that is younger;
+        "embedding": nearer to the embedding of target cells; "likelihood": target cells more likely after the
+        cell (`<bos> cell <eos> <bos> target cell <eos>`; needs a model that reads two cells).
     on
-        Cells to edit, by default all but the target cells, and for "timelapse" all query cells; the target cells; and
-        the donors of cells (prompts know theirs). See `mt.tl.Cells`. Target cells must not be cells by which the result
-        is judged later: cells are led to them.
+        Cells to edit, by default all but the target cells, and for "timelapse" all query cells; the target
+        cells; and the donors of cells (prompts know theirs). See `mt.tl.Cells`. Target cells must not be
+        cells by which the result is judged later: cells are led to them.
     search
-        Method, sizes and null; by default a beam search for sets of up to three genes. See `mt.tl.GeneSetSearch`.
+        Method, sizes and null; by default a beam search for sets of up to three genes. See
+        `mt.tl.GeneSetSearch`.
     key
         Key in `.uns` of the prompts, by default "prompts".
     rng
@@ -86,11 +87,11 @@ def search_gene_sets(
     counts; `took_effect` is the share of the others. That a set moves what the model reads is no proof that it would
     move a cell.
 
-    "metropolis" draws sets with probability proportional to exp((w l - strength d) / temperature), where l and d are
-    what the edit changes of the model's log-likelihood of a cell and of its distance to the target, means over cells,
-    and w is the `likelihood_weight`. R-hat and effective sizes (rank-normalised, Vehtari et al. 2021) say whether the
-    chains have forgotten where they began. The distance for "embedding" is Euclidean, to the nearest anchor, in units
-    of the mean distance of the target's own cells from theirs.
+    "metropolis" draws sets with probability proportional to exp((w l - strength d) / temperature), where l
+    and d are what the edit changes of the model's log-likelihood of a cell and of its distance to the target,
+    means over cells, and w is the `likelihood_weight`. R-hat and effective sizes (rank-normalised, Vehtari et
+    al. 2021) say whether the chains have forgotten where they began. The distance for "embedding" is
+    Euclidean, to the nearest anchor, in units of the mean distance of the target's own cells from theirs.
 
     Examples
     --------

@@ -49,18 +49,19 @@ def steer_cells(
     mode, k
         What is done to them, and by how many ranks; see `mt.tl.search_gene_sets`.
     readout
-        What the cells are led to: a shorter predicted "timelapse", the "embedding" of target cells, or what makes these
-        likely ("likelihood"); see `mt.tl.search_gene_sets`.
+        What the cells are led to: a shorter predicted "timelapse", the "embedding" of target cells, or what
+        makes these likely ("likelihood"); see `mt.tl.search_gene_sets`.
     on
-        Cells to steer, by default all but the target cells, and for "timelapse" all query cells; the target cells; and
-        the donors of cells (prompts know theirs). See `mt.tl.Cells`. Target cells must not be cells by which the result
-        is judged later: steered cells are led to them.
+        Cells to steer, by default all but the target cells, and for "timelapse" all query cells; the target
+        cells; and the donors of cells (prompts know theirs). See `mt.tl.Cells`. Target cells must not be
+        cells by which the result is judged later: steered cells are led to them.
     sampling
         How many cells, chains and steps, and how genes are proposed; see `mt.tl.CellSampling`.
     key
         Key in `.uns` of the prompts, by default "prompts".
     rng
-        Seed. The chains of a cell depend on it, on the cell's name and on the number of the chain, not on other cells.
+        Seed. The chains of a cell depend on it, on the cell's name and on the number of the chain, not on
+        other cells.
     key_added
         Key in `.uns`, by default "steer".
 
@@ -72,8 +73,8 @@ def steer_cells(
     `.layers["steer_rank"]`
         Ranks of the steered cells, a draw: the last state of the first chain; nothing for the other cells.
     `.layers["steer_level"]`
-        Mean over the kept draws of each gene's level: 1 for the highest rank, falling evenly to 0 for genes that the
-        model does not read.
+        Mean over the kept draws of each gene's level: 1 for the highest rank, falling evenly to 0 for genes
+        that the model does not read.
 
     Raises
     ------
@@ -93,13 +94,13 @@ def steer_cells(
     blocks and number of anchors are not known to us, so ours are choices. Our distance for "embedding" is Euclidean, to
     the nearest anchor, in units of the mean distance of the target's own cells from theirs.
 
-    Edits alone take a cell where no cell is. The log-likelihood of the edited cell, beside that of the cell as it was
-    and of steered ones, says how far. "unsteered" is the null: a chain for each cell under the same edit that nothing
-    leads.
+    Edits alone take a cell where no cell is. The log-likelihood of the edited cell, beside that of the cell
+    as it was and of steered ones, says how far. "unsteered" is the null: a chain for each cell under the same
+    edit that nothing leads.
 
-    At temperature 1 draws are as likely as the model's own cells usually are. If it is not sure of itself, as after
-    little training, that is less likely than a real cell with an edit: lower the temperature, or compare with
-    "unsteered".
+    At temperature 1 draws are as likely as the model's own cells usually are. If it is not sure of itself, as
+    after little training, that is less likely than a real cell with an edit: lower the temperature, or
+    compare with "unsteered".
 
     Examples
     --------
