@@ -8,17 +8,14 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from .. import _keys
-from .._results import read_result
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts
 from ..models.sequences import Sequences
 from ..pp._design import get_groups, get_labels, get_mask
-from ..pp.sample_prompts import read_prompts
 from ._asked_genes import Asked, make_asked
 from ._cells import get_sequences
 from ._gene_covariates import gene_covariates, nearest_genes
-from ._time_unit import check_unit
+from ._lapse_prompts import lapse_prompts
 from .recipes import Cells
 
 _WHOLE = 1 << 30  # tokens: no cell is longer
@@ -47,12 +44,7 @@ class Units(NamedTuple):
 
 def prompt_units(adata: AnnData, model: MaxTokiModel, key: str | None, on: str) -> Units:
     """Prompts that ask for the lapse, with the cells of them that are edited."""
-    stored = read_result(adata, key or _keys.PROMPTS, "mt.pp.sample_prompts(adata, ...)")
-    params, table = stored["params"], stored["prompts"].reset_index(drop=True)
-    if params["task"] != "timelapse" or params["queries_elsewhere"]:
-        raise ValueError("A screen needs prompts that ask for the lapse to query cells of the same AnnData.")
-    read_as = check_unit(params["time_key"], table["time"], model.time_head.unit)
-    rows = read_prompts(table, adata, adata)
+    table, rows, params = lapse_prompts(adata, model, key)
     members = np.column_stack([rows.context, rows.query])
     used = np.unique(members[members >= 0])
     members = np.where(members >= 0, np.searchsorted(used, members), -1)
@@ -72,7 +64,7 @@ def prompt_units(adata: AnnData, model: MaxTokiModel, key: str | None, on: str) 
         np.zeros(0),
         list(params["groupby"]),
         str(params["donor_key"]),
-        read_as,
+        table.attrs["time_read_as"],
     )
 
 

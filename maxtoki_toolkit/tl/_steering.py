@@ -12,19 +12,17 @@ from anndata import AnnData
 
 from .. import _keys
 from .._names import require_choice
-from .._results import read_result
 from ..get.results import find_genes
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences
-from ..models.timelapse import read_lapses, require_temporal
+from ..models.timelapse import read_lapses
 from ..pp._design import get_labels, get_mask
-from ..pp.sample_prompts import read_prompts
 from ..stats.donors import unit_name
 from ._cells import get_sequences
 from ._edit_readouts import READOUTS, read_likelihoods
-from ._time_unit import check_unit
+from ._lapse_prompts import lapse_prompts
 from .recipes import Cells
 
 # Nats that a unit of the distance is worth, unless given.
@@ -207,19 +205,10 @@ def _likelihood_distance(model: MaxTokiModel, anchors: Sequences):
 
 def _prompts(adata, model, mask, key, n_cells, rng) -> tuple[pd.DataFrame, Prompts]:
     """Prompts of distinct query cells."""
-    require_temporal(model)
-    stored = read_result(adata, key or _keys.PROMPTS, "mt.pp.sample_prompts(adata, ...)")
-    params, table = stored["params"], stored["prompts"]
-    if params["task"] != "timelapse" or params["queries_elsewhere"]:
-        raise ValueError(
-            "Steering to a time needs prompts that ask for the lapse to query cells of the same AnnData."
-        )
-    read_as = check_unit(params["time_key"], table["time"], model.time_head.unit)
+    table, prompts, _ = lapse_prompts(adata, model, key)
     first = ~table["query"].duplicated().to_numpy()
-    used = np.flatnonzero(first & mask[adata.obs_names.get_indexer(table["query"]).clip(min=0)])
-    table = table.iloc[_draw(used, n_cells, rng)].copy()
-    table.attrs["time_read_as"] = read_as
-    return table, read_prompts(table, adata, adata)
+    rows = _draw(np.flatnonzero(first & mask[prompts.query]), n_cells, rng)
+    return table.iloc[rows], prompts[rows]
 
 
 def _cells(adata, mask, donor_key, n_cells, rng) -> tuple[pd.DataFrame, np.ndarray]:

@@ -14,21 +14,19 @@ from anndata import AnnData
 
 from .. import _keys
 from .._outputs import check_output, new_output
-from .._results import read_result, write_result
+from .._results import write_result
 from ..get._head_sums import Shape, Sums, checksum_of
 from ..get.results import symbols
 from ..models.attention import STATISTICS, stream_attention
 from ..models.model import MaxTokiModel
 from ..models.prompts import write_prompts
 from ..models.sequences import Sequences
-from ..models.timelapse import require_temporal
 from ..pp._design import get_groups, get_labels, known_cells
 from ..pp._ranked_counts import counts_or_none
-from ..pp.sample_prompts import read_prompts
 from ..stats.expression import per_ten_thousand
 from ._cells import count_truncated, get_sequences
 from ._gene_sets import TRANSCRIPTION_FACTORS, find_members
-from ._time_unit import check_unit
+from ._lapse_prompts import lapse_prompts
 from ._tokens import (
     could_attend,
     evenly_given,
@@ -273,13 +271,7 @@ def read_cells(adata, cells: Sequences, groupby, donor_key, n_cells: int, seed: 
 
 
 def _read_prompts(adata, model, key: str, groupby, donor_key) -> _Read:
-    require_temporal(model)
-    stored = read_result(adata, key, "mt.pp.sample_prompts(adata, ...)")
-    params, prompts = stored["params"], stored["prompts"]
-    if params["task"] != "timelapse" or params["queries_elsewhere"]:
-        raise ValueError("Attention needs prompts that ask for the lapse to query cells of the same AnnData.")
-    read_as = check_unit(params["time_key"], prompts["time"], model.time_head.unit)
-    rows = read_prompts(prompts, adata, adata)
+    prompts, rows, params = lapse_prompts(adata, model, key)
     written = write_prompts(
         rows, get_sequences(adata, model), model.vocab, max_length=model.max_length, answer=False
     )
@@ -309,7 +301,7 @@ def _read_prompts(adata, model, key: str, groupby, donor_key) -> _Read:
         donor_key or str(params["donor_key"]),
         known,
         int((written.n_clipped > 0).sum()),
-        read_as,
+        prompts.attrs["time_read_as"],
     )
 
 

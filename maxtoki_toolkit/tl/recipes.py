@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .._checked import Checked
 from .._names import require_choice
-from .._recipe import Recipe
 from ..models.sampling import PROPOSALS
 
 SEARCHES = ("greedy", "beam", "metropolis")
@@ -15,7 +15,7 @@ SEARCHES = ("greedy", "beam", "metropolis")
 
 # No equality: masks may be arrays, which have none that is True or False.
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Cells(Recipe):
+class Cells(Checked):
     """Cells to edit, and cells of the state that they are to go to.
 
     Attributes
@@ -42,7 +42,7 @@ class Cells(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chains(Recipe):
+class Chains(Checked):
     """Chains of Metropolis-Hastings.
 
     Attributes
@@ -79,7 +79,7 @@ class Chains(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneSetSearch(Recipe):
+class GeneSetSearch(Checked):
     """How sets of genes are searched, and how what was found is judged.
 
     Attributes
@@ -132,7 +132,7 @@ class GeneSetSearch(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellSampling(Recipe):
+class CellSampling(Checked):
     """How the genes of cells are resampled.
 
     Attributes
@@ -171,7 +171,7 @@ class CellSampling(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScreenFile(Recipe):
+class ScreenFile(Checked):
     """Where the effects of a large screen are written.
 
     Attributes

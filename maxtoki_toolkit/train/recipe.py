@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .._recipe import Recipe
+from .._checked import Checked
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimization(Recipe):
+class Optimization(Checked):
     """How the weights are found.
 
     Attributes
@@ -39,7 +39,7 @@ class Optimization(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Recipe):
+class Run(Checked):
     """How a training runs and what it leaves; only `bf16` and `seed` change the result.
 
     Attributes
@@ -70,7 +70,7 @@ class Run(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptSampling(Recipe):
+class PromptSampling(Checked):
     """Which prompts are drawn and how they are written.
 
     Attributes
@@ -100,7 +100,7 @@ class PromptSampling(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimeObjective(Recipe):
+class TimeObjective(Checked):
     """How a lapse is read and what its loss is.
 
     Attributes
@@ -144,7 +144,7 @@ class TimeObjective(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adaptation(Recipe):
+class Adaptation(Checked):
     """What of a stage-1 model is extended, and what is trained.
 
     Attributes
@@ -172,7 +172,7 @@ class Adaptation(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainRecipe(Recipe):
+class PretrainRecipe(Checked):
     """Settings of `mt.train.pretrain`, apart from cells and shape.
 
     Attributes
@@ -201,7 +201,7 @@ class PretrainRecipe(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TemporalRecipe(Recipe):
+class TemporalRecipe(Checked):
     """Settings of `mt.train.temporal`, apart from cells and their columns.
 
     Attributes

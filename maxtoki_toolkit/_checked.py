@@ -1,4 +1,4 @@
-"""What frozen dataclasses of settings have in common."""
+"""What recipes and other groups of settings are made of."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ._doors import check
 from ._names import closest
 
 
-class Recipe:
-    """Settings whose types and ranges are checked when they are made; its fields may be recipes."""
+class Checked:
+    """Settings that belong together: frozen dataclasses whose types and ranges are checked when they are made."""
 
     def __post_init__(self) -> None:
         check(type(self), {part.name: getattr(self, part.name) for part in fields(self)})
@@ -22,8 +22,8 @@ class Recipe:
 
         Examples
         --------
-        >>> import maxtoki_toolkit as mt
-        >>> mt.train.TemporalRecipe.of(max_steps=500, teacher="ridge", running=1.0).optimization.max_steps
+        >>> from maxtoki_toolkit.train import TemporalRecipe
+        >>> TemporalRecipe.of(max_steps=500, teacher="ridge", running=1.0).optimization.max_steps
         500
         """
         known = cls.names()
