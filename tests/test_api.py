@@ -124,7 +124,8 @@ ARGUMENTS = {
     "tl.perturb": {"genes": "all"},
     "tl.expression_age_slope": {"time_key": "age_months", "donor_key": "donor_id"},
     "tl.perturbation_concordance": {"n_permutations": 99},
-    "tl.steer": {"n_cells": 4, "n_candidates": 4, "max_size": 2, "n_null": 2},
+    "tl.search_gene_sets": {"search": mt.tl.GeneSetSearch(n_cells=4, n_candidates=4, max_size=2, n_null=2)},
+    "tl.steer_cells": {"sampling": mt.tl.CellSampling.of(n_cells=4, n_steps=4)},
     "tl.perturbation_metrics": {
         "predicted": "rank",
         "perturbation_key": "sex",
@@ -208,7 +209,7 @@ BY_DONOR = [
     name
     for name, function in ON_ANNDATA.items()
     if "donor_key" in inspect.signature(function).parameters
-    and name not in ("tl.ablate_heads", "tl.attribute", "tl.perturb", "tl.steer")
+    and name not in ("tl.ablate_heads", "tl.attribute")
 ]
 # Functions that read time, and what they need for it.
 READ_TIME = [
@@ -220,12 +221,13 @@ READ_TIME = [
     "tl.patch",
     "tl.perturb",
     "tl.predict_timelapse",
-    "tl.steer",
+    "tl.search_gene_sets",
+    "tl.steer_cells",
 ]
 TIMED = {
     "tl.attention": {"key": "prompts"},
     "tl.perturb": {"genes": "all"},
-    "tl.steer": ARGUMENTS["tl.steer"],
+    "tl.search_gene_sets": ARGUMENTS["tl.search_gene_sets"],
 }
 
 

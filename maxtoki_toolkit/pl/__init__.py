@@ -34,7 +34,8 @@ from .perturbation_volcano import perturbation_volcano
 from .predicted_ages import predicted_ages
 from .prompt_attention import prompt_attention
 from .rank_heatmap import rank_heatmap
-from .steer import steer
+from .search_gene_sets import search_gene_sets
+from .steer_cells import steer_cells
 from .target_evidence import target_evidence
 from .timelapse_error import timelapse_error
 from .timelapse_scatter import timelapse_scatter
@@ -48,7 +49,8 @@ __all__ = [
     "perturbation_volcano",
     "target_evidence",
     "perturbation_metrics",
-    "steer",
+    "search_gene_sets",
+    "steer_cells",
     "coverage",
     "differential_rank",
     "differential_rank_heatmap",
