@@ -207,7 +207,7 @@ COUNTS = {
 
 @pytest.mark.parametrize(("ontology", "name"), list(COUNTS))
 def test_terms_of_the_ontologies(ontology, name):
-    """Every term, by its names of today and of 2021 and by its id, is of the days that its definition says."""
+    """Every term, by its names of today and of 2021 and by its id, is as its definition says."""
     species = {"HsapDv": "human", "MmusDv": "mouse"}[ontology]
     table = STAGES[STAGES["term_id"].str.startswith(ontology) & (STAGES[name] != "")]
     n_read = n_compared = 0

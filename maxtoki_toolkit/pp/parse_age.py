@@ -72,8 +72,8 @@ def parse_age(
     KeyError
         If there is no such column.
     ValueError
-        If no age can be read, `unit` or `species` is another, or `key_added` is a column that this function did
-        not write.
+        If no age can be read, `unit` or `species` is not known, or `key_added` is a column that this function
+        did not write.
 
     Notes
     -----
@@ -122,8 +122,8 @@ def parse_age(
     if len(lost):
         n_lost = lost["n_cells"].sum()
         warnings.warn(
-            f"Read the ages of {found:,} of {adata.n_obs:,} cells from .obs[{key!r}]; those of {n_lost:,} cannot "
-            f"be known ({_first(lost)}).{_advice(lost, key, key_added)}",
+            f"Read the ages of {found:,} of {adata.n_obs:,} cells from .obs[{key!r}]; those of {n_lost:,} "
+            f"cannot be known ({_first(lost)}).{_advice(lost, key, key_added)}",
             UserWarning,
             stacklevel=2,
         )
@@ -170,8 +170,8 @@ def time_in_numbers(adata: AnnData, time_key: str, unit: str) -> str:
     parse_age(adata, time_key, unit=unit, key_added=name)
     adata.obs[name] = adata.obs[name].round()
     warnings.warn(
-        f"Read .obs[{time_key!r}] as ages in {unit}, into .obs[{name!r}]; .obs[{name + '_read_as'!r}] says what "
-        "each was taken for.",
+        f"Read .obs[{time_key!r}] as ages in {unit}, into .obs[{name!r}]; .obs[{name + '_read_as'!r}] says "
+        "what each was taken for.",
         UserWarning,
         stacklevel=3,
     )
