@@ -64,7 +64,7 @@ def age_file(
     time_unit
         Unit of the known ages, where the name of the column does not say it.
     n_contexts
-        As in `mt.tl.predict_age`.
+        As in `mt.tl.AgeSampling`.
     layer, gene_key, force
         As in `mt.pp.rank_value_encode` and `mt.pp.map_genes`.
     overwrite
@@ -118,7 +118,7 @@ def age_file(
         donor_key=columns["donor_key"],
         groupby=columns["groupby"],
         reference=reference,
-        n_contexts=n_contexts,
+        sampling=tl.AgeSampling(n_contexts=n_contexts),
     )
     names = [_keys.PREDICTED_AGE + suffix for suffix in ("", "_low", "_high")]
     shown = [own, *(columns[key] for key in ("donor_key", "groupby", "condition_key") if columns.get(key))]

@@ -160,7 +160,7 @@ def test_without_direction_each_pair_is_there_once(found):
     assert not np.array_equal(*(found.uns["directed"]["matrix"][[0, 0]] * [[[1]], [[0]]]))
 
 
-def test_P2_places_alone_make_no_edges(found):
+def test_places_alone_make_no_edges(found):
     """The sum of weights finds genes that stand next to each other; what is left over the expectation does not."""
     for group in ("a", "b"):
         near = scores(found, "near", group)
@@ -250,7 +250,7 @@ def test_scores_are_those_of_sklearn():
             assert precision[p, s] == pytest.approx(average_precision_score(truth, score))
 
 
-def test_P1_the_null_moves_and_keeps_degrees():
+def test_the_null_moves_and_keeps_degrees():
     rng = np.random.default_rng(0)
     pairs = rng.random((12, 60)) < 0.9
     edges = pairs & (rng.random((12, 60)) < np.linspace(0.05, 0.5, 60))
@@ -263,7 +263,7 @@ def test_P1_the_null_moves_and_keeps_degrees():
     assert len({one.tobytes() for one in drawn}) == 20
 
 
-def test_P1_regulons_that_mean_nothing_are_called_at_the_stated_rate():
+def test_regulons_that_mean_nothing_are_called_at_the_stated_rate():
     """Targets differ in how many sources they have, and a predictor that knows it has a high AUROC, which is no finding."""
     rng = np.random.default_rng(1)
     p, auroc = [], []
@@ -352,13 +352,11 @@ def test_few_cells_and_no_counts(made):
     adata = adata.copy()
     adata.obs["kind"] = np.where(np.arange(adata.n_obs) < 4, "few", "many")
     del adata.X
-    mt.tl.gene_network(
-        adata, model, groupby="kind", n_cells=60, regulons=regulons, n_edges=5, n_permutations=99
-    )
+    mt.tl.gene_network(adata, model, groupby="kind", n_cells=60, regulons=regulons, n_permutations=99)
     result = adata.uns["gene_network"]
     assert result["params"]["expression"] == "ranks"
     assert result["groups"]["n_pairs"].tolist()[0] == 0
-    assert mt.get.gene_network(adata)["group"].tolist() == ["many"] * 5
+    assert set(mt.get.gene_network(adata)["group"]) == {"many"}
     assert set(mt.get.gene_network_scores(adata)["group"]) == {"many"}
     assert mt.get.gene_network_scores(adata)["n_donors"].eq(0).all()
 
@@ -382,7 +380,7 @@ def test_what_is_refused(made):
     refuse("must be a DataFrame", TypeError, regulons={"source": []})
     refuse("None of the 48 edges", regulons=regulons.assign(weight=0))
     refuse("No group has 3 sources with 3 targets", regulons=regulons.head(10))
-    refuse("lower min_cells", n_cells=5, min_cells=10)
+    refuse("is read together in 10 cells", n_cells=5)
     with pytest.raises(KeyError, match="Run mt.tl.gene_network"):
         mt.get.gene_network(adata)
     assert "gene_network" not in adata.uns

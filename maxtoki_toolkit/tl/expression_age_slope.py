@@ -45,8 +45,8 @@ def expression_age_slope(
     groupby
         Columns of `.obs` with the group of cells, e.g. "cell_type"; slopes are those of a group.
     covariates
-        Columns of `.obs` to adjust for, such as sex and batch: numbers as they are, anything else as categories. They belong to
-        a sample, so all of its cells must agree.
+        Columns of `.obs` to adjust for, such as sex and batch: numbers as they are, anything else as
+        categories. They belong to a sample, so all of its cells must agree.
     use
         Cells to use: boolean column of `.obs`, or one boolean a cell. All by default.
     time_unit
@@ -71,8 +71,9 @@ def expression_age_slope(
 
     Notes
     -----
-    The counts of a sample's cells are summed (pseudobulk), turned into log2 of counts per million + 1, and regressed on age and
-    covariates by least squares; tests are two-sided t tests over samples. A line misses genes that turn over with age.
+    The counts of a sample's cells are summed (pseudobulk), turned into log2 of counts per million + 1, and regressed on
+    age and covariates by least squares; tests are two-sided t tests over samples. A line misses genes that turn over
+    with age.
 
     Examples
     --------
@@ -83,19 +84,19 @@ def expression_age_slope(
     'log2 expression per year'
     """
     columns = [covariates] if isinstance(covariates, str) else list(covariates or [])
-    given, (adata, kept) = adata, known_cells(adata, time_key, donor_key, groupby, columns)
-    group, names = get_groups(adata, groupby)
-    time = as_numbers(adata.obs[time_key], time_key)
+    cells, kept = known_cells(adata, time_key, donor_key, groupby, columns)
+    group, names = get_groups(cells, groupby)
+    time = as_numbers(cells.obs[time_key], time_key)
     read_as = check_unit(time_key, time, time_unit, "pass time_unit=.")
-    rows = np.flatnonzero(get_mask(given, use, "use")[kept])
+    rows = np.flatnonzero(get_mask(adata, use, "use")[kept])
     # One row a gene: columns of the same gene are summed in the first of them.
     column = np.flatnonzero(gene_columns(adata.var) == np.arange(adata.n_vars))
-    counts = ranked_counts(adata, layer, rows)[:, column]
+    counts = ranked_counts(cells, layer, rows)[:, column]
     unit, factor = ("year", 12.0) if time_unit == "months" else (time_unit.removesuffix("s"), 1.0)
 
-    obs = adata.obs.iloc[rows]
+    obs = cells.obs.iloc[rows]
     samples = pd.DataFrame(
-        {"group": group[rows], "donor": get_labels(adata, donor_key)[rows], "time": time[rows] / factor}
+        {"group": group[rows], "donor": get_labels(cells, donor_key)[rows], "time": time[rows] / factor}
     )
     number = samples.groupby(["group", "donor", "time"], sort=False).ngroup().to_numpy()
     for name in columns:
@@ -135,7 +136,6 @@ def expression_age_slope(
     if not tables:
         raise ValueError(f"No group has {min_donors} donors with {min_cells} cells each (donors: {few}).")
 
-    adata = given
     params = {
         "unit": f"log2 expression per {unit}",
         "time_key": time_key,

@@ -38,15 +38,15 @@ def head_enrichment(
     adata
         Cells with a result of `mt.tl.attention`.
     gene_set
-        "TF" for the human transcription factors, the name of a set that `mt.tl.attention` was given, or genes (symbols,
-        Ensembl ids or `.var_names`).
+        "TF" for the human transcription factors, the name of a set that `mt.tl.attention` was given, or genes
+        (symbols, Ensembl ids or `.var_names`).
     group
         A group of cells to look at; all by default.
     min_tokens
         How often a gene has to be among the tokens.
     n_permutations
-        Permutations of the membership. The smallest p is one over as many, so that few of them hide a single head among
-        many.
+        Permutations of the membership. The smallest p is one over as many, so that few of them hide a single
+        head among many.
     key
         Key in `.uns` of the attention, by default "attention".
     rng
@@ -74,12 +74,13 @@ def head_enrichment(
     detection and expression in these cells. Its interval leaves out each donor (or block of cells) in turn (jackknife, t distribution);
     it says how the effect varies between donors, for these genes.
 
-    The p value is for the genes: membership is permuted within the strata, two-sided, and corrected for the heads
-    (Benjamini and Hochberg). A head whose rates do not differ between genes has p = 1. `raw` is what would be found without
-    matching: the ratio of mean attention per token.
+    The p value is for the genes: membership is permuted within the strata, two-sided, and corrected for the
+    heads (Benjamini and Hochberg). A head whose rates do not differ between genes has p = 1. `raw` is what
+    would be found without matching: the ratio of mean attention per token.
 
-    Replication takes the same genes in two random halves of the donors. A gene set that means nothing replicates as
-    well, if its genes differ from others: the p value, not the replication, says whether the set matters.
+    Replication takes the same genes in two random halves of the donors. A gene set that means nothing
+    replicates as well, if its genes differ from others: the p value, not the replication, says whether the
+    set matters.
 
     Examples
     --------

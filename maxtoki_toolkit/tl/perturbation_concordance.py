@@ -30,15 +30,16 @@ def perturbation_concordance(
 ) -> None:
     """Compare the effects of a screen with the slopes of expression with age.
 
-    A gene is concordant if taking it down makes the cell look younger and its expression rises with age, or older and it falls;
-    for activation the other way round.
+    A gene is concordant if taking it down makes the cell look younger and its expression rises with age, or
+    older and it falls; for activation the other way round.
 
     Parameters
     ----------
     adata
         Cells with results of `mt.tl.perturbation_stats` and `mt.tl.expression_age_slope`.
     key, slopes_key
-        Their keys in `.uns`, by default "perturbation_stats" and "expression_age_slope". Groups are compared by name.
+        Their keys in `.uns`, by default "perturbation_stats" and "expression_age_slope". Groups are compared
+        by name.
     alpha
         q below which a gene is "ageing" (by its slope) or "called" (by its effect).
     n_permutations
@@ -56,16 +57,17 @@ def perturbation_concordance(
     Raises
     ------
     ValueError
-        If the screen is of no lapses or of sets, moves genes up and down, or no group has `MIN_GENES` genes with both.
+        If the screen is of no lapses or of sets, moves genes up and down, or no group has `MIN_GENES` genes
+        with both.
 
     Notes
     -----
     Slopes are exchanged between genes alike in rank, detection and expression (16 to 31 of them): what depth or rank do to
     both is in the null. Effects of an edit of the context count the other way round.
 
-    Both sides look at the same association of expression with age, one through the model. That they agree says that
-    the model has learned it, not that the gene does anything. The interval treats genes as independent, which they are not: it is too
-    short where genes go together.
+    Both sides look at the same association of expression with age, one through the model. That they agree
+    says that the model has learned it, not that the gene does anything. The interval treats genes as
+    independent, which they are not: it is too short where genes go together.
 
     Examples
     --------
