@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +20,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # would give every library as many threads as there are cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+# nbformat imports jsonschema, which builds a grammar of web addresses for seconds, in every process. Without it, it goes on without.
+sys.modules.setdefault("rfc3987_syntax", None)
 SHARED = Path(__file__).parents[2] / "shared"
 
 
