@@ -36,7 +36,8 @@ def measure(adata: AnnData, model, figure: Path | None, **settings) -> list[dict
     """Scores with all features, and of the detector alone with some of them."""
     rows = []
     for features in [None, *ALONE, *WITHOUT]:
-        found = mt.tl.doublets(adata, model, features=features, **settings, copy=True)
+        found = adata.copy()
+        mt.tl.doublets(found, model, features=features, **settings)
         scores = mt.get.doublet_scores(found)
         scores.insert(0, "features", "all" if features is None else " + ".join(features))
         if features is not None:

@@ -96,16 +96,14 @@ def predictions(adata: AnnData, levels: AnnData, model, held: list[str]) -> tupl
     """Predicted levels of stimulated cells, and how the chains fared."""
     found, facts = {}, {}
     for name, genes in {f"{len(held)} genes held": held, "nothing held": None}.items():
-        mt.tl.steer(
+        mt.tl.steer_cells(
             adata,
             model,
-            method="ranks",
-            readout="embedding",
-            use="steered",
-            reference="anchor",
             genes=genes,
             mode="overexpress",
-            **STEERING,
+            readout="embedding",
+            on=mt.tl.Cells(use="steered", target="anchor"),
+            sampling=mt.tl.CellSampling.of(**STEERING),
         )
         table = mt.get.steer_genes(adata).set_index("gene").reindex(levels.var_names).fillna(0)
         for state in ("abrupt", "unsteered", "steered"):

@@ -146,7 +146,7 @@ def tokenize() -> str:
             {
                 "way": names[row["way"]],
                 "cells a second": f"{row['cells_per_second']:,}",
-                "times the simple way": f"{row['times_simple']:.1f}",
+                "speed-up over the baseline": f"{row['speed_up']:.1f}",
                 "peak memory, 20,000 cells": f"{row['peak_memory_mb']:,} MB{few}",
             }
         )
@@ -163,23 +163,25 @@ SPEED = {
 
 
 def speed() -> str:
-    """The engine beside the simple way, CPU and GPU."""
+    """The engine beside the baseline, CPU and GPU."""
     rows = []
     for name, work in SPEED.items():
         cases = read(name)["cases"] if (RESULTS / f"{name}.json").is_file() else {}
         for case, found in cases.items():
-            simple, ours = found["rows"][0], found["rows"][-1]
+            baseline, ours = found["rows"][0], found["rows"][-1]
             rows.append(
                 {
                     "work": work,
                     "model and machine": case,
-                    "simple way": _pace(simple),
+                    "baseline": _pace(baseline),
                     "ours": _pace(ours),
-                    "times": f"{ours['times the simple way']:g}" if "times the simple way" in ours else "",
+                    "speed-up": f"{ours['speed-up over the baseline']:g}"
+                    if "speed-up over the baseline" in ours
+                    else "",
                 }
             )
         if not any("cuda" in case for case in cases):
-            rows.append({"work": work, "model and machine": "GPU", "simple way": "not measured"})
+            rows.append({"work": work, "model and machine": "GPU", "baseline": "not measured"})
     return markdown(rows)
 
 
@@ -243,7 +245,7 @@ def ablation() -> str:
 
 
 def null_conditions() -> str:
-    """Conditions by lot."""
+    """Random case and control splits."""
     return markdown(
         [
             {
@@ -446,7 +448,7 @@ def install() -> str:
 
 
 def fuzz() -> str:
-    """Wrong inputs by kind, and what became of them."""
+    """Wrong inputs by kind, and how they were answered."""
     return markdown(
         [
             {

@@ -30,7 +30,7 @@ from anndata import AnnData
 
 import maxtoki_toolkit as mt
 from benchmarks import report
-from maxtoki_toolkit.tl._timelapse_scores import score_lapses
+from maxtoki_toolkit.stats.lapse_scores import score_lapses
 
 RECIPE = Path(__file__).parent / "demo_model.yaml"
 PREDICTORS = {

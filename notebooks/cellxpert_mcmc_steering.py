@@ -117,21 +117,16 @@ adata.obs[["led", "aim"]].sum()
 
 # %% tags=["answer"]
 common = {
-    "method": "ranks",
-    "readout": "embedding",
-    "use": "led",
-    "reference": "aim",
     "genes": genes or None,
     "mode": mode,
-    "n_cells": n_cells,
-    "n_anchors": n_anchors,
-    "block_size": block_size,
-    "strength": strength,
-    "donor_key": donor_key or None,
+    "readout": "embedding",
+    "on": mt.tl.Cells(use="led", target="aim", donor_key=donor_key or None),
     "rng": seed,
 }
-mt.tl.steer(adata, maxtoki, n_steps=n_steps, n_chains=n_chains, **common)
-figure = mt.pl.steer(adata)
+few = {"n_cells": n_cells, "n_anchors": n_anchors, "block_size": block_size, "strength": strength}
+sampling = mt.tl.CellSampling.of(n_steps=n_steps, n_chains=n_chains, **few)
+mt.tl.steer_cells(adata, maxtoki, sampling=sampling, **common)
+figure = mt.pl.steer_cells(adata)
 save(figure, "steering")
 
 # %% tags=["answer"]
@@ -199,15 +194,8 @@ save(figure, "steering_traces")
 # %%
 rows = []
 for temperature in sorted({*temperatures, 1.0}):
-    mt.tl.steer(
-        adata,
-        maxtoki,
-        n_steps=n_steps_temperature,
-        n_chains=1,
-        temperature=temperature,
-        key_added="at_temperature",
-        **common,
-    )
+    sampling = mt.tl.CellSampling.of(n_steps=n_steps_temperature, n_chains=1, temperature=temperature, **few)
+    mt.tl.steer_cells(adata, maxtoki, sampling=sampling, key_added="at_temperature", **common)
     part = mt.get.steer(adata, key="at_temperature").set_index(["state", "measure"])["mean"]
     rows.append(
         {

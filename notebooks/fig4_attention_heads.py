@@ -114,7 +114,6 @@ mt.tl.attention(
     groupby=cell_type_key,
     donor_key=donor_key,
     n_cells=n_cells,
-    layer=layer or None,
     path=store or None,
     rng=seed,
 )
@@ -271,9 +270,7 @@ if maxtoki.is_temporal:
         context_size=tuple(context_size),
         rng=seed,
     )
-    mt.tl.attention(
-        adata, maxtoki, key="prompts", gene_sets=None, layer=layer or None, n_examples=n_examples, rng=seed
-    )
+    mt.tl.attention(adata, maxtoki, key="prompts", gene_sets=None, n_examples=n_examples, rng=seed)
     mt.tl.head_segments(adata, rng=seed)
     write(mt.get.head_segments(adata), "head_segments")
     figure = mt.pl.head_segments(adata)

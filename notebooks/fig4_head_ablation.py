@@ -177,7 +177,6 @@ mt.tl.ablate_heads(
     adata,
     maxtoki,
     how=how,
-    search="greedy",
     max_heads=max_heads,
     n_random=n_random,
     n_prompts=n_searched,

@@ -100,7 +100,7 @@ mt.pp.sample_prompts(
     donor_key=donor_key,
     n_prompts=n_prompts,
     context_size=context_size,
-    balance=1.0,
+    sampling=mt.pp.PromptSampling(balance=1),
     rng=seed,
 )
 mt.tl.perturb(adata, maxtoki, genes=genes or "all", mode=mode)
@@ -111,7 +111,7 @@ print(
 )
 
 # %% tags=["answer"]
-mt.tl.perturbation_stats(adata, min_donors=min_donors, layer=layer or None)
+mt.tl.perturbation_stats(adata, min_donors=min_donors)
 stats = mt.get.perturbation_stats(adata)
 names = list(dict.fromkeys(stats["group"]))
 shown = next(name for name in names if name != "all") if len(names) > 1 else names[0]
@@ -153,7 +153,6 @@ mt.tl.expression_age_slope(
     groupby=groupby,
     covariates=covariates,
     time_unit=time_unit,
-    layer=layer or None,
 )
 try:
     mt.tl.perturbation_concordance(adata, n_permutations=500, rng=seed)

@@ -16,7 +16,7 @@ from maxtoki_toolkit._reference import gene_table
 from maxtoki_toolkit.get.results import find_genes
 from maxtoki_toolkit.pp._ranked_counts import has_counts, ranked_counts, sum_genes
 from maxtoki_toolkit.tl._asked_genes import ask_genes
-from maxtoki_toolkit.tl._clock import log_expression
+from maxtoki_toolkit.tl._expression import log_expression
 from maxtoki_toolkit.tl._gene_covariates import gene_covariates
 from maxtoki_toolkit.tl.attention import _genes
 from maxtoki_toolkit.tl.gene_network import _log_normalised
@@ -289,7 +289,7 @@ def test_whatever_is_made_of_counts_is_made_of_those_that_were_ranked(rna, ids, 
     both.X = both.X.log1p()
     level = 1e4 * whole / whole.sum(axis=1, keepdims=True)
     cells, columns = np.arange(30), np.arange(n)
-    found, what = _log_normalised(both, cells, columns, None, None)
+    found, what = _log_normalised(both, cells, columns, None)
     assert what == "log1p of counts per 10,000"
     np.testing.assert_allclose(found, np.log1p(level[:, :n]))
     np.testing.assert_allclose(
@@ -297,7 +297,7 @@ def test_whatever_is_made_of_counts_is_made_of_those_that_were_ranked(rna, ids, 
     )
     np.testing.assert_allclose(gene_covariates(both)["expression"], level.mean(axis=0)[:n])
     sequences = SimpleNamespace(tokens=vocab.gene_ids)
-    genes, _ = _genes(both, SimpleNamespace(vocab=vocab), cells, sequences, None)
+    genes, _ = _genes(both, SimpleNamespace(vocab=vocab), cells, sequences)
     np.testing.assert_allclose(genes["expression"], level.mean(axis=0)[:n])
     once = _pca(both, None, n_top_genes=2000, n_pcs=3, seed=0)
     mt.pp.rank_value_encode(alone, vocab)
@@ -309,7 +309,7 @@ def test_whatever_is_made_of_counts_is_made_of_those_that_were_ranked(rna, ids, 
     with pytest.warns(UserWarning, match="Genes are matched on rank and detection.*ranked from it"):
         assert "expression" not in gene_covariates(both)
     with pytest.warns(UserWarning, match="median of the vocabulary: Did not find"):
-        genes, _ = _genes(both, SimpleNamespace(vocab=vocab), cells, sequences, None)
+        genes, _ = _genes(both, SimpleNamespace(vocab=vocab), cells, sequences)
     assert genes["expression"].eq(1).all()
     with pytest.raises(KeyError, match="say where the counts are now"):
         log_expression([(both, cells)], None, cells)

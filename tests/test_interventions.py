@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit._correction import benjamini_hochberg
 from maxtoki_toolkit.models.attribution import Attributions
 from maxtoki_toolkit.models.hooks import head_slice
-from maxtoki_toolkit.tl._paired import donor_mean
+from maxtoki_toolkit.stats.donors import donor_mean
+from maxtoki_toolkit.stats.fdr import benjamini_hochberg
 
 module = importlib.import_module("maxtoki_toolkit.tl.attribute")
 needs_captum = pytest.mark.skipif(
@@ -160,7 +161,7 @@ def test_paired_effects_are_those_of_single_prompts(cells, two):
     other = dataclasses.replace(model, hf=copy.deepcopy(model.hf))
     with torch.no_grad():
         other.hf.model.layers[0].self_attn.o_proj.weight[:, head_slice(model, 1)] = 0
-    before, after = (mt.get.timelapse(mt.tl.predict_timelapse(adata, m, copy=True)) for m in (model, other))
+    before, after = (mt.get.timelapse(on_copy(mt.tl.predict_timelapse, adata, m)) for m in (model, other))
     change = after["predicted"] - before["predicted"]
     np.testing.assert_allclose(effects["change"].iloc[0], change.mean(), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(effects["size"].iloc[0], change.abs().mean(), rtol=1e-3, atol=1e-3)
@@ -294,7 +295,7 @@ def test_other_readings(cells, metric):
 def test_greedy_finds_the_planted_set(cells, two):
     """Chosen on some donors, scored on others, and beyond random sets of as many heads."""
     adata, (model, _) = cells[0], two
-    mt.tl.ablate_heads(adata, model, how="zero", search="greedy", max_heads=3, n_random=40)
+    mt.tl.ablate_heads(adata, model, how="zero", max_heads=3, n_random=40)
     steps = mt.get.ablate_heads(adata)
     assert steps["added"].tolist()[:2] == ["L1H2", "L0H1"]
     assert steps["heads"].tolist()[1] == "L0H1+L1H2"
@@ -306,7 +307,7 @@ def test_greedy_finds_the_planted_set(cells, two):
     assert not np.allclose(steps["size"], steps["size_chosen_on"])
     assert mt.pl.ablate_heads(adata).get_xlabel() == "heads ablated together"
     with pytest.raises(ValueError, match="makes sets itself"):
-        mt.tl.ablate_heads(adata, model, search="greedy", heads=[[(0, 1), (0, 2)]])
+        mt.tl.ablate_heads(adata, model, max_heads=2, heads=[[(0, 1), (0, 2)]])
 
 
 @pytest.mark.slow
@@ -383,7 +384,7 @@ def test_a_genes_attributions(cells):
 
 @needs_captum
 @pytest.mark.slow
-def test_attributions_that_do_not_add_up_are_said(cells):
+def test_attributions_that_do_not_add_up_are_said(cells, monkeypatch):
     """Completeness is checked, not assumed."""
     adata, vocab = cells
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -394,10 +395,12 @@ def test_attributions_that_do_not_add_up_are_said(cells):
     with pytest.warns(UserWarning, match=r"Attributions miss .* of what they should add up to"):
         mt.tl.attribute(adata, model, n_steps=1, n_prompts=4)
     rough = adata.uns["attribute"]["params"]["relative_residual"]
-    mt.tl.attribute(adata, model, n_steps=200, n_prompts=4, tolerance=rough / 2)
+    monkeypatch.setattr(module, "_TOLERANCE", rough / 2)
+    mt.tl.attribute(adata, model, n_steps=200, n_prompts=4)
     assert adata.uns["attribute"]["params"]["relative_residual"] < rough / 2
+    monkeypatch.setattr(module, "_TOLERANCE", 100)
     for baseline in ("mask", "pad"):
-        mt.tl.attribute(adata, model, n_steps=2, n_prompts=3, baseline=baseline, tolerance=100)
+        mt.tl.attribute(adata, model, n_steps=2, n_prompts=3, baseline=baseline)
 
 
 @needs_captum
@@ -471,7 +474,7 @@ def test_models_that_cannot_tell_time(cells):
     effects = mt.get.ablate_heads(adata)
     assert effects["unit"].tolist() == ["donor", "donor"]
     assert effects["n_prompts"].tolist() == [20, 20]
-    score = mt.tl.log_likelihood(adata, stage_1, copy=True).obs["log_likelihood"]
+    score = on_copy(mt.tl.log_likelihood, adata, stage_1).obs["log_likelihood"]
     mt.tl.ablate_heads(adata, stage_1, readout="likelihood", n_prompts=None)
     np.testing.assert_allclose(mt.get.ablate_heads(adata)["value_intact"].iloc[0], score.mean(), rtol=1e-5)
     assert mt.get.ablate_heads(adata)["unit"].iloc[0] == "query cell"
@@ -493,7 +496,7 @@ def test_prompts_that_ask_for_cells(cells, two):
 
 def test_what_is_refused(cells, two):
     adata, (model, _) = cells[0], two
-    with pytest.raises(ValueError, match="There is no how='none'"):
+    with pytest.raises(ValueError, match="There is no how 'none'"):
         mt.tl.ablate_heads(adata, model, how="none")
     with pytest.raises(
         ValueError, match=r"There is no head \(0, 4\); this model has layers 0..2 and heads 0..3"
@@ -503,7 +506,7 @@ def test_what_is_refused(cells, two):
         mt.tl.ablate_heads(adata, model, heads=[])
     with pytest.raises(ValueError, match="n_prompts must be at least 2"):
         mt.tl.ablate_heads(adata, model, n_prompts=1)
-    with pytest.raises(ValueError, match="There is no level='heads'"):
+    with pytest.raises(ValueError, match="There is no level 'heads'"):
         mt.tl.patch(adata, model, level="heads")
     with pytest.raises(KeyError, match="neither an ablation"):
         mt.tl.patch(adata, model, corrupted="nothing")

@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
+from helpers import on_copy
 from scipy import stats
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit.pp._turnover import fit_lines, rank_scores, two_lines
+from maxtoki_toolkit.stats.turnover import fit_lines, rank_scores, two_lines
 
 N_TURNING, N_RISING, N_GENES = 12, 12, 120
 
@@ -131,8 +132,8 @@ def test_a_time_course_of_few_times():
 
 def test_named_intervals_and_files(tmp_path):
     adata = course()
-    result = mt.pp.holdout_intervals(
-        adata, time_key="time", intervals=[(40, 60), (70, 80)], n_permutations=1, copy=True
+    result = on_copy(
+        mt.pp.holdout_intervals, adata, time_key="time", intervals=[(40, 60), (70, 80)], n_permutations=1
     )
     assert "held_out" not in adata.obs
     assert mt.get.holdout_intervals(result)["held_out"].all()
@@ -173,7 +174,7 @@ def test_scores_of_ranks():
 def test_myoblasts():
     """Real cells: which genes peak or dip within three days is known of a few."""
     adata = mt.datasets.load("myoblast_timecourse")
-    vocab = mt.models.Vocabulary.from_anndata(mt.pp.map_genes(adata, copy=True), force=True)
+    vocab = mt.models.Vocabulary.from_anndata(on_copy(mt.pp.map_genes, adata), force=True)
     mt.pp.rank_value_encode(adata, vocab, force=True)
     mt.pp.holdout_intervals(adata, time_key="Hours", n_permutations=5)
     found = mt.get.holdout_intervals(adata)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
 
@@ -193,7 +194,7 @@ def test_wrong_column_and_wrong_vocabulary(vocab):
 
 def test_copy_leaves_the_original_alone(vocab):
     adata = make(NAMES)
-    result = mt.pp.map_genes(adata, vocab, copy=True)
+    result = on_copy(mt.pp.map_genes, adata, vocab)
     assert "token_id" in result.var
     assert "token_id" not in adata.var
 

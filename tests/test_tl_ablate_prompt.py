@@ -6,6 +6,7 @@ import importlib
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.models.sequences import Sequences
@@ -105,14 +106,14 @@ def test_each_changes_what_it_says(cells, written):
 
 def test_nothing_changed_is_no_effect(cells):
     adata, model = cells
-    found = mt.tl.ablate_prompt(adata, model, ablations=["intact", "shuffle_genes"], copy=True)
+    found = on_copy(mt.tl.ablate_prompt, adata, model, ablations=["intact", "shuffle_genes"])
     effects = mt.get.ablation(found).set_index("ablation")
     assert effects.loc["intact", ["difference", "difference_low", "difference_high"]].tolist() == [0, 0, 0]
     assert effects.loc["intact", "p_value"] == 1
     assert effects.loc["shuffle_genes", "difference"] != 0
     assert mt.pl.ablation(found).get_title().startswith("60 prompts, ")
     # An ablation is the same beside others.
-    alone = mt.tl.ablate_prompt(adata, model, ablations=["shuffle_genes"], copy=True)
+    alone = on_copy(mt.tl.ablate_prompt, adata, model, ablations=["shuffle_genes"])
     table, other = (a.uns["ablate_prompt"]["prompts"]["shuffle_genes"] for a in (found, alone))
     np.testing.assert_allclose(table, other, rtol=1e-4)
 
@@ -130,7 +131,7 @@ def test_effects_are_of_donors(cells, monkeypatch, shift, called):
     monkeypatch.setattr(
         module, "read_lapses", lambda *_, **__: (prompts["lapse"].to_numpy() + next(answers), None)
     )
-    found = mt.tl.ablate_prompt(adata, model, ablations=["mask_query"], copy=True)
+    found = on_copy(mt.tl.ablate_prompt, adata, model, ablations=["mask_query"])
     (effect,) = mt.get.ablation(found).to_dict("records")
     assert (effect["p_value"] < 0.05) == called
     assert (effect["difference_low"] > 0) == called
@@ -165,8 +166,8 @@ def test_what_is_refused(cells):
         mt.tl.ablate_prompt(adata, model, ablations=["shuffle"])
     with pytest.raises(ValueError, match="share must be between 0 and 1"):
         mt.tl.ablate_prompt(adata, model, share=1.0)
-    other = mt.pp.sample_prompts(
-        adata, time_key="age_months", groupby="cell_type", task="cell", n_prompts=5, copy=True
+    other = on_copy(
+        mt.pp.sample_prompts, adata, time_key="age_months", groupby="cell_type", task="cell", n_prompts=5
     )
     with pytest.raises(ValueError, match="ask for the lapse"):
         mt.tl.ablate_prompt(other, model)

@@ -5,11 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from helpers import on_copy
 from scipy import stats
 
 import maxtoki_toolkit as mt
+from maxtoki_toolkit.stats.rank_change import contrast, interpolate
 from maxtoki_toolkit.tl._generated import about_generated
-from maxtoki_toolkit.tl._rank_change import contrast, interpolate
 
 SHAPE = {
     "hidden_size": 16,
@@ -57,7 +58,7 @@ def simulate(names, *, planted=True, seed=0, n_donors=40, n_cells=12):
 
 @pytest.fixture(scope="module")
 def model(names):
-    adata = mt.pp.map_genes(simulate(names), copy=True)
+    adata = on_copy(mt.pp.map_genes, simulate(names))
     return mt.models.build_model(SHAPE, mt.models.Vocabulary.from_anndata(adata))
 
 
@@ -80,7 +81,7 @@ def others(names, model):
 @pytest.fixture(scope="module")
 def compared(cells, others, model):
     known = ~cells.obs["time"].between(10, 90)
-    return mt.tl.differential_rank(cells, model, generated=others, known=known, **SETTINGS, copy=True)
+    return on_copy(mt.tl.differential_rank, cells, model, generated=others, known=known, **SETTINGS)
 
 
 def test_planted_turns_are_met(compared, names):
@@ -110,14 +111,14 @@ def test_planted_turns_are_met(compared, names):
 
 def test_changes_are_those_of_the_ranks(cells, others, model):
     """Against ranks counted out, cell by cell."""
-    params = mt.tl.differential_rank(
+    params = on_copy(
+        mt.tl.differential_rank,
         cells,
         model,
         generated=others,
         **SETTINGS | {"donor_key": None},
         n_bootstrap=2,
         n_permutations=1,
-        copy=True,
     )
     table = mt.get.differential_rank(params).set_index("gene")
     absent = params.uns["differential_rank"]["params"]["absent_rank"]
@@ -162,7 +163,7 @@ def test_cells_that_do_not_change_are_seen(cells, model, kind):
     made.obs["n_genes_ranked"] = some.obs["n_genes_ranked"].to_numpy()[take]
     made.obs["time"] = np.resize([25, 50], 200)
     made.uns = {"rank_value_encode": cells.uns["rank_value_encode"]}
-    found = mt.tl.differential_rank(cells, model, generated=made, **SETTINGS, copy=True)
+    found = on_copy(mt.tl.differential_rank, cells, model, generated=made, **SETTINGS)
     ours = mt.get.differential_rank_scores(found).set_index("predictor").loc["generated"]
     assert ours["unit_generated"] == "cell"
     if kind == "average":
@@ -174,7 +175,8 @@ def test_cells_that_do_not_change_are_seen(cells, model, kind):
 
 
 def test_values_and_groups(cells, others, model):
-    found = mt.tl.differential_rank(
+    found = on_copy(
+        mt.tl.differential_rank,
         cells,
         model,
         generated=others,
@@ -184,7 +186,6 @@ def test_values_and_groups(cells, others, model):
         donor_key="donor",
         n_bootstrap=5,
         n_permutations=9,
-        copy=True,
     )
     scores = mt.get.differential_rank_scores(found)
     assert scores["group"].unique().tolist() == ["a", "b"]

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
+from helpers import on_copy
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit.tl._binary_scores import at_odds, auroc_ap, calibration_error
+from maxtoki_toolkit.stats.binary_scores import at_odds, auroc_ap, calibration_error
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 SETTINGS = {"groupby": "cell_type", "donor_key": "donor_id"}
@@ -42,7 +43,7 @@ def atlas():
 @pytest.fixture(scope="module")
 def judged(atlas):
     adata, model = atlas
-    return mt.tl.doublets(adata, model, truth_key="planted", same_type=1.0, **SETTINGS, copy=True)
+    return on_copy(mt.tl.doublets, adata, model, truth_key="planted", same_type=1.0, **SETTINGS)
 
 
 def test_planted_doublets_are_found(judged):
@@ -123,9 +124,9 @@ def test_neither_order_nor_what_is_judged_beside_matters(atlas):
     adata, model = atlas
     few = adata[:150].copy()
     settings = {**SETTINGS, "donor_key": None, "features": ["ranks", "size"]}
-    found = mt.tl.doublets(few, model, **settings, copy=True)
+    found = on_copy(mt.tl.doublets, few, model, **settings)
     order = np.random.default_rng(0).permutation(150)
-    shuffled = mt.tl.doublets(few[order].copy(), model, **settings, copy=True)
+    shuffled = on_copy(mt.tl.doublets, few[order].copy(), model, **settings)
     np.testing.assert_array_equal(
         shuffled.obs["doublet_probability"], found.obs["doublet_probability"].to_numpy()[order]
     )
@@ -150,7 +151,7 @@ def test_queries(atlas, counted):
     )
     if not counted:
         queries.X = None
-    result = mt.tl.doublets(few, model, groupby="cell_type", queries=queries, copy=True)
+    result = on_copy(mt.tl.doublets, few, model, groupby="cell_type", queries=queries)
     used = result.uns["doublets"]["params"]["features"]
     assert used == (["embedding", "ranks", "expression", "size"] if counted else ["embedding", "ranks"])
     asked = mt.get.doublets(result).query("population == 'queries'")
@@ -196,7 +197,7 @@ def test_no_cell_is_judged_by_what_it_had_a_part_in(atlas, monkeypatch):
 
     monkeypatch.setattr(module, "describe", listen)
     monkeypatch.setattr(module, "_cross_fit", remember)
-    result = mt.tl.doublets(adata[:200].copy(), model, features=["ranks"], donor_key="donor_id", copy=True)
+    result = on_copy(mt.tl.doublets, adata[:200].copy(), model, features=["ranks"], donor_key="donor_id")
     items, *described = seen
     n = 200
     assert len(described) == items.fold.max() * (items.fold.max() + 1) / 2
@@ -225,8 +226,8 @@ def test_truth_is_used_for_scoring_only(atlas):
     few = adata[:60].copy()
     few.obs["label"] = pd.Categorical(np.array(["Singlet", "Doublet", "Negative"])[np.arange(60) % 3])
     settings = {"features": ["ranks"], "groupby": "cell_type"}
-    plain = mt.tl.doublets(few, model, **settings, copy=True)
-    known = mt.tl.doublets(few, model, **settings, truth_key="label", copy=True)
+    plain = on_copy(mt.tl.doublets, few, model, **settings)
+    known = on_copy(mt.tl.doublets, few, model, **settings, truth_key="label")
     np.testing.assert_array_equal(plain.obs["doublet_probability"], known.obs["doublet_probability"])
     scores = mt.get.doublet_scores(known).query("set == 'truth'")
     assert (scores["n_doublets"] == 20).all()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
 
@@ -66,7 +67,7 @@ def test_truncation_keeps_the_highest_ranked(cells, model):
 
 
 def test_key_layer_and_copy(cells, model):
-    result = mt.tl.embed(cells, model, layer=0, key_added="X_tokens", genes=True, copy=True)
+    result = on_copy(mt.tl.embed, cells, model, layer=0, key_added="X_tokens", genes=True)
     assert "X_tokens" not in cells.obsm
     table = model.hf.get_input_embeddings().weight.detach().numpy()
     token = cells.var["token_id"].to_numpy()

@@ -6,11 +6,12 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import on_copy
 from scipy import sparse
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit.tl._classify import score_labels, shuffle_genes
+from maxtoki_toolkit.stats.classification import score_labels, shuffle_genes
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 KEYS = {"groupby": "cell_type", "donor_key": "donor_id"}
@@ -40,7 +41,7 @@ def prepare(adata, model, n_prompts=240):
         n_prompts=n_prompts,
         contexts="held_out",
         queries="held_out",
-        balance=1,
+        sampling=mt.pp.PromptSampling(balance=1),
         **KEYS,
     )
     return adata
@@ -121,15 +122,20 @@ def average(adata, generated):
 
 
 def concordance(adata, model, generated, **settings):
-    result = mt.tl.annotation_concordance(
-        adata, model, generated=generated, **KEYS, **{"n_permutations": 99} | settings, copy=True
+    result = on_copy(
+        mt.tl.annotation_concordance,
+        adata,
+        model,
+        generated=generated,
+        **KEYS,
+        **{"n_permutations": 99} | settings,
     )
     return mt.get.annotation_concordance(result).set_index("cells"), result
 
 
 def ages(adata, model, generated, **settings):
-    result = mt.tl.age_match(
-        adata, model, generated=generated, **AGES, **{"groupby": "cell_type"} | settings, copy=True
+    result = on_copy(
+        mt.tl.age_match, adata, model, generated=generated, **AGES, **{"groupby": "cell_type"} | settings
     )
     return mt.get.age_match(result).query("group == 'all'").set_index("cells"), result
 

@@ -5,10 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from helpers import on_copy
 from scipy import stats
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit.tl import _diversity as kernel
+from maxtoki_toolkit.stats import diversity as kernel
 
 SHAPE = {
     "hidden_size": 16,
@@ -48,7 +49,7 @@ def cells(atlas, model):
 
 
 def score(cells, model, generated, **changed):
-    result = mt.tl.generation_diversity(cells[0], model, generated=generated, **SETTINGS | changed, copy=True)
+    result = on_copy(mt.tl.generation_diversity, cells[0], model, generated=generated, **SETTINGS | changed)
     return mt.get.generation_diversity(result).set_index(["group", "cells"])
 
 
@@ -184,7 +185,7 @@ def test_what_is_refused(cells, model):
 
 
 def test_figure_and_file(cells, model, tmp_path):
-    result = mt.tl.generation_diversity(cells[0], model, generated=cells[1], **SETTINGS, copy=True)
+    result = on_copy(mt.tl.generation_diversity, cells[0], model, generated=cells[1], **SETTINGS)
     figure = mt.pl.generation_diversity(result)
     assert len(figure.axes) == 5
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["all", "fibroblast", "monocyte"]

@@ -14,9 +14,7 @@ from maxtoki_toolkit.models.attention import attention_statistics, stream_attent
 from maxtoki_toolkit.models.prompts import write_prompts
 from maxtoki_toolkit.models.sequences import Sequences
 from maxtoki_toolkit.pp.sample_prompts import read_prompts
-from maxtoki_toolkit.tl._cells import get_sequences
-from maxtoki_toolkit.tl._head_sums import donor_sums
-from maxtoki_toolkit.tl._matched_sets import (
+from maxtoki_toolkit.stats.matched_sets import (
     log2_ratio,
     make_strata,
     null_ratios,
@@ -25,6 +23,8 @@ from maxtoki_toolkit.tl._matched_sets import (
     two_sided,
     usable,
 )
+from maxtoki_toolkit.tl._cells import get_sequences
+from maxtoki_toolkit.tl._head_sums import donor_sums
 from maxtoki_toolkit.tl._tokens import could_attend, evenly_given, token_parts
 from maxtoki_toolkit.tl.head_profiles import _test as profile_test
 from maxtoki_toolkit.tl.head_segments import _compare

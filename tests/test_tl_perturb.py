@@ -15,7 +15,7 @@ from maxtoki_toolkit import _progress
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 KEYS = ["prompt", "gene", "k"]
-module = importlib.import_module("maxtoki_toolkit.tl.perturb")
+module = importlib.import_module("maxtoki_toolkit.tl._screen")
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,10 @@ def cells(model):
 
 
 def screen(adata, model, **settings):
+    """Effects; with settings of `mt.tl.Cells`, of single cells."""
+    on, others = mt.tl.Cells.split(settings)
+    if len(others) < len(settings):
+        settings = {**others, "on": on}
     mt.tl.perturb(adata, model, **settings)
     return mt.get.perturbation(adata)
 
@@ -186,7 +190,7 @@ def test_controls_are_like_their_genes(model, cells):
 def test_one_bar(model, cells, tmp_path, monkeypatch, tokens, path):
     """That of the parts, from those that were done; where there is one part, that of the reading in it."""
     monkeypatch.setattr(module, "_TOKENS", tokens)
-    bars, n_made, part = [], [], module._Screen.part
+    bars, n_made, part = [], [], module.Screen.part
 
     def progress(iterable=None, *, total, initial, disable, **_):
         bars.append((initial, total, disable))
@@ -200,12 +204,12 @@ def test_one_bar(model, cells, tmp_path, monkeypatch, tokens, path):
         return part(self, number)
 
     monkeypatch.setattr(module, "progress", progress)
-    monkeypatch.setattr(module._Screen, "part", stopped)
+    monkeypatch.setattr(module.Screen, "part", stopped)
     ask = {"genes": "all", "path": path and tmp_path / path}
     if tokens == 4000:
         with pytest.raises(KeyboardInterrupt):
             mt.tl.perturb(cells, model, **ask)
-        monkeypatch.setattr(module._Screen, "part", part)
+        monkeypatch.setattr(module.Screen, "part", part)
     mt.tl.perturb(cells, model, **ask)
     n_parts, again = n_made[0], 2 if path else 0
     expected = [(0, 1, True)] if tokens > 4000 else [(0, n_parts, False), (again, n_parts, False)]
@@ -219,7 +223,7 @@ def test_a_killed_screen_goes_on(model, cells, tmp_path, monkeypatch, suffix):
     monkeypatch.setattr(module, "_TOKENS", 4000)
     whole = screen(cells, model, genes="all", path=tmp_path / f"whole.{suffix}")
     path, made = tmp_path / f"effects.{suffix}", []
-    part = module._Screen.part
+    part = module.Screen.part
 
     def killed(self, number):
         if len(made) == 2:
@@ -228,7 +232,7 @@ def test_a_killed_screen_goes_on(model, cells, tmp_path, monkeypatch, suffix):
         return part(self, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._Screen, "part", killed)
+        patch.setattr(module.Screen, "part", killed)
         with pytest.raises(KeyboardInterrupt):
             mt.tl.perturb(cells, model, genes="all", path=path)
     folder = tmp_path / f"effects.{suffix}.parts"
@@ -242,7 +246,7 @@ def test_a_killed_screen_goes_on(model, cells, tmp_path, monkeypatch, suffix):
         mt.tl.perturb(cells, model, genes="all", mode="delete", path=path)
     after = []
     monkeypatch.setattr(
-        module._Screen, "part", lambda self, number: after.append(number) or part(self, number)
+        module.Screen, "part", lambda self, number: after.append(number) or part(self, number)
     )
     found = screen(cells, model, genes="all", path=path)
     assert not set(after) & set(made)
@@ -290,9 +294,8 @@ def test_a_model_without_time(model, cells):
     stage1 = dataclasses.replace(model, time_head=None)
     with pytest.raises(ValueError, match="cannot tell time"):
         mt.tl.perturb(cells, stage1, genes="all")
-    mt.tl.perturb(
-        cells, stage1, genes="all", readout="likelihood", use=cells.obs_names.isin(cells.obs_names[:3])
-    )
+    few = mt.tl.Cells(use=cells.obs_names.isin(cells.obs_names[:3]))
+    mt.tl.perturb(cells, stage1, genes="all", readout="likelihood", on=few)
     assert cells.uns["perturbation"]["params"]["readout"] == "likelihood"
 
 
@@ -313,7 +316,7 @@ def test_a_model_without_time(model, cells):
         ({"genes": []}, ValueError, "no gene to edit"),
         ({"genes": [("FOXO3", "FOXO3")]}, ValueError, "one gene twice"),
         ({"genes": ["FOXO3", "FOXO3"]}, ValueError, "asked for twice"),
-        ({"target": "sex"}, ValueError, "are for single cells"),
+        ({"on": mt.tl.Cells(target="sex")}, ValueError, "are for single cells"),
         ({"readout": "embedding", "on": "both"}, ValueError, "no context"),
         ({"key": "nothing"}, KeyError, "sample_prompts"),
         ({"path": "effects.txt"}, ValueError, "must end with"),

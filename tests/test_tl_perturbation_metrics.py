@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit.tl._response_scores import discrimination
+from maxtoki_toolkit.stats.response_scores import discrimination
 
 N_GENES, EACH = 60, 80
 NAMES = ["control", "a", "b", "c"]

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit._results import write_result
-from maxtoki_toolkit.tl._matched_null import matched_null, moderated_error, null_df, storey, two_sided_p
+from maxtoki_toolkit.stats.matched_null import matched_null, moderated_error, null_df, storey, two_sided_p
 
 N_GENES, N_DONORS, N_CELLS = 300, 20, 3
 ID = [f"ENSG{i:011d}" for i in range(N_GENES)]

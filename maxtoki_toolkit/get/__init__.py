@@ -8,6 +8,7 @@ from .annotation_concordance import annotation_concordance, annotation_matrix, a
 from .differential_rank import compared_cells, differential_rank, differential_rank_scores
 from .doublets import doublet_scores, doublets, singlet_fraction
 from .gene_network import gene_network, gene_network_scores
+from .gene_sets import gene_sets, gene_sets_genes, gene_sets_trace
 from .generation_diversity import generation_diversity
 from .heads import (
     attention,
@@ -39,6 +40,9 @@ from .train_on_generated import train_on_generated, train_on_generated_donors
 
 __all__ = [
     "perturbation_metrics",
+    "gene_sets",
+    "gene_sets_genes",
+    "gene_sets_trace",
     "steer",
     "steer_cells",
     "steer_genes",

@@ -9,7 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._correction import benjamini_hochberg
+from ..stats.fdr import benjamini_hochberg
 from .perturbation import expression_age_slope, perturbation_stats
 
 PERTURBATION, EXPRESSION = "perturbation", "expression"

@@ -11,6 +11,7 @@ from .age_acceleration import age_acceleration
 from .age_match import age_match
 from .annotation_concordance import annotation_concordance
 from .attribute import attribute
+from .coverage import coverage
 from .differential_rank import differential_rank
 from .differential_rank_heatmap import differential_rank_heatmap
 from .doublets import doublets
@@ -33,7 +34,8 @@ from .perturbation_volcano import perturbation_volcano
 from .predicted_ages import predicted_ages
 from .prompt_attention import prompt_attention
 from .rank_heatmap import rank_heatmap
-from .steer import steer
+from .search_gene_sets import search_gene_sets
+from .steer_cells import steer_cells
 from .target_evidence import target_evidence
 from .timelapse_error import timelapse_error
 from .timelapse_scatter import timelapse_scatter
@@ -47,7 +49,9 @@ __all__ = [
     "perturbation_volcano",
     "target_evidence",
     "perturbation_metrics",
-    "steer",
+    "search_gene_sets",
+    "steer_cells",
+    "coverage",
     "differential_rank",
     "differential_rank_heatmap",
     "generation_diversity",

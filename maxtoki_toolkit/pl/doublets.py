@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from .. import _keys
 from ..get import doublet_scores
 from ..get import doublets as get_cells
-from ..tl._binary_scores import at_odds, calibration
+from ..stats.binary_scores import at_odds, calibration
 from ._style import BASELINE, MODEL, NULL, as_written, clean
 
 _COLORS = {"detector": MODEL, "scrublet": BASELINE, "permuted labels": NULL}

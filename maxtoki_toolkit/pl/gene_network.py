@@ -41,14 +41,14 @@ def gene_network(adata: AnnData, *, key: str = _keys.GENE_NETWORK) -> Figure:
 
     Examples
     --------
-    >>> import maxtoki_toolkit as mt
-    >>> adata = mt.datasets.aging_atlas(600, 10)
-    >>> regulons = adata.uns["truth"]["drivers"].rename(columns={"tf": "source"})
+    >>> import numpy as np, pandas as pd, maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.tl.gene_network(
-    ...     adata, model, donor_key="donor_id", n_cells=40, min_cells=3, regulons=regulons, n_permutations=99)
+    >>> often = adata.var_names[np.argsort(-adata.layers["rank"].getnnz(axis=0))]
+    >>> regulons = pd.DataFrame({"source": np.repeat(often[:3], 5), "target": often[3:18]})
+    >>> mt.tl.gene_network(adata, model, donor_key="donor_id", n_cells=5, regulons=regulons, n_permutations=99)
     >>> len(mt.pl.gene_network(adata).axes)
     1
     """

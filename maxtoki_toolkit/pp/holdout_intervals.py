@@ -10,11 +10,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import write_obs, write_result
 from .._validate import require_rank, require_unique_names
+from ..stats.fdr import benjamini_hochberg
+from ..stats.turnover import rank_scores, sample_means, two_lines
 from ._design import get_groups, get_labels, get_times, known_cells
-from ._turnover import rank_scores, sample_means, two_lines
 from .hold_out import hold_out
 
 _MIN_SAMPLES = 6
@@ -33,8 +33,7 @@ def holdout_intervals(
     n_permutations: int = 19,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Find the intervals of time in which most genes turn over, and hold them out of training.
 
     Parameters
@@ -61,12 +60,10 @@ def holdout_intervals(
         Seed of the permutations.
     key_added
         Key in `.uns`, by default "holdout_intervals".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes the boolean columns of `.obs` that `mt.pp.hold_out` writes, with the cells inside the
+    `None`. Writes the boolean columns of `.obs` that `mt.pp.hold_out` writes, with the cells inside the
     intervals in `held_out_times`, and to `.uns["holdout_intervals"]` the tables `intervals`
     (`mt.get.holdout_intervals`) and `genes` (`mt.get.turning_genes`).
 
@@ -149,7 +146,7 @@ def holdout_intervals(
     if chosen is None:
         chosen = _most(found, intervals)
 
-    adata = given.copy() if copy else given
+    adata = given
     found["held_out"] = [(a, b) in chosen for a, b in zip(found["first"], found["last"], strict=True)]
     _hold_out(adata, rows, time_key, time, donor, chosen)
     genes = _genes(parts, candidates, tests, q_value, adata.var_names)
@@ -173,7 +170,6 @@ def holdout_intervals(
         intervals=found,
         genes=turning.reset_index(drop=True),
     )
-    return adata if copy else None
 
 
 def _cut(time: np.ndarray, donor: np.ndarray, n_bins: int) -> list[tuple[int, int]]:

@@ -21,8 +21,7 @@ def match_queries(
     rng: int = 0,
     key: str | None = None,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Replace the query of each prompt by a cell of another AnnData, of the same group and time.
 
     With patients' cells in `queries` and the prompts' contexts of controls, the difference between what is
@@ -42,12 +41,10 @@ def match_queries(
         Seed; prompt i depends on it and i only.
     key, key_added
         Keys in `.uns` of the prompts to read ("prompts") and to write ("matched_prompts").
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["matched_prompts"]["prompts"]`: the prompts for which a cell was found,
+    `None`. Writes `.uns["matched_prompts"]["prompts"]`: the prompts for which a cell was found,
     with `query` a cell of `queries`, `time` and `lapse` its own, `old_query`, `old_lapse`, and `prompt`, the
     row of the old prompt. How many found none is in `params`.
 
@@ -114,8 +111,6 @@ def match_queries(
     table["time"] = time[chosen]
     if donor_key:
         table["donor"] = get_labels(queries, donor_key)[chosen]
-    adata = adata.copy() if copy else adata
     params = {**params, "queries_elsewhere": True, "tolerance": tolerance, "match_seed": rng}
     params |= {"n_unmatched": int((~found).sum()), "n_prompts": len(table)}
     write_result(adata, key_added or _keys.MATCHED, params, prompts=table)
-    return adata if copy else None

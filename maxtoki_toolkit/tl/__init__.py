@@ -1,6 +1,7 @@
 """Analyse cells with a model."""
 
 from .._doors import guard
+from ._contexts import AgeSampling
 from .ablate_heads import ablate_heads
 from .ablate_prompt import ablate_prompt
 from .age_acceleration import age_acceleration
@@ -28,13 +29,22 @@ from .perturbation_metrics import perturbation_metrics
 from .perturbation_stats import perturbation_stats
 from .predict_age import predict_age
 from .predict_timelapse import predict_timelapse
-from .steer import steer
+from .recipes import Cells, CellSampling, Chains, GeneSetSearch, ScreenFile
+from .search_gene_sets import search_gene_sets
+from .steer_cells import steer_cells
 from .timelapse_baselines import timelapse_baselines
 from .train_on_generated import train_on_generated
 
 __all__ = [
+    "AgeSampling",
     "perturbation_metrics",
-    "steer",
+    "Cells",
+    "CellSampling",
+    "Chains",
+    "GeneSetSearch",
+    "ScreenFile",
+    "search_gene_sets",
+    "steer_cells",
     "generation_diversity",
     "ablate_heads",
     "attention",

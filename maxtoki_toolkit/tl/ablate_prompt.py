@@ -10,7 +10,6 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import read_result, write_result
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
@@ -19,10 +18,10 @@ from ..models.timelapse import read_lapses, require_temporal
 from ..models.vocabulary import Vocabulary
 from ..pp._design import known_cells
 from ..pp.sample_prompts import read_prompts
+from ..stats.donors import jackknife_error, jackknife_interval, left_out, unit_name
+from ..stats.fdr import benjamini_hochberg
 from ._cells import get_sequences
-from ._paired import unit_name
 from ._time_unit import check_unit
-from ._timelapse_scores import jackknife_error, jackknife_interval, left_out
 
 INTACT = "intact"
 ABLATIONS = (
@@ -49,8 +48,7 @@ def ablate_prompt(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Predict the lapses of the same prompts with parts of them shuffled, masked, replaced or left out.
 
     Parameters
@@ -82,12 +80,10 @@ def ablate_prompt(
         Seed.
     key_added
         Key in `.uns`, by default "ablate_prompt".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["ablate_prompt"]` with the tables `prompts` (a column of predictions for "intact"
+    `None`. Writes `.uns["ablate_prompt"]` with the tables `prompts` (a column of predictions for "intact"
     and each ablation) and `effects`; see `mt.get.ablation`.
 
     Raises
@@ -135,7 +131,7 @@ def ablate_prompt(
         changed = ablated(name, prompts, cells, model.vocab, share, np.random.default_rng(seed))
         table[name] = _predict(model, *changed, lapses=name != "drop_lapses")
 
-    adata = given.copy() if copy else given
+    adata = given
     result = {
         "unit": model.time_head.unit,
         "ablations": list(ablations),
@@ -153,7 +149,6 @@ def ablate_prompt(
         prompts=table,
         effects=_effects(table, list(dict.fromkeys(ablations)), rng),
     )
-    return adata if copy else None
 
 
 def _predict(

@@ -9,15 +9,16 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._progress import progress
 from .._results import write_result
 from ..models.model import MaxTokiModel
 from ..pp._design import get_mask, get_times
-from ._clock import N_GENES, fit_ridge
+from ..stats.clocks import fit_ridge
+from ..stats.fdr import benjamini_hochberg
+from ..stats.lapse_scores import score_lapses
+from ._expression import N_GENES
 from ._prompted import asked_groups, features_at, other_cells, read_prompted
 from ._rank_features import rank_features
-from ._timelapse_scores import score_lapses
 
 SEEN = 0.05  # share of a clock's cells that a gene is read of
 
@@ -34,8 +35,7 @@ def age_match(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Read the age of generated cells with a clock of true cells, and compare with the age that was asked for.
 
     Parameters
@@ -62,12 +62,10 @@ def age_match(
         Seed of the permutations, and of the folds where there are no donors.
     key_added
         Key in `.uns`, by default "age_match".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes to `.uns["age_match"]` the tables `scores`, see `mt.get.age_match`; `cells`, see
+    `None`. Writes to `.uns["age_match"]` the tables `scores`, see `mt.get.age_match`; `cells`, see
     `mt.get.read_ages`; and `clocks`, with the training cells, donors and penalty of each clock.
 
     Raises
@@ -159,7 +157,7 @@ def age_match(
             **read,
         }
     )
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "unit": model.time_head.unit if model.time_head is not None else "",
         "time_key": time_key,
@@ -176,7 +174,6 @@ def age_match(
         cells=cells,
         clocks=pd.DataFrame(clocks, columns=["group", "n_cells", "n_donors", "alpha"]),
     )
-    return adata if copy else None
 
 
 def _require_same_times(time: np.ndarray, prompted) -> None:

@@ -12,10 +12,10 @@ from .. import _keys
 from .._results import write_result
 from ..models.model import MaxTokiModel
 from ..pp._design import get_mask
-from ._classify import fit_classifier, jackknife_weights, score_labels, with_share_intervals
+from ..stats.classification import fit_classifier, score_labels, with_share_intervals
+from ..stats.donors import jackknife_interval, jackknife_weights
 from ._prompted import asked_groups, features_at, other_cells, read_prompted
 from ._rank_features import rank_features
-from ._timelapse_scores import jackknife_interval
 
 
 def annotation_concordance(
@@ -30,8 +30,7 @@ def annotation_concordance(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Annotate generated cells with a classifier of true cells, and compare with what was asked for.
 
     Parameters
@@ -57,12 +56,10 @@ def annotation_concordance(
         Seed of the permutations.
     key_added
         Key in `.uns`, by default "annotation_concordance".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes to `.uns["annotation_concordance"]`
+    `None`. Writes to `.uns["annotation_concordance"]`
 
     `scores`
         Accuracy and macro-F1, see `mt.get.annotation_concordance`.
@@ -139,7 +136,7 @@ def annotation_concordance(
     probability = classifier.predict_proba(sources["generated"]).max(axis=1)
     found["majority"] = np.full_like(asked, np.bincount(asked).argmax())
 
-    weights, n_units = jackknife_weights(prompted.units, prompted.unit, rng)
+    weights, n_units = jackknife_weights(prompted.units, prompted.unit, np.random.default_rng(rng))
     scores = {name: score_labels(asked, label, len(names), weights) for name, label in found.items()}
     chance = _permuted(asked, found["generated"], prompted.prompt, len(names), n_permutations, rng)
     head = {"n_cells": len(asked), "n_units": n_units, "unit": prompted.unit}
@@ -158,7 +155,7 @@ def annotation_concordance(
     )
     rows.append(_chance_row(chance, scores["generated"].accuracy[0]) | {"p_value": np.nan, **head})
 
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "groupby": [groupby] if isinstance(groupby, str) else list(groupby),
         "unit": prompted.unit,
@@ -183,7 +180,6 @@ def annotation_concordance(
             }
         ),
     )
-    return adata if copy else None
 
 
 def _require_types(known: np.ndarray, asked: np.ndarray, names: list[str]) -> None:

@@ -11,13 +11,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import write_result
 from ..models.model import MaxTokiModel
 from ..pp._design import get_mask, get_times, known_cells
-from ..pp._turnover import fit_lines, sample_means
-from ._generated import About, about_cells, about_generated, known_generated, rank_levels
-from ._rank_change import (
+from ..stats.fdr import benjamini_hochberg
+from ..stats.rank_change import (
     Units,
     agreement,
     change_table,
@@ -30,6 +28,8 @@ from ._rank_change import (
     pick_genes,
     resampled,
 )
+from ..stats.turnover import fit_lines, sample_means
+from ._generated import About, about_cells, about_generated, known_generated, rank_levels
 
 _HALVES = 20
 # Fewest independent samples of each interval that anything is said about.
@@ -53,8 +53,7 @@ def differential_rank(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Compare how genes change rank between two intervals of time in generated cells and in true ones.
 
     Parameters
@@ -88,12 +87,10 @@ def differential_rank(
         Seed.
     key_added
         Key in `.uns`, by default "differential_rank".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes to `.uns["differential_rank"]` the tables `genes` (`mt.get.differential_rank`), `scores`
+    `None`. Writes to `.uns["differential_rank"]` the tables `genes` (`mt.get.differential_rank`), `scores`
     (`mt.get.differential_rank_scores`) and `cells`, those that were compared.
 
     Raises
@@ -229,7 +226,7 @@ def differential_rank(
     scores = pd.concat(scores, ignore_index=True)
     scores["q_value"] = benjamini_hochberg(scores["p_value"])
 
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "unit": "ranks",
         "time_key": time_key,
@@ -253,7 +250,6 @@ def differential_rank(
         scores=scores,
         cells=pd.concat(cells, ignore_index=True),
     )
-    return adata if copy else None
 
 
 def _read_intervals(intervals: tuple) -> list[tuple[float, float]] | None:

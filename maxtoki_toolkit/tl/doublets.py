@@ -22,10 +22,11 @@ from ..pp._doublets import add_counts, draw_pairs, merge_ranks, uniform
 from ..pp._ranked_counts import has_counts, ranked_counts, source_of
 from ..pp.rank_value_encode import rank_value_encode
 from ..pp.simulate_doublets import KINDS, check_share, read_codes
-from ._binary_scores import at_odds, auroc_ap, bootstrap_weights, calibration_error
+from ..stats.binary_scores import at_odds, auroc_ap, bootstrap_weights, calibration_error
+from ..stats.doublet_features import features as describe
+from ..stats.doublet_features import size_features
+from ..stats.expression import log_normalize
 from ._cells import get_sequences, match_columns
-from ._doublet_features import features as describe
-from ._doublet_features import log_normalize, size_features
 from ._rank_features import rank_features
 
 FEATURES = ("embedding", "ranks", "expression", "size")
@@ -54,8 +55,7 @@ def doublets(
     layer: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Tell doublets from cells, and score the detector beside scrublet.
 
     Cells are told from doublets that are simulated from them. Every cell is judged by a detector that neither it nor
@@ -97,12 +97,10 @@ def doublets(
         Seed of simulation, folds, fits, null and bootstrap.
     key_added
         Key in `.uns`, by default "doublets".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes
+    `None`. Writes
 
     `.obs["doublet_probability"]`, `.obs["doublet"]`
         Probability of being a doublet at the expected rate, and whether it is above one half.
@@ -234,7 +232,7 @@ def doublets(
     for column in {"donor", "pair", "truth"} & set(table):
         table[column] = table[column].fillna("")
 
-    adata = given.copy() if copy else given
+    adata = given
     probability = np.full(adata.n_obs, np.nan)
     probability[kept[order]] = table["probability"].to_numpy()[:n]
     adata.obs[_keys.DOUBLET_PROBABILITY] = probability
@@ -265,7 +263,6 @@ def doublets(
         scores=_score_table(table, null, label_null, items, expected_rate, rng),
         singlets=_singlet_table(table, rng),
     )
-    return adata if copy else None
 
 
 class _Items(NamedTuple):

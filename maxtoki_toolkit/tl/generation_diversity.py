@@ -11,14 +11,14 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import write_result
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.sequences import cell_sequences
 from ..pp._design import get_mask, known_cells
-from . import _diversity as kernel
-from ._diversity import Cells
+from ..stats import diversity as kernel
+from ..stats.diversity import Cells
+from ..stats.fdr import benjamini_hochberg
 from ._generated import about_cells, about_generated, known_generated, rank_levels
 
 SPACES = ("ranks", "embedding")
@@ -40,8 +40,7 @@ def generation_diversity(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Look for copies of training cells, for cells unlike true ones, and for collapse among generated cells.
 
     Parameters
@@ -73,12 +72,10 @@ def generation_diversity(
         Seed.
     key_added
         Key in `.uns`, by default "generation_diversity".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["generation_diversity"]["scores"]`, see `mt.get.generation_diversity`.
+    `None`. Writes `.uns["generation_diversity"]["scores"]`, see `mt.get.generation_diversity`.
 
     Raises
     ------
@@ -199,7 +196,7 @@ def generation_diversity(
         tested = rows & (scores["cells"] == "generated")
         scores.loc[tested, "q_value"] = benjamini_hochberg(scores.loc[tested, "p_value"])
 
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
         "donor_key": donor_key,
@@ -216,7 +213,6 @@ def generation_diversity(
         "seed": rng,
     }
     write_result(adata, key_added or _keys.DIVERSITY, {**model.params, **params}, scores=scores)
-    return adata if copy else None
 
 
 def _sets(X, length, about, rows, training, n_neighbors, n_cells, rng) -> dict[str, tuple] | None:

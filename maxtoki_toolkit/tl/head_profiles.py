@@ -8,9 +8,9 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import write_result
 from ..get._head_sums import head_table
+from ..stats.fdr import benjamini_hochberg
 from ._head_sums import FLAT, read_attention
 from ._tokens import FIRST
 
@@ -28,8 +28,7 @@ def head_profiles(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Profile each head over the groups of cells, and find those that are specific to some.
 
     Parameters
@@ -48,12 +47,10 @@ def head_profiles(
         Seed.
     key_added
         Key in `.uns`, by default "head_profiles".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["head_profiles"]` with the tables `profiles` (a row a head and group) and `heads` (a
+    `None`. Writes `.uns["head_profiles"]` with the tables `profiles` (a row a head and group) and `heads` (a
     row a head); see `mt.get.head_profiles` and `mt.get.head_specificity`.
 
     Raises
@@ -135,7 +132,6 @@ def head_profiles(
     ]
     of_heads["r_length"] = _correlations(of_group, _means(length[:, None], group)[:, 0])
 
-    adata = adata.copy() if copy else adata
     settings = {
         "unit": {
             "sink": "share on the first token, beyond an even spread",
@@ -156,7 +152,6 @@ def head_profiles(
         profiles=_corrected(table),
         heads=_corrected(of_heads),
     )
-    return adata if copy else None
 
 
 def _values(result: dict, statistic: str) -> np.ndarray:

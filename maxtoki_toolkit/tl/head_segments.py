@@ -8,12 +8,12 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import write_result
 from ..get._head_sums import head_table
 from ..models.attention import ATTENDING
+from ..stats.donors import left_out
+from ..stats.fdr import benjamini_hochberg
 from ._head_sums import FLAT, read_attention, unit_name
-from ._timelapse_scores import left_out
 from ._tokens import LAPSES, QUERY, SPECIAL
 
 MIN_RATIO = 1.25  # below this a head is not called specialised, however many prompts there are
@@ -27,8 +27,7 @@ def head_segments(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Find the heads that look at one part of the prompt more than its place explains.
 
     Parameters
@@ -45,12 +44,10 @@ def head_segments(
         Seed of the blocks that more than 100 donors are left out in.
     key_added
         Key in `.uns`, by default "head_segments".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["head_segments"]["heads"]`; see `mt.get.head_segments`.
+    `None`. Writes `.uns["head_segments"]["heads"]`; see `mt.get.head_segments`.
 
     Raises
     ------
@@ -119,7 +116,6 @@ def head_segments(
     table = _corrected(table)
     table["n_prompts"], table["n_units"] = int(used.sum()), n_units
 
-    adata = adata.copy() if copy else adata
     settings = {
         "unit": "share of the attention",
         "attending": attending,
@@ -130,7 +126,6 @@ def head_segments(
         "seed": rng,
     }
     write_result(adata, key_added or _keys.HEAD_SEGMENTS, settings, heads=table)
-    return adata if copy else None
 
 
 def _compare(

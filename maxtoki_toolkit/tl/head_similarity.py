@@ -21,8 +21,7 @@ def head_similarity(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Correlate heads by how much of their attention each gene receives beyond its position.
 
     Parameters
@@ -39,12 +38,10 @@ def head_similarity(
         Seed of the halves.
     key_added
         Key in `.uns`, by default "head_similarity".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["head_similarity"]`: `similarity` (heads x heads), and `heads` with the order in
+    `None`. Writes `.uns["head_similarity"]`: `similarity` (heads x heads), and `heads` with the order in
     which like heads come together and their reliability; see `mt.get.head_similarity`.
 
     Raises
@@ -98,7 +95,6 @@ def head_similarity(
     heads["order"] = np.argsort(order)
     heads["reliability"] = np.diag(replicated)
 
-    adata = adata.copy() if copy else adata
     settings = {
         "unit": "Spearman correlation",
         "group": group,
@@ -118,7 +114,6 @@ def head_similarity(
         raw=pd.DataFrame(_correlate(raw, raw), columns=names),
         replicated=pd.DataFrame(replicated, columns=names),
     )
-    return adata if copy else None
 
 
 def _correlate(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -28,8 +28,7 @@ def neighbor_purity(
     n_pcs: int = 50,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Score the embedding by its neighbours' labels, beside PCA and an untrained model.
 
     The purity of a cell is the share of its nearest neighbours that have its label; chance is what
@@ -53,12 +52,10 @@ def neighbor_purity(
         Seed of the untrained model, of PCA and of the bootstrap.
     key_added
         Key in `.uns`, by default "neighbor_purity".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["neighbor_purity"]["scores"]`, see `mt.get.neighbor_purity`: one row
+    `None`. Writes `.uns["neighbor_purity"]["scores"]`, see `mt.get.neighbor_purity`: one row
     each for the model, a model of the same shape with random weights ("untrained"), PCA, and chance, with
     `purity` (0-1), its 95% bootstrap interval over cells, and `difference`, the model's purity minus the
     row's, with the interval of the paired difference.
@@ -108,7 +105,7 @@ def neighbor_purity(
     counts = pd.Series(labels).value_counts()
     purity["chance"] = ((counts[labels].to_numpy() - 1) / (len(labels) - 1))[scored]
 
-    adata = given.copy() if copy else given
+    adata = given
     params = {"groupby": groupby, "subset": subset, "n_neighbors": n_neighbors, "n_top_genes": n_top_genes}
     write_result(
         adata,
@@ -116,7 +113,6 @@ def neighbor_purity(
         {**model.params, **params, "n_pcs": n_pcs, "seed": rng, "n_cells": int(scored.sum())},
         scores=_score_table(purity, np.random.default_rng(rng)),
     )
-    return adata if copy else None
 
 
 def _purity(X: np.ndarray, labels: np.ndarray, n_neighbors: int) -> np.ndarray:

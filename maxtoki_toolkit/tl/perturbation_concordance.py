@@ -8,11 +8,11 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import read_result, write_result
 from ..get.perturbation import expression_age_slope, perturbation_stats
+from ..stats.fdr import benjamini_hochberg
+from ..stats.matched_sets import make_strata
 from ._gene_covariates import COVARIATES
-from ._matched_sets import make_strata
 
 MIN_GENES = 10
 _DIRECTION = {"inhibit": -1, "delete": -1, "activate": 1, "overexpress": 1}
@@ -27,19 +27,19 @@ def perturbation_concordance(
     n_permutations: int = 2000,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Compare the effects of a screen with the slopes of expression with age.
 
-    A gene is concordant if taking it down makes the cell look younger and its expression rises with age, or older and it falls;
-    for activation the other way round.
+    A gene is concordant if taking it down makes the cell look younger and its expression rises with age, or
+    older and it falls; for activation the other way round.
 
     Parameters
     ----------
     adata
         Cells with results of `mt.tl.perturbation_stats` and `mt.tl.expression_age_slope`.
     key, slopes_key
-        Their keys in `.uns`, by default "perturbation_stats" and "expression_age_slope". Groups are compared by name.
+        Their keys in `.uns`, by default "perturbation_stats" and "expression_age_slope". Groups are compared
+        by name.
     alpha
         q below which a gene is "ageing" (by its slope) or "called" (by its effect).
     n_permutations
@@ -48,27 +48,26 @@ def perturbation_concordance(
         Seed.
     key_added
         Key in `.uns`, by default "perturbation_concordance".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["perturbation_concordance"]` with the tables `concordance` and `genes`; see
+    `None`. Writes `.uns["perturbation_concordance"]` with the tables `concordance` and `genes`; see
     `mt.get.perturbation_concordance` and `mt.get.concordant_genes`.
 
     Raises
     ------
     ValueError
-        If the screen is of no lapses or of sets, moves genes up and down, or no group has `MIN_GENES` genes with both.
+        If the screen is of no lapses or of sets, moves genes up and down, or no group has `MIN_GENES` genes
+        with both.
 
     Notes
     -----
     Slopes are exchanged between genes alike in rank, detection and expression (16 to 31 of them): what depth or rank do to
     both is in the null. Effects of an edit of the context count the other way round.
 
-    Both sides look at the same association of expression with age, one through the model. That they agree says that
-    the model has learned it, not that the gene does anything. The interval treats genes as independent, which they are not: it is too
-    short where genes go together.
+    Both sides look at the same association of expression with age, one through the model. That they agree
+    says that the model has learned it, not that the gene does anything. The interval treats genes as
+    independent, which they are not: it is too short where genes go together.
 
     Examples
     --------
@@ -136,7 +135,6 @@ def perturbation_concordance(
         )
     found = pd.DataFrame(rows)
     found["q_value"] = benjamini_hochberg(found["p_value"])
-    adata = adata.copy() if copy else adata
     settings = {
         "unit": unit,
         "slope_unit": slope_unit,
@@ -150,7 +148,6 @@ def perturbation_concordance(
     write_result(
         adata, key_added or _keys.PERTURBATION_CONCORDANCE, settings, concordance=found, genes=table[shown]
     )
-    return adata if copy else None
 
 
 def _exchange(values: np.ndarray, strata: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -11,11 +11,11 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._results import read_result, write_result
 from ..get.perturbation import perturbation
+from ..stats.fdr import benjamini_hochberg
+from ..stats.matched_null import MIN_NULL, matched_null, moderated_error, null_df, storey, two_sided_p
 from ._gene_covariates import COVARIATES, gene_covariates, of_sets, standardised
-from ._matched_null import MIN_NULL, matched_null, moderated_error, null_df, storey, two_sided_p
 
 # Those of Eisenberg and Levanon (Trends in Genetics 2013), and the most used ones.
 HOUSEKEEPING = (
@@ -31,10 +31,8 @@ def perturbation_stats(
     n_null: int = 40,
     min_donors: int = 3,
     housekeeping: Sequence[str] = HOUSEKEEPING,
-    layer: str | None = None,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Summarise a screen: effect of each gene over donors, and whether it is more than matched genes do.
 
     Parameters
@@ -44,21 +42,19 @@ def perturbation_stats(
     key
         Key in `.uns` of the screen, by default "perturbation".
     n_null
-        Genes that each gene is compared with: those nearest to it in mean rank, detection and expression.
+        Genes that each gene is compared with: those nearest to it in mean rank, detection and, where the
+        counts that were ranked are there, expression.
     min_donors
         Donors (or cells, where no donor is known) in which an edit must have taken effect to be tested.
     housekeeping
-        Symbols or Ensembl ids of genes that should do nothing in particular; see `mt.get.perturbation_controls`.
-    layer
-        Layer with the raw counts, for the expression; by default what was ranked. Without counts, rank and detection are matched.
+        Symbols or Ensembl ids of genes that should do nothing in particular; see
+        `mt.get.perturbation_controls`.
     key_added
         Key in `.uns`, by default "perturbation_stats".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["perturbation_stats"]` with the tables `effects` and `controls`; see
+    `None`. Writes `.uns["perturbation_stats"]` with the tables `effects` and `controls`; see
     `mt.get.perturbation_stats` and `mt.get.perturbation_controls`. Months become years.
 
     Raises
@@ -76,18 +72,18 @@ def perturbation_stats(
     p of the two (the intersection-union test of Berger, Technometrics 1982) for the genes of a group (Benjamini and Hochberg), and
     `storey_q` is that times the estimated share of genes without an effect.
 
-    Compared with matched genes are effects
-    over their error (that of the gene and that of all genes, half each), since an effect seen in few donors is large by chance. The centre of
-    the null is the median of the matched genes, its spread half the range of their middle 68%, so that genes that matter among them
-    hardly count; its tails are those of a t distribution with a fifth as many degrees of freedom as there are matched genes (3 to 8), which is
-    what genes that drive nothing show. A model whose effects have longer tails calls some genes for no other reason: look at
-    the controls (`mt.get.perturbation_controls`).
+    Compared with matched genes are effects over their error (that of the gene and that of all genes, half
+    each), since an effect seen in few donors is large by chance. The centre of the null is the median of the
+    matched genes, its spread half the range of their middle 68%, so that genes that matter among them hardly
+    count; its tails are those of a t distribution with a fifth as many degrees of freedom as there are
+    matched genes (3 to 8), which is what genes that drive nothing show. A model whose effects have longer
+    tails calls some genes for no other reason: look at the controls (`mt.get.perturbation_controls`).
 
-    A small p says that the **model** answers to this gene more than to others like it. It may be right or not, and what it has learned
-    is association.
+    A small p says that the **model** answers to this gene more than to others like it. It may be right or
+    not, and what it has learned is association.
 
-    Only edits that took effect count. The donors are those of the query cells; a context cell is in several prompts, which intervals
-    do not know.
+    Only edits that took effect count. The donors are those of the query cells; a context cell is in several
+    prompts, which intervals do not know.
 
     Examples
     --------
@@ -132,7 +128,7 @@ def perturbation_stats(
 
     effects = []
     for group, mine in parts:
-        covariates = _covariates(adata, table[mine], genes, layer)
+        covariates = _covariates(adata, table[mine], genes)
         for k in np.unique(table["k"]):
             rows = table[mine & (table["k"] == k).to_numpy()]
             found = pd.concat(
@@ -153,7 +149,6 @@ def perturbation_stats(
     unit_of_inference = "donor" if is_known else "cell"
     effects["unit"] = unit_of_inference
 
-    adata = adata.copy() if copy else adata
     settings = {
         "unit": unit,
         "unit_of_inference": unit_of_inference,
@@ -173,10 +168,9 @@ def perturbation_stats(
         effects=effects,
         controls=pd.DataFrame(controls),
     )
-    return adata if copy else None
 
 
-def _covariates(adata: AnnData, table: pd.DataFrame, genes: pd.DataFrame, layer: str | None) -> pd.DataFrame:
+def _covariates(adata: AnnData, table: pd.DataFrame, genes: pd.DataFrame) -> pd.DataFrame:
     """What the genes are like in the query cells of some rows."""
     cells = table.drop_duplicates("prompt")["cell"].astype(str)
     rows = adata.obs_names.get_indexer(cells)
@@ -185,7 +179,7 @@ def _covariates(adata: AnnData, table: pd.DataFrame, genes: pd.DataFrame, layer:
             f"{missing.sum()} cells of the screen are not in the AnnData (first: {cells.iloc[missing.argmax()]!r})."
         )
     used, times = np.unique(rows, return_counts=True)
-    measured = gene_covariates(adata[used], layer, weight=times.astype(float))
+    measured = gene_covariates(adata[used], weight=times.astype(float))
     return of_sets(measured, [str(members).split(";") for members in genes["members"]])
 
 

@@ -10,9 +10,9 @@ from ..models.model import MaxTokiModel
 from ..models.prompts import write_prompts
 from ..models.timelapse import read_lapses, require_temporal
 from ..pp.sample_prompts import read_prompts
+from ..stats.lapse_scores import score_lapses
 from ._cells import count_truncated, get_sequences
 from ._time_unit import check_unit
-from ._timelapse_scores import score_lapses
 
 
 def predict_timelapse(
@@ -23,8 +23,7 @@ def predict_timelapse(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Predict the lapse from the last context cell to the query cell of each prompt.
 
     Parameters
@@ -41,12 +40,10 @@ def predict_timelapse(
         Seed of the intervals; the predictions are not random.
     key_added
         Key in `.uns`, by default "timelapse".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes to `.uns["timelapse"]`
+    `None`. Writes to `.uns["timelapse"]`
 
     `prompts`
         The prompts with `predicted`, in the unit of `params["unit"]`, and `p_non_numeric`, the probability that the
@@ -97,7 +94,6 @@ def predict_timelapse(
     lapse, p_non_numeric = read_lapses(model, written.sequences)
     table["predicted"], table["p_non_numeric"] = lapse, p_non_numeric
 
-    adata = adata.copy() if copy else adata
     result = {
         "unit": model.time_head.unit,
         "time_key": params["time_key"],
@@ -116,4 +112,3 @@ def predict_timelapse(
         prompts=table,
         scores=score_lapses(table, {"MaxToki": "predicted"}, groupby="group", seed=rng),
     )
-    return adata if copy else None

@@ -19,9 +19,10 @@ from ..models.prompts import Prompts
 from ..pp._design import get_labels, get_times, known_cells
 from ..pp._ranked_counts import source_of
 from ..pp.sample_prompts import read_prompts
+from ..stats.clocks import fit_ridge
+from ..stats.lapse_scores import score_lapses
 from ._cells import get_sequences
-from ._clock import fit_ridge, log_expression
-from ._timelapse_scores import score_lapses
+from ._expression import log_expression
 
 BASELINES = ("ridge_embedding", "ridge_expression", "sgd_expression", "most_common")
 MIN_CELLS = 100  # training cells that a group needs for a clock of its own
@@ -38,8 +39,7 @@ def timelapse_baselines(
     embedding: bool = True,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Predict the lapses of the same prompts without the model's time head, and score all beside each other.
 
     Parameters
@@ -63,12 +63,10 @@ def timelapse_baselines(
         Seed of `sgd_expression`, of the folds where no donor is known, and of the permutations.
     key_added
         Key in `.uns`, by default "timelapse_baselines".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes to `.uns["timelapse_baselines"]`
+    `None`. Writes to `.uns["timelapse_baselines"]`
 
     `prompts`
         The predicted prompts with one column more for each baseline, in `params["unit"]`; see `mt.get.timelapse`.
@@ -146,7 +144,7 @@ def timelapse_baselines(
 
     fit_group, group = (t["group"].to_numpy(dtype=str) for t in (drawn["prompts"], table))
     cells = _cells(adata[sources[0][1]], training, fit_group, drawn["params"])
-    X = log_expression(sources, layer, cells.place)
+    X = log_expression(sources, cells.place)
     features = {"ridge_expression": X}
     if embedding:
         embedded = [embed_sequences(model, get_sequences(a[used], model)).cells for a, used in sources]
@@ -159,7 +157,7 @@ def timelapse_baselines(
     lapses["most_common"] = _most_common(training.lapse, fit_group, group)
     table = table.assign(**lapses)
 
-    adata = given.copy() if copy else given
+    adata = given
     result = {
         "unit": params["unit"],
         "time_key": params["time_key"],
@@ -182,7 +180,6 @@ def timelapse_baselines(
         scores=score_lapses(table, predictors, groupby="group", reference="MaxToki", seed=rng),
         clocks=pd.concat(clocks, ignore_index=True),
     )
-    return adata if copy else None
 
 
 class _Cells(NamedTuple):

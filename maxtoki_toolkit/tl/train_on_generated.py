@@ -13,17 +13,16 @@ from .._progress import progress
 from .._results import write_result
 from ..models.model import MaxTokiModel
 from ..pp._design import get_mask
-from ._classify import (
+from ..stats.classification import (
     Scores,
     fit_classifier,
-    jackknife_weights,
     score_labels,
     shuffle_genes,
     with_share_intervals,
 )
+from ..stats.donors import jackknife_interval, jackknife_weights
 from ._prompted import asked_groups, features_at, other_cells, read_prompted
 from ._rank_features import rank_features
-from ._timelapse_scores import jackknife_interval
 
 
 def train_on_generated(
@@ -38,8 +37,7 @@ def train_on_generated(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Train a classifier of types on generated cells, and test it on true cells of other donors.
 
     Parameters
@@ -65,12 +63,10 @@ def train_on_generated(
         Seed of the draws of training cells, of the shuffled genes and of the permutations.
     key_added
         Key in `.uns`, by default "train_on_generated".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes to `.uns["train_on_generated"]` the tables `scores`, see `mt.get.train_on_generated`, and
+    `None`. Writes to `.uns["train_on_generated"]` the tables `scores`, see `mt.get.train_on_generated`, and
     `donors`, see `mt.get.train_on_generated_donors`.
 
     Raises
@@ -116,7 +112,8 @@ def train_on_generated(
     >>> mt.pp.hold_out(adata, donor_key="donor_id", donors=0.5, time_key="age_months")
     >>> mt.pp.sample_prompts(
     ...     adata, time_key="age_months", groupby="cell_type", donor_key="donor_id", task="cell", n_prompts=6,
-    ...     context_size=1, contexts="held_out", queries="held_out", balance=1)
+    ...     context_size=1, contexts="held_out", queries="held_out",
+    ...     sampling=mt.pp.PromptSampling(balance=1))
     >>> cells = mt.tl.generate(adata, model, max_genes=10)
     >>> mt.tl.train_on_generated(
     ...     adata, model, generated=cells, groupby="cell_type", donor_key="donor_id", n_permutations=2)
@@ -157,7 +154,7 @@ def train_on_generated(
     test = np.flatnonzero(apart & np.isin(group, types))
     X, answer = features_at(adata, model, test), group[test]
     donor = prompted.donor[test]
-    weights, n_donors = jackknife_weights(pd.DataFrame({"donor": donor}), "donor", rng)
+    weights, n_donors = jackknife_weights(pd.DataFrame({"donor": donor}), "donor", np.random.default_rng(rng))
     by_donor, tested = (np.unique(donor.astype(str)) == donor[:, None]).T.astype(float), np.unique(donor)
 
     scores, donors = {}, []
@@ -182,7 +179,7 @@ def train_on_generated(
         score = score_labels(answer, found, len(names))
         chance.append((score.accuracy[0], score.macro_f1[0]))
 
-    adata = given.copy() if copy else given
+    adata = given
     params = {
         "groupby": [groupby] if isinstance(groupby, str) else list(groupby),
         "donor_key": donor_key,
@@ -201,7 +198,6 @@ def train_on_generated(
         ),
         donors=pd.concat(donors, ignore_index=True),
     )
-    return adata if copy else None
 
 
 def _draw_alike(

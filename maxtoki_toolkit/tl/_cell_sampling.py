@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .._correction import benjamini_hochberg
-from ..models.convergence import effective_size, rhat
 from ..models.edits import cut_cells, edit_cells
 from ..models.model import MaxTokiModel
 from ..models.sampling import Chains, as_cells, as_genes, chain_keys, gene_log_likelihoods, metropolis
-from ._paired import donor_mean
-from ._steer_target import Steered
+from ..stats.donors import donor_mean
+from ..stats.fdr import benjamini_hochberg
+from ..stats.mcmc import effective_size, rhat
+from ._steering import Steered
+from .recipes import CellSampling
 
 STATES = ("start", "abrupt", "unsteered", "steered")
 
@@ -37,16 +38,10 @@ def sample_ranks(
     model: MaxTokiModel,
     tokens: np.ndarray,
     known: np.ndarray,
+    sampling: CellSampling,
     *,
     mode: str,
     k: int,
-    n_steps: int,
-    n_chains: int,
-    burn_in: float,
-    proposal: str,
-    block_size: int,
-    temperature: float,
-    proposal_temperature: float,
     strength: float,
     seed: int,
 ) -> Sampled:
@@ -59,6 +54,8 @@ def sample_ranks(
     known
         Tokens that may come into a cell.
     """
+    settings = sampling.chains
+    n_steps, n_chains, temperature = settings.n_steps, settings.n_chains, settings.temperature
     n, every = len(steered.rows), np.arange(len(steered.rows))
     start = as_genes(cut_cells(steered.whole, model.cell_length))
     abrupt, changed = start, np.zeros(n, dtype=bool)
@@ -90,19 +87,19 @@ def sample_ranks(
         chain_keys(seed, steered.table["query"], per_cell).ravel(),
     )
     room = model.cell_length - 2
-    first = int(np.floor(burn_in * n_steps)) + 1 if n_steps else 0
+    first = int(np.floor(settings.burn_in * n_steps)) + 1 if n_steps else 0
     level, n_kept = np.zeros((2, n, model.vocab.size), dtype=np.float32), 0
     likelihood, distance, accepted, moved = [], [], [], []
     steps = metropolis(
         model,
         chains,
         n_steps=n_steps,
-        proposal=proposal,
-        block_size=block_size,
+        proposal=sampling.proposal,
+        block_size=sampling.block_size,
         energy=lambda cells, rows: steered.distance(cells, of[rows]),
         weight=np.where(led, strength, 0.0),
         temperature=temperature,
-        proposal_temperature=proposal_temperature,
+        proposal_temperature=sampling.proposal_temperature,
     )
     for i, step in enumerate(steps):
         likelihood.append(step.log_likelihood)

@@ -8,15 +8,16 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .._correction import benjamini_hochberg
-from ..models.convergence import effective_size, rhat
 from ..models.edits import cut_cells, edit_cells
 from ..models.model import MaxTokiModel
 from ..models.sampling import chain_keys
 from ..models.set_search import Set, beam_search, metropolis_sets
+from ..stats.donors import donor_mean
+from ..stats.fdr import benjamini_hochberg
+from ..stats.mcmc import effective_size, rhat
 from ._edit_readouts import read_likelihoods
-from ._paired import donor_mean
-from ._steer_target import Steered
+from ._steering import Steered
+from .recipes import GeneSetSearch
 
 # Edited cells that are held at once.
 _HELD = 4096
@@ -78,10 +79,8 @@ class Edits:
 class Found(NamedTuple):
     """What a search found."""
 
-    effects: pd.DataFrame
-    genes: pd.DataFrame
-    trace: pd.DataFrame | None
-    """Of chains only."""
+    tables: dict[str, pd.DataFrame]
+    """`effects`, `genes` and, of chains, `trace`."""
     params: dict
 
 
@@ -89,23 +88,15 @@ def search_sets(
     edits: Edits,
     names: np.ndarray,
     symbols: np.ndarray,
+    search: GeneSetSearch,
     *,
-    method: str,
-    max_size: int,
-    width: int,
-    n_steps: int,
-    n_chains: int,
-    burn_in: float,
-    temperature: float,
     strength: float,
-    likelihood_weight: float,
-    held_out: float,
-    n_null: int,
     seed: int,
 ) -> Found:
     """Search sets with some of the donors (or cells), and estimate what was found on the others."""
     table = edits.steered.table
-    searched, judged = _split(table, held_out, seed)
+    searched, judged = _split(table, search.held_out, seed)
+    chains, weight = search.chains, search.likelihood_weight
     n = len(edits.tokens)
     known: dict[Set, float] = {(): 0.0}
 
@@ -114,9 +105,9 @@ def search_sets(
         if new:
             gained, changed = edits.shift(new, searched)
             values = np.where(changed.any(axis=1), gained.mean(axis=1), np.nan)
-            if likelihood_weight:
+            if weight:
                 total = edits.likelihood_change(new, searched) * (edits.start.lengths[searched] - 2)
-                values = values + likelihood_weight * total.mean(axis=1) / strength
+                values = values + weight * total.mean(axis=1) / strength
             known.update(zip(new, values.tolist(), strict=True))
         return np.array([known[s] for s in sets])
 
@@ -128,28 +119,30 @@ def search_sets(
             "searched. Give other genes, or cells that express them."
         )
     params = {"n_searched": len(searched), "n_judged": len(judged), "rhat": np.nan, "effective_size": np.nan}
-    inclusion, trace = np.full(n, np.nan), None
-    if method == "sets":
+    inclusion, tables = np.full(n, np.nan), {}
+    if search.method == "metropolis":
         usable = np.flatnonzero(reached)
-        gain = strength * (singles[usable] - singles[usable].max()) / temperature
+        gain = strength * (singles[usable] - singles[usable].max()) / chains.temperature
         weights = 0.5 / len(usable) + 0.5 * np.exp(gain) / np.exp(gain).sum()
         steps = metropolis_sets(
             lambda sets: strength * np.nan_to_num(score([tuple(int(usable[i]) for i in s) for s in sets])),
             len(usable),
-            max_size=max_size,
-            n_steps=n_steps,
-            seeds=chain_keys(seed, ["sets"], n_chains)[0],
-            temperature=temperature,
+            max_size=search.max_size,
+            n_steps=chains.n_steps,
+            seeds=chain_keys(seed, ["sets"], chains.n_chains)[0],
+            temperature=chains.temperature,
             weights=weights,
         )
+        first = chains.burn_in * chains.n_steps
         visited, rows = [], []
         for i, step in enumerate(steps):
             for chain, (members, value, taken) in enumerate(zip(*step, strict=True)):
                 rows.append((chain, i, value, len(members), bool(taken)))
-                if i >= burn_in * n_steps:
+                if i >= first:
                     visited.append(tuple(int(usable[m]) for m in members))
         trace = pd.DataFrame(rows, columns=["chain", "step", "log_target", "size", "accepted"])
-        kept = trace[trace["step"] >= burn_in * n_steps]
+        tables["trace"] = trace
+        kept = trace[trace["step"] >= first]
         draws = kept.pivot(index="chain", columns="step", values="log_target").to_numpy()
         params |= {"rhat": float(rhat(draws)), "effective_size": float(effective_size(draws))}
         inclusion = np.bincount([i for s in visited for i in s], minlength=n) / len(visited)
@@ -157,13 +150,14 @@ def search_sets(
         often = sorted(often.items(), key=lambda item: (-item[1], -known[item[0]]))[:_N_VISITED]
         found = [(s, count / len(visited)) for s, count in often]
     else:
-        levels, _ = beam_search(score, n, max_size=max_size, width=1 if method == "greedy" else width)
+        width = 1 if search.method == "greedy" else search.beam_width
+        levels, _ = beam_search(score, n, max_size=search.max_size, width=width)
         found = [(s, np.nan) for level in levels for s in level.sets]
-    effects = _effects(edits, found, known, singles, judged, names, symbols, n_null, seed)
-    genes = pd.DataFrame(
+    tables["effects"] = _effects(edits, found, known, singles, judged, names, symbols, search.n_null, seed)
+    tables["genes"] = pd.DataFrame(
         {"gene": names, "symbol": symbols, "shift": singles, "inclusion": inclusion, "took_effect": reached}
     )
-    return Found(effects, genes, trace, {**params, "n_evaluated": len(known)})
+    return Found(tables, {**params, "n_evaluated": len(known)})
 
 
 def _split(table: pd.DataFrame, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -171,8 +165,6 @@ def _split(table: pd.DataFrame, held_out: float, seed: int) -> tuple[np.ndarray,
     units = table["donor" if "donor" in table else "query"].to_numpy(dtype=object)
     names = np.unique(units.astype(str))
     n_out = int(round(held_out * len(names)))
-    if not 0 <= held_out < 1:
-        raise ValueError(f"held_out must be at least 0 and below 1, got {held_out}.")
     if held_out == 0:
         return np.arange(len(units)), np.arange(len(units))
     if not 0 < n_out < len(names):
@@ -220,10 +212,10 @@ def _effects(edits, found, known, singles, judged, names, symbols, n_null, seed)
                 "shift_low": scored["low"][i],
                 "shift_high": scored["high"][i],
                 "p_value": scored["p_value"][i],
-                "null_mean": drawn.mean() if n_null else np.nan,
-                "null_low": np.quantile(drawn, 0.025) if n_null else np.nan,
-                "null_high": np.quantile(drawn, 0.975) if n_null else np.nan,
-                "p_null": (1 + (drawn >= scored["estimate"][i]).sum()) / (n_null + 1) if n_null else np.nan,
+                "null_mean": drawn.mean(),
+                "null_low": np.quantile(drawn, 0.025),
+                "null_high": np.quantile(drawn, 0.975),
+                "p_null": (1 + (drawn >= scored["estimate"][i]).sum()) / (n_null + 1),
                 "likelihood_change": likelihood[i],
                 "took_effect": took[s],
                 "n_units": scored["n_units"][i],

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from maxtoki_toolkit.models.convergence import effective_size, rhat
+from maxtoki_toolkit.stats.mcmc import effective_size, rhat
 
 
 def chains(seed, phi, shift, *, n=250, m=4):

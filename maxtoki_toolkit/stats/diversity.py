@@ -9,7 +9,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy import stats
 
-from ._timelapse_scores import jackknife_error, left_out
+from .donors import jackknife_error, jackknife_weights
 
 NEAR = 0.01  # share of true cells that count as near copies
 
@@ -77,7 +77,7 @@ def nearer(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def weights_without(unit: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
     """Weights of cells (columns) without each unit (rows), all cells in the first row; and the number of units."""
-    return left_out(pd.DataFrame({"unit": unit}), "unit", rng), len(np.unique(unit))
+    return jackknife_weights(pd.DataFrame({"unit": unit}), "unit", rng)
 
 
 def mean_with_error(values: np.ndarray, weights: np.ndarray, n_units: int) -> tuple[float, float, int]:

@@ -1,4 +1,4 @@
-"""Means over prompts with the donor as the unit: one helper for all interventions."""
+"""The donor as the unit: what is left without each of them, jackknife intervals, and means over prompts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,44 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ._timelapse_scores import jackknife_error, jackknife_interval, left_out
+_BLOCKS = 100  # of donors, where there are more
+
+
+def left_out(table: pd.DataFrame, unit: str, rng: np.random.Generator) -> np.ndarray:
+    """Prompts (columns) that are left without each unit (rows); all of them in the first row."""
+    roles = [name for name in table.columns if name == unit or name.startswith(f"{unit}_")]
+    names = table[roles].to_numpy(dtype=object)
+    known, code = np.unique(names[names != ""].astype(str), return_inverse=True)
+    blocks = np.full(names.shape, -1)
+    blocks[names != ""] = (rng.permutation(len(known)) % _BLOCKS)[code]
+    units = np.arange(min(len(known), _BLOCKS))
+    return np.vstack([np.ones(len(table)), (blocks != units[:, None, None]).all(axis=2)])
+
+
+def jackknife_weights(table: pd.DataFrame, unit: str, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """Rows of weights, the first of ones, each other without a unit (see `left_out`); and how many units there are."""
+    roles = table[[name for name in table if name == unit or name.startswith(f"{unit}_")]].to_numpy()
+    return left_out(table, unit, rng), len(np.unique(roles[roles != ""].astype(str)))
+
+
+def jackknife_interval(values: np.ndarray, n_units: int, forward=None, back=None) -> tuple[float, float]:
+    """95% jackknife interval: the first value is that of all prompts, the others leave out a unit each."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = values if forward is None else forward(values)
+    error, df = jackknife_error(values, n_units)
+    if not np.isfinite(error):
+        return np.nan, np.nan
+    reach = stats.t.ppf(0.975, df) * error
+    ends = [values[0] - reach, values[0] + reach]
+    return tuple(sorted(ends if back is None else map(back, ends)))
+
+
+def jackknife_error(values: np.ndarray, n_units: int) -> tuple[float, int]:
+    """Standard error and degrees of freedom; NaN for fewer than three units, or where a value is not known."""
+    n = len(values) - 1
+    if n_units < 3 or not np.isfinite(values).all():
+        return np.nan, 0
+    return float(np.sqrt((n - 1) * values[1:].var())), min(n_units, n) - 1
 
 
 def donor_ratio(

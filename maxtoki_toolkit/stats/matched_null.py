@@ -110,7 +110,7 @@ def two_sided_p(z: np.ndarray, df: np.ndarray) -> np.ndarray:
 
 def storey(p_values: np.ndarray) -> np.ndarray:
     """Q values as Benjamini and Hochberg's, times the share of true nulls (Storey, 2002; lambda 0.5)."""
-    from .._correction import benjamini_hochberg
+    from .fdr import benjamini_hochberg
 
     known = np.isfinite(p_values)
     if not known.any():

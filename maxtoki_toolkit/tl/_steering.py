@@ -1,30 +1,33 @@
-"""Where cells are steered to: cells, and how far each is from the target."""
+"""What searches of gene sets and the resampling of cells share: cells to steer, and how far each is from the target."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import read_result
+from .._names import require_choice
+from ..get.results import find_genes
 from ..models.embedding import embed_sequences
-from ..models.model import MaxTokiModel, require_model
+from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences
-from ..models.timelapse import read_lapses, require_temporal
+from ..models.timelapse import read_lapses
 from ..pp._design import get_labels, get_mask
-from ..pp.sample_prompts import read_prompts
+from ..stats.donors import unit_name
 from ._cells import get_sequences
-from ._edit_readouts import read_likelihoods
-from ._time_unit import check_unit
+from ._edit_readouts import READOUTS, read_likelihoods
+from ._lapse_prompts import lapse_prompts
+from .recipes import Cells
 
-READOUTS = ("timelapse", "embedding", "likelihood")
 # Nats that a unit of the distance is worth, unless given.
-STRENGTH = {"timelapse": 1.0, "embedding": 100.0, "likelihood": 100.0}
+_STRENGTH = {"timelapse": 1.0, "embedding": 100.0, "likelihood": 100.0}
+_RHAT = 1.1
 _WHOLE = 1 << 30  # tokens: no cell is longer
 
 
@@ -39,34 +42,34 @@ class Steered(NamedTuple):
     """All genes of the cells, not only those that the model reads."""
     distance: Callable[[Sequences, np.ndarray], np.ndarray]
     """Distance of cells, in place of the cells of these numbers, from the target; float64."""
-    unit: str
-    """Of the distance."""
-    n_anchors: int
+    strength: float
+    """Nats that a unit of the distance is worth by default."""
+    params: dict[str, Any]
+    """What is noted of them."""
 
 
 def get_steered(
     adata: AnnData,
     model: MaxTokiModel,
+    on: Cells | None,
     *,
     readout: str,
-    use: str | Sequence[bool] | None,
-    reference: str | Sequence[bool] | None,
     n_cells: int | None,
     n_anchors: int,
     key: str | None,
-    donor_key: str | None,
     rng: int,
 ) -> Steered:
     """Choose the cells, and set up the distance."""
-    require_model(model)
-    if readout not in READOUTS:
-        raise ValueError(f"There is no readout {readout!r}; choose from {', '.join(READOUTS)}.")
+    require_choice("readout", readout, READOUTS)
+    on = on or Cells()
+    if on.groupby is not None:
+        raise ValueError("Cells are not steered group by group: groupby has no meaning here.")
     cells = get_sequences(adata, model)
-    mask = get_mask(adata, use, "use")
+    mask = get_mask(adata, on.use, "use")
     if readout == "timelapse":
-        if reference is not None:
+        if on.target is not None:
             raise ValueError(
-                'readout="timelapse" steers to a shorter lapse and has no reference cells. Leave reference out, or set '
+                'readout="timelapse" steers to a shorter lapse and has no target cells. Leave target out, or set '
                 'readout="embedding".'
             )
         table, prompts = _prompts(adata, model, mask, key, n_cells, rng)
@@ -81,18 +84,20 @@ def get_steered(
 
         unit, n_anchors = model.time_head.unit, 0
     else:
-        if reference is None:
+        if on.target is None:
             raise ValueError(
-                f"readout={readout!r} needs cells of the state to steer to: reference=, a boolean column of .obs."
+                f"readout={readout!r} needs cells of the state to steer to: on=mt.tl.Cells(target=...), a boolean column "
+                "of .obs."
             )
-        aim = get_mask(adata, reference, "reference")
+        aim = get_mask(adata, on.target, "target")
         if not aim.any():
-            raise ValueError("There is no reference cell.")
-        if use is not None and (mask & aim).any():
+            raise ValueError("There is no target cell.")
+        if on.use is not None and (mask & aim).any():
             raise ValueError(
-                f"{(mask & aim).sum()} cells are both to be steered and cells of the target state: a cell would be led to itself."
+                f"{(mask & aim).sum()} cells are both to be steered and cells of the target state: a cell would be led to "
+                "itself."
             )
-        table, rows = _cells(adata, mask & ~aim, donor_key, n_cells, rng)
+        table, rows = _cells(adata, mask & ~aim, on.donor_key, n_cells, rng)
         aims = np.flatnonzero(aim)
         states = embed_sequences(model, cells.take(aims)).cells.astype(float)
         chosen = anchors_of(states, n_anchors, rng)
@@ -103,15 +108,58 @@ def get_steered(
             distance = _likelihood_distance(model, cells.take(aims[chosen]))
             unit = "nats a gene"
     whole = get_sequences(adata[rows].copy(), model, max_length=_WHOLE)
-    return Steered(table.reset_index(drop=True), rows, whole, distance, unit, n_anchors)
+    table = table.reset_index(drop=True)
+    params = {
+        "readout": readout,
+        "unit": unit,
+        "time_read_as": table.attrs.get("time_read_as", ""),
+        "n_cells": len(rows),
+        "units": unit_name(table),
+        "n_anchors": n_anchors,
+        "seed": rng,
+    }
+    return Steered(table, rows, whole, distance, _STRENGTH[readout], params)
+
+
+def find_columns(adata: AnnData, model: MaxTokiModel, genes: Sequence[str]) -> np.ndarray:
+    """Columns of genes to edit, the first of those with their token."""
+    genes = [genes] if isinstance(genes, str) else genes
+    token = adata.var[_keys.TOKEN_ID].to_numpy().astype(np.int64)
+    found = find_genes(adata, genes) if len(genes) else np.zeros(0, dtype=int)
+    if (lost := token[found] < 0).any():
+        raise ValueError(
+            f"The model's vocabulary lacks the gene {np.asarray(genes)[lost][0]!r}: it cannot read it."
+        )
+    found = column_of_token(adata, model)[token[found]]
+    if len(np.unique(found)) < len(found):
+        raise ValueError("A gene is given twice.")
+    return found
+
+
+def column_of_token(adata: AnnData, model: MaxTokiModel) -> np.ndarray:
+    """First column of each token, -1 for none."""
+    token = adata.var[_keys.TOKEN_ID].to_numpy()
+    column = np.full(model.vocab.size, -1)
+    has = np.flatnonzero(token >= 0)[::-1]
+    column[token[has]] = has
+    return column
+
+
+def warn_of_chains(rhat: float) -> None:
+    """Chains that differ have not yet forgotten where they began."""
+    if rhat > _RHAT:
+        warnings.warn(
+            f"The chains have not converged (R-hat {rhat:.2f}, {_RHAT} at most is asked for): what they show depends on "
+            "where they began. Take more steps (n_steps).",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def anchors_of(states: np.ndarray, n: int, rng: int) -> np.ndarray:
     """Cells in the middle of clusters: the nearest to each of the means of n clusters (k-means)."""
     from sklearn.cluster import KMeans
 
-    if n < 1:
-        raise ValueError(f"n_anchors must be at least 1, got {n}.")
     if len(states) <= n:
         return np.arange(len(states))
     centres = KMeans(n, n_init=4, random_state=rng).fit(states).cluster_centers_
@@ -157,19 +205,10 @@ def _likelihood_distance(model: MaxTokiModel, anchors: Sequences):
 
 def _prompts(adata, model, mask, key, n_cells, rng) -> tuple[pd.DataFrame, Prompts]:
     """Prompts of distinct query cells."""
-    require_temporal(model)
-    stored = read_result(adata, key or _keys.PROMPTS, "mt.pp.sample_prompts(adata, ...)")
-    params, table = stored["params"], stored["prompts"]
-    if params["task"] != "timelapse" or params["queries_elsewhere"]:
-        raise ValueError(
-            "Steering to a time needs prompts that ask for the lapse to query cells of the same AnnData."
-        )
-    read_as = check_unit(params["time_key"], table["time"], model.time_head.unit)
+    table, prompts, _ = lapse_prompts(adata, model, key)
     first = ~table["query"].duplicated().to_numpy()
-    used = np.flatnonzero(first & mask[adata.obs_names.get_indexer(table["query"]).clip(min=0)])
-    table = table.iloc[_draw(used, n_cells, rng)].copy()
-    table.attrs["time_read_as"] = read_as
-    return table, read_prompts(table, adata, adata)
+    rows = _draw(np.flatnonzero(first & mask[prompts.query]), n_cells, rng)
+    return table.iloc[rows], prompts[rows]
 
 
 def _cells(adata, mask, donor_key, n_cells, rng) -> tuple[pd.DataFrame, np.ndarray]:
@@ -183,8 +222,6 @@ def _cells(adata, mask, donor_key, n_cells, rng) -> tuple[pd.DataFrame, np.ndarr
 def _draw(rows: np.ndarray, n: int | None, rng: int) -> np.ndarray:
     if not len(rows):
         raise ValueError("There is no cell to steer.")
-    if n is not None and n < 1:
-        raise ValueError(f"n_cells must be at least 1, got {n}.")
     if n is None or n >= len(rows):
         return rows
     return np.sort(np.random.default_rng(rng).permutation(rows)[:n])

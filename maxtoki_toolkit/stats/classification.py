@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 
-from ._timelapse_scores import jackknife_interval, left_out
+from .donors import jackknife_interval
 
 # Shares are brought to where their spread does not depend on them, so that no interval leaves 0 to 1.
 _SCALE = (
@@ -75,12 +74,6 @@ def score_labels(
             n_right / n_asked,
             f1,
         )
-
-
-def jackknife_weights(units: pd.DataFrame, unit: str, seed: int) -> tuple[np.ndarray, int]:
-    """Rows of weights, the first of ones, each other without a unit; and how many units there are."""
-    roles = units[[name for name in units if name == unit or name.startswith(f"{unit}_")]].to_numpy()
-    return left_out(units, unit, np.random.default_rng(seed)), len(np.unique(roles[roles != ""].astype(str)))
 
 
 def with_share_intervals(n_units: int, **values: np.ndarray) -> dict[str, float]:

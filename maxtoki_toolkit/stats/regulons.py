@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ._matched_sets import two_sided
+from .matched_sets import two_sided
 
 MIN_TARGETS, MIN_SOURCES = 3, 3
 _TRADES = 3  # a source and draw

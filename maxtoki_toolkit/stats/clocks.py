@@ -3,31 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.sparse as sp
 
-from ..pp._ranked_counts import ranked_counts
-from ._cells import match_columns
-
-N_GENES = 2000
 ALPHAS = np.logspace(0, 6, 13)
 FOLDS = 5
-
-
-def log_expression(sources: list, layer: str | None, train: np.ndarray) -> np.ndarray:
-    """Log-normalised expression, cells x the genes that vary most among the training cells; float32."""
-    names = sources[0][0].var_names
-    blocks = []
-    for adata, rows in sources:
-        columns = match_columns(adata, names)
-        counts = ranked_counts(adata, layer, rows).astype(np.float32)
-        total = np.asarray(counts.sum(axis=1)).ravel()
-        counts.data *= np.repeat(1e4 / np.maximum(total, 1), np.diff(counts.indptr)).astype(np.float32)
-        blocks.append(counts.log1p()[:, columns])
-    X = sp.vstack(blocks, format="csr")
-    fitted = X[train].astype(np.float64)
-    variance = np.asarray(fitted.power(2).mean(axis=0) - np.square(fitted.mean(axis=0))).ravel()
-    genes = np.sort(np.argsort(-variance, kind="stable")[:N_GENES])
-    return X[:, genes].toarray()
 
 
 def fit_ridge(

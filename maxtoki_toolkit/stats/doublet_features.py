@@ -11,14 +11,6 @@ NEIGHBORS = (5, 15, 50)
 _PENALTY = 20.0
 
 
-def log_normalize(counts: sp.csr_matrix) -> sp.csr_matrix:
-    """Counts to 10,000 a cell, and their logarithm."""
-    X = counts.astype(np.float32)
-    total = np.asarray(X.sum(axis=1)).ravel()
-    X.data *= np.repeat(1e4 / np.maximum(total, 1), np.diff(X.indptr)).astype(np.float32)
-    return X.log1p()
-
-
 def size_features(counts: sp.csr_matrix) -> np.ndarray:
     """Logarithms of the counts and of the genes of a cell; cells x 2."""
     total = np.asarray(counts.sum(axis=1)).ravel()

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from maxtoki_toolkit.tl._timelapse_scores import score_lapses
+from maxtoki_toolkit.stats.lapse_scores import score_lapses
 
 
 def simulate(seed, *, n_donors=10, n=300, slope=0.7, other_contexts=False, donor_sd=80, cell_sd=80):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from maxtoki_toolkit.tl._effects import Readings, estimate_effect, fieller, permutation_p
+from maxtoki_toolkit.stats.mixed_model import Readings, estimate_effect, fieller, permutation_p
 
 
 def simulate(

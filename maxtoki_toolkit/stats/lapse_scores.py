@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+
+from .donors import jackknife_interval, left_out
 
 MEASURES = ("r", "slope", "r2", "spread", "bias", "median_error", "mean_error")
 # Intervals are computed where a measure is unbounded, so that none says r > 1 or an error below 0.
@@ -13,7 +14,7 @@ _SCALES = {
     "r2": (lambda r2: np.log(1 - r2), lambda y: 1 - np.exp(y)),
     **dict.fromkeys(("spread", "median_error", "mean_error"), (np.log, np.exp)),
 }
-_BLOCKS, _DRAWS = 100, 1000
+_DRAWS = 1000
 
 
 def score_lapses(
@@ -101,37 +102,6 @@ def _score(
         low, high = jackknife_interval(ratio, n_units, np.log, np.exp)
         result |= {"error_ratio": ratio[0], "error_ratio_low": low, "error_ratio_high": high}
     return result
-
-
-def left_out(table: pd.DataFrame, unit: str, rng: np.random.Generator) -> np.ndarray:
-    """Prompts (columns) that are left without each unit (rows); all of them in the first row."""
-    roles = [name for name in table.columns if name == unit or name.startswith(f"{unit}_")]
-    names = table[roles].to_numpy(dtype=object)
-    known, code = np.unique(names[names != ""].astype(str), return_inverse=True)
-    blocks = np.full(names.shape, -1)
-    blocks[names != ""] = (rng.permutation(len(known)) % _BLOCKS)[code]
-    units = np.arange(min(len(known), _BLOCKS))
-    return np.vstack([np.ones(len(table)), (blocks != units[:, None, None]).all(axis=2)])
-
-
-def jackknife_interval(values: np.ndarray, n_units: int, forward=None, back=None) -> tuple[float, float]:
-    """95% jackknife interval: the first value is that of all prompts, the others leave out a unit each."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = values if forward is None else forward(values)
-    error, df = jackknife_error(values, n_units)
-    if not np.isfinite(error):
-        return np.nan, np.nan
-    reach = stats.t.ppf(0.975, df) * error
-    ends = [values[0] - reach, values[0] + reach]
-    return tuple(sorted(ends if back is None else map(back, ends)))
-
-
-def jackknife_error(values: np.ndarray, n_units: int) -> tuple[float, int]:
-    """Standard error and degrees of freedom; NaN for fewer than three units, or where a value is not known."""
-    n = len(values) - 1
-    if n_units < 3 or not np.isfinite(values).all():
-        return np.nan, 0
-    return float(np.sqrt((n - 1) * values[1:].var())), min(n_units, n) - 1
 
 
 def _measures(true: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy import stats
 
-from ..pp._turnover import sample_means
+from .turnover import sample_means
 
 _BLOCK = 2000  # genes that are made dense at a time
 
