@@ -425,6 +425,7 @@ def test_import_is_light():
     assert result.stdout.strip() == "False"
 
 
+@pytest.mark.slow  # a process of its own, which imports PyTorch and Transformers
 def test_models_know_nothing_of_anndata():
     code = (
         "import sys, maxtoki_toolkit.models as m; m.build_model, m.load_model, m.Vocabulary; "
