@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from copy import deepcopy
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,6 +84,28 @@ def examples_share(request, monkeypatch):
     if isinstance(request.node, pytest.DoctestItem):
         for module, name, function in request.getfixturevalue("ingredients"):
             monkeypatch.setattr(module, name, function)
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """A model of one block that has learned nothing and reads 126 of the 500 genes of a small atlas."""
+    import maxtoki_toolkit as mt
+
+    adata = mt.datasets.aging_atlas(200, 10, n_genes=500)
+    mt.pp.map_genes(adata)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape["max_position_embeddings"] = 128
+    return mt.models.build_model(shape, mt.models.Vocabulary.from_anndata(adata))
+
+
+@pytest.fixture(scope="session")
+def tiny_clock(tiny_model):
+    """The same with what it takes to tell time."""
+    import maxtoki_toolkit as mt
+
+    times = tiny_model.vocab.with_times(-900, 900)
+    longer = mt.models.extend_model(tiny_model, times, max_length=512)
+    return replace(longer, time_head=mt.models.TimeHead("expectation"))
 
 
 @pytest.fixture(scope="session")
