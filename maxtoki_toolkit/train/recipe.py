@@ -2,66 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Self
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from .._doors import check
-from .._names import closest
-
-
-class _Checked:
-    """Settings whose types and ranges are checked when they are made."""
-
-    def __post_init__(self) -> None:
-        check(type(self), {part.name: getattr(self, part.name) for part in fields(self)})
-
-    @classmethod
-    def of(cls, **settings: Any) -> Self:
-        """Make a recipe of single settings by their names, whichever group they are in.
-
-        Examples
-        --------
-        >>> TemporalRecipe.of(max_steps=500, teacher="ridge", running=1.0).optimization.max_steps
-        500
-        """
-        known = cls.names()
-        if unknown := [name for name in settings if name not in known]:
-            raise TypeError(
-                f"{cls.__name__} has no setting {unknown[0]!r}.{closest(unknown[0], known)} It has {', '.join(known)}."
-            )
-        made = {}
-        for part in fields(cls):
-            if is_dataclass(part.default_factory):
-                made[part.name], _ = part.default_factory.split(settings)
-            elif part.name in settings:
-                made[part.name] = settings[part.name]
-        return cls(**made)
-
-    @classmethod
-    def split(cls, settings: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
-        """A recipe of those settings that are its own, and the others."""
-        mine = {name: settings[name] for name in cls.names() if name in settings}
-        return cls.of(**mine), {name: value for name, value in settings.items() if name not in mine}
-
-    @classmethod
-    def names(cls) -> list[str]:
-        """Names of all settings."""
-        found = []
-        for part in fields(cls):
-            found += part.default_factory.names() if is_dataclass(part.default_factory) else [part.name]
-        return found
-
-    def flat(self) -> dict[str, Any]:
-        """All settings by name."""
-        found = {}
-        for name, value in asdict(self).items():
-            found |= value if is_dataclass(getattr(self, name)) else {name: value}
-        return found
+from .._recipes import Checked
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimization(_Checked):
+class Optimization(Checked):
     """How the weights are found.
 
     Attributes
@@ -91,7 +39,7 @@ class Optimization(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(_Checked):
+class Run(Checked):
     """How a training runs and what it leaves; only `bf16` and `seed` change the result.
 
     Attributes
@@ -122,7 +70,7 @@ class Run(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptSampling(_Checked):
+class PromptSampling(Checked):
     """Which prompts are drawn and how they are written.
 
     Attributes
@@ -152,7 +100,7 @@ class PromptSampling(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimeObjective(_Checked):
+class TimeObjective(Checked):
     """How a lapse is read and what its loss is.
 
     Attributes
@@ -196,7 +144,7 @@ class TimeObjective(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adaptation(_Checked):
+class Adaptation(Checked):
     """What of a stage-1 model is extended, and what is trained.
 
     Attributes
@@ -224,7 +172,7 @@ class Adaptation(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainRecipe(_Checked):
+class PretrainRecipe(Checked):
     """Settings of `mt.train.pretrain`, apart from cells and shape.
 
     Attributes
@@ -253,7 +201,7 @@ class PretrainRecipe(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TemporalRecipe(_Checked):
+class TemporalRecipe(Checked):
     """Settings of `mt.train.temporal`, apart from cells and their columns.
 
     Attributes
