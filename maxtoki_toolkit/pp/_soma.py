@@ -147,6 +147,13 @@ def as_labels(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     return codes.astype(np.int64), [str(value) for value in column.dictionary.to_pylist()]
 
 
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a column holds numbers."""
+    import pyarrow as pa
+
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
 def read_genes(experiment: Experiment, measurement: str) -> pd.DataFrame:
     """Table of the genes, in the order of the columns of the matrix."""
     if measurement not in experiment.ms:

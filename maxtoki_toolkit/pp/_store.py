@@ -158,13 +158,23 @@ def block_encoder(
     min_overlap: float = 0.1,
     earlier: Mapping | None = None,
     force: bool = False,
+    drop_empty: bool = False,
     chunk_size: int = 2048,
 ) -> Callable[[sp.csr_matrix, pd.DataFrame], AnnData]:
-    """Return the function that makes rank-encoded cells of a block of counts and its `.obs`."""
+    """Return the function that makes rank-encoded cells of a block of counts and its `.obs`.
+
+    With `drop_empty` without those that express no gene of the vocabulary, which are an error otherwise.
+    """
     var, params = resolve_genes(var, vocab, gene_key=gene_key, min_overlap=min_overlap, earlier=earlier)
     mapped = writable({_keys.MAP_GENES: {"params": params, "report": gene_report(var)}})
+    token = var[_keys.TOKEN_ID].to_numpy()
+    ranked = (token >= 0) & ~np.isnan(vocab.median_of_token[token])
 
     def encode(block: sp.csr_matrix, obs: pd.DataFrame) -> AnnData:
+        if drop_empty:
+            n_ranked = np.concatenate([[0], np.cumsum(ranked[block.indices] & (block.data > 0))])
+            some = np.diff(n_ranked[block.indptr]) > 0
+            block, obs = (block, obs) if some.all() else (block[some], obs[some])
         cells = AnnData(block, obs=obs, var=var, uns=dict(mapped))
         with hidden():
             rank_value_encode(cells, vocab, force=force, chunk_size=chunk_size)
