@@ -25,6 +25,7 @@ from ..pp._soma import (
     read_cells_of,
     read_genes,
     read_obs,
+    reading,
     require_columns,
     require_matrix,
 )
@@ -43,7 +44,8 @@ FILTERS, COMPOSITION, CELLS, SHARDS = "filters.csv", "composition.csv", "cells.n
 _IN_YEARS = {"years": 1.0, "months": 1 / 12, "weeks": 7 / 365.25, "days": 1 / 365.25, "hours": 1 / 8766}
 # A rank and its column on disk, and the row of a cell in the table.
 _BYTES_OF_GENE, _BYTES_OF_CELL = 6, 150
-_CHUNK = 2048  # cells read and ranked at a time; the result does not depend on it
+# Values and cells that are read and ranked at a time; the result does not depend on it.
+_VALUES, _CELLS = 5_000_000, (256, 8192)
 _SAMPLE = 512  # cells that are read to see how many genes they have
 _N_GENES = "nnz"
 # What tells cells apart in every release of the Census (with the data set), and in what tiledbsoma.io writes.
@@ -330,15 +332,19 @@ def _say_empty(table: pd.DataFrame, seen: dict[str, list[str]]) -> str:
 
 def estimate_bytes(experiment: Experiment, joinids: np.ndarray, recipe: CorpusRecipe) -> float:
     """About how much the shards will take on disk."""
-    places = np.unique(np.linspace(0, len(joinids) - 1, _SAMPLE).astype(int))
+    return len(joinids) * (_BYTES_OF_GENE * genes_per_cell(experiment, joinids, recipe) + _BYTES_OF_CELL)
+
+
+def genes_per_cell(experiment: Experiment, joinids: np.ndarray, recipe: CorpusRecipe) -> float:
+    """Mean number of genes of some of the cells, evenly spaced."""
+    sample = joinids[np.unique(np.linspace(0, len(joinids) - 1, _SAMPLE).astype(int))]
     columns = recipe.columns
     if _N_GENES in (field.name for field in experiment.obs.schema):
-        table = experiment.obs.read(coords=(joinids[places],), column_names=[_N_GENES]).concat()
-        n_genes = table[_N_GENES].to_numpy().mean()
-    else:
-        _, blocks = read_cells_of(experiment, joinids[places], columns.measurement, columns.layer, _CHUNK)
-        n_genes = sum(block.nnz for block in blocks) / len(places)
-    return len(joinids) * (_BYTES_OF_GENE * n_genes + _BYTES_OF_CELL)
+        with reading(experiment.uri):
+            table = experiment.obs.read(coords=(sample,), column_names=[_N_GENES]).concat()
+        return float(table[_N_GENES].to_numpy().mean())
+    _, blocks = read_cells_of(experiment, sample, columns.measurement, columns.layer, _SAMPLE)
+    return sum(block.nnz for block in blocks) / len(sample)
 
 
 def kept_selection(folder: Path, job: dict, *, overwrite: bool) -> Selection | None:
@@ -382,7 +388,8 @@ def write_shards(
     digest = job_digest(len(shards), job)
     paths = [shard_path(folder / SHARDS, number, digest) for number in range(len(shards))]
     var = read_genes(experiment, recipe.columns.measurement)
-    encode = block_encoder(var, vocab, drop_empty=True, chunk_size=_CHUNK)
+    chunk_size = int(np.clip(_VALUES // max(genes_per_cell(experiment, selection.joinids, recipe), 1), *_CELLS))
+    encode = block_encoder(var, vocab, drop_empty=True, chunk_size=chunk_size)
     with (
         open_shards(folder / SHARDS, len(shards), job, share_array=share_array, overwrite=overwrite) as numbers,
         progress(
@@ -392,7 +399,7 @@ def write_shards(
         for number in numbers:
             joinids = shards[number]
             obs, blocks = read_cells_of(
-                experiment, joinids, recipe.columns.measurement, recipe.columns.layer, _CHUNK
+                experiment, joinids, recipe.columns.measurement, recipe.columns.layer, chunk_size
             )
             index = sp.get_index_dtype(maxval=len(joinids) * len(var))
             encoded = _encoded(encode, _with_ages(obs, recipe), blocks)
