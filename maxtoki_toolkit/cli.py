@@ -1,4 +1,4 @@
-"""The command line: `maxtoki demo`, `embed`, `age`, `encode`, `import`, `convert`, `screen`, `report`, `train`, `doctor`."""
+"""The command line: `maxtoki demo`, `embed`, `age`, `encode`, `corpus`, `import`, `convert`, `screen`, `report`, `train`, `doctor`."""
 
 from __future__ import annotations
 
@@ -352,6 +352,44 @@ def encode(
         overwrite=overwrite,
     )
     print(f"{table['n_cells'].sum():,} cells of {len(table)} files are in {output}/.")
+
+
+@app.command()
+def corpus(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="YAML: output, model, store; filters and balance.")
+    ],
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what would be taken and its size on disk; write nothing.")
+    ] = False,
+    share_array: _ShareArray = False,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Make a corpus to train on from the CELLxGENE Census or any TileDB-SOMA store; called again, it goes on.
+
+    The output has shards/ (for train), filters.csv (what each filter left), composition.csv, and the figure corpus_composition.
+
+    corpus.yaml has the parameters of mt.datasets.census and the settings of mt.datasets.CorpusRecipe:
+
+    \b
+    output: corpus
+    model: maxtoki-217m             # or a folder; vocab: {tokens: PATH, medians: PATH} beside it, or alone
+    store: my_experiment            # or an address, or the date of a release; without it, the Census of 2025-11-08
+    value_filter: sex != 'unknown'  # asked of the store itself
+    keep:                           # beside normal, primary data, tissues, droplet protocols; null takes one out
+      tissue_general: [heart, lung]
+    known_age: true
+    balance_sex: true               # in each decade of age
+    cells_per_donor: 2000
+    max_tissue_share: 0.5
+    """  # noqa: D301 - typer does not wrap what follows \b
+    from .corpus import run_corpus
+
+    shards = run_corpus(config, plan=plan, share_array=share_array, overwrite=overwrite)
+    if shards is not None:
+        print(
+            f"{shards['n_cells'].sum():,} cells in {len(shards)} shards are in {Path(shards['path'][0]).parent}/."
+        )
 
 
 @app.command("import")

@@ -15,8 +15,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import __version__, _keys
-from .._checked import Checked
 from .._files import atomic
+from .._recipes import Checked
 from .._results import writable
 from ..models.model import MaxTokiModel
 from ..pp._counts import iter_csr
