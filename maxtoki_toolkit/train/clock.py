@@ -153,7 +153,7 @@ def clock(
     """
     recipe, output = recipe or ClockRecipe(), Path(output)
     parts = [cells] if isinstance(cells, (AnnData, str, Path)) else list(cells)
-    parts, time_key = _ready(parts, model, time_key, time_unit)
+    parts, time_key = ready_cells(parts, model, time_key, time_unit)
     held, seed = recipe.hold_out, recipe.training.run.seed
     table = _all_obs(parts)
     hold_out(
@@ -195,7 +195,7 @@ def clock(
     return trained
 
 
-def _ready(parts: list, model: MaxTokiModel, time_key: str, unit: str) -> tuple[list, str]:
+def ready_cells(parts: list, model: MaxTokiModel, time_key: str, unit: str) -> tuple[list, str]:
     """Parts that are rank-encoded, with times in numbers; the given cells stay as they are."""
     ready, keys = [], set()
     for part in parts:
@@ -214,15 +214,17 @@ def _ready(parts: list, model: MaxTokiModel, time_key: str, unit: str) -> tuple[
     return ready, keys.pop()
 
 
+def obs_of(part: AnnData | str | Path) -> pd.DataFrame:
+    """What is known of the cells of one data set."""
+    if isinstance(part, AnnData):
+        return part.obs
+    with open_store(part) as store:
+        return read_frames(store)[0]
+
+
 def _all_obs(parts: Sequence[AnnData | str | Path]) -> AnnData:
     """`.obs` of all cells, by their names, which must not repeat."""
-    frames = []
-    for part in parts:
-        if isinstance(part, AnnData):
-            frames.append(part.obs)
-        else:
-            with open_store(part) as store:
-                frames.append(read_frames(store)[0])
+    frames = [obs_of(part) for part in parts]
     obs = pd.concat(frames) if len(frames) > 1 else frames[0].copy()
     if (repeated := obs.index.duplicated()).any():
         raise ValueError(
