@@ -62,7 +62,7 @@ group = groupby if isinstance(groupby, str) else groupby[0]
 figure = mt.pl.coverage(tested, time_key=recipe["time_key"], groupby=group)
 if output:
     figure.savefig(Path(output) / "coverage.pdf")
-figure
+display(figure)
 
 # %% [markdown]
 # ## How it learned
