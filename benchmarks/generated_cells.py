@@ -59,7 +59,7 @@ def quality(model, arguments, temperature: float) -> list[dict]:
         context_size=(2, 3),
         contexts="held_out",
         queries="held_out",
-        balance=1,
+        sampling=mt.pp.PromptSampling(balance=1),
         **donor,
     )
     cells = mt.tl.generate(adata, model, temperature=temperature)
@@ -105,7 +105,7 @@ def held_out_ages(model, arguments) -> list[dict]:
         context_size=(2, 3),
         contexts=~asked,
         queries=asked,
-        balance=1,
+        sampling=mt.pp.PromptSampling(balance=1),
     )
     cells = mt.tl.generate(adata, model)
     mt.tl.differential_rank(

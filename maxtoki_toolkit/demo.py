@@ -106,17 +106,10 @@ def compare_ages(model: MaxTokiModel) -> AnnData:
     adata = adata[adata.obs["cell_type"].isin(["CD4 T cell", "fibroblast", "macrophage", "monocyte"])].copy()
     pp.map_genes(adata, model)
     pp.rank_value_encode(adata, model)
-    tl.age_acceleration(
-        adata,
-        model,
-        condition_key="condition",
-        control="control",
-        time_key="age_months",
-        donor_key="donor_id",
-        groupby="cell_type",
-        n_cells=8,
-        n_contexts=2,
+    pp.match_ages(
+        adata, condition_key="condition", control="control", time_key="age_months", donor_key="donor_id"
     )
+    tl.age_acceleration(adata, model, groupby="cell_type", sampling=tl.AgeSampling(n_cells=8, n_contexts=2))
     return adata
 
 

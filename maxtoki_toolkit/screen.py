@@ -22,9 +22,11 @@ _FIGURES = [f"{name}.{ending}" for name in ("ranked", "volcano") for ending in (
 WRITTEN = ["stats.csv", "controls.csv", *_FIGURES]
 # Sections of the file, with what they are passed to.
 SECTIONS = {"prompts": pp.sample_prompts, "perturb": tl.perturb, "stats": tl.perturbation_stats}
+# Groups of settings that stand among those of a section.
+MORE = {"prompts": pp.PromptSampling, "perturb": Cells}
 _OWN = dict.fromkeys(("cells", "output", "model", "device"), str)
 _OWN |= dict.fromkeys(("revision", "layer"), str | None)
-_NOT_ASKED = {"adata", "model", "key_added", "key", "path", "task", "return"}
+_NOT_ASKED = {"adata", "model", "key_added", "key", "path", "task", "sampling", "return"}
 # As what the values of a type come from YAML, and what a message calls them.
 _IN_YAML = {
     bool: ({bool}, "true or false"),
@@ -63,8 +65,8 @@ def read_settings(path: str | Path) -> dict:
         if not isinstance(section, dict):
             raise ValueError(f"{name} in {path} must hold settings as `name: value`.")
         types = get_type_hints(function)
-        if name == "perturb":
-            types |= get_type_hints(Cells)
+        if name in MORE:
+            types |= get_type_hints(MORE[name])
         _refuse(path, f"{name} has ", set(section), set(types) - _NOT_ASKED)
         _check_types(path, f"{name}: ", section, types)
         settings[name] = section
@@ -143,7 +145,8 @@ def run_screen(
     pp.map_genes(adata, model)
     pp.rank_value_encode(adata, model, layer=layer)
     if reads_time:
-        pp.sample_prompts(adata, **settings["prompts"])
+        sampling, others = pp.PromptSampling.split(settings["prompts"])
+        pp.sample_prompts(adata, sampling=sampling, **others)
     if settings["perturb"].keys() & set(Cells.names()):
         asked["on"] = cells_on
     file = ScreenFile(path=folder / EFFECTS, share_array=share_array, overwrite=overwrite)

@@ -96,7 +96,7 @@ mt.pp.sample_prompts(
     context_size=context_size,
     contexts="held_out",
     queries="held_out",
-    balance=1,
+    sampling=mt.pp.PromptSampling(balance=1),
     rng=seed,
 )
 generated = mt.tl.generate(adata, maxtoki, n_samples=n_samples, temperature=temperature, rng=seed)

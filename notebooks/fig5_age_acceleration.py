@@ -140,8 +140,15 @@ if train_steps:
     learned = set(taught.obs.loc[taught.obs["train"], donor_key])
     adata = adata[~adata.obs[donor_key].isin(learned)].copy()
     print(f"The model has learned from {len(learned)} controls, which are left out of what follows.")
-donors = {"condition_key": condition_key, "control": control, "time_key": time_key, "donor_key": donor_key}
-mt.pp.match_ages(adata, **donors, match_by=match_by, tolerance=tolerance)
+mt.pp.match_ages(
+    adata,
+    condition_key=condition_key,
+    control=control,
+    time_key=time_key,
+    donor_key=donor_key,
+    match_by=match_by,
+    tolerance=tolerance,
+)
 save(mt.pl.matched_ages(adata).figure, "fig5_matched_ages")
 adata.uns["matched_ages"]["balance"].round(2).set_index("condition").transpose()
 
@@ -161,16 +168,10 @@ with warnings.catch_warnings(record=True):
     mt.tl.age_acceleration(
         adata,
         maxtoki,
-        **donors,
         groupby=groupby,
-        match_by=match_by,
         batch_key=batch_key or None,
-        tolerance=tolerance,
-        n_cells=n_queries,
-        n_contexts=n_contexts,
-        context_size=context_size,
         min_donors=min_donors,
-        layer=layer or None,
+        sampling=mt.tl.AgeSampling(n_cells=n_queries, n_contexts=n_contexts, context_size=context_size),
         rng=seed,
     )
 save(mt.pl.age_acceleration(adata, truth=truth or None), "fig5_age_acceleration")

@@ -100,7 +100,7 @@ mt.pp.sample_prompts(
     donor_key=donor_key,
     n_prompts=n_prompts,
     context_size=context_size,
-    balance=1.0,
+    sampling=mt.pp.PromptSampling(balance=1),
     rng=seed,
 )
 mt.tl.perturb(adata, maxtoki, genes=genes or "all", mode=mode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -58,6 +59,22 @@ def shared() -> Path:
 def source(shared) -> Path:
     """The data among them."""
     return shared / "data"
+
+
+class Groups(dict):
+    """Groups of parity cases by name; a test of one that may not be shipped skips."""
+
+    def __missing__(self, name):
+        pytest.skip(f"needs the original's dictionaries or inputs, which do not ship: {name}")
+
+
+@pytest.fixture(scope="session", params=["ours", "the original's"])
+def parity(request) -> Groups:
+    """Inputs and what the original makes of them: ours, which ship, and its own, of the development data."""
+    path = Path(__file__).parent / "data" / "parity.json"
+    if request.param != "ours":
+        path = request.getfixturevalue("shared") / "reference" / "parity_cases.json"
+    return Groups({group["id"]: group for group in json.loads(path.read_text())["groups"]})
 
 
 @pytest.fixture

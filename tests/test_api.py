@@ -119,6 +119,7 @@ COMPARISON = {
     "donor_key": "donor_id",
     "tolerance": 400,
 }
+FEW = mt.tl.AgeSampling(n_contexts=1, n_cells=2)
 ARGUMENTS = {
     "tl.perturb": {"genes": "all"},
     "tl.expression_age_slope": {"time_key": "age_months", "donor_key": "donor_id"},
@@ -140,10 +141,9 @@ ARGUMENTS = {
         "time_key": "age_months",
         "donor_key": "donor_id",
         "groupby": None,
-        "n_contexts": 1,
-        "n_reference_cells": 2,
+        "sampling": FEW,
     },
-    "tl.age_acceleration": {**COMPARISON, "groupby": None, "n_cells": 2, "n_contexts": 1},
+    "tl.age_acceleration": {"sampling": FEW},
     "tl.age_match": {"time_key": "age_months", "donor_key": "donor_id", "key": "cell_prompts"},
     "tl.annotation_concordance": {"groupby": "cell_type", "key": "cell_prompts"},
     "tl.train_on_generated": {
@@ -178,6 +178,7 @@ def encoded():
     model = dataclasses.replace(model, time_head=mt.models.TimeHead("expectation"))
     mt.pp.rank_value_encode(adata, model)
     mt.pp.hold_out(adata, donor_key="donor_id", donors=0.4, time_key="age_months")
+    mt.pp.match_ages(adata, **COMPARISON)
     for part, key in [("train", "train_prompts"), ("held_out", "prompts")]:
         mt.pp.sample_prompts(adata, contexts=part, queries=part, key_added=key, **PROMPTS)
     mt.pp.sample_prompts(
@@ -224,7 +225,6 @@ READ_TIME = [
     "tl.steer_cells",
 ]
 TIMED = {
-    "tl.age_acceleration": {**ARGUMENTS["tl.age_acceleration"], "time_key": "age", "tolerance": 40},
     "tl.attention": {"key": "prompts"},
     "tl.perturb": {"genes": "all"},
     "tl.search_gene_sets": ARGUMENTS["tl.search_gene_sets"],
@@ -327,7 +327,7 @@ def test_the_order_of_the_cells_does_not_matter(request, encoded, name):
     assert_equal(found[expected.obs_names].copy(), expected)
 
 
-@pytest.mark.parametrize("name", with_slow(BY_DONOR, ("pp.", "tl.age_acceleration", "tl.expression")))
+@pytest.mark.parametrize("name", with_slow(BY_DONOR, ("pp.", "tl.predict_age", "tl.expression")))
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_cells_without_a_donor_are_left_out(encoded, name):
     """They are no donor of their own, called "nan", and how many they are is said."""
@@ -367,6 +367,7 @@ def test_a_doubtful_unit_is_refused(encoded, name):
     adata.obs["age"] = adata.obs["age_months"] // 12
     task = "cell" if name == "tl.generate" else "timelapse"
     mt.pp.sample_prompts(adata, **{**PROMPTS, "time_key": "age", "task": task, "n_prompts": 40})
+    mt.pp.match_ages(adata, **{**COMPARISON, "time_key": "age", "tolerance": 40})
     before = set(adata.uns)
     with pytest.raises(ValueError, match=r"\.obs\['age'\] goes from \d+ to \d+, which is taken for months"):
         FUNCTIONS[name](adata, model, **TIMED.get(name, {}))

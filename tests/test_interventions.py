@@ -128,7 +128,7 @@ def two(cells):
 
 @pytest.mark.parametrize("how", ["zero", "mean", "resample"])
 def test_planted_head_is_found_and_no_other(cells, one, how):
-    """Ledger P6: a positive control for every detector."""
+    """A positive control for every detector."""
     adata, model = cells[0], one
     mt.tl.ablate_heads(adata, model, how=how, key_added=how)
     effects = mt.get.ablate_heads(adata, key=how).set_index("heads")
@@ -248,7 +248,7 @@ def test_other_prompts_as_corrupted(cells, plain):
 
 
 def test_nothing_lost_is_refused(cells, plain):
-    """Ledger P3: an effect needs a difference. The planted model does not see the order of genes."""
+    """An effect needs a difference. The planted model does not see the order of genes."""
     adata = cells[0].copy()
     adata.uns["same"] = adata.uns["prompts"]
     with pytest.raises(ValueError, match="all read alike"):
@@ -293,7 +293,7 @@ def test_other_readings(cells, metric):
 
 
 def test_greedy_finds_the_planted_set(cells, two):
-    """Chosen on some donors, scored on others (ledger P5), and beyond random sets of as many heads (P1)."""
+    """Chosen on some donors, scored on others, and beyond random sets of as many heads."""
     adata, (model, _) = cells[0], two
     mt.tl.ablate_heads(adata, model, how="zero", max_heads=3, n_random=40)
     steps = mt.get.ablate_heads(adata)
@@ -385,7 +385,7 @@ def test_a_genes_attributions(cells):
 @needs_captum
 @pytest.mark.slow
 def test_attributions_that_do_not_add_up_are_said(cells, monkeypatch):
-    """Ledger: completeness is checked, not assumed."""
+    """Completeness is checked, not assumed."""
     adata, vocab = cells
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     shape |= {"max_position_embeddings": 16, "initializer_range": 0.8}
@@ -441,7 +441,7 @@ def test_nothing_is_called_too_often():
 
 
 def test_units_are_donors_and_few_are_not_tested():
-    """Ledger P4 and "not tested is not negative": prompts of two donors give no p value, however many."""
+    """Not tested is not negative: prompts of two donors give no p value, however many."""
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"donor": np.repeat(["a", "b"], 50), "query": [f"cell{i}" for i in range(100)]})
     few = donor_mean(rng.normal(1, 0.1, (100, 1)), table)

@@ -1,10 +1,8 @@
-"""The original's own inputs and outputs (`reference/parity_cases.json` of the development data).
+"""What the original makes of our inputs (`data/parity.json`), and of its own where the development data are.
 
 Groups about rank value encoding, dictionaries and the model's shape. Where this package differs on purpose,
 the case says so and asserts the difference.
 """
-
-import json
 
 import anndata
 import numpy as np
@@ -16,12 +14,6 @@ import maxtoki_toolkit as mt
 from maxtoki_toolkit.models.sequences import cell_sequences
 from maxtoki_toolkit.models.vocabulary import _as_time
 from maxtoki_toolkit.pp._rank import rank_csr
-
-
-@pytest.fixture(scope="module")
-def parity(shared):
-    content = json.loads((shared / "reference" / "parity_cases.json").read_text())
-    return {group["id"]: group for group in content["groups"]}
 
 
 @pytest.fixture(scope="module")

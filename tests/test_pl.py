@@ -451,11 +451,13 @@ def test_perturbation_concordance_is_legible():
     assert not overlap([box.padded(2) for box in ticks])
 
 
-def test_perturbation_metrics_has_one_size_of_names():
+def test_names_of_perturbation_metrics_stand_apart():
     adata = mt.datasets.aging_atlas(100, 10, n_genes=500)
     adata.layers["same"] = adata.X.copy()
     mt.tl.perturbation_metrics(
         adata, predicted="same", perturbation_key="sex", control="female", n_bootstrap=10
     )
     axes = mt.pl.perturbation_metrics(adata).axes
-    assert {label.get_fontsize() for ax in axes for label in ax.get_yticklabels()} == {8}
+    for ax in axes:
+        ax.figure.canvas.draw()
+        assert not overlap([label.get_window_extent() for label in ax.get_yticklabels()])

@@ -149,7 +149,7 @@ def test_copy_and_key(adata):
         ({"queries": "held_out"}, KeyError, r"Did not find \.obs\['held_out'\]"),
         ({"task": "both"}, ValueError, "There is no task 'both'; choose from timelapse, cell"),
         ({"n_prompts": 0}, ValueError, "n_prompts must be at least 1, got 0"),
-        ({"zero_lapse": "no"}, ValueError, "no zero_lapse 'no'"),
+        ({"sampling": mt.pp.PromptSampling(zero_lapse="no")}, ValueError, "no zero_lapse 'no'"),
         ({"context_size": 0}, ValueError, "context_size must be"),
         ({"groupby": "donor"}, ValueError, "No group has cells at 2 or more times"),
         (

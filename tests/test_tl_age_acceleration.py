@@ -12,12 +12,11 @@ from helpers import on_copy
 
 import maxtoki_toolkit as mt
 
-SETTINGS = {
+COLUMNS = {
     "condition_key": "condition",
     "control": "control",
     "time_key": "age_months",
     "donor_key": "donor_id",
-    "groupby": "cell_type",
 }
 TRUTH = {"accelerated_15y": 15, "accelerated_5y": 5, "accelerated_3y": 3, "resilient": 0}
 SHAPE = {
@@ -29,6 +28,14 @@ SHAPE = {
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:maxtoki_toolkit", "ignore::UserWarning:tests")
+
+
+def accelerate(adata, model, *, groupby="cell_type", n_cells=20, n_contexts=4, **settings):
+    """Match the donors of some cells, and estimate."""
+    matching = {name: settings.pop(name) for name in ("match_by", "tolerance", *COLUMNS) if name in settings}
+    mt.pp.match_ages(adata, **COLUMNS | matching)
+    sampling = mt.tl.AgeSampling(n_cells=n_cells, n_contexts=n_contexts)
+    mt.tl.age_acceleration(adata, model, groupby=groupby, sampling=sampling, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +69,7 @@ def three(atlas):
 @pytest.fixture
 def oracle(monkeypatch):
     """Reads the biological age, shrunk to 0.6 and with noise of donors and cells; remembers what it was asked."""
-    module = importlib.import_module("maxtoki_toolkit.tl.age_acceleration")
+    module = importlib.import_module("maxtoki_toolkit.tl._contexts")
     write, asked = module.write_prompts, []
 
     def listen(prompts, *args, **settings):
@@ -91,10 +98,9 @@ def oracle(monkeypatch):
 def test_what_is_asked(three, model, oracle):
     asked = oracle(three)
     result = on_copy(
-        mt.tl.age_acceleration,
+        accelerate,
         three,
         model,
-        **SETTINGS,
         match_by="sex",
         n_cells=3,
         n_contexts=4,
@@ -129,9 +135,7 @@ def test_what_is_asked(three, model, oracle):
 
 def test_planted_conditions_are_found(three, model, oracle):
     oracle(three)
-    result = on_copy(
-        mt.tl.age_acceleration, three, model, **SETTINGS, n_cells=10, n_contexts=2, baselines=False
-    )
+    result = on_copy(accelerate, three, model, n_cells=10, n_contexts=2, baselines=False)
     assert "age_acceleration" not in three.uns
     effects = mt.get.age_acceleration(result)
     assert effects.attrs["unit"] == "years"
@@ -162,9 +166,7 @@ def test_a_seed_gives_the_same_in_any_batches(atlas, model, monkeypatch):
     found = []
     for size in (None, 2000):
         monkeypatch.setattr(mt.settings, "max_tokens", size)
-        result = on_copy(
-            mt.tl.age_acceleration, few, model, **SETTINGS, n_cells=4, n_contexts=2, n_permutations=99
-        )
+        result = on_copy(accelerate, few, model, n_cells=4, n_contexts=2)
         found.append(mt.get.age_acceleration(result))
     assert set(found[0]["predictor"]) == {"MaxToki", "ridge_embedding", "ridge_expression"}
     # A model of random weights has slopes near 0, over which rounding is large.
@@ -182,7 +184,7 @@ def test_older_patients_are_matched(atlas, model, oracle):
     part = atlas[atlas.obs["donor_id"].isin(kept)].copy()
     part.obs["condition"] = np.where(part.obs["condition"] == "control", "control", "sick")
     oracle(part)
-    mt.tl.age_acceleration(part, model, **SETTINGS, n_cells=4, n_contexts=2, baselines=False, tolerance=24)
+    accelerate(part, model, n_cells=4, n_contexts=2, baselines=False, tolerance=24)
     balance = part.uns["age_acceleration"]["balance"].iloc[0]
     assert abs(balance["difference_after"]) < abs(balance["difference_before"])
     matching = part.uns["age_acceleration"]["matching"]
@@ -202,9 +204,7 @@ def test_what_cannot_be_concluded_is_said(atlas, model, oracle):
     oracle(part, slope=0.0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        mt.tl.age_acceleration(
-            part, model, **SETTINGS, batch_key="batch", n_cells=3, n_contexts=2, baselines=False, tolerance=60
-        )
+        accelerate(part, model, batch_key="batch", n_cells=3, n_contexts=2, baselines=False, tolerance=60)
     text = " ".join(part.uns["age_acceleration"]["params"]["warnings"])
     assert text == " ".join(str(w.message) for w in caught if w.category is UserWarning)
     assert "have no control of like age" in text
@@ -222,7 +222,7 @@ def test_depth_is_matched(atlas, model, oracle):
     genes, sick = part.obs["n_genes_ranked"], part.obs["condition"] == "sick"
     part = part[~sick | (genes < genes.quantile(0.6))].copy()
     asked = oracle(part)
-    mt.tl.age_acceleration(part, model, **SETTINGS, n_cells=4, n_contexts=2, baselines=False)
+    accelerate(part, model, n_cells=4, n_contexts=2, baselines=False)
     queries = part.obs.iloc[np.unique(asked[0].query)]
     depth = queries.groupby("condition", observed=True)["n_genes_ranked"].mean()
     before = part.obs.groupby("condition", observed=True)["n_genes_ranked"].mean()
@@ -234,22 +234,21 @@ def test_what_is_refused(atlas, model, oracle):
     few = atlas.uns["donors"].groupby("condition").head(2)["donor_id"]
     part = atlas[atlas.obs["donor_id"].isin(few)].copy()
     with pytest.raises(ValueError, match="No condition has 3 donors and 3 controls of like age"):
-        mt.tl.age_acceleration(part, model, **SETTINGS, tolerance=2000)
+        accelerate(part, model, tolerance=2000)
     with pytest.raises(ValueError, match="min_donors must be at least 2"):
-        mt.tl.age_acceleration(part, model, **SETTINGS, min_donors=1)
+        accelerate(part, model, min_donors=1)
     with pytest.raises(ValueError, match="Need donors of condition 'healthy'"):
-        mt.tl.age_acceleration(atlas, model, **SETTINGS | {"control": "healthy"})
+        accelerate(atlas, model, control="healthy")
     with pytest.raises(ValueError, match="has several ages, conditions or strata"):
-        mt.tl.age_acceleration(atlas, model, **SETTINGS, match_by="cell_type")
+        accelerate(atlas, model, match_by="cell_type")
     stage1 = dataclasses.replace(model, time_head=None)
     with pytest.raises(ValueError, match="cannot tell time"):
-        mt.tl.age_acceleration(atlas, stage1, **SETTINGS)
+        accelerate(atlas, stage1)
 
 
 def test_matching_alone():
     adata = mt.datasets.aging_atlas(400, 40, n_genes=500)
-    settings = {k: v for k, v in SETTINGS.items() if k != "groupby"}
-    mt.pp.match_ages(adata, **settings, match_by=["sex"], tolerance=36)
+    mt.pp.match_ages(adata, **COLUMNS, match_by=["sex"], tolerance=36)
     donors = adata.uns["matched_ages"]["donors"]
     ages = donors.set_index(["condition", "donor"])
     for row in donors[donors["case"]].itertuples():
@@ -261,7 +260,7 @@ def test_matching_alone():
     balance = adata.uns["matched_ages"]["balance"]
     assert (balance["n_condition_after"] <= balance["n_condition_before"]).all()
     with pytest.raises(ValueError, match="tolerance must be at least 0"):
-        mt.pp.match_ages(adata, **settings, tolerance=-1)
+        mt.pp.match_ages(adata, **COLUMNS, tolerance=-1)
 
 
 @pytest.mark.slow
@@ -271,7 +270,7 @@ def test_the_demo_model_ranks_the_conditions():
     adata = mt.datasets.aging_atlas(4000, 80, seed=11)
     mt.pp.map_genes(adata, model)
     mt.pp.rank_value_encode(adata, model)
-    mt.tl.age_acceleration(adata, model, **SETTINGS, n_cells=6, n_contexts=2, baselines=False)
+    accelerate(adata, model, n_cells=6, n_contexts=2, baselines=False)
     effects = mt.get.age_acceleration(adata)
     whole = effects[(effects["group"] == "all") & (effects["predictor"] == "MaxToki")].set_index("condition")
     for condition, years in TRUTH.items():
@@ -285,9 +284,7 @@ def test_the_demo_model_ranks_the_conditions():
 
 def test_results_survive_a_file(three, model, oracle, tmp_path):
     oracle(three)
-    result = on_copy(
-        mt.tl.age_acceleration, three, model, **SETTINGS, n_cells=2, n_contexts=2, baselines=False
-    )
+    result = on_copy(accelerate, three, model, n_cells=2, n_contexts=2, baselines=False)
     result.write_h5ad(tmp_path / "cells.h5ad")
     read = mt.get.age_acceleration(anndata.read_h5ad(tmp_path / "cells.h5ad"))
     pd.testing.assert_frame_equal(read, mt.get.age_acceleration(result))

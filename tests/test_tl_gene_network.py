@@ -160,7 +160,7 @@ def test_without_direction_each_pair_is_there_once(found):
     assert not np.array_equal(*(found.uns["directed"]["matrix"][[0, 0]] * [[[1]], [[0]]]))
 
 
-def test_P2_places_alone_make_no_edges(found):
+def test_places_alone_make_no_edges(found):
     """The sum of weights finds genes that stand next to each other; what is left over the expectation does not."""
     for group in ("a", "b"):
         near = scores(found, "near", group)
@@ -250,7 +250,7 @@ def test_scores_are_those_of_sklearn():
             assert precision[p, s] == pytest.approx(average_precision_score(truth, score))
 
 
-def test_P1_the_null_moves_and_keeps_degrees():
+def test_the_null_moves_and_keeps_degrees():
     rng = np.random.default_rng(0)
     pairs = rng.random((12, 60)) < 0.9
     edges = pairs & (rng.random((12, 60)) < np.linspace(0.05, 0.5, 60))
@@ -263,7 +263,7 @@ def test_P1_the_null_moves_and_keeps_degrees():
     assert len({one.tobytes() for one in drawn}) == 20
 
 
-def test_P1_regulons_that_mean_nothing_are_called_at_the_stated_rate():
+def test_regulons_that_mean_nothing_are_called_at_the_stated_rate():
     """Targets differ in how many sources they have, and a predictor that knows it has a high AUROC, which is no finding."""
     rng = np.random.default_rng(1)
     p, auroc = [], []

@@ -41,7 +41,7 @@ def prepare(adata, model, n_prompts=240):
         n_prompts=n_prompts,
         contexts="held_out",
         queries="held_out",
-        balance=1,
+        sampling=mt.pp.PromptSampling(balance=1),
         **KEYS,
     )
     return adata

@@ -109,7 +109,7 @@ def read(made):
     return adata
 
 
-def test_P6_positive_control_a_head_made_for_a_gene_set_is_found_and_no_other(read, made):
+def test_a_head_made_for_a_gene_set_is_found_and_no_other(read, made):
     mt.tl.head_enrichment(read, gene_set="planted")
     table = mt.get.head_enrichment(read)
     assert table["name"].tolist() == HEADS
@@ -131,7 +131,7 @@ def test_P6_positive_control_a_head_made_for_a_gene_set_is_found_and_no_other(re
     assert "1 of 6 heads" in ax.get_title(loc="left")
 
 
-def test_P6_positive_control_a_head_made_for_lapses_is_found_and_no_other(read):
+def test_a_head_made_for_lapses_is_found_and_no_other(read):
     for attending in ("all", "last"):
         mt.tl.head_segments(read, attending=attending)
         table = mt.get.head_segments(read).set_index(["segment", "head"])
@@ -345,7 +345,7 @@ def test_parts_of_tokens(made):
     np.testing.assert_array_equal(could_attend(sequences)[:3], sequences.lengths[0] - np.arange(3))
 
 
-def test_P1_the_null_really_moves(read):
+def test_the_null_really_moves(read):
     """Membership is exchanged, within strata alone, and the null has a spread (L033: a null that never shuffled)."""
     mt.tl.head_enrichment(read, gene_set="planted")
     assert read.uns["head_enrichment"]["params"]["share_exchanged"] > 0.7
@@ -366,7 +366,7 @@ def test_P1_the_null_really_moves(read):
     assert (drawn != member).any(axis=1).all()
 
 
-def test_P2_what_position_and_expression_explain_is_not_called():
+def test_what_position_and_expression_explain_is_not_called():
     """A set of highly ranked genes: much raw mass, and a ratio of 1 among genes like them."""
     rng = np.random.default_rng(0)
     rank = rng.random(1000)
@@ -387,7 +387,7 @@ def test_P2_what_position_and_expression_explain_is_not_called():
     np.testing.assert_allclose(found, np.log2(rates[member].mean(axis=0) / np.mean(outside, axis=0)))
 
 
-def test_L021_a_head_that_treats_all_genes_alike_is_no_finding(read):
+def test_a_head_that_treats_all_genes_alike_is_no_finding(read):
     """It has p = 1, not a small or missing one from rounding."""
     for gene_set in ("planted", "TF"):
         mt.tl.head_enrichment(read, gene_set=gene_set, n_permutations=199)
@@ -400,7 +400,7 @@ def test_L021_a_head_that_treats_all_genes_alike_is_no_finding(read):
     assert mt.get.head_similarity(read).query("head_1 == 'L0H1' or head_2 == 'L0H1'").shape == (5, 7)
 
 
-def test_P4_donors_are_the_units(read):
+def test_donors_are_the_units(read):
     """Many prompts of two donors that differ say less than the prompts suggest."""
     rng = np.random.default_rng(0)
     by_donor = np.repeat(rng.normal(0, 0.05, 8), 50)[:, None]
@@ -509,7 +509,7 @@ def test_large_sums_go_to_a_store(made, tmp_path, monkeypatch):
         mt.tl.head_enrichment(adata)
 
 
-def test_P10_results_survive_a_file(read, tmp_path):
+def test_results_survive_a_file(read, tmp_path):
     read = read.copy()
     mt.tl.head_enrichment(read, n_permutations=99)
     mt.tl.head_segments(read)
@@ -580,7 +580,7 @@ def test_what_is_refused(made, read):
 
 
 @pytest.mark.slow
-def test_P1_nothing_planted_is_called_at_the_stated_rate(read):
+def test_nothing_planted_is_called_at_the_stated_rate(read):
     """Sets drawn within strata, groups permuted within donors, and differences of donors around none."""
     rng = np.random.default_rng(0)
     genes = read.uns["attention"]["genes"]
@@ -617,7 +617,7 @@ def test_P1_nothing_planted_is_called_at_the_stated_rate(read):
 
 
 @pytest.mark.slow
-def test_P8_what_the_demo_model_does_replicates_between_donors():
+def test_what_the_demo_model_does_replicates_between_donors():
     model = mt.load_model("demo", device="cpu")
     adata = mt.datasets.aging_atlas(1200, 20, seed=21)
     mt.pp.map_genes(adata, model)

@@ -9,7 +9,11 @@ import maxtoki_toolkit as mt
 from maxtoki_toolkit.stats.age_intervals import calibrate, reach
 from maxtoki_toolkit.tl._contexts import draw_contexts
 
-SETTINGS = {"time_key": "age_months", "donor_key": "donor_id", "n_contexts": 2, "context_size": 2}
+SETTINGS = {
+    "time_key": "age_months",
+    "donor_key": "donor_id",
+    "sampling": mt.tl.AgeSampling(n_contexts=2, context_size=2),
+}
 
 
 def simulate(rng, n_donors, slope=0.5, donor_sd=30.0, cell_sd=60.0, n_cells=(1, 30)):
@@ -79,14 +83,14 @@ def test_contexts_are_of_distinct_donors_and_ages_in_any_order():
     rng = np.random.default_rng(0)
     donor = np.repeat([f"d{i}" for i in range(9)], 4)
     time = np.repeat(np.arange(9) // 2 * 12, 4)
-    names = np.array([f"cell{i}" for i in range(36)], dtype=object)
-    settings = {"group": "T cell", "n": 12, "size": 3, "seed": 0}
-    contexts = draw_contexts(np.arange(36), donor, time, names, **settings)
+    names = np.array([f"cell{i}" for i in range(36)])
+    settings = {"n": 12, "size": 3, "seed": [0, 7]}
+    contexts = draw_contexts(np.argsort(names), donor, time, **settings)
     counts = pd.Series(donor[np.concatenate(contexts)]).value_counts().reindex(np.unique(donor)).fillna(0)
     assert all(len(set(time[c])) == len(set(donor[c])) == 3 for c in contexts)
     assert counts.max() - counts.min() <= 3
     order = rng.permutation(36)
-    again = draw_contexts(np.arange(36), donor[order], time[order], names[order], **settings)
+    again = draw_contexts(np.argsort(names[order]), donor[order], time[order], **settings)
     assert [list(names[c]) for c in contexts] == [list(names[order][c]) for c in again]
 
 
@@ -173,13 +177,17 @@ def test_ages_that_are_not_known_are_asked_for(atlas, model):
     ("change", "message"),
     [
         ({"coverage": 1.0}, "coverage must be"),
-        ({"n_contexts": 0}, "n_contexts must be at least 1"),
         ({"reference": np.zeros(3, bool)}, "reference must be"),
     ],
 )
 def test_bad_input_is_refused(atlas, model, change, message):
     with pytest.raises(ValueError, match=message):
         mt.tl.predict_age(atlas, model, **SETTINGS | change, groupby="cell_type")
+
+
+def test_sampling_is_checked():
+    with pytest.raises(ValueError, match="n_contexts must be at least 1"):
+        mt.tl.AgeSampling(n_contexts=0)
 
 
 def test_figure_names_what_is_not_read(read):

@@ -11,6 +11,7 @@ from .age_acceleration import age_acceleration
 from .age_match import age_match
 from .annotation_concordance import annotation_concordance
 from .attribute import attribute
+from .coverage import coverage
 from .differential_rank import differential_rank
 from .differential_rank_heatmap import differential_rank_heatmap
 from .doublets import doublets
@@ -50,6 +51,7 @@ __all__ = [
     "perturbation_metrics",
     "search_gene_sets",
     "steer_cells",
+    "coverage",
     "differential_rank",
     "differential_rank_heatmap",
     "generation_diversity",

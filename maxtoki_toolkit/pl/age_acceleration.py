@@ -46,9 +46,9 @@ def age_acceleration(
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.tl.age_acceleration(
-    ...     adata, model, condition_key="condition", control="control", time_key="age_months", donor_key="donor_id",
-    ...     groupby=None, n_cells=2, n_contexts=1, baselines=False)
+    >>> mt.pp.match_ages(
+    ...     adata, condition_key="condition", control="control", time_key="age_months", donor_key="donor_id")
+    >>> mt.tl.age_acceleration(adata, model, sampling=mt.tl.AgeSampling(n_cells=2, n_contexts=1), baselines=False)
     >>> len(mt.pl.age_acceleration(adata).axes)
     4
     """

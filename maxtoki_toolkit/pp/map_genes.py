@@ -24,6 +24,7 @@ _ENSEMBL = re.compile(r"(ENSG\d{11})(\.\d+)?(?:_PAR_Y)?", re.IGNORECASE)
 STATUS = ("matched", "versioned", "retired", "dropped")
 # Features of another species that are no oversight.
 _FEW, _SOME = 0.05, 10
+_ORTHOLOGS = "Map them to human orthologues: mt.pp.map_orthologs(adata, model, species=...)."
 _GENOME = r"(?i:(?:GRC[a-z]\d+|hg\d\d|mm\d\d?|rn\d)(?:[._-]\w+?)??)_+"
 
 
@@ -139,8 +140,13 @@ def resolve_genes(
     known = frozenset() if vocab is None else frozenset(vocab.genes)
     given = pd.Series(mapping or {}, dtype=object)
     # Ids that were given in `ensembl_id`, or by a mapping, are not looked up anew: the column is ours by now.
-    keep_ids = gene_key is None and not mapping and bool((earlier or {}).get("keep_ids", False))
-    table, names, best, score = _name_genes(var[is_gene], known, given, gene_key, keep_ids=keep_ids)
+    earlier = earlier or {}
+    keep_ids = gene_key is None and not mapping and bool(earlier.get("keep_ids", False))
+    # The names of another species' genes are none of human ones, though some look like them (H19).
+    fill_gaps = gene_key is None and not (keep_ids and earlier.get("species"))
+    table, names, best, score = _name_genes(
+        var[is_gene], known, given, gene_key, keep_ids=keep_ids, fill_gaps=fill_gaps
+    )
 
     var = var.copy()
     ids, status = np.full(len(var), "", dtype=object), np.full(len(var), "dropped", dtype=object)
@@ -171,6 +177,7 @@ def resolve_genes(
         "min_overlap": min_overlap,
         "keep_ids": keep_ids or gene_key is not None or len(given) > 0 or best == _keys.ENSEMBL_ID,
         "genes_sha256": vocab.genes_sha256 if vocab else "",
+        **({"species": earlier["species"]} if keep_ids and earlier.get("species") else {}),
     }
 
 
@@ -181,10 +188,16 @@ def find_tokens(var: pd.DataFrame, vocab: Vocabulary) -> np.ndarray:
 
 
 def _name_genes(
-    var: pd.DataFrame, known: frozenset[str], given: pd.Series, gene_key: str | None, *, keep_ids: bool
+    var: pd.DataFrame,
+    known: frozenset[str],
+    given: pd.Series,
+    gene_key: str | None,
+    *,
+    keep_ids: bool,
+    fill_gaps: bool,
 ) -> tuple[pd.DataFrame, dict[str, pd.Series], str, dict[str, int]]:
     """Ensembl id of each gene; the columns that name genes, the one that was used, and how many each names."""
-    names = _name_columns(var)
+    names = name_columns(var)
     if gene_key is not None and gene_key not in names:
         raise KeyError(f"Did not find .var[{gene_key!r}]. Columns with text: {sorted(names)}.")
     symbols = _symbol_table(known)
@@ -204,7 +217,7 @@ def _name_genes(
             score[best] = int((before["id"] != "").sum())
         else:
             found["before"] = before
-    if gene_key is None:
+    if fill_gaps:
         for other in found.values():
             # A gene that one column cannot name may be named by another: old ids by their symbol.
             gap = table["gap"] & ~other["gap"] & (other["id"] != "")
@@ -233,7 +246,7 @@ def gene_report(var: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"n_genes": list(rows.values())}, index=list(rows))
 
 
-def _name_columns(var: pd.DataFrame) -> dict[str, pd.Series]:
+def name_columns(var: pd.DataFrame) -> dict[str, pd.Series]:
     """All columns of `var` that may name genes, the index among them."""
     own = {_keys.ENSEMBL_ID, _keys.GENE_STATUS} if _keys.GENE_STATUS in var else set()
     columns = {"index": var.index.to_series()}
@@ -344,7 +357,7 @@ def _likely_cause(
         found = genome.value_counts().index.tolist()
         human = next((name for name in found if re.match("(?i)GRCh|hg", name)), None)
         how = (
-            "they are of no human genome. Map them to human orthologues first."
+            f"they are of no human genome. {_ORTHOLOGS}"
             if human is None
             else "keep the genes of the human genome, and the cells that are human, and cut the prefix: "
             f"adata = adata[:, adata.var_names.str.startswith({human!r})].copy(); "
@@ -353,9 +366,9 @@ def _likely_cause(
         return f"{where} holds {examples}: names with the genome before them ({', '.join(found)}); {how}"
     species = _other_species(names)
     if (species == "mouse").mean() > 0.3:
-        return f"{where} holds {examples}: these look like mouse genes. Map them to human orthologues first."
+        return f"{where} holds {examples}: these look like mouse genes. {_ORTHOLOGS}"
     if (other := species[species != ""]).size > 0.2 * len(names):
-        return f"{where} holds {examples}: ids of another species ({other.mode()[0]}). Map them to human orthologues first."
+        return f"{where} holds {examples}: ids of another species ({other.mode()[0]}). {_ORTHOLOGS}"
     if names.str.fullmatch(r"\d+").mean() > 0.5:
         return (
             f"{where} holds numbers ({examples}): a numeric index or Entrez ids, and no other column names human genes. "

@@ -10,9 +10,9 @@ from anndata import AnnData
 
 from .. import _keys
 from .._results import write_result
-from .._validate import require_unique_names
 from ._columns import find_comparison
 from ._design import get_groups, get_labels, get_times, known_cells
+from .parse_age import time_in_numbers
 
 
 def match_ages(
@@ -24,7 +24,6 @@ def match_ages(
     donor_key: str | None = None,
     match_by: str | Sequence[str] | None = None,
     tolerance: int = 60,
-    key_added: str | None = None,
 ) -> None:
     """Find the donors of each condition that have controls of their age, and these controls.
 
@@ -36,15 +35,13 @@ def match_ages(
         Column of `.obs` with the condition of each donor, and the value that controls have. These and the next two are
         guessed from the names in `.obs` where they are `None`, with a warning that says which were taken.
     time_key
-        Column of `.obs` with the age, in whole units.
+        Column of `.obs` with the age, in whole units; text is read by `mt.pp.parse_age` into a column whose name ends in "_months".
     donor_key
         Column of `.obs` with the donor.
     match_by
         Columns of `.obs` in which a donor and its controls agree, e.g. "sex".
     tolerance
         Largest difference in age, in the unit of `time_key` (60 months by default).
-    key_added
-        Key in `.uns`, by default "matched_ages".
 
     Returns
     -------
@@ -65,7 +62,8 @@ def match_ages(
     Notes
     -----
     Every control within the tolerance of a donor is a match, so controls are used more than once and none is drawn by
-    chance. What difference in age is left within the tolerance is for `mt.tl.age_acceleration` to adjust for.
+    chance. `mt.tl.age_acceleration` compares these donors, and adjusts for what difference in age is left within the
+    tolerance.
 
     Examples
     --------
@@ -76,29 +74,20 @@ def match_ages(
     >>> adata.uns["matched_ages"]["balance"]["condition"].tolist()
     ['accelerated_15y', 'accelerated_3y', 'accelerated_5y', 'resilient']
     """
-    require_unique_names(adata)
     condition_key, control, time_key, donor_key = find_comparison(
         adata.obs, condition_key, control, time_key, donor_key
     )
-    columns = [match_by] if isinstance(match_by, str) else list(match_by or [])
-    donors = donor_table(
-        adata,
-        condition_key=condition_key,
-        control=control,
-        time_key=time_key,
-        donor_key=donor_key,
-        match_by=columns,
-    )
-    table = match_donors(donors, control, tolerance)
-    params = {
+    time_key = time_in_numbers(adata, time_key, "months")
+    columns = {
         "condition_key": condition_key,
         "control": control,
         "time_key": time_key,
         "donor_key": donor_key,
-        "match_by": columns,
-        "tolerance": tolerance,
+        "match_by": [match_by] if isinstance(match_by, str) else list(match_by or []),
     }
-    write_result(adata, key_added or _keys.MATCHED_AGES, params, donors=table, balance=age_balance(table))
+    table = match_donors(donor_table(adata, **columns), control, tolerance)
+    params = {**columns, "tolerance": tolerance}
+    write_result(adata, _keys.MATCHED_AGES, params, donors=table, balance=age_balance(table))
 
 
 def donor_table(
@@ -140,8 +129,6 @@ def donor_table(
 
 def match_donors(donors: pd.DataFrame, control: str, tolerance: float) -> pd.DataFrame:
     """The donors of each condition and all controls, with how many of the other side are like them."""
-    if tolerance < 0:
-        raise ValueError(f"tolerance must be at least 0, got {tolerance}.")
     controls = donors[donors["condition"] == control]
     parts = []
     for condition, cases in donors[donors["condition"] != control].groupby("condition"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
+from .._checked import Checked
 from .._results import write_result
 from .._validate import require_unique_names
 from ..models.prompts import Prompts
@@ -16,6 +18,27 @@ from ._design import get_groups, get_labels, get_mask, get_times, known_cells
 from ._sampling import Sampler
 
 TASKS = ("timelapse", "cell")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSampling(Checked):
+    """How cells and times of a prompt are drawn; `mt.train.TemporalPrompts` has the same settings.
+
+    Attributes
+    ----------
+    zero_lapse
+        "never": the query's time is that of no context cell; "query": it may be; "anywhere": two cells of the
+        context may also share a time. No cell is ever both context and query.
+    forward
+        Whether times never decrease within a prompt. Otherwise contexts are in random order, and lapses may
+        be negative.
+    balance
+        From 0, groups are drawn as often as they have cells, to 1, all equally often.
+    """
+
+    zero_lapse: str = "query"
+    forward: bool = False
+    balance: float = 0.1
 
 
 def sample_prompts(
@@ -28,10 +51,8 @@ def sample_prompts(
     context_size: int | tuple[int, int] = (2, 3),
     contexts: str | Sequence[bool] | None = None,
     queries: str | Sequence[bool] | None = None,
-    zero_lapse: str = "query",
-    forward: bool = False,
-    balance: float = 0.1,
     donor_key: str | None = None,
+    sampling: PromptSampling | None = None,
     rng: int = 0,
     key_added: str | None = None,
 ) -> None:
@@ -51,22 +72,16 @@ def sample_prompts(
     n_prompts
         Prompts to draw.
     context_size
-        Context cells a prompt, or the fewest and the most. They are at distinct times (see `zero_lapse`); a
-        group with fewer times gives shorter prompts.
+        Context cells a prompt, or the fewest and the most. They are at distinct times (see
+        `mt.pp.PromptSampling`); a group with fewer times gives shorter prompts.
     contexts, queries
         Cells that may serve as context, and as query: boolean column of `.obs`, or one boolean a cell. All by
         default. With `mt.pp.hold_out`, `queries="held_out_donors"` and `contexts="held_out"` keep training
         cells out of the prompts.
-    zero_lapse
-        "never": the query's time is that of no context cell; "query": it may be; "anywhere": two cells of the
-        context may also share a time. No cell is ever both context and query.
-    forward
-        Whether times never decrease within a prompt. Otherwise contexts are in random order, and lapses may
-        be negative.
-    balance
-        From 0, groups are drawn as often as they have cells, to 1, all equally often.
     donor_key
         Column of `.obs` with the donor, kept for donor-level intervals.
+    sampling
+        How cells and times are drawn: `mt.pp.PromptSampling(balance=1)` for all groups equally often.
     rng
         Seed. Prompt i depends on the seed, the cells and i only, not on how many are drawn or how the cells are
         ordered.
@@ -101,50 +116,49 @@ def sample_prompts(
     require_unique_names(adata)
     if task not in TASKS:
         raise ValueError(f"There is no task {task!r}; choose from {', '.join(TASKS)}.")
-    if n_prompts < 1:
-        raise ValueError(f"n_prompts must be at least 1, got {n_prompts}.")
     size = (context_size, context_size) if isinstance(context_size, int) else tuple(context_size)
-    given, (adata, kept) = adata, known_cells(adata, time_key, groupby, donor_key)
-    group, names = get_groups(adata, groupby)
-    time = get_times(adata, time_key)
+    how = {name: getattr(sampling or PromptSampling(), name) for name in PromptSampling.names()}
+    cells, rows = known_cells(adata, time_key, groupby, donor_key)
+    group, names = get_groups(cells, groupby)
+    time = get_times(cells, time_key)
     sampler = Sampler(
         group,
         time,
-        contexts=get_mask(given, contexts, "contexts")[kept],
-        queries=get_mask(given, queries, "queries")[kept],
+        contexts=get_mask(adata, contexts, "contexts")[rows],
+        queries=get_mask(adata, queries, "queries")[rows],
         context_size=size,
-        zero_lapse=zero_lapse,
-        forward=forward,
-        balance=balance,
         seed=rng,
+        **how,
     )
     drawn = sampler.draw(0, n_prompts)
-    table = prompt_table(drawn, adata, adata)
+    table = prompt_table(drawn, cells, cells)
     table["group"] = np.array(names, dtype=object)[group[drawn.query]]
     table["time"] = time[drawn.query]
     if donor_key is not None:
-        donor = np.append(get_labels(adata, donor_key), "")
+        donor = np.append(get_labels(cells, donor_key), "")
         table["donor"] = donor[drawn.query]
-        for i, rows in enumerate(drawn.context.T):
-            table[f"donor_{i}"] = donor[rows]
-    adata = given
+        for i, context in enumerate(drawn.context.T):
+            table[f"donor_{i}"] = donor[context]
     params = {
         "time_key": time_key,
         "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
         "task": task,
         "n_prompts": n_prompts,
-        "n_left_out": adata.n_obs - len(kept),
+        "n_left_out": adata.n_obs - len(rows),
         "context_size": size,
-        "contexts": contexts if isinstance(contexts, str) else ("all" if contexts is None else "mask"),
-        "queries": queries if isinstance(queries, str) else ("all" if queries is None else "mask"),
-        "zero_lapse": zero_lapse,
-        "forward": forward,
-        "balance": balance,
+        "contexts": _named(contexts),
+        "queries": _named(queries),
+        **how,
         "donor_key": donor_key,
         "seed": rng,
         "queries_elsewhere": False,
     }
     write_result(adata, key_added or _keys.PROMPTS, params, prompts=table)
+
+
+def _named(mask: str | Sequence[bool] | None) -> str:
+    """What parameters say of a mask, which would be too long for them."""
+    return mask if isinstance(mask, str) else "all" if mask is None else "mask"
 
 
 def prompt_table(prompts: Prompts, adata: AnnData, queries: AnnData) -> pd.DataFrame:

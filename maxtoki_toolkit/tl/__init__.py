@@ -1,6 +1,7 @@
 """Analyse cells with a model."""
 
 from .._doors import guard
+from ._contexts import AgeSampling
 from .ablate_heads import ablate_heads
 from .ablate_prompt import ablate_prompt
 from .age_acceleration import age_acceleration
@@ -35,6 +36,7 @@ from .timelapse_baselines import timelapse_baselines
 from .train_on_generated import train_on_generated
 
 __all__ = [
+    "AgeSampling",
     "perturbation_metrics",
     "Cells",
     "CellSampling",

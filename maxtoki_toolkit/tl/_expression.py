@@ -12,13 +12,13 @@ from ._cells import match_columns
 N_GENES = 2000
 
 
-def log_expression(sources: list, layer: str | None, train: np.ndarray) -> np.ndarray:
+def log_expression(sources: list, train: np.ndarray) -> np.ndarray:
     """Log-normalised expression, cells x the genes that vary most among the training cells; float32."""
     names = sources[0][0].var_names
     blocks = []
     for adata, rows in sources:
         columns = match_columns(adata, names)
-        blocks.append(log_normalize(ranked_counts(adata, layer, rows))[:, columns])
+        blocks.append(log_normalize(ranked_counts(adata, rows=rows))[:, columns])
     X = sp.vstack(blocks, format="csr")
     fitted = X[train].astype(np.float64)
     variance = np.asarray(fitted.power(2).mean(axis=0) - np.square(fitted.mean(axis=0))).ravel()

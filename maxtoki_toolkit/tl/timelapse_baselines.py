@@ -144,7 +144,7 @@ def timelapse_baselines(
 
     fit_group, group = (t["group"].to_numpy(dtype=str) for t in (drawn["prompts"], table))
     cells = _cells(adata[sources[0][1]], training, fit_group, drawn["params"])
-    X = log_expression(sources, layer, cells.place)
+    X = log_expression(sources, cells.place)
     features = {"ridge_expression": X}
     if embedding:
         embedded = [embed_sequences(model, get_sequences(a[used], model)).cells for a, used in sources]

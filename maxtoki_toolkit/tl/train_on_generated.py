@@ -112,7 +112,8 @@ def train_on_generated(
     >>> mt.pp.hold_out(adata, donor_key="donor_id", donors=0.5, time_key="age_months")
     >>> mt.pp.sample_prompts(
     ...     adata, time_key="age_months", groupby="cell_type", donor_key="donor_id", task="cell", n_prompts=6,
-    ...     context_size=1, contexts="held_out", queries="held_out", balance=1)
+    ...     context_size=1, contexts="held_out", queries="held_out",
+    ...     sampling=mt.pp.PromptSampling(balance=1))
     >>> cells = mt.tl.generate(adata, model, max_genes=10)
     >>> mt.tl.train_on_generated(
     ...     adata, model, generated=cells, groupby="cell_type", donor_key="donor_id", n_permutations=2)

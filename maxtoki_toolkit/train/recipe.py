@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .._checked import Checked
+from ..pp.sample_prompts import PromptSampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +71,15 @@ class Run(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptSampling(Checked):
+class TemporalPrompts(PromptSampling):
     """Which prompts are drawn and how they are written.
 
     Attributes
     ----------
-    context_size, timelapse, zero_lapse, forward, balance
-        As in `mt.pp.sample_prompts`; `timelapse` is the share of the prompts that ask for the lapse.
+    context_size, zero_lapse, forward, balance
+        As in `mt.pp.sample_prompts` and `mt.pp.PromptSampling`.
+    timelapse
+        Share of the prompts that ask for the lapse; the others ask for the cell.
     curriculum
         Share of the steps that come first and ask only for the lapse from a single context cell.
     shortest
@@ -90,9 +93,6 @@ class PromptSampling(Checked):
 
     context_size: tuple[int, int] = (2, 3)
     timelapse: float = 0.5
-    zero_lapse: str = "query"
-    forward: bool = False
-    balance: float = 0.1
     curriculum: float = 0.3
     shortest: int | None = None
     gene_dropout: float = 0.0
@@ -207,7 +207,7 @@ class TemporalRecipe(Checked):
     Attributes
     ----------
     prompts, objective, adaptation, optimization, run
-        See `PromptSampling`, `TimeObjective`, `Adaptation`, `Optimization` and `Run`.
+        See `TemporalPrompts`, `TimeObjective`, `Adaptation`, `Optimization` and `Run`.
 
     Examples
     --------
@@ -217,7 +217,7 @@ class TemporalRecipe(Checked):
     True
     """
 
-    prompts: PromptSampling = field(default_factory=PromptSampling)
+    prompts: TemporalPrompts = field(default_factory=TemporalPrompts)
     objective: TimeObjective = field(default_factory=TimeObjective)
     adaptation: Adaptation = field(default_factory=Adaptation)
     optimization: Optimization = field(default_factory=Optimization)

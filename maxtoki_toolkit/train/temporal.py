@@ -21,6 +21,7 @@ from ..models.model import MaxTokiModel
 from ..models.time_head import TimeHead
 from ..pp._design import get_groups, get_mask, get_times, known_cells
 from ..pp._sampling import Sampler
+from ..pp.sample_prompts import PromptSampling
 from ..tl._time_unit import check_unit
 from ._cells import read_together
 from ._optimizer import require_optimizer
@@ -133,9 +134,7 @@ def temporal(
     record["time_read_as"] = check_unit(time_key, time[used | tested], time_unit, "pass time_unit=.")
     model = _prepare(model, time[used], adaptation, run.seed)
 
-    drawn = {name: getattr(prompts, name) for name in ("zero_lapse", "forward", "balance")} | {
-        "seed": run.seed
-    }
+    drawn = {name: getattr(prompts, name) for name in PromptSampling.names()} | {"seed": run.seed}
     sizes = {"context_size": tuple(prompts.context_size), "timelapse": prompts.timelapse}
     whole = Sampler(group, time, contexts=used, queries=used, **sizes, **drawn)
     loss_scale = objective.loss_scale or float(max(whole.draw(0, 2048).lapse.std(), 1.0))
