@@ -80,11 +80,11 @@ def quality(model, arguments, temperature: float) -> list[dict]:
     found += rows("singlets", mt.get.singlet_fraction(adata))
     mt.tl.annotation_concordance(adata, model, **settings)
     found += rows("concordance", mt.get.annotation_concordance(adata))
-    mt.tl.train_on_generated(adata, model, **settings, **donor)
+    mt.tl.train_on_generated(adata, model, **settings)
     found += rows("train on generated", mt.get.train_on_generated(adata))
-    mt.tl.age_match(adata, model, time_key="age_months", **settings, **donor)
-    found += rows("age", mt.get.age_match(adata))
-    mt.tl.generation_diversity(adata, model, train=adata.obs["held_out"].to_numpy(), **settings, **donor)
+    mt.tl.generated_ages(adata, model, **settings)
+    found += rows("age", mt.get.generated_ages(adata))
+    mt.tl.generation_diversity(adata, model, train="held_out", **settings)
     found += rows("diversity", mt.get.generation_diversity(adata))
     return [{"temperature": temperature} | row for row in found]
 
@@ -112,12 +112,10 @@ def held_out_ages(model, arguments) -> list[dict]:
         adata,
         model,
         generated=cells,
-        time_key="age_months",
         groupby="cell_type",
         intervals=tuple(AGES),
         known=~asked,
         n_top=100,
-        n_bootstrap=100,
     )
     genes = mt.get.differential_rank(adata)
     top = genes[genes["top"] != ""]

@@ -179,7 +179,7 @@ save(mt.pl.train_on_generated(adata).figure, "fig2_train_on_generated")
 # A clock (ridge regression, fitted to true cells of other donors) reads the age of the generated cells.
 
 # %%
-mt.tl.age_match(
+mt.tl.generated_ages(
     adata,
     maxtoki,
     generated=generated,
@@ -188,11 +188,11 @@ mt.tl.age_match(
     groupby=cell_type_key,
     rng=seed,
 )
-write(mt.get.age_match(adata), "age_match")
-mt.get.age_match(adata).round(3)
+write(mt.get.generated_ages(adata), "generated_ages")
+mt.get.generated_ages(adata).round(3)
 
 # %%
-save(mt.pl.age_match(adata), "fig2_age_match")
+save(mt.pl.generated_ages(adata), "fig2_generated_ages")
 
 # %% [markdown]
 # ## Copies, averages, or cells?

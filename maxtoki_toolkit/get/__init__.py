@@ -3,7 +3,7 @@
 from .._doors import guard
 from .ablation import ablation
 from .age_acceleration import age_acceleration, donor_acceleration
-from .age_match import age_match, read_ages
+from .generated_ages import generated_ages, read_ages
 from .annotation_concordance import annotation_concordance, annotation_matrix, annotation_types, annotations
 from .differential_rank import compared_cells, differential_rank, differential_rank_scores
 from .doublets import doublet_scores, doublets, singlet_fraction
@@ -73,7 +73,7 @@ __all__ = [
     "ablation",
     "age_acceleration",
     "age_calibration",
-    "age_match",
+    "generated_ages",
     "predicted_ages",
     "annotation_concordance",
     "annotation_matrix",

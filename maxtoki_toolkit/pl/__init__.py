@@ -8,7 +8,7 @@ from .._doors import guard
 from .ablate_heads import ablate_heads
 from .ablation import ablation
 from .age_acceleration import age_acceleration
-from .age_match import age_match
+from .generated_ages import generated_ages
 from .annotation_concordance import annotation_concordance
 from .attribute import attribute
 from .differential_rank import differential_rank
@@ -56,7 +56,7 @@ __all__ = [
     "patch",
     "ablation",
     "age_acceleration",
-    "age_match",
+    "generated_ages",
     "annotation_concordance",
     "doublets",
     "encoding_report",

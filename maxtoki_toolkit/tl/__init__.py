@@ -5,7 +5,7 @@ from ._contexts import AgeSampling
 from .ablate_heads import ablate_heads
 from .ablate_prompt import ablate_prompt
 from .age_acceleration import age_acceleration
-from .age_match import age_match
+from .generated_ages import generated_ages
 from .annotation_concordance import annotation_concordance
 from .attention import attention
 from .attribute import attribute
@@ -49,7 +49,7 @@ __all__ = [
     "differential_rank",
     "ablate_prompt",
     "age_acceleration",
-    "age_match",
+    "generated_ages",
     "annotation_concordance",
     "doublets",
     "embed",

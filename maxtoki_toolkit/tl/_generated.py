@@ -76,16 +76,11 @@ def about_generated(
     time_key: str | None = None,
     groupby: str | Sequence[str] | None = None,
     donor_key: str | None = None,
-    key: str | None = None,
 ) -> About:
     """What the columns of generated cells say or, for columns that they do not have, their prompts in `adata`.
 
     The donor is that of the last context cell: the query is not in the prompt. It is left out where nothing tells it.
     """
-    if not isinstance(generated, AnnData):
-        raise TypeError(
-            f"generated must be an AnnData of cells (mt.tl.generate(adata, model)), got {type(generated).__name__}."
-        )
     columns = [groupby] if isinstance(groupby, str) else list(groupby or [])
     require_obs(adata, time_key, donor_key, *columns)
     obs = generated.obs.reset_index(drop=True)
@@ -109,7 +104,7 @@ def about_generated(
             obs[name] = source[name].to_numpy()
     elif wanted:
         obs = _from_prompts(
-            obs, adata, wanted, time_key, donor_key, columns, stored_prompts(adata, generated, key)
+            obs, adata, wanted, time_key, donor_key, columns, stored_prompts(adata, generated)
         )
     obs.index = obs.index.astype(str)
     found = about_cells(
@@ -139,7 +134,7 @@ def _from_prompts(obs, adata, wanted, time_key, donor_key, columns, stored) -> p
     number = obs["prompt"].astype(int).to_numpy()
     if number.max() >= len(table):
         raise ValueError(
-            f"The generated cells are of {number.max() + 1} prompts at least, and there are {len(table)}. Name the prompts that they were generated after: key=..."
+            f"The generated cells are of {number.max() + 1} prompts at least, and there are {len(table)}. Generate them again."
         )
     prompt = table.iloc[number].reset_index(drop=True)
     for name in wanted:
