@@ -75,7 +75,13 @@ def quality(model, arguments, temperature: float) -> list[dict]:
     )
     settings = {"generated": cells, "groupby": "cell_type"}
     mt.tl.doublets(
-        adata, model, queries=cells, kind="ranks", features=["ranks"], groupby="cell_type", **donor
+        adata,
+        model,
+        queries=cells,
+        features=["ranks"],
+        simulation=mt.pp.DoubletSimulation(kind="ranks"),
+        groupby="cell_type",
+        **donor,
     )
     found += rows("singlets", mt.get.singlet_fraction(adata))
     mt.tl.annotation_concordance(adata, model, **settings)

@@ -131,10 +131,10 @@ mt.tl.doublets(
     adata,
     maxtoki,
     queries=generated,
-    kind="ranks",
-    features=["ranks"],
     groupby=cell_type_key,
     donor_key=donor_key,
+    features=["ranks"],
+    simulation=mt.pp.DoubletSimulation(kind="ranks"),
     rng=seed,
 )
 write(mt.get.singlet_fraction(adata), "singlets")

@@ -354,9 +354,7 @@ def test_a_seed_repeats_and_a_part_is_enough(atlas, model):
 def test_what_is_refused(atlas, model):
     generated = as_generated(atlas, others(atlas))
     with pytest.raises(ValueError, match="None is left|none is left to compare with"):
-        mt.tl.annotation_concordance(
-            atlas[atlas.obs["held_out"]].copy(), model, generated=generated, **KEYS
-        )
+        mt.tl.annotation_concordance(atlas[atlas.obs["held_out"]].copy(), model, generated=generated, **KEYS)
     with pytest.raises(KeyError, match="should come from mt.tl.generate"):
         mt.tl.annotation_concordance(atlas, model, generated=atlas, **KEYS)
     with pytest.raises(TypeError, match="Expected an AnnData"):
@@ -381,9 +379,9 @@ def test_what_is_refused(atlas, model):
         mt.tl.train_on_generated(atlas, model, generated=one, **KEYS)
     with pytest.raises(ValueError, match="n_permutations must be at least 1"):
         mt.tl.train_on_generated(atlas, model, generated=generated, **KEYS, n_permutations=0)
+    one_more = atlas[atlas.obs["held_out"] | (atlas.obs["donor_id"] == apart(atlas))].copy()
     with pytest.raises(ValueError, match="a clock needs 3"):
-        kept = atlas.obs["held_out"] | (atlas.obs["donor_id"] == apart(atlas))
-        mt.tl.generated_ages(atlas[kept].copy(), model, generated=generated, **AGES, groupby=[])
+        mt.tl.generated_ages(one_more, model, generated=generated, **AGES, groupby=[])
     wrong = atlas.copy()
     wrong.obs["age_months"] += (np.arange(wrong.n_obs) % 7).astype(int)
     with pytest.raises(ValueError, match="Give the time_key that the prompts were drawn with"):

@@ -33,7 +33,6 @@ def few_draws():
         yield
 
 
-
 @pytest.fixture(scope="module")
 def atlas():
     adata = mt.datasets.aging_atlas(3600, 45, n_genes=500, seed=3)

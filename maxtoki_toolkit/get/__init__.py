@@ -3,11 +3,11 @@
 from .._doors import guard
 from .ablation import ablation
 from .age_acceleration import age_acceleration, donor_acceleration
-from .generated_ages import generated_ages, read_ages
 from .annotation_concordance import annotation_concordance, annotation_matrix, annotation_types, annotations
 from .differential_rank import compared_cells, differential_rank, differential_rank_scores
 from .doublets import doublet_scores, doublets, singlet_fraction
 from .gene_network import gene_network, gene_network_scores
+from .generated_ages import generated_ages, read_ages
 from .generation_diversity import generation_diversity
 from .heads import (
     attention,

@@ -8,7 +8,6 @@ from .._doors import guard
 from .ablate_heads import ablate_heads
 from .ablation import ablation
 from .age_acceleration import age_acceleration
-from .generated_ages import generated_ages
 from .annotation_concordance import annotation_concordance
 from .attribute import attribute
 from .differential_rank import differential_rank
@@ -16,6 +15,7 @@ from .differential_rank_heatmap import differential_rank_heatmap
 from .doublets import doublets
 from .encoding_report import encoding_report
 from .gene_network import gene_network
+from .generated_ages import generated_ages
 from .generation_diversity import generation_diversity
 from .head_enrichment import head_enrichment
 from .head_profiles import head_profiles

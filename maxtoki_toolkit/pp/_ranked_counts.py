@@ -26,7 +26,7 @@ def source_of(adata: AnnData, layer: str | None) -> tuple[str | None, bool]:
     return source, bool(params.get("force", False)) and source == ranked
 
 
-def has_counts(adata: AnnData, layer: str | None) -> bool:
+def has_counts(adata: AnnData, layer: str | None = None) -> bool:
     """Whether the matrix that `ranked_counts` reads is there."""
     try:
         return get_counts(adata, source_of(adata, layer)[0]) is not None
@@ -65,7 +65,8 @@ def ranked_counts(
         if layer is not None:
             raise
         raise KeyError(
-            f"{error.args[0]} The cells were ranked from it: say where the counts are now (layer=)."
+            f"{error.args[0]} The cells were ranked from it: say where the counts are now (layer=, here or in "
+            "mt.pp.rank_value_encode)."
         ) from None
     counts = sp.csr_matrix(counts[rows])
     check_counts(counts, force=force and not whole, hint=counts_hint(adata, source))

@@ -5,7 +5,6 @@ from ._contexts import AgeSampling
 from .ablate_heads import ablate_heads
 from .ablate_prompt import ablate_prompt
 from .age_acceleration import age_acceleration
-from .generated_ages import generated_ages
 from .annotation_concordance import annotation_concordance
 from .attention import attention
 from .attribute import attribute
@@ -15,6 +14,7 @@ from .embed import embed
 from .expression_age_slope import expression_age_slope
 from .gene_network import gene_network
 from .generate import generate
+from .generated_ages import generated_ages
 from .generation_diversity import generation_diversity
 from .head_enrichment import head_enrichment
 from .head_profiles import head_profiles

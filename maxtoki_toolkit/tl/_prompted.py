@@ -172,9 +172,7 @@ def _prompt_rows(table: pd.DataFrame, generated: AnnData, named: np.ndarray) -> 
     if same and "group" in generated.obs:
         same = (table["group"].astype(str).to_numpy()[row] == generated.obs["group"].astype(str)).all()
     if not same:
-        raise ValueError(
-            "The cells were not generated from these prompts. Generate again."
-        )
+        raise ValueError("The cells were not generated from these prompts. Generate again.")
     return row
 
 

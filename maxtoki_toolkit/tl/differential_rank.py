@@ -145,7 +145,9 @@ def differential_rank(
         adata, generated, time_key=time_key, groupby=groupby, donor_key=donor_key
     )
     if time_key is None:
-        raise ValueError("Give time_key: the generated cells are of no prompts that say which column holds the time.")
+        raise ValueError(
+            "Give time_key: the generated cells are of no prompts that say which column holds the time."
+        )
     keys = {"time_key": time_key, "groupby": groupby, "donor_key": donor_key}
     generated, made = known_generated(generated, about_generated(generated, adata, **keys))
     cells, rows = known_cells(adata, *keys.values())
