@@ -1,6 +1,7 @@
 """Are generated cells real ones? True cells in their place pass, cells of another kind do not."""
 
 import dataclasses
+import importlib
 
 import anndata
 import numpy as np
@@ -424,3 +425,54 @@ def test_figures(atlas, model, tmp_path):
     for ax, name in zip(figure.axes, ["generated", "query", "context"], strict=True):
         np.testing.assert_allclose(ax.collections[0].get_offsets()[:, 1], read[name])
     assert "months" in figure.axes[0].get_xlabel()
+
+
+@pytest.fixture(scope="module")
+def small(model):
+    adata = mt.datasets.aging_atlas(1800, 30, n_genes=500, seed=3)
+    common = adata.obs["cell_type"].value_counts().index[:3]
+    return prepare(adata[adata.obs["cell_type"].isin(common)].copy(), model, n_prompts=150)
+
+
+def evaluate(adata, model, generated, **settings):
+    """The summary by measure, and the cells with all results."""
+    result = on_copy(mt.tl.evaluate_generated, adata, model, generated=generated, **settings)
+    return mt.get.evaluate_generated(result).set_index("measure"), result
+
+
+def test_evaluation_tells_good_cells_from_bad_ones(small, model, monkeypatch, tmp_path):
+    """True cells of the type and age asked for are near 1 throughout; cells of another type, genes shuffled, near 0."""
+    monkeypatch.setattr(importlib.import_module("maxtoki_toolkit.tl.doublets"), "N_TREES", 25)
+    cells = as_generated(small, others(small, same_age=True))
+    good, result = evaluate(small, model, cells, intervals=((200, 620), (621, 1200)))
+    assert (good.drop(index="pearson")["place"] > 0.6).all()
+    # All audits have left their own results, and the summary repeats them.
+    scores = mt.get.annotation_concordance(result).set_index("cells")
+    row = good.loc["accuracy"]
+    assert (row["value"], row["best"], row["worst"]) == tuple(
+        scores.loc[["generated", "query", "permuted"], "accuracy"]
+    )
+    assert (row["low"], row["high"]) == tuple(scores.loc["generated", ["accuracy_low", "accuracy_high"]])
+    singlets = mt.get.singlet_fraction(result).set_index("population")["singlet_fraction"]
+    assert good.loc["singlet_fraction", "value"] == singlets["queries"]
+    assert len(good.loc[["pearson"]]) == mt.get.differential_rank_scores(result)["group"].nunique()
+    result.write_h5ad(tmp_path / "cells.h5ad")
+    ax = mt.pl.evaluate_generated(anndata.read_h5ad(tmp_path / "cells.h5ad"))
+    assert len(ax.get_yticklabels()) == len(good)
+
+    wrong = shuffled(as_generated(small, others(small, another_type=True)))
+    unlabelled = small.copy()
+    del unlabelled.obs["train"]
+    with pytest.warns(UserWarning, match="generation_diversity: Did not find .obs"):
+        bad, result = evaluate(unlabelled, model, wrong)
+    assert (bad.loc[["accuracy", "macro_f1"], "place"] < 0.2).all()
+    assert bad.loc["r", "place"] < good.loc["r", "place"]
+    left_out = result.uns["evaluate_generated"]["params"]["left_out"]
+    assert set(left_out) == {"generation_diversity", "differential_rank"}
+
+
+def test_no_evaluation_of_another_models_cells(small, model):
+    cells = as_generated(small, others(small))
+    cells.uns["generate"] = {"params": {"model_sha256": "0"}}
+    with pytest.raises(ValueError, match="Another model"):
+        mt.tl.evaluate_generated(small, model, generated=cells)

@@ -6,6 +6,7 @@ from .age_acceleration import age_acceleration, donor_acceleration
 from .annotation_concordance import annotation_concordance, annotation_matrix, annotation_types, annotations
 from .differential_rank import compared_cells, differential_rank, differential_rank_scores
 from .doublets import doublet_scores, doublets, singlet_fraction
+from .evaluate_generated import evaluate_generated
 from .gene_network import gene_network, gene_network_scores
 from .generated_ages import generated_ages, read_ages
 from .generation_diversity import generation_diversity
@@ -38,6 +39,7 @@ from .timelapse import prompts, timelapse, timelapse_scores
 from .train_on_generated import train_on_generated, train_on_generated_donors
 
 __all__ = [
+    "evaluate_generated",
     "perturbation_metrics",
     "steer",
     "steer_cells",

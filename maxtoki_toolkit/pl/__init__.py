@@ -14,6 +14,7 @@ from .differential_rank import differential_rank
 from .differential_rank_heatmap import differential_rank_heatmap
 from .doublets import doublets
 from .encoding_report import encoding_report
+from .evaluate_generated import evaluate_generated
 from .gene_network import gene_network
 from .generated_ages import generated_ages
 from .generation_diversity import generation_diversity
@@ -40,6 +41,7 @@ from .timelapse_scatter import timelapse_scatter
 from .train_on_generated import train_on_generated
 
 __all__ = [
+    "evaluate_generated",
     "perturbation",
     "perturbation_concordance",
     "perturbation_dose",

@@ -11,6 +11,7 @@ from .attribute import attribute
 from .differential_rank import differential_rank
 from .doublets import doublets
 from .embed import embed
+from .evaluate_generated import evaluate_generated
 from .expression_age_slope import expression_age_slope
 from .gene_network import gene_network
 from .generate import generate
@@ -34,6 +35,7 @@ from .timelapse_baselines import timelapse_baselines
 from .train_on_generated import train_on_generated
 
 __all__ = [
+    "evaluate_generated",
     "AgeSampling",
     "perturbation_metrics",
     "steer",

@@ -87,9 +87,8 @@ def read_prompted(
         raise KeyError(
             'generated= has no .obs["prompt"] or no .layers["rank"]. It should come from mt.tl.generate(adata, model).'
         )
+    require_generator(generated, model)
     params = generation_params(generated)
-    if params.get("model_sha256", model.identity) != model.identity:
-        raise ValueError(f"Another model than {model.name!r} generated these cells. Pass that one.")
     generated, _ = known_cells(generated)
     named = generated.obs["prompt"].astype(str).to_numpy(dtype=object)
     stored = None if "n_given" in params else stored_prompts(adata, generated)
@@ -146,6 +145,12 @@ def features_at(adata: AnnData, model: MaxTokiModel, rows: np.ndarray) -> sp.csr
 def generation_params(generated: AnnData) -> dict:
     """What `mt.tl.generate` noted of these cells, if it wrote them."""
     return generated.uns.get(_keys.GENERATE, {}).get("params", {})
+
+
+def require_generator(generated: AnnData, model: MaxTokiModel) -> None:
+    """Raise if another model generated the cells, as far as they say."""
+    if generation_params(generated).get("model_sha256", model.identity) != model.identity:
+        raise ValueError(f"Another model than {model.name!r} generated these cells. Pass that one.")
 
 
 def stored_prompts(adata: AnnData, generated: AnnData) -> dict:
