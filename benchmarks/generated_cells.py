@@ -73,24 +73,11 @@ def quality(model, arguments, temperature: float) -> list[dict]:
             }
         ),
     )
-    settings = {"generated": cells, "groupby": "cell_type"}
-    mt.tl.doublets(
-        adata,
-        model,
-        queries=cells,
-        features=["ranks"],
-        simulation=mt.pp.DoubletSimulation(kind="ranks"),
-        groupby="cell_type",
-        **donor,
-    )
+    mt.tl.evaluate_generated(adata, model, generated=cells, groupby="cell_type", train="held_out")
     found += rows("singlets", mt.get.singlet_fraction(adata))
-    mt.tl.annotation_concordance(adata, model, **settings)
     found += rows("concordance", mt.get.annotation_concordance(adata))
-    mt.tl.train_on_generated(adata, model, **settings)
     found += rows("train on generated", mt.get.train_on_generated(adata))
-    mt.tl.generated_ages(adata, model, **settings)
     found += rows("age", mt.get.generated_ages(adata))
-    mt.tl.generation_diversity(adata, model, train="held_out", **settings)
     found += rows("diversity", mt.get.generation_diversity(adata))
     return [{"temperature": temperature} | row for row in found]
 

@@ -12,7 +12,6 @@ from anndata import AnnData
 from .. import _keys
 from .._progress import progress
 from .._results import read_result, write_result
-from .._validate import require_unique_names
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts
@@ -35,7 +34,6 @@ def timelapse_baselines(
     train: str = "train_prompts",
     key: str | None = None,
     queries: AnnData | None = None,
-    layer: str | None = None,
     embedding: bool = True,
     rng: int = 0,
     key_added: str | None = None,
@@ -45,7 +43,8 @@ def timelapse_baselines(
     Parameters
     ----------
     adata
-        Cells with predicted prompts (`mt.tl.predict_timelapse`), prompts of training cells, and raw counts.
+        Cells with predicted prompts (`mt.tl.predict_timelapse`), prompts of training cells, and the raw counts
+        that were ranked.
     model
         The model that predicted; its embeddings are one of the baselines.
     train
@@ -55,8 +54,6 @@ def timelapse_baselines(
         Key in `.uns` of the predicted prompts, by default "timelapse".
     queries
         The AnnData with the query cells, for prompts of `mt.pp.match_queries`; with the genes of `adata`.
-    layer
-        Layer that holds the raw counts; by default what was ranked.
     embedding
         Whether to embed the cells for `ridge_embedding`, which takes longest.
     rng
@@ -118,7 +115,6 @@ def timelapse_baselines(
     >>> mt.get.timelapse_scores(adata, key="timelapse_baselines").query("group == 'all'")["predictor"].tolist()
     ['MaxToki', 'ridge_embedding', 'ridge_expression', 'sgd_expression', 'most_common']
     """
-    require_unique_names(adata)
     drawn = read_result(
         adata,
         train,
@@ -138,12 +134,12 @@ def timelapse_baselines(
             )
     if params["model_sha256"] != model.identity:
         raise ValueError(f"Another model than {model.name!r} predicted these prompts. Pass that one.")
-    given, (adata, _) = adata, known_cells(adata)
+    known, _ = known_cells(adata)
     queries = None if queries is None else known_cells(queries)[0]
-    sources, training, test = _gather(adata, queries, drawn["prompts"], table)
+    sources, training, test = _gather(known, queries, drawn["prompts"], table)
 
     fit_group, group = (t["group"].to_numpy(dtype=str) for t in (drawn["prompts"], table))
-    cells = _cells(adata[sources[0][1]], training, fit_group, drawn["params"])
+    cells = _cells(known[sources[0][1]], training, fit_group, drawn["params"])
     X = log_expression(sources, cells.place)
     features = {"ridge_expression": X}
     if embedding:
@@ -157,13 +153,12 @@ def timelapse_baselines(
     lapses["most_common"] = _most_common(training.lapse, fit_group, group)
     table = table.assign(**lapses)
 
-    adata = given
     result = {
         "unit": params["unit"],
         "time_key": params["time_key"],
         "groupby": params["groupby"],
         "train": train,
-        "layer": source_of(adata, layer)[0] or "X",
+        "layer": source_of(adata, None)[0] or "X",
         "n_train_prompts": len(fit_group),
         "n_train_cells": len(cells.place),
         "n_train_donors": None if cells.donor is None else len(np.unique(cells.donor)),
