@@ -14,7 +14,7 @@ from .._results import write_obs, write_result
 from .._validate import require_rank
 from ..stats.fdr import benjamini_hochberg
 from ..stats.turnover import rank_scores, sample_means, two_lines
-from ._design import get_groups, get_labels, get_times, known_cells
+from ._design import as_list, get_groups, get_labels, get_times, known_cells
 from .hold_out import hold_out
 
 _MIN_SAMPLES = 6
@@ -150,7 +150,7 @@ def holdout_intervals(
     turning = genes[q_value < ALPHA].sort_values("q_value", kind="stable")
     params = {
         "time_key": time_key,
-        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
+        "groupby": as_list(groupby),
         "donor_key": donor_key,
         "unit": "cell" if donor_key is None else "donor at a time",
         "test": "two lines, t tests; Benjamini-Hochberg over genes, intervals and groups",

@@ -11,7 +11,7 @@ from anndata import AnnData
 from .. import _keys
 from .._results import write_result
 from ._columns import find_comparison
-from ._design import get_groups, get_labels, get_times, known_cells
+from ._design import as_list, get_groups, get_labels, get_times, known_cells
 
 
 def match_ages(
@@ -81,7 +81,7 @@ def match_ages(
         "control": control,
         "time_key": time_key,
         "donor_key": donor_key,
-        "match_by": [match_by] if isinstance(match_by, str) else list(match_by or []),
+        "match_by": as_list(match_by),
     }
     table = match_donors(donor_table(adata, **columns), control, tolerance)
     params = {**columns, "tolerance": tolerance}

@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from .._validate import require_obs
 from ..models.model import MaxTokiModel
-from ..pp._design import get_groups, is_missing, known_cells
+from ..pp._design import as_list, get_groups, is_missing, known_cells
 from ._prompted import named_rows, stored_prompts
 from ._rank_features import rank_features
 
@@ -81,7 +81,7 @@ def about_generated(
 
     The donor is that of the last context cell: the query is not in the prompt. It is left out where nothing tells it.
     """
-    columns = [groupby] if isinstance(groupby, str) else list(groupby or [])
+    columns = as_list(groupby)
     require_obs(adata, time_key, donor_key, *columns)
     obs = generated.obs.reset_index(drop=True)
     if donor_key == "donor" and {"prompt", "lapse"} <= set(obs):

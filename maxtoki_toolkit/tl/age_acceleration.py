@@ -18,7 +18,7 @@ from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences
 from ..models.timelapse import require_temporal
-from ..pp._design import get_groups, get_labels, get_times, known_cells
+from ..pp._design import as_list, get_groups, get_labels, get_times, known_cells
 from ..pp.match_ages import age_balance, donor_table, match_donors
 from ..stats.clocks import cross_fitted_ages
 from ..stats.fdr import benjamini_hochberg
@@ -156,7 +156,7 @@ def age_acceleration(
         **columns,
         "unit": "years" if model.time_head.unit == "months" else model.time_head.unit,
         "time_read_as": read_as,
-        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
+        "groupby": as_list(groupby),
         "tolerance": design["tolerance"],
         **sampling.flat(),
         "n_permutations": N_PERMUTATIONS,

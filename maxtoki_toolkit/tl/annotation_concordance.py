@@ -11,6 +11,7 @@ from anndata import AnnData
 from .. import _keys
 from .._results import write_result
 from ..models.model import MaxTokiModel
+from ..pp._design import as_list
 from ..stats.classification import fit_classifier, score_labels, with_share_intervals
 from ..stats.donors import jackknife_interval, jackknife_weights
 from ._prompted import asked_groups, by_prompts, features_at, other_cells, read_prompted
@@ -147,7 +148,7 @@ def annotation_concordance(
     rows.append(_chance_row(chance, scores["generated"].accuracy[0]) | {"p_value": np.nan, **head})
 
     params = {
-        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
+        "groupby": as_list(groupby),
         "unit": prompted.unit,
         "n_train_cells": len(train),
         "n_types": len(np.unique(group[train])),

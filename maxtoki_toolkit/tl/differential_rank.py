@@ -13,7 +13,7 @@ from anndata import AnnData
 from .. import _keys
 from .._results import write_result
 from ..models.model import MaxTokiModel
-from ..pp._design import get_mask, get_times, known_cells
+from ..pp._design import as_list, get_mask, get_times, known_cells
 from ..stats.fdr import benjamini_hochberg
 from ..stats.rank_change import (
     Units,
@@ -224,7 +224,7 @@ def differential_rank(
         "unit": "ranks",
         "time_key": time_key,
         "intervals": [str(value) for value in intervals] if ranges is None else [list(r) for r in ranges],
-        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
+        "groupby": as_list(groupby),
         "donor_key": donor_key,
         "absent_rank": length + 1,
         "test": "Wilcoxon rank sum, two-sided, of units; Benjamini-Hochberg over the genes of a group",

@@ -13,6 +13,7 @@ from anndata import AnnData
 from .. import _keys
 from .._results import write_result
 from ..models.model import MaxTokiModel
+from ..pp._design import as_list
 from ..pp.simulate_doublets import DoubletSimulation
 from ._prompted import by_prompts, require_generator
 from .annotation_concordance import annotation_concordance
@@ -122,7 +123,7 @@ def evaluate_generated(
     """
     require_generator(generated, model)
     groupby, donor_key = by_prompts(adata, generated, groupby=groupby, donor_key=donor_key)
-    columns = [groupby] if isinstance(groupby, str) else list(groupby or [])
+    columns = as_list(groupby)
     of_cells = {"generated": generated, "groupby": groupby, "donor_key": donor_key, "rng": rng}
     audits = {
         # Doublets are told within one column of types.

@@ -12,7 +12,7 @@ from .. import _keys
 from .._progress import progress
 from .._results import write_result
 from ..models.model import MaxTokiModel
-from ..pp._design import get_times
+from ..pp._design import as_list, get_times
 from ..stats.clocks import fit_ridge
 from ..stats.fdr import benjamini_hochberg
 from ..stats.lapse_scores import score_lapses
@@ -154,7 +154,7 @@ def generated_ages(
         "unit": model.time_head.unit if model.time_head is not None else "",
         "time_key": time_key,
         "donor_key": donor_key,
-        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
+        "groupby": as_list(groupby),
         "n_train_cells": len(train),
         "seed": rng,
     }

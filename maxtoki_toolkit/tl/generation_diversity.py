@@ -15,7 +15,7 @@ from .._results import write_result
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.sequences import cell_sequences
-from ..pp._design import get_mask, known_cells
+from ..pp._design import as_list, get_mask, known_cells
 from ..stats import diversity as kernel
 from ..stats.diversity import Cells
 from ..stats.fdr import benjamini_hochberg
@@ -190,7 +190,7 @@ def generation_diversity(
         scores.loc[tested, "q_value"] = benjamini_hochberg(scores.loc[tested, "p_value"])
 
     params = {
-        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
+        "groupby": as_list(groupby),
         "donor_key": donor_key,
         "train": train if isinstance(train, str) else "mask",
         "space": space,

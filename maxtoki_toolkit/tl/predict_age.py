@@ -17,7 +17,7 @@ from .._validate import require_obs, require_unique_names
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences
 from ..models.timelapse import require_temporal
-from ..pp._design import as_times, get_groups, get_mask, known_cells
+from ..pp._design import as_list, as_times, get_groups, get_mask, known_cells
 from ..stats.age_intervals import calibrate
 from ._cells import count_truncated, get_sequences
 from ._contexts import AgeSampling, draw_contexts, read_ages
@@ -106,7 +106,7 @@ def predict_age(
     sampling = sampling or AgeSampling(n_contexts=8)
     if not 0.5 <= coverage < 1:
         raise ValueError(f"coverage must be at least 0.5 and less than 1, got {coverage}.")
-    columns = [groupby] if isinstance(groupby, str) else list(groupby or [])
+    columns = as_list(groupby)
     kind = reference if isinstance(reference, str) else _kind_of(reference)
     cells, rows_given = known_cells(adata, donor_key, columns)
     if isinstance(reference, AnnData):
@@ -206,7 +206,7 @@ class _Asked(NamedTuple):
 def _gather(adata, reference, model, time_key, donor_key, groupby) -> _Asked:
     """What is known of all cells; none lacks a donor or a group (`known_cells`)."""
     elsewhere = reference if isinstance(reference, AnnData) else None
-    columns = [groupby] if isinstance(groupby, str) else list(groupby or [])
+    columns = as_list(groupby)
     sequences, obs = get_sequences(adata, model), adata.obs[[donor_key, *columns]]
     known = np.zeros(adata.n_obs, bool)
     if elsewhere is None:

@@ -12,6 +12,7 @@ from .. import _keys
 from .._progress import progress
 from .._results import write_result
 from ..models.model import MaxTokiModel
+from ..pp._design import as_list
 from ..stats.classification import (
     Scores,
     fit_classifier,
@@ -170,7 +171,7 @@ def train_on_generated(
         chance.append((score.accuracy[0], score.macro_f1[0]))
 
     params = {
-        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
+        "groupby": as_list(groupby),
         "donor_key": donor_key,
         "types": [names[code] for code in types],
         "types_left_out": [names[code] for code in np.setdiff1d(asked, types)],
