@@ -18,7 +18,6 @@ _LABELS = {
     "nearer": "not copies (nearer to training cells)",
     "spread": "not all alike (spread)",
     "precision": "like true cells (precision)",
-    "coverage": "true cells covered (coverage)",
     "pearson": "changes of rank (Pearson's r)",
 }
 # How far beyond the worst and the best is drawn.

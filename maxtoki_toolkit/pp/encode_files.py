@@ -40,9 +40,9 @@ def encode_files(
 ) -> pd.DataFrame:
     """Rank-encode a collection of files of cells, each into one of the same name.
 
-    Files are encoded side by side, each a block of cells at a time. What is there already, from the same file with the
-    same settings, is not encoded again, so an interrupted collection goes on when it is called again. A file whose content has
-    changed since is encoded again.
+    Files are encoded side by side, each a block of cells at a time. What is there already, from the same file
+    with the same settings, is not encoded again, so an interrupted collection goes on when it is called
+    again. A file whose content has changed since is encoded again.
 
     Parameters
     ----------
@@ -53,14 +53,15 @@ def encode_files(
     model
         A model or a `Vocabulary`.
     scheduler
-        Address of a Dask cluster, e.g. "tcp://10.0.0.1:8786"; all its workers must see the files. By default a
-        cluster of `n_workers` processes on this machine is started.
+        Address of a Dask cluster, e.g. "tcp://10.0.0.1:8786"; all its workers must see the files. By default
+        a cluster of `n_workers` processes on this machine is started.
     n_workers
         Processes on this machine; 1 does without Dask.
     layer, gene_key, min_overlap, force
         As in `mt.pp.encode_file`.
     overwrite
-        Replace encoded files of other settings, or from elsewhere. What this function did not write stays in any case.
+        Replace encoded files of other settings, or from elsewhere. What this function did not write stays in
+        any case.
 
     Returns
     -------
@@ -69,7 +70,8 @@ def encode_files(
     Raises
     ------
     ValueError
-        If `output` holds files of something else, two files have one name, or a file cannot be encoded. The others are finished first.
+        If `output` holds files of something else, two files have one name, or a file cannot be encoded. The
+        others are finished first.
 
     Examples
     --------

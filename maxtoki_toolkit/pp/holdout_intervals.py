@@ -45,13 +45,15 @@ def holdout_intervals(
     time_key
         Column of `.obs` with the time, in whole units (hours, months, pseudotime * 100).
     intervals
-        How many to hold out, those with most turning genes; 0 to look only. Or the intervals (first, last) themselves.
+        How many to hold out, those with most turning genes; 0 to look only. Or the intervals (first, last)
+        themselves.
     groupby
         Columns of `.obs`: genes are tested within each group. Intervals are held out in all groups.
     donor_key
         Column of `.obs` with the donor. The donors' means are then tested, and cells without it.
     n_bins
-        Intervals that time is cut into, with as many samples each; a course of at most so many times is not cut.
+        Intervals that time is cut into, with as many samples each; a course of at most so many times is not
+        cut.
     n_permutations
         Permutations of the samples' times: how many genes turn where time means nothing.
     rng
@@ -68,8 +70,8 @@ def holdout_intervals(
     Raises
     ------
     ValueError
-        If an interval has no times on both sides, there are too few samples, or intervals are asked for and no gene
-        turns over in enough of them.
+        If an interval has no times on both sides, there are too few samples, or intervals are asked for and
+        no gene turns over in enough of them.
 
     Notes
     -----
@@ -79,10 +81,10 @@ def holdout_intervals(
     are tested. Benjamini and Hochberg's correction is over all genes, intervals and groups together, and a gene counts
     as turning from a false discovery rate of 5% on. The first and the last interval cannot be tested.
 
-    Only cells inside the intervals are held out; to hold out donors as well, give the intervals that were found to
-    `mt.pp.hold_out(..., times=adata.uns["hold_out"]["params"]["times"])`.
-    The intervals are chosen with all cells, those that are then held out among them: this finds hard cases, and tells
-    a model nothing about them.
+    Only cells inside the intervals are held out; to hold out donors as well, give the intervals that were
+    found to `mt.pp.hold_out(..., times=adata.uns["hold_out"]["params"]["times"])`. The intervals are chosen
+    with all cells, those that are then held out among them: this finds hard cases, and tells a model nothing
+    about them.
 
     Examples
     --------

@@ -31,8 +31,9 @@ def match_ages(
     adata
         Cells.
     condition_key, control
-        Column of `.obs` with the condition of each donor, and the value that controls have. These and the next two are
-        guessed from the names in `.obs` where they are `None`, with a warning that says which were taken.
+        Column of `.obs` with the condition of each donor, and the value that controls have. These and the
+        next two are guessed from the names in `.obs` where they are `None`, with a warning that says which
+        were taken.
     time_key
         Column of `.obs` with the age, in whole units.
     donor_key
@@ -47,11 +48,11 @@ def match_ages(
     `None`. Writes to `.uns["matched_ages"]`
 
     `donors`
-        One row a condition and donor, controls included: `condition`, `donor`, `case` (whether the donor has the
-        condition), `age`, `stratum` (values of `match_by`), `n_matches`, and `matched`.
+        One row a condition and donor, controls included: `condition`, `donor`, `case` (whether the donor has
+        the condition), `age`, `stratum` (values of `match_by`), `n_matches`, and `matched`.
     `balance`
-        One row a condition: donors before and after, their mean ages, and the standardised difference between them
-        (over the standard deviation of both sides before matching).
+        One row a condition: donors before and after, their mean ages, and the standardised difference between
+        them (over the standard deviation of both sides before matching).
 
     Raises
     ------

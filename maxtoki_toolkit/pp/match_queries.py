@@ -34,7 +34,8 @@ def match_queries(
     queries
         Cells to draw the new queries from, with the same columns in `.obs`.
     tolerance
-        Largest difference between the times of the old query and the new, in the unit of time; `None` for any.
+        Largest difference between the times of the old query and the new, in the unit of time; `None` for
+        any.
     use
         Which cells of `queries` to use: boolean column of its `.obs`, or one boolean a cell.
     rng

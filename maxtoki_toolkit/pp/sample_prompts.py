@@ -83,8 +83,8 @@ def sample_prompts(
     sampling
         How cells and times are drawn: `mt.pp.PromptSampling(balance=1)` for all groups equally often.
     rng
-        Seed. Prompt i depends on the seed, the cells and i only, not on how many are drawn or how the cells are
-        ordered.
+        Seed. Prompt i depends on the seed, the cells and i only, not on how many are drawn or how the cells
+        are ordered.
     key_added
         Key in `.uns`, by default "prompts".
 

@@ -27,15 +27,17 @@ class DoubletSimulation(Checked):
     Attributes
     ----------
     kind
-        "counts" sums the raw counts of both cells and keeps a share of the molecules; "ranks" merges the ranked genes
-        of both, for cells that have no counts, as those of `mt.tl.generate`.
+        "counts" sums the raw counts of both cells and keeps a share of the molecules; "ranks" merges the
+        ranked genes of both, for cells that have no counts, as those of `mt.tl.generate`.
     n_doublets
         Doublets, by default as many as there are cells.
     same_type
-        Share (0-1) of the doublets whose cells are of one type; those of the others are of two types. By default any
-        two cells meet, whatever their types (in `mt.tl.doublets` it is a half where types are known).
+        Share (0-1) of the doublets whose cells are of one type; those of the others are of two types. By
+        default any two cells meet, whatever their types (in `mt.tl.doublets` it is a half where types are
+        known).
     capture
-        Lowest and highest share of both cells' molecules that a droplet yields; drawn evenly for each doublet.
+        Lowest and highest share of both cells' molecules that a droplet yields; drawn evenly for each
+        doublet.
     """
 
     kind: str = "counts"
@@ -83,8 +85,8 @@ def simulate_doublets(
     layer
         Layer that holds the raw counts; by default what was ranked, or `.X`.
     rng
-        Seed. A doublet depends on it and on its number: neither on how many are simulated, nor on the order of
-        the cells.
+        Seed. A doublet depends on it and on its number: neither on how many are simulated, nor on the order
+        of the cells.
 
     Returns
     -------
@@ -117,9 +119,10 @@ def simulate_doublets(
     the counts of a singlet (medians of 216 and 1,701 cells over 2,000 genes), a capture of 0.63. Nothing says that another experiment is like it,
     hence the range. Thinning each gene's count binomially is what random loss of molecules does to it.
 
-    A gene's place in the merged ranks is that of the sum, over both cells, of -log((rank - 1/2) / genes of the cell):
-    expression as if it were exponentially distributed over the genes of a cell. On simulated cells and heart nuclei
-    this comes closest, of the functions tried, to the ranks of doublets of the counts (correlation 0.92 and 0.78).
+    A gene's place in the merged ranks is that of the sum, over both cells, of -log((rank - 1/2) / genes of
+    the cell): expression as if it were exponentially distributed over the genes of a cell. On simulated cells
+    and heart nuclei this comes closest, of the functions tried, to the ranks of doublets of the counts
+    (correlation 0.92 and 0.78).
 
     Examples
     --------

@@ -35,7 +35,8 @@ def rank_levels(
 ) -> tuple[sp.csr_matrix, sp.csr_matrix, int]:
     """Rank features of true and of generated cells, down to the last gene of the median true cell; and how many genes that is.
 
-    A model may read many more genes than cells have. Against these, having a gene at all would outweigh its rank.
+    A model may read many more genes than cells have. Against these, having a gene at all would outweigh its
+    rank.
     """
     room = model.cell_length - 2
     features = rank_features(adata, model), rank_features(generated, model)
@@ -79,7 +80,8 @@ def about_generated(
 ) -> About:
     """What the columns of generated cells say or, for columns that they do not have, their prompts in `adata`.
 
-    The donor is that of the last context cell: the query is not in the prompt. It is left out where nothing tells it.
+    The donor is that of the last context cell: the query is not in the prompt. It is left out where nothing
+    tells it.
     """
     columns = as_list(groupby)
     require_obs(adata, time_key, donor_key, *columns)

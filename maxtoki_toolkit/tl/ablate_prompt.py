@@ -98,7 +98,8 @@ def ablate_prompt(
     side; `q_value` corrects for the ablations (Benjamini and Hochberg). The paper shuffles genes
     and masks context and query; how many prompts, and its test, are not known to us.
 
-    Prompts that are too long for the model lose genes of their first cell; of a shuffled cell these are random ones.
+    Prompts that are too long for the model lose genes of their first cell; of a shuffled cell these are
+    random ones.
 
     Examples
     --------

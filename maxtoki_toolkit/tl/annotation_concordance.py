@@ -41,8 +41,8 @@ def annotation_concordance(
     generated
         Generated cells: `mt.tl.generate(adata, model)`.
     groupby
-        Column or columns of `.obs` with the type, by default those of the prompts. The context cells of a prompt agree
-        in it; that is the prompted type.
+        Column or columns of `.obs` with the type, by default those of the prompts. The context cells of a
+        prompt agree in it; that is the prompted type.
     donor_key
         Column of `.obs` with the donor, by default that of the prompts.
     n_permutations
@@ -68,8 +68,8 @@ def annotation_concordance(
     KeyError
         If prompts or columns are missing.
     ValueError
-        If all true cells are of the prompts' donors, the context cells of a prompt differ in `groupby`, or a prompted type
-        has no true cell to learn it from.
+        If all true cells are of the prompts' donors, the context cells of a prompt differ in `groupby`, or a
+        prompted type has no true cell to learn it from.
 
     Notes
     -----
@@ -86,16 +86,18 @@ def annotation_concordance(
     ``majority``
         the most common prompted type, whatever the cell;
     ``permuted``
-        the generated cell, its prompted type that of another prompt (mean and 95% range of the permutations). `p_value`
-        is the share of permutations with as high an accuracy, one-sided, without correction: it is one test.
+        the generated cell, its prompted type that of another prompt (mean and 95% range of the permutations).
+        `p_value` is the share of permutations with as high an accuracy, one-sided, without correction: it is
+        one test.
 
-    **A context cell is of the prompted type by construction, so concordance alone proves nothing:** a model that copies its
-    context, or writes the average cell of its type, reaches the ceiling. Whether it does shows
-    `mt.tl.generation_diversity`; whether time passes shows `mt.tl.generated_ages`.
+    **A context cell is of the prompted type by construction, so concordance alone proves nothing:** a model
+    that copies its context, or writes the average cell of its type, reaches the ceiling. Whether it does
+    shows `mt.tl.generation_diversity`; whether time passes shows `mt.tl.generated_ages`.
 
-    The 95% intervals leave out each donor in turn with all prompts that he or she has a part in (jackknife, on the scale of
-    the arcsine of the square root), or each prompt where no donor is known; with the classifier as it is. Where every cell is right, or none, they have no width;
-    that does not make it certain.
+    The 95% intervals leave out each donor in turn with all prompts that he or she has a part in (jackknife,
+    on the scale of the arcsine of the square root), or each prompt where no donor is known; with the
+    classifier as it is. Where every cell is right, or none, they have no width; that does not make it
+    certain.
 
     Examples
     --------

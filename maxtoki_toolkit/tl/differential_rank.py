@@ -65,17 +65,19 @@ def differential_rank(
     generated
         Generated cells: `mt.tl.generate(adata, model)`, or any cells encoded for the model.
     intervals
-        The two intervals of time, ((first, last), (first, last)); or two values of the column, e.g. of stages.
+        The two intervals of time, ((first, last), (first, last)); or two values of the column, e.g. of
+        stages.
     time_key
-        Column of `.obs` with the time, by default that of the prompts. Generated cells without it have the time that their
-        prompt asks for.
+        Column of `.obs` with the time, by default that of the prompts. Generated cells without it have the
+        time that their prompt asks for.
     groupby
-        Column or columns of `.obs`, e.g. the cell type, by default those of the prompts; each group is compared by itself.
+        Column or columns of `.obs`, e.g. the cell type, by default those of the prompts; each group is
+        compared by itself.
     donor_key
         Column of `.obs` with the donor, by default that of the prompts.
     known
-        Which true cells the interpolation may use, e.g. "train", but for those that are compared; by default all those that
-        are in neither interval.
+        Which true cells the interpolation may use, e.g. "train", but for those that are compared; by default
+        all those that are in neither interval.
     n_top
         Genes that rise most, and as many that fall most in true cells, for the agreement in sign.
     rng
@@ -102,30 +104,32 @@ def differential_rank(
     not have, or has further down, count as the next rank (`params["absent_rank"]`). Genes that no compared cell has are left
     out.
 
-    Units are donors, where at least three are in each interval; of generated cells the donors of the last context cells. Else they
-    are the prompts, or the cells, and what is said then is about more cells of the same donors. Intervals of changes are Welch's,
-    p values those of the Wilcoxon rank sum test, two-sided, normal approximation, corrected over the genes of
-    a group (Benjamini and Hochberg). A donor in both intervals is treated as two, which is on the safe side.
+    Units are donors, where at least three are in each interval; of generated cells the donors of the last
+    context cells. Else they are the prompts, or the cells, and what is said then is about more cells of the
+    same donors. Intervals of changes are Welch's, p values those of the Wilcoxon rank sum test, two-sided,
+    normal approximation, corrected over the genes of a group (Benjamini and Hochberg). A donor in both
+    intervals is treated as two, which is on the safe side.
 
-    A gene turns if it is among the `n_top`, its change has an interval without 0, and its sign is opposite to the slope over
-    all times. The scores compare with the true changes
+    A gene turns if it is among the `n_top`, its change has an interval without 0, and its sign is opposite to
+    the slope over all times. The scores compare with the true changes
 
     ``generated``
-        those of the generated cells. `p_value`: share of permutations with as high a correlation (Pearson, one-sided),
-        corrected over groups;
+        those of the generated cells. `p_value`: share of permutations with as high a correlation (Pearson,
+        one-sided), corrected over groups;
     ``permuted``
         the same with the intervals of the generated units permuted: mean and 95% range;
     ``interpolation``
-        what a straight line between the known times on both sides says: all that can be guessed without a model. Its
-        signs are wrong for turning genes nearly by definition; whether the generated ones are right is the question;
+        what a straight line between the known times on both sides says: all that can be guessed without a
+        model. Its signs are wrong for turning genes nearly by definition; whether the generated ones are
+        right is the question;
     ``no change``
         nothing, which has no sign and no correlation, but often the smallest error;
     ``true halves``
-        half of the true units against the other half, 20 times: mean and 95% range. About the best that can be
-        reached with half the cells.
+        half of the true units against the other half, 20 times: mean and 95% range. About the best that can
+        be reached with half the cells.
 
-    Intervals of scores are 1.96 bootstrap standard errors to either side, true and generated units drawn anew (of
-    correlations on the scale of Fisher's z). Quantiles would be too low: what is drawn with replacement
+    Intervals of scores are 1.96 bootstrap standard errors to either side, true and generated units drawn anew
+    (of correlations on the scale of Fisher's z). Quantiles would be too low: what is drawn with replacement
     is noisier than the cells are. Genes and `params["intervals"]` are as they are.
 
     Examples

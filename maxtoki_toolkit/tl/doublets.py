@@ -55,32 +55,33 @@ def doublets(
 ) -> None:
     """Tell doublets from cells, and score the detector beside scrublet.
 
-    Cells are told from doublets that are simulated from them. Every cell is judged by a detector that neither it nor
-    any cell of its donor had a part in.
+    Cells are told from doublets that are simulated from them. Every cell is judged by a detector that neither
+    it nor any cell of its donor had a part in.
 
     Parameters
     ----------
     adata
-        Rank-encoded cells with raw counts, taken as singlets; doublets among them are few, and weaken the detector.
+        Rank-encoded cells with raw counts, taken as singlets; doublets among them are few, and weaken the
+        detector.
     model
         Model, with or without temporal training.
     queries
-        Other rank-encoded cells to judge, e.g. generated ones (`mt.tl.generate`). Cells without counts are judged by
-        ranks alone.
+        Other rank-encoded cells to judge, e.g. generated ones (`mt.tl.generate`). Cells without counts are
+        judged by ranks alone.
     groupby
         Column of `.obs` with the cell type, which doublets of one type are told by.
     donor_key
-        Column of `.obs` with the donor (or sample): doublets are of one donor. From three donors on, folds, intervals and
-        the null are by donor, else by cell.
+        Column of `.obs` with the donor (or sample): doublets are of one donor. From three donors on, folds,
+        intervals and the null are by donor, else by cell.
     truth_key
-        Column of `.obs` with what is known: boolean (true for a doublet) or "singlet" and "doublet" in any case,
-        anything else for not known. Used for scoring only.
+        Column of `.obs` with what is known: boolean (true for a doublet) or "singlet" and "doublet" in any
+        case, anything else for not known. Used for scoring only.
     features
-        Some of "embedding", "ranks", "expression" and "size" (see Notes); by default all that `adata` and `queries`
-        have.
+        Some of "embedding", "ranks", "expression" and "size" (see Notes); by default all that `adata` and
+        `queries` have.
     simulation
-        How doublets are simulated: `mt.pp.DoubletSimulation(kind="ranks")` for cells without counts. The counts are
-        those that were ranked.
+        How doublets are simulated: `mt.pp.DoubletSimulation(kind="ranks")` for cells without counts. The
+        counts are those that were ranked.
     expected_rate
         Share of doublets that is expected (0-1). It turns scores into probabilities and changes no order.
     rng
@@ -106,34 +107,38 @@ def doublets(
     KeyError
         If a column or the ranks are missing.
     ValueError
-        If the counts are no raw counts, there are fewer than 50 cells, no two cells can meet in some fold, queries have
-        names of cells, or features are asked for that the cells do not have.
+        If the counts are no raw counts, there are fewer than 50 cells, no two cells can meet in some fold,
+        queries have names of cells, or features are asked for that the cells do not have.
 
     Notes
     -----
     ``embedding``, ``ranks``, ``expression``
-        Spaces in which neighbours are looked for: the model's embedding (standardised); the ranks that the model
-        reads, and the log-normalised counts (to 10,000 a cell), both of the 2,000 most variable genes in 30 principal
-        directions. From each, the shares of simulated doublets among the nearest 5, 15 and 50 (as scrublet takes
-        them), the same weighted by nearness, and the score of a ridge regression.
+        Spaces in which neighbours are looked for: the model's embedding (standardised); the ranks that the
+        model reads, and the log-normalised counts (to 10,000 a cell), both of the 2,000 most variable genes
+        in 30 principal directions. From each, the shares of simulated doublets among the nearest 5, 15 and 50
+        (as scrublet takes them), the same weighted by nearness, and the score of a ridge regression.
     ``size``
-        Counts and genes of the cell (logarithms), and by how much they are above those of the nearest cells: what
-        tells two cells of one type from one.
+        Counts and genes of the cell (logarithms), and by how much they are above those of the nearest cells:
+        what tells two cells of one type from one.
 
-    There are five folds of cells (or donors), and doublets are simulated within each. For each pair of folds the spaces,
-    neighbours and regressions are of the other three alone. A fold is judged by a gradient boosting (scikit-learn)
-    that was trained on the other folds, each of them described without itself and without the judged one: what is seen in training
-    is as unseen as what is judged, which keeps probabilities calibrated. Queries are judged by all of these, on average.
+    There are five folds of cells (or donors), and doublets are simulated within each. For each pair of folds
+    the spaces, neighbours and regressions are of the other three alone. A fold is judged by a gradient
+    boosting (scikit-learn) that was trained on the other folds, each of them described without itself and
+    without the judged one: what is seen in training is as unseen as what is judged, which keeps probabilities
+    calibrated. Queries are judged by all of these, on average.
 
-    scrublet is `scanpy.pp.scrublet` as it is, on all cells together. It knows its own simulated doublets only, so a fifth of those
-    simulated here are hidden among the cells for it, and both are scored on these. The null permutes within folds who is
-    a doublet, before anything is trained; its areas are those of one permutation, around 0.5.
+    scrublet is `scanpy.pp.scrublet` as it is, on all cells together. It knows its own simulated doublets
+    only, so a fifth of those simulated here are hidden among the cells for it, and both are scored on these.
+    The null permutes within folds who is a doublet, before anything is trained; its areas are those of one
+    permutation, around 0.5.
 
-    Doublets that are simulated are easier to tell than real ones, which differ from them in more than is known: scores on
-    those held out are an upper bound, and so is the calibration. With a truth both are scored side by side.
+    Doublets that are simulated are easier to tell than real ones, which differ from them in more than is
+    known: scores on those held out are an upper bound, and so is the calibration. With a truth both are
+    scored side by side.
 
-    Scores are probabilities at even odds. At a low expected rate few cells are called although many more look like doublets:
-    the fraction of singlets is counted at even odds, for cells, simulated doublets and queries alike.
+    Scores are probabilities at even odds. At a low expected rate few cells are called although many more look
+    like doublets: the fraction of singlets is counted at even odds, for cells, simulated doublets and queries
+    alike.
 
     Examples
     --------

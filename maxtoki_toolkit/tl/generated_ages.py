@@ -39,8 +39,8 @@ def generated_ages(
     Parameters
     ----------
     adata
-        Rank-encoded true cells, with the prompts: cells of the prompts' donors are compared, those of other donors train the
-        clock.
+        Rank-encoded true cells, with the prompts: cells of the prompts' donors are compared, those of other
+        donors train the clock.
     model
         The model that generated.
     generated
@@ -48,8 +48,8 @@ def generated_ages(
     time_key
         Column of `.obs` with the age, or any time, in the unit of the lapses; by default that of the prompts.
     groupby
-        Column or columns of `.obs`: a clock for each group, e.g. "cell_type"; `[]` for one clock. The context cells of a
-        prompt agree in it. By default those of the prompts.
+        Column or columns of `.obs`: a clock for each group, e.g. "cell_type"; `[]` for one clock. The context
+        cells of a prompt agree in it. By default those of the prompts.
     donor_key
         Column of `.obs` with the donor, by default that of the prompts, if there is one.
     rng
@@ -67,8 +67,8 @@ def generated_ages(
     KeyError
         If prompts or columns are missing.
     ValueError
-        If the cells were not generated from prompts, all true cells are of the prompts' donors, or a group has too few others
-        for a clock.
+        If the cells were not generated from prompts, all true cells are of the prompts' donors, or a group
+        has too few others for a clock.
 
     Notes
     -----
@@ -80,15 +80,17 @@ def generated_ages(
     ``generated``
         the generated cell;
     ``query``
-        the true cell of that age: the ceiling. A clock of single cells shrinks ages towards their mean, so a slope below 1 is
-        to be expected here already. Left out where cells were generated after other lapses than those of the prompts;
+        the true cell of that age: the ceiling. A clock of single cells shrinks ages towards their mean, so a
+        slope below 1 is to be expected here already. Left out where cells were generated after other lapses
+        than those of the prompts;
     ``context``
         the last context cell: a model in which no time passes.
 
-    Intervals leave out each donor in turn with all prompts that he or she has a part in (jackknife). The null permutes the
-    prompted ages between the query donors' samples, within groups, and leaves context cells and readings: one-sided p of
-    r, with donors as units; `q_value` corrects for the groups (Benjamini and Hochberg). Where prompted ages go with those of the context cells (time that only moves
-    on, or the same lapse for all), the null does not take that away: compare with `context`.
+    Intervals leave out each donor in turn with all prompts that he or she has a part in (jackknife). The null
+    permutes the prompted ages between the query donors' samples, within groups, and leaves context cells and
+    readings: one-sided p of r, with donors as units; `q_value` corrects for the groups (Benjamini and
+    Hochberg). Where prompted ages go with those of the context cells (time that only moves on, or the same
+    lapse for all), the null does not take that away: compare with `context`.
 
     Examples
     --------

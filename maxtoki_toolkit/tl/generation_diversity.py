@@ -54,13 +54,13 @@ def generation_diversity(
     generated
         Generated cells: `mt.tl.generate(adata, model)`, or any cells encoded for the model.
     groupby
-        Column or columns of `.obs`, e.g. the cell type: each group is looked at by itself, and all together; `[]` for
-        all together alone. By default those of the prompts, if the cells are of prompts.
+        Column or columns of `.obs`, e.g. the cell type: each group is looked at by itself, and all together;
+        `[]` for all together alone. By default those of the prompts, if the cells are of prompts.
     donor_key
         Column of `.obs` with the donor, by default that of the prompts.
     train
-        Which cells the model was trained on, as of `mt.pp.hold_out`: boolean column of `.obs`, or one boolean a cell. All
-        others are held-out true cells.
+        Which cells the model was trained on, as of `mt.pp.hold_out`: boolean column of `.obs`, or one boolean
+        a cell. All others are held-out true cells.
     space
         Where distances are measured: "ranks" of the genes that the model reads, or its "embedding".
     rng
@@ -98,30 +98,33 @@ def generation_diversity(
     Scores:
 
     ``nearer``
-        How often a cell of the set is nearer to its nearest training cell than a true cell is: 0.5 for cells like true
-        ones, 1 for copies (the statistic of Meehan et al., AISTATS 2020). `p_value` exchanges units of the two sets, two-sided.
-        Average cells are near to everything as well: read it beside `spread`.
+        How often a cell of the set is nearer to its nearest training cell than a true cell is: 0.5 for cells
+        like true ones, 1 for copies (the statistic of Meehan et al., AISTATS 2020). `p_value` exchanges units
+        of the two sets, two-sided. Average cells are near to everything as well: read it beside `spread`.
     ``near_copies``, ``exact_copies``
-        Share of cells whose rank list overlaps with that of the nearest training cell more than 99% of the true cells' do
-        (expected: 0.01, or a little more where true cells are few), and share with that very list. Overlap is the weighted
-        Jaccard index of the rank features.
+        Share of cells whose rank list overlaps with that of the nearest training cell more than 99% of the
+        true cells' do (expected: 0.01, or a little more where true cells are few), and share with that very
+        list. Overlap is the weighted Jaccard index of the rank features.
     ``precision``
-        Share of cells within the distance from a true cell to its k-th nearest other one (Kynkäänniemi et al., NeurIPS 2019).
+        Share of cells within the distance from a true cell to its k-th nearest other one (Kynkäänniemi et
+        al., NeurIPS 2019).
     ``density``, ``coverage``
-        Mean number of such balls around true cells that a cell is in, over k; and share of true cells whose ball has a cell of the
-        set in it (Naeem et al., ICML 2020).
+        Mean number of such balls around true cells that a cell is in, over k; and share of true cells whose
+        ball has a cell of the set in it (Naeem et al., ICML 2020).
     ``spread``
-        Root mean square distance between cells of the set, over that between true cells; 0 if all are the same.
+        Root mean square distance between cells of the set, over that between true cells; 0 if all are the
+        same.
     ``distinct``
         Share of different sets of genes.
 
-    Intervals (95%) leave out donors in turn (jackknife), prompts where the donors of generated cells are not known, or
-    cells; of shares they are Clopper and Pearson's for as many cells as the units are worth (Korn and Graubard, 1998).
-    `conclusion` says what an interval that does not overlap with that of the held-out cells, or an expected value outside of
-    it, stands for; 6 criteria, not corrected.
+    Intervals (95%) leave out donors in turn (jackknife), prompts where the donors of generated cells are not
+    known, or cells; of shares they are Clopper and Pearson's for as many cells as the units are worth (Korn
+    and Graubard, 1998). `conclusion` says what an interval that does not overlap with that of the held-out
+    cells, or an expected value outside of it, stands for; 6 criteria, not corrected.
 
-    Rank lists are read as far as the median true cell goes (`params["n_genes"]`): a gene further down is like one that a cell
-    does not have. True cells of other times than the generated ones were asked for make both unlike. Restrict them first.
+    Rank lists are read as far as the median true cell goes (`params["n_genes"]`): a gene further down is like
+    one that a cell does not have. True cells of other times than the generated ones were asked for make both
+    unlike. Restrict them first.
 
     Examples
     --------

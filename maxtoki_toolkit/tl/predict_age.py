@@ -54,25 +54,27 @@ def predict_age(
     groupby
         Columns of `.obs` in which a query cell and its context agree, e.g. "cell_type".
     reference
-        Cells of known age, e.g. the controls: a boolean column of `.obs`, one boolean a cell, or another AnnData,
-        rank-encoded for the same model, with the same columns. By default all cells whose age is known.
+        Cells of known age, e.g. the controls: a boolean column of `.obs`, one boolean a cell, or another
+        AnnData, rank-encoded for the same model, with the same columns. By default all cells whose age is
+        known.
     sampling
-        Contexts that each cell is read after (the mean over them counts), and reference cells to calibrate with: by
-        default `mt.tl.AgeSampling(n_contexts=8)`.
+        Contexts that each cell is read after (the mean over them counts), and reference cells to calibrate
+        with: by default `mt.tl.AgeSampling(n_contexts=8)`.
     coverage
         Share of new donors' cells whose age the interval is to hold, from 0.5 to below 1.
     rng
         Seed of the contexts and of the cells that calibrate. Neither depends on the order of the cells.
     key_added
-        Prefix of the columns of `.obs`, by default "predicted_age", and key in `.uns`, by default "predict_age".
+        Prefix of the columns of `.obs`, by default "predicted_age", and key in `.uns`, by default
+        "predict_age".
 
     Returns
     -------
     `None`. Writes
 
     `.obs["predicted_age"]`, `.obs["predicted_age_low"]`, `.obs["predicted_age_high"]`
-        Age of each cell, in the model's unit, with its interval; NaN where there is none, for the reason that the
-        table of groups has.
+        Age of each cell, in the model's unit, with its interval; NaN where there is none, for the reason that
+        the table of groups has.
     `.uns["predict_age"]["donors"]`, `["groups"]`
         See `mt.get.predicted_ages`, `mt.get.age_calibration`.
 

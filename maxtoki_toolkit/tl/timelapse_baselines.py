@@ -43,8 +43,8 @@ def timelapse_baselines(
     Parameters
     ----------
     adata
-        Cells with predicted prompts (`mt.tl.predict_timelapse`), prompts of training cells, and the raw counts
-        that were ranked.
+        Cells with predicted prompts (`mt.tl.predict_timelapse`), prompts of training cells, and the raw
+        counts that were ranked.
     model
         The model that predicted; its embeddings are one of the baselines.
     train
@@ -66,12 +66,13 @@ def timelapse_baselines(
     `None`. Writes to `.uns["timelapse_baselines"]`
 
     `prompts`
-        The predicted prompts with one column more for each baseline, in `params["unit"]`; see `mt.get.timelapse`.
+        The predicted prompts with one column more for each baseline, in `params["unit"]`; see
+        `mt.get.timelapse`.
     `scores`
         Scores of the model and all baselines, see `mt.get.timelapse_scores`.
     `clocks`
-        One row a fitted ridge: its baseline, its group ("all": for groups without one of their own), training cells
-        and donors, and the penalty that was chosen.
+        One row a fitted ridge: its baseline, its group ("all": for groups without one of their own), training
+        cells and donors, and the penalty that was chosen.
 
     Raises
     ------
@@ -83,21 +84,22 @@ def timelapse_baselines(
     Notes
     -----
     ``ridge_expression``
-        A clock: ridge regression of a cell's time on the log-normalised counts (to 10,000 a cell) of the 2,000 genes
-        that vary most among the training cells, standardised. The lapse is the query's time less the mean, over the
-        context cells, of their time and the known lapses to the last of them. Groups with 100 training cells have a
-        clock of their own; the others, and groups that were never trained on, use one of all groups, centred in each.
-        The penalty is chosen by cross-validation between donors, where donors are known. Ageing clocks are such
-        penalised regressions (elastic net in Horvath, Genome Biology 2013; Buckley et al., Nature Aging 2023).
+        A clock: ridge regression of a cell's time on the log-normalised counts (to 10,000 a cell) of the
+        2,000 genes that vary most among the training cells, standardised. The lapse is the query's time less
+        the mean, over the context cells, of their time and the known lapses to the last of them. Groups with
+        100 training cells have a clock of their own; the others, and groups that were never trained on, use
+        one of all groups, centred in each. The penalty is chosen by cross-validation between donors, where
+        donors are known. Ageing clocks are such penalised regressions (elastic net in Horvath, Genome Biology
+        2013; Buckley et al., Nature Aging 2023).
     ``ridge_embedding``
         The same on the model's mean-pooled cell embeddings: what it knows of time before any time head.
     ``sgd_expression``
-        scikit-learn's SGDRegressor as it is, the method of MaxToki's own baseline (features not stated there): the
-        lapse from the query's expression less the last context cell's. Standardised, with the mean
-        squared length of a prompt's features brought to 1, without which its default steps diverge.
+        scikit-learn's SGDRegressor as it is, the method of MaxToki's own baseline (features not stated
+        there): the lapse from the query's expression less the last context cell's. Standardised, with the
+        mean squared length of a prompt's features brought to 1, without which its default steps diverge.
     ``most_common``
-        The most common lapse of the group in the training prompts (the smallest of equally common ones), MaxToki's
-        second baseline; of all training prompts for a group that is not among them.
+        The most common lapse of the group in the training prompts (the smallest of equally common ones),
+        MaxToki's second baseline; of all training prompts for a group that is not among them.
 
     Examples
     --------

@@ -41,15 +41,15 @@ def train_on_generated(
     Parameters
     ----------
     adata
-        Rank-encoded true cells, with the prompts: cells of the prompts' donors are for training, those of other donors for
-        testing.
+        Rank-encoded true cells, with the prompts: cells of the prompts' donors are for training, those of
+        other donors for testing.
     model
         The model that generated.
     generated
         Generated cells: `mt.tl.generate(adata, model)`.
     groupby
-        Column or columns of `.obs` with the type, by default those of the prompts. The context cells of a prompt agree
-        in it; that is the prompted type.
+        Column or columns of `.obs` with the type, by default those of the prompts. The context cells of a
+        prompt agree in it; that is the prompted type.
     donor_key
         Column of `.obs` with the donor, by default that of the prompts.
     n_permutations
@@ -79,23 +79,25 @@ def train_on_generated(
     ``true``
         true cells of the prompts' donors: the ceiling;
     ``true, genes shuffled``
-        the same, the genes within each cell in random order: what the set of genes is worth without their ranks;
+        the same, the genes within each cell in random order: what the set of genes is worth without their
+        ranks;
     ``generated``
         generated cells with the type that was asked for;
     ``generated, genes shuffled``
         the same, in random order ("bag of genes");
     ``context``
-        the last context cells of the same prompts: a model that copies them. Where prompts share context cells, these are
-        fewer than they seem;
+        the last context cells of the same prompts: a model that copies them. Where prompts share context
+        cells, these are fewer than they seem;
     ``labels permuted``
-        generated cells, the types exchanged between them: chance (mean and 95% range over the permutations). `p_value` is
-        the share of permutations with as high a macro-F1, one-sided, without correction: it is one test.
+        generated cells, the types exchanged between them: chance (mean and 95% range over the permutations).
+        `p_value` is the share of permutations with as high a macro-F1, one-sided, without correction: it is
+        one test.
 
-    All are tested on the same true cells, of donors without a part in the prompts and of the types that were generated.
-    That the model itself was not trained on these donors is up to the prompts: hold them out (`mt.pp.hold_out`).
-    The 95% intervals leave out each tested donor in turn (jackknife, on the scale of the arcsine of the square root); they hold
-    for these training cells. **A model that copies its context cells does as well as they do**, see
-    `mt.tl.generation_diversity`.
+    All are tested on the same true cells, of donors without a part in the prompts and of the types that were
+    generated. That the model itself was not trained on these donors is up to the prompts: hold them out
+    (`mt.pp.hold_out`). The 95% intervals leave out each tested donor in turn (jackknife, on the scale of the
+    arcsine of the square root); they hold for these training cells. **A model that copies its context cells
+    does as well as they do**, see `mt.tl.generation_diversity`.
 
     Examples
     --------
