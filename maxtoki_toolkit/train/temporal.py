@@ -57,16 +57,18 @@ def temporal(
     Parameters
     ----------
     cells
-        Rank-encoded cells: AnnData, or paths of files that `mt.pp.encode_file` wrote, which are read a block at
-        a time. Several are trained on together; a prompt takes its cells from one.
+        Rank-encoded cells: AnnData, or paths of files that `mt.pp.encode_file` wrote, which are read a block
+        at a time. Several are trained on together; a prompt takes its cells from one.
     model
         A stage-1 model, which gets time tokens and room for several cells; or a temporal model, to go on
         with on other cells. It is left as it is.
     output
         Folder of the run: checkpoints, `log.jsonl`, `tensorboard/`, and the model in `model/`. A run that was
-        interrupted goes on from its last checkpoint when called again with the same settings, cells and model.
+        interrupted goes on from its last checkpoint when called again with the same settings, cells and
+        model.
     time_key, time_unit
-        Column of `.obs` with the time in whole units, and the unit: "years", "months", "weeks", "days" or "hours".
+        Column of `.obs` with the time in whole units, and the unit: "years", "months", "weeks", "days" or
+        "hours".
     groupby
         Columns of `.obs` in which all cells of a prompt agree, e.g. ["cell_type", "sex"].
     donor_key
@@ -75,8 +77,8 @@ def temporal(
         Boolean columns of `.obs`, or booleans by name of cell: the cells to train on (all by default; `mt.pp.hold_out`
         writes "train"), and those whose prompts are predicted every `eval_every` steps, which are never trained on.
     replay
-        Cells of stage 1 that are read again beside the prompts, one for every eight, and count to the cell task: what
-        was learned of them is then kept. They need no times.
+        Cells of stage 1 that are read again beside the prompts, one for every eight, and count to the cell
+        task: what was learned of them is then kept. They need no times.
     recipe
         All other settings: `mt.train.TemporalRecipe.of(max_steps=2000, learning_rate=1e-3)`.
 
@@ -87,8 +89,8 @@ def temporal(
     Raises
     ------
     ValueError
-        If a setting makes no sense, times are not whole numbers, lapses have no token, no group has enough times,
-        `output` holds a run with other settings, cells or start model, or the training diverges.
+        If a setting makes no sense, times are not whole numbers, lapses have no token, no group has enough
+        times, `output` holds a run with other settings, cells or start model, or the training diverges.
 
     Notes
     -----
