@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from .. import _keys
 from ..stats.fdr import benjamini_hochberg
-from .perturbation import expression_age_slope, perturbation_stats
+from ..results.store import read_table
 
 PERTURBATION, EXPRESSION = "perturbation", "expression"
 _VALUES = ["effect", "effect_low", "effect_high", "p_value", "q_value", "n"]
@@ -84,7 +84,8 @@ def target_evidence(
     ...     print(error.args[0])
     Did not find .uns['perturbation_stats']. Run mt.tl.perturbation_stats(adata) first.
     """
-    effects, slopes = perturbation_stats(adata, key=key), expression_age_slope(adata, key=slopes_key)
+    effects = read_table(adata, key, "effects", of=_keys.PERTURBATION_STATS)
+    slopes = read_table(adata, slopes_key, "slopes", of=_keys.AGE_SLOPE)
     about, slope_unit = dict(effects.attrs), slopes.attrs["unit"]
     effects = _screened(effects, k, int(adata.uns[key]["params"]["min_donors"]))
     names = effects.drop_duplicates("gene").set_index("gene")["symbol"]
