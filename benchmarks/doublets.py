@@ -38,13 +38,13 @@ def measure(adata: AnnData, model, figure: Path | None, **settings) -> list[dict
     for features in [None, *ALONE, *WITHOUT]:
         found = adata.copy()
         mt.tl.doublets(found, model, features=features, **settings)
-        scores = mt.get.doublet_scores(found)
+        scores = mt.get.table(found, "doublets", "scores")
         scores.insert(0, "features", "all" if features is None else " + ".join(features))
         if features is not None:
             scores = scores[scores["detector"] == "detector"]
         rows.append(scores)
         if features is None:
-            singlets = mt.get.singlet_fraction(found)
+            singlets = mt.get.table(found, "doublets", "singlets")
             for scored_on in scores["set"].unique() if figure else ():
                 fig = mt.pl.doublets(found, scored_on=scored_on)
                 fig.savefig(figure / f"doublets_{settings['truth_key']}_{scored_on}.png", dpi=110)

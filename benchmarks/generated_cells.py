@@ -77,15 +77,15 @@ def quality(model, arguments, temperature: float) -> list[dict]:
     mt.tl.doublets(
         adata, model, queries=cells, kind="ranks", features=["ranks"], groupby="cell_type", **donor
     )
-    found += rows("singlets", mt.get.singlet_fraction(adata))
+    found += rows("singlets", mt.get.table(adata, "doublets", "singlets"))
     mt.tl.annotation_concordance(adata, model, **settings)
-    found += rows("concordance", mt.get.annotation_concordance(adata))
+    found += rows("concordance", mt.get.table(adata, "annotation_concordance"))
     mt.tl.train_on_generated(adata, model, **settings, **donor)
-    found += rows("train on generated", mt.get.train_on_generated(adata))
+    found += rows("train on generated", mt.get.table(adata, "train_on_generated"))
     mt.tl.age_match(adata, model, time_key="age_months", **settings, **donor)
-    found += rows("age", mt.get.age_match(adata))
+    found += rows("age", mt.get.table(adata, "age_match"))
     mt.tl.generation_diversity(adata, model, train=adata.obs["held_out"].to_numpy(), **settings, **donor)
-    found += rows("diversity", mt.get.generation_diversity(adata))
+    found += rows("diversity", mt.get.table(adata, "generation_diversity"))
     return [{"temperature": temperature} | row for row in found]
 
 
@@ -119,7 +119,7 @@ def held_out_ages(model, arguments) -> list[dict]:
         n_top=100,
         n_bootstrap=100,
     )
-    genes = mt.get.differential_rank(adata)
+    genes = mt.get.table(adata, "differential_rank")
     top = genes[genes["top"] != ""]
     planted = adata.uns["truth"]["age_genes"].query("direction == 'turnover'")
     turned = top.merge(planted, left_on=["gene", "group"], right_on=["ensembl_id", "cell_type"])
@@ -134,7 +134,9 @@ def held_out_ages(model, arguments) -> list[dict]:
                 "interpolation": (np.sign(part["interpolated_change"]) == true).mean(),
             }
         )
-    return rows("held-out ages", mt.get.differential_rank_scores(adata)) + rows("signs", pd.DataFrame(signs))
+    return rows("held-out ages", mt.get.table(adata, "differential_rank", "scores")) + rows(
+        "signs", pd.DataFrame(signs)
+    )
 
 
 def main() -> None:

@@ -137,8 +137,8 @@ mt.tl.doublets(
     donor_key=donor_key,
     rng=seed,
 )
-write(mt.get.singlet_fraction(adata), "singlets")
-mt.get.singlet_fraction(adata).round(3)
+write(mt.get.table(adata, "doublets", "singlets"), "singlets")
+mt.get.table(adata, "doublets", "singlets").round(3)
 
 # %%
 save(mt.pl.doublets(adata), "fig2_doublets")
@@ -151,8 +151,8 @@ save(mt.pl.doublets(adata), "fig2_doublets")
 
 # %%
 mt.tl.annotation_concordance(adata, maxtoki, generated=generated, groupby=cell_type_key, rng=seed)
-write(mt.get.annotation_concordance(adata), "concordance")
-mt.get.annotation_concordance(adata).round(3)
+write(mt.get.table(adata, "annotation_concordance"), "concordance")
+mt.get.table(adata, "annotation_concordance").round(3)
 
 # %% tags=["answer"]
 save(mt.pl.annotation_concordance(adata).figure, "fig2_concordance")
@@ -167,8 +167,8 @@ save(mt.pl.annotation_concordance(adata).figure, "fig2_concordance")
 mt.tl.train_on_generated(
     adata, maxtoki, generated=generated, groupby=cell_type_key, donor_key=donor_key, rng=seed
 )
-write(mt.get.train_on_generated(adata), "train_on_generated")
-mt.get.train_on_generated(adata).round(3)
+write(mt.get.table(adata, "train_on_generated"), "train_on_generated")
+mt.get.table(adata, "train_on_generated").round(3)
 
 # %%
 save(mt.pl.train_on_generated(adata).figure, "fig2_train_on_generated")
@@ -188,8 +188,8 @@ mt.tl.age_match(
     groupby=cell_type_key,
     rng=seed,
 )
-write(mt.get.age_match(adata), "age_match")
-mt.get.age_match(adata).round(3)
+write(mt.get.table(adata, "age_match"), "age_match")
+mt.get.table(adata, "age_match").round(3)
 
 # %%
 save(mt.pl.age_match(adata), "fig2_age_match")
@@ -210,8 +210,8 @@ mt.tl.generation_diversity(
     train=adata.obs["held_out"].to_numpy(),
     rng=seed,
 )
-write(mt.get.generation_diversity(adata), "diversity")
-mt.get.generation_diversity(adata).round(3)
+write(mt.get.table(adata, "generation_diversity"), "diversity")
+mt.get.table(adata, "generation_diversity").round(3)
 
 # %%
 save(mt.pl.generation_diversity(adata), "fig2_diversity")

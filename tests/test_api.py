@@ -17,7 +17,7 @@ from scipy.sparse import issparse
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit import _keys
-from maxtoki_toolkit._results import writable, write_result
+from maxtoki_toolkit.results.store import writable, write_result
 
 NAMESPACES = {"pp": mt.pp, "tl": mt.tl, "pl": mt.pl, "get": mt.get}
 FUNCTIONS = {

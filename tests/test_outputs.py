@@ -12,7 +12,7 @@ import pytest
 import maxtoki_toolkit as mt
 from maxtoki_toolkit._files import atomic
 from maxtoki_toolkit._outputs import MARK, check_output, claim, new_output, read_mark
-from maxtoki_toolkit.get._effects_file import is_written, write_effects
+from maxtoki_toolkit.results.effects_file import is_written, write_effects
 
 JOB = {"input": "a", "k": (1, 2)}
 

@@ -9,8 +9,8 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from ..stats.fdr import benjamini_hochberg
 from ..results.store import read_table
+from ..stats.fdr import benjamini_hochberg
 
 PERTURBATION, EXPRESSION = "perturbation", "expression"
 _VALUES = ["effect", "effect_low", "effect_high", "p_value", "q_value", "n"]

@@ -8,7 +8,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import ablate_heads as get_effects
+from ..results.store import read_table
 from ._style import MODEL, NULL, as_written, clean
 
 _HOW = {"zero": "heads set to 0", "mean": "heads at their mean", "resample": "heads of another prompt"}
@@ -25,7 +25,7 @@ def ablate_heads(
     adata
         Cells with a result.
     value
-        Column of `mt.get.ablate_heads` to draw: "change", "error_change" (the default for "timelapse") or "size". The greedy
+        Column of `mt.get.table(adata, "ablate_heads")` to draw: "change", "error_change" (the default for "timelapse") or "size". The greedy
         search is drawn by "size".
     key
         Key in `.uns`.
@@ -52,7 +52,7 @@ def ablate_heads(
     """
     import matplotlib.pyplot as plt
 
-    effects = get_effects(adata, key=key)
+    effects = read_table(adata, key, "effects", of=_keys.ABLATE_HEADS)
     unit, readout = effects.attrs["unit"], effects.attrs["readout"]
     greedy = effects.attrs["search"] == "greedy"
     value = value or ("size" if greedy else "error_change" if readout == "timelapse" else "change")

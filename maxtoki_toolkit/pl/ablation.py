@@ -7,7 +7,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import ablation as get_effects
+from ..results.store import read_table
 from ._style import MODEL, as_written, clean
 
 _LABELS = {
@@ -58,7 +58,7 @@ def ablation(adata: AnnData, *, key: str = _keys.ABLATION, ax: Axes | None = Non
     """
     import matplotlib.pyplot as plt
 
-    effects = get_effects(adata, key=key)
+    effects = read_table(adata, key, "effects", of=_keys.ABLATION)
     place = np.arange(len(effects))
     if ax is None:
         _, ax = plt.subplots(figsize=(5.6, 1.0 + 0.3 * len(effects)), layout="constrained")

@@ -7,7 +7,7 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import age_acceleration as get_effects
+from ..results.store import read_table
 from ._style import BASELINE, MODEL, NULL, as_written, clean
 
 _LABELS = {
@@ -55,7 +55,7 @@ def age_acceleration(
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    effects = get_effects(adata, key=key)
+    effects = read_table(adata, key, "effects", of=_keys.AGE_ACCELERATION)
     unit = effects.attrs["unit"]
     conditions, groups, predictors = (
         list(dict.fromkeys(effects[c])) for c in ("condition", "group", "predictor")

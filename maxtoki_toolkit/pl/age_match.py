@@ -7,8 +7,7 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import age_match as get_scores
-from ..get import read_ages
+from ..results.store import read_table
 from ._style import BASELINE, MODEL, as_written, clean, with_interval
 
 _LOOKS = {
@@ -53,7 +52,10 @@ def age_match(adata: AnnData, *, key: str = _keys.AGE_MATCH) -> Figure:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    cells, scores = read_ages(adata, key=key), get_scores(adata, key=key)
+    cells, scores = (
+        read_table(adata, key, "cells", of=_keys.AGE_MATCH),
+        read_table(adata, key, "scores", of=_keys.AGE_MATCH),
+    )
     unit = cells.attrs["unit"]
     scores = scores[scores["group"] == "all"].set_index("cells")
     x = cells["prompted"].to_numpy()

@@ -7,8 +7,8 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import annotation_concordance as get_scores
 from ..get import annotation_matrix
+from ..results.store import read_table
 from ._style import as_written, with_interval
 
 _FEW = 16  # types up to which there is room for numbers
@@ -50,7 +50,7 @@ def annotation_concordance(adata: AnnData, *, key: str = _keys.CONCORDANCE, ax: 
     """
     import matplotlib.pyplot as plt
 
-    scores = get_scores(adata, key=key).set_index("cells")
+    scores = read_table(adata, key, "scores", of=_keys.CONCORDANCE).set_index("cells")
     counts = annotation_matrix(adata, key=key)
     percent = 100 * counts.div(counts.sum(axis=1), axis=0).to_numpy()
     n_rows, n_columns = counts.shape

@@ -7,7 +7,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import attribute as get_attributions
+from ..results.store import read_table
 from ._style import BASELINE, MODEL, as_written, clean
 
 
@@ -64,7 +64,7 @@ def attribute(
     """
     import matplotlib.pyplot as plt
 
-    genes = get_attributions(adata, key=key)
+    genes = read_table(adata, key, "genes", of=_keys.ATTRIBUTE)
     attrs = genes.attrs
     part = part or ("query" if (genes["part"] == "query").any() else "cell")
     shown = genes[(genes["part"] == part) & (genes["n_prompts"] >= min_prompts)].head(n_genes)

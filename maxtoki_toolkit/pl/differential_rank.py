@@ -7,9 +7,8 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import differential_rank as get_changes
-from ..get import differential_rank_scores as get_scores
-from ..get.results import symbols
+from .._features import symbols
+from ..results.store import read_table
 from ._labels import label_points
 from ._style import NULL, as_written, clean, with_interval
 
@@ -65,7 +64,10 @@ def differential_rank(
     """
     import matplotlib.pyplot as plt
 
-    changes, scores = get_changes(adata, key=key), get_scores(adata, key=key)
+    changes, scores = (
+        read_table(adata, key, "genes", of=_keys.DIFFERENTIAL_RANK),
+        read_table(adata, key, "scores", of=_keys.DIFFERENTIAL_RANK),
+    )
     group = pick_group(changes["group"], group)
     changes = changes[changes["group"] == group]
     scores = scores[scores["group"] == group].set_index("predictor")

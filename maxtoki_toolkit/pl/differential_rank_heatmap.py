@@ -8,10 +8,9 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
+from .._features import find_genes
 from .._validate import require_rank
-from ..get import compared_cells
-from ..get import differential_rank as get_changes
-from ..get.results import find_genes
+from ..results.store import read_table
 from ._style import as_written
 from .differential_rank import pick_group
 
@@ -73,7 +72,10 @@ def differential_rank_heatmap(
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
 
-    changes, cells = get_changes(adata, key=key), compared_cells(adata, key=key)
+    changes, cells = (
+        read_table(adata, key, "genes", of=_keys.DIFFERENTIAL_RANK),
+        read_table(adata, key, "cells", of=_keys.DIFFERENTIAL_RANK),
+    )
     group = pick_group(changes["group"], group)
     changes = changes[(changes["group"] == group) & (changes["top"] != "")]
     changes = changes.sort_values("true_change", ascending=False, kind="stable")

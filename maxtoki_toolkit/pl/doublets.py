@@ -8,8 +8,7 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import doublet_scores
-from ..get import doublets as get_cells
+from ..results.store import read_table
 from ..stats.binary_scores import at_odds, calibration
 from ._style import BASELINE, MODEL, NULL, as_written, clean
 
@@ -55,7 +54,10 @@ def doublets(adata: AnnData, *, scored_on: str = "simulated", key: str = _keys.D
     """
     import matplotlib.pyplot as plt
 
-    cells, scores = get_cells(adata, key=key), doublet_scores(adata, key=key)
+    cells, scores = (
+        read_table(adata, key, "cells", of=_keys.DOUBLETS),
+        read_table(adata, key, "scores", of=_keys.DOUBLETS),
+    )
     scores = scores[(scores["set"] == scored_on) & (scores["detector"] != "permuted labels")]
     if scores.empty:
         raise ValueError(f"Nothing was scored on {scored_on!r}. Give truth_key to mt.tl.doublets.")

@@ -7,7 +7,7 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import gene_network_scores as get_scores
+from ..results.store import read_table
 from ._style import BASELINE, MODEL, NULL, as_written, clean
 
 _LABELS = {
@@ -54,7 +54,9 @@ def gene_network(adata: AnnData, *, key: str = _keys.GENE_NETWORK) -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    table = get_scores(adata, key=key)
+    table = read_table(adata, key, "scores", of=_keys.GENE_NETWORK)
+    groups = read_table(adata, key, "groups")[["group", "n_cells", "n_donors"]]
+    table = table.merge(groups, on="group", how="left")
     groups, predictors = (list(dict.fromkeys(table[c])) for c in ("group", "predictor"))
     columns = min(len(groups), _COLUMNS)
     lines = -(-len(groups) // columns)

@@ -7,7 +7,7 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import generation_diversity as get_scores
+from ..results.store import read_table
 from ._style import BASELINE, MODEL, NULL, as_written, clean
 
 _SCORES = {
@@ -58,7 +58,7 @@ def generation_diversity(adata: AnnData, *, key: str = _keys.DIVERSITY) -> Figur
     """
     import matplotlib.pyplot as plt
 
-    scores = get_scores(adata, key=key)
+    scores = read_table(adata, key, "scores", of=_keys.DIVERSITY)
     groups = list(dict.fromkeys(scores["group"]))
     fig, axes = plt.subplots(
         1, len(_SCORES), figsize=(10, 1.6 + 0.62 * len(groups)), sharey=True, layout="constrained"

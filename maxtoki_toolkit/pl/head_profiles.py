@@ -7,8 +7,7 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import head_profiles as get_profiles
-from ..get import head_specificity
+from ..results.store import read_table
 from ._heads import DIVERGING
 from ._style import as_written
 
@@ -45,7 +44,10 @@ def head_profiles(adata: AnnData, *, key: str = _keys.HEAD_PROFILES) -> Figure:
     import matplotlib.pyplot as plt
     from scipy.cluster.hierarchy import dendrogram
 
-    table, heads = get_profiles(adata, key=key), head_specificity(adata, key=key)
+    table, heads = (
+        read_table(adata, key, "profiles", of=_keys.HEAD_PROFILES),
+        read_table(adata, key, "heads", of=_keys.HEAD_PROFILES),
+    )
     difference = table.pivot(index="group", columns="name", values="difference").dropna(how="all")
     called = table.pivot(index="group", columns="name", values="q_value").loc[difference.index] < 0.05
     scale = difference.std(axis=0).to_numpy()

@@ -7,7 +7,7 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import head_segments as get_segments
+from ..results.store import read_table
 from ._heads import as_grid, draw_grid, segment_color, segment_label
 from ._style import as_written, clean
 
@@ -44,7 +44,7 @@ def head_segments(adata: AnnData, *, key: str = _keys.HEAD_SEGMENTS) -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    table = get_segments(adata, key=key)
+    table = read_table(adata, key, "heads", of=_keys.HEAD_SEGMENTS)
     parts = list(dict.fromkeys(table["segment"]))
     names = table["name"][table["segment"] == parts[0]].tolist()
     heads_per_layer, n_layers = int(table["head"].max()) + 1, int(table["layer"].max()) + 1

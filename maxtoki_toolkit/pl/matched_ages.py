@@ -7,8 +7,8 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from .._results import read_result
 from ..pp._columns import unit_in_name
+from ..results.store import read_result
 from ._style import BASELINE, MODEL, as_written, clean
 
 

@@ -6,7 +6,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import neighbor_purity as get_neighbor_purity
+from ..results.store import read_table
 from ._style import BASELINE, MODEL, NULL, as_written, clean
 
 
@@ -40,7 +40,7 @@ def neighbor_purity(adata: AnnData, *, key: str = _keys.PURITY, ax: Axes | None 
     """
     import matplotlib.pyplot as plt
 
-    table = get_neighbor_purity(adata, key=key)
+    table = read_table(adata, key, "scores", of=_keys.PURITY)
     params = adata.uns[key]["params"]
     if ax is None:
         _, ax = plt.subplots(figsize=(3.6, 3.4), layout="constrained")

@@ -7,7 +7,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import patch as get_effects
+from ..results.store import read_table
 from ._heads import segment_label
 from ._style import as_written, clean
 
@@ -51,7 +51,7 @@ def patch(adata: AnnData, *, key: str = _keys.PATCH, ax: Axes | None = None) -> 
     """
     import matplotlib.pyplot as plt
 
-    effects = get_effects(adata, key=key)
+    effects = read_table(adata, key, "effects", of=_keys.PATCH)
     level = effects.attrs["level"]
     of_head = level == "head"
     rows = effects[["layer", "head"]].drop_duplicates().to_numpy()

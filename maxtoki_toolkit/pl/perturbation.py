@@ -7,7 +7,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import perturbation_stats as get_effects
+from ..results.store import read_table
 from ._style import MODEL, NULL, as_written, clean
 
 WORDS = {
@@ -102,7 +102,7 @@ def perturbation(
     """
     import matplotlib.pyplot as plt
 
-    effects = get_effects(adata, key=key)
+    effects = read_table(adata, key, "effects", of=_keys.PERTURBATION_STATS)
     part = pick(effects, group, k)
     group = part["group"].iloc[0]
     measured = part[part["n_null"] > 0] if (part["n_null"] > 0).any() else part

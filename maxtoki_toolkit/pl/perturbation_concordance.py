@@ -7,8 +7,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import concordant_genes
-from ..get import perturbation_concordance as get_concordance
+from ..results.store import read_table
 from ._labels import label_points
 from ._style import MODEL, NULL, as_written, clean
 from .perturbation import WORDS
@@ -60,7 +59,10 @@ def perturbation_concordance(
     """
     import matplotlib.pyplot as plt
 
-    genes, scores = concordant_genes(adata, key=key), get_concordance(adata, key=key)
+    genes, scores = (
+        read_table(adata, key, "genes", of=_keys.PERTURBATION_CONCORDANCE),
+        read_table(adata, key, "concordance", of=_keys.PERTURBATION_CONCORDANCE),
+    )
     group = group or scores["group"].iloc[0]
     part = genes[genes["group"] == group]
     if not len(part):

@@ -10,7 +10,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import perturbation_stats as get_effects
+from ..results.store import read_table
 from ._style import NULL, as_written, category_colors, clean
 from .perturbation import effect_label, pick
 
@@ -58,7 +58,7 @@ def perturbation_dose(
     """
     import matplotlib.pyplot as plt
 
-    effects = get_effects(adata, key=key)
+    effects = read_table(adata, key, "effects", of=_keys.PERTURBATION_STATS)
     group = pick(effects, group)["group"].iloc[0]
     part = effects[(effects["group"] == group) & (effects["matched_to"] == "")]
     if part["k"].nunique() < 2:

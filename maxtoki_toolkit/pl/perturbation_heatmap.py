@@ -7,7 +7,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import perturbation_stats as get_effects
+from ..results.store import read_table
 from ._style import as_written
 from .perturbation import effect_label
 
@@ -55,7 +55,7 @@ def perturbation_heatmap(
     """
     import matplotlib.pyplot as plt
 
-    effects = get_effects(adata, key=key)
+    effects = read_table(adata, key, "effects", of=_keys.PERTURBATION_STATS)
     effects = effects[effects["matched_to"] == ""]
     if k is not None and k not in set(effects["k"]):
         raise KeyError(f"There is no k {k!r}; there are {', '.join(map(str, dict.fromkeys(effects['k'])))}.")

@@ -7,7 +7,7 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import perturbation_metrics as get_scores
+from ..results.store import read_table
 from ._style import BASELINE, MODEL, as_written, clean
 
 _LABELS = {
@@ -53,7 +53,7 @@ def perturbation_metrics(
     """
     import matplotlib.pyplot as plt
 
-    table = get_scores(adata, key=key)
+    table = read_table(adata, key, "scores", of=_keys.PERTURBATION_METRICS)
     if perturbation not in set(table["perturbation"]):
         raise KeyError(
             f"Did not find the perturbation {perturbation!r}; there are {table['perturbation'].unique().tolist()}."

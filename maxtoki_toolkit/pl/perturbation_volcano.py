@@ -7,7 +7,7 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import perturbation_stats as get_effects
+from ..results.store import read_table
 from ._labels import label_points
 from ._style import BASELINE, MODEL, NULL, as_written, clean
 from .perturbation import effect_label, pick
@@ -58,7 +58,7 @@ def perturbation_volcano(
     >>> mt.pl.perturbation_volcano(adata).axes[0].get_ylabel()
     '-log10 p, against matched genes'
     """
-    effects = get_effects(adata, key=key)
+    effects = read_table(adata, key, "effects", of=_keys.PERTURBATION_STATS)
     part = pick(effects, group, k, known="p_value").sort_values("p_value", kind="stable")
     group = part["group"].iloc[0]
     y = -np.log10(part["p_value"].clip(lower=1e-300).to_numpy())

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .. import _keys, get
+from .. import _keys
 from ._style import BASELINE, MODEL, clean
 
 _ACROSS = 3  # panels in a row
@@ -48,7 +48,7 @@ def predicted_ages(adata: AnnData, *, key: str = _keys.PREDICT_AGE) -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    donors, groups = get.predicted_ages(adata, key=key), get.age_calibration(adata, key=key)
+    donors, groups = (read_table(adata, key, name, of=_keys.PREDICT_AGE) for name in ("donors", "groups"))
     shown = groups[groups["group"].isin(donors.loc[donors["predicted"].notna(), "group"])]
     n = max(len(shown), 1)
     across = min(n, _ACROSS)

@@ -7,8 +7,8 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import steer as get_effects
-from ..get import steer_cells, steer_genes, steer_trace
+from ..get import steer_genes
+from ..results.store import read_table
 from ._style import BASELINE, MODEL, NULL, as_written, clean
 
 _COLORS = {"start": "black", "abrupt": BASELINE, "unsteered": NULL, "steered": MODEL}
@@ -53,7 +53,7 @@ def steer(adata: AnnData, *, n_genes: int = 15, key: str = _keys.STEER) -> Figur
     >>> len(mt.pl.steer(adata).axes)
     2
     """
-    effects = get_effects(adata, key=key)
+    effects = read_table(adata, key, "effects", of=_keys.STEER)
     if effects.attrs["method"] == "ranks":
         return _ranks(adata, effects, n_genes, key)
     return _sets(adata, effects, n_genes, key)
@@ -115,7 +115,10 @@ def _short(name: str) -> str:
 def _ranks(adata: AnnData, effects, n_genes: int, key: str) -> Figure:
     import matplotlib.pyplot as plt
 
-    cells, trace = steer_cells(adata, key=key), steer_trace(adata, key=key)
+    cells, trace = (
+        read_table(adata, key, "cells", of=_keys.STEER),
+        read_table(adata, key, "trace", of=_keys.STEER),
+    )
     genes = steer_genes(adata, key=key).iloc[:n_genes]
     figure, (ax, middle, side) = plt.subplots(
         1, 3, figsize=(11.5, max(3.4, 0.9 + 0.2 * len(genes))), layout="constrained", width_ratios=[1.2, 1, 1]

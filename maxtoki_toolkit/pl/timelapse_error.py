@@ -7,7 +7,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import timelapse, timelapse_scores
+from ..results.store import read_table
 from ._style import BASELINE, MODEL, as_written, clean, with_interval
 
 _LABELS = {
@@ -54,7 +54,10 @@ def timelapse_error(adata: AnnData, *, key: str = _keys.BASELINES, ax: Axes | No
     """
     import matplotlib.pyplot as plt
 
-    table, scores = timelapse(adata, key=key), timelapse_scores(adata, key=key)
+    table, scores = (
+        read_table(adata, key, "prompts", of=_keys.BASELINES),
+        read_table(adata, key, "scores", of=_keys.BASELINES),
+    )
     scores = scores[scores["group"] == "all"].set_index("predictor")
     errors = [
         (table["predicted" if name == "MaxToki" else name] - table["lapse"]).abs().to_numpy()

@@ -7,7 +7,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import timelapse, timelapse_scores
+from ..results.store import read_table
 from ._style import BASELINE, MODEL, as_written, category_colors, clean, with_interval
 
 _MANY = 5000  # prompts from which on points would hide each other
@@ -26,7 +26,7 @@ def timelapse_scatter(
     key
         Key in `.uns`.
     color
-        Column of `mt.get.timelapse` to colour the points by, e.g. "group". Without it, more than 5,000 prompts are
+        Column of `mt.get.table(adata, "timelapse")` to colour the points by, e.g. "group". Without it, more than 5,000 prompts are
         counted in hexagons.
     ax
         Axes to draw on.
@@ -56,7 +56,10 @@ def timelapse_scatter(
     from matplotlib.colors import ListedColormap
     from matplotlib.ticker import MaxNLocator
 
-    table, scores = timelapse(adata, key=key), timelapse_scores(adata, key=key)
+    table, scores = (
+        read_table(adata, key, "prompts", of=_keys.TIMELAPSE),
+        read_table(adata, key, "scores", of=_keys.TIMELAPSE),
+    )
     unit = table.attrs["unit"]
     score = scores[(scores["predictor"] == "MaxToki") & (scores["group"] == "all")].iloc[0]
     if color is not None and color not in table:

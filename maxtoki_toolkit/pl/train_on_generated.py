@@ -7,8 +7,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import train_on_generated as get_scores
-from ..get import train_on_generated_donors
+from ..results.store import read_table
 from ._style import BASELINE, MODEL, NULL, as_written, clean
 
 _MEASURES = {"macro_f1": "macro-F1", "accuracy": "accuracy"}
@@ -75,7 +74,10 @@ def train_on_generated(
 
     if measure not in _MEASURES:
         raise ValueError(f"There is no measure {measure!r}; choose from {', '.join(_MEASURES)}.")
-    scores, donors = get_scores(adata, key=key), train_on_generated_donors(adata, key=key)
+    scores, donors = (
+        read_table(adata, key, "scores", of=_keys.TRAIN_ON_GENERATED),
+        read_table(adata, key, "donors", of=_keys.TRAIN_ON_GENERATED),
+    )
     if ax is None:
         _, ax = plt.subplots(figsize=(5.2, 4.0), layout="constrained")
     place = np.arange(len(scores))

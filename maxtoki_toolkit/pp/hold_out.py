@@ -9,7 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_obs, write_result
+from ..results.store import write_obs, write_result
 from ._columns import as_labels
 from ._design import get_labels, get_times, known_cells
 

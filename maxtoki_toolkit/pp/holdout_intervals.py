@@ -10,8 +10,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_obs, write_result
 from .._validate import require_rank, require_unique_names
+from ..results.store import write_obs, write_result
 from ..stats.fdr import benjamini_hochberg
 from ..stats.turnover import rank_scores, sample_means, two_lines
 from ._design import get_groups, get_labels, get_times, known_cells
@@ -65,7 +65,7 @@ def holdout_intervals(
     -------
     `None`. Writes the boolean columns of `.obs` that `mt.pp.hold_out` writes, with the cells inside the
     intervals in `held_out_times`, and to `.uns["holdout_intervals"]` the tables `intervals`
-    (`mt.get.holdout_intervals`) and `genes` (`mt.get.turning_genes`).
+    (`mt.get.table(adata, "holdout_intervals")`) and `genes` (`mt.get.table(adata, "holdout_intervals", "genes")`).
 
     Raises
     ------
@@ -91,7 +91,7 @@ def holdout_intervals(
     >>> adata = mt.datasets.load("myoblast_timecourse")
     >>> mt.pp.rank_value_encode(adata, mt.load_model("demo"), force=True)
     >>> mt.pp.holdout_intervals(adata, time_key="Hours", n_permutations=1)
-    >>> mt.get.holdout_intervals(adata)["first"].tolist()
+    >>> mt.get.table(adata, "holdout_intervals")["first"].tolist()
     [24, 48]
     """
     require_unique_names(adata)
@@ -165,8 +165,9 @@ def holdout_intervals(
     }
     write_result(
         adata,
-        key_added or _keys.HOLDOUT_INTERVALS,
+        _keys.HOLDOUT_INTERVALS,
         params,
+        key_added=key_added,
         intervals=found,
         genes=turning.reset_index(drop=True),
     )

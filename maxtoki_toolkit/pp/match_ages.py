@@ -9,8 +9,8 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from .._validate import require_unique_names
+from ..results.store import write_result
 from ._columns import find_comparison
 from ._design import get_groups, get_labels, get_times, known_cells
 
@@ -98,7 +98,9 @@ def match_ages(
         "match_by": columns,
         "tolerance": tolerance,
     }
-    write_result(adata, key_added or _keys.MATCHED_AGES, params, donors=table, balance=age_balance(table))
+    write_result(
+        adata, _keys.MATCHED_AGES, params, key_added=key_added, donors=table, balance=age_balance(table)
+    )
 
 
 def donor_table(

@@ -11,8 +11,8 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from .._validate import require_obs
+from ..results.store import write_result
 
 _DAYS = {"years": 365.25, "months": 365.25 / 12, "weeks": 7.0, "days": 1.0}
 _BIRTH = 266  # days after fertilization, as in the ontology of human stages (HsapDv)

@@ -9,9 +9,9 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from .._validate import require_unique_names
 from ..models.prompts import Prompts
+from ..results.store import write_result
 from ._design import get_groups, get_labels, get_mask, get_times, known_cells
 from ._sampling import Sampler
 
@@ -75,7 +75,7 @@ def sample_prompts(
 
     Returns
     -------
-    `None`. Writes `.uns["prompts"]["prompts"]`, see `mt.get.prompts`.
+    `None`. Writes `.uns["prompts"]["prompts"]`, see `mt.get.table(adata, "prompts")`.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def sample_prompts(
     >>> import maxtoki_toolkit as mt
     >>> adata = mt.datasets.aging_atlas(300, 10, n_genes=500)
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=20)
-    >>> mt.get.prompts(adata).columns[:3].tolist()
+    >>> mt.get.table(adata, "prompts").columns[:3].tolist()
     ['context_0', 'context_1', 'context_2']
     """
     require_unique_names(adata)
@@ -144,7 +144,7 @@ def sample_prompts(
         "seed": rng,
         "queries_elsewhere": False,
     }
-    write_result(adata, key_added or _keys.PROMPTS, params, prompts=table)
+    write_result(adata, _keys.PROMPTS, params, key_added=key_added, prompts=table)
 
 
 def prompt_table(prompts: Prompts, adata: AnnData, queries: AnnData) -> pd.DataFrame:

@@ -48,7 +48,9 @@ SCHEMA: dict[str, Result] = {
         {"intervals": "", "genes": "share of the cell's ranks per unit of time"},
     ),
     _keys.PROMPTS: Result("mt.pp.sample_prompts(adata, ...)", {"prompts": "prompts"}),
-    _keys.MATCHED: Result("mt.pp.match_queries(adata, queries)", {"prompts": "prompts with other query cells"}),
+    _keys.MATCHED: Result(
+        "mt.pp.match_queries(adata, queries)", {"prompts": "prompts with other query cells"}
+    ),
     _keys.MATCHED_AGES: Result(
         "mt.pp.match_ages(adata, ...)",
         {"donors": "donors of each condition, and controls", "balance": "conditions"},
@@ -129,7 +131,9 @@ SCHEMA: dict[str, Result] = {
         },
         {"genes": "", "balance": "standard deviations"},
     ),
-    _keys.HEAD_SEGMENTS: Result("mt.tl.head_segments(adata)", {"heads": "attention heads and parts of the prompt"}),
+    _keys.HEAD_SEGMENTS: Result(
+        "mt.tl.head_segments(adata)", {"heads": "attention heads and parts of the prompt"}
+    ),
     _keys.HEAD_PROFILES: Result(
         "mt.tl.head_profiles(adata)",
         {"profiles": "attention heads and groups", "heads": "attention heads"},
@@ -154,9 +158,12 @@ SCHEMA: dict[str, Result] = {
         },
         {"scores": "AUROC", "groups": "", "genes": ""},
     ),
-    _keys.ABLATE_HEADS: Result("mt.tl.ablate_heads(adata, model)", {"effects": "heads, sets of heads, or steps"}),
+    _keys.ABLATE_HEADS: Result(
+        "mt.tl.ablate_heads(adata, model)", {"effects": "heads, sets of heads, or steps"}
+    ),
     _keys.PATCH: Result(
-        "mt.tl.patch(adata, model, corrupted=...)", {"effects": "layers (or heads) and segments of the prompt"}
+        "mt.tl.patch(adata, model, corrupted=...)",
+        {"effects": "layers (or heads) and segments of the prompt"},
     ),
     _keys.ATTRIBUTE: Result(
         "mt.tl.attribute(adata, model)",

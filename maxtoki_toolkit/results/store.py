@@ -82,7 +82,11 @@ def read_result(adata: AnnData, key: str, call: str) -> dict[str, Any]:
         raise KeyError(f"Did not find .uns[{key!r}].{run}{closest(key, [*adata.uns, *SCHEMA])}")
     result = adata.uns[key]
     if not is_ours(adata, key) or any(_is_bare(part) for part in result.values()):
-        what = f"not what {call} writes. Run it again, or give another key" if call else "no result of this package"
+        what = (
+            f"not what {call} writes. Run it again, or give another key"
+            if call
+            else "no result of this package"
+        )
         raise ValueError(f".uns[{key!r}] is {what}.")
     tables = [part for part in result.values() if isinstance(part, pd.DataFrame)]
     if tables and not any(map(len, tables)):  # one of several may have none
@@ -90,9 +94,7 @@ def read_result(adata: AnnData, key: str, call: str) -> dict[str, Any]:
     return _Stored(key, call, {**result, "params": _Stored(key, call, result["params"])})
 
 
-def read_table(
-    adata: AnnData, key: str, table: str | None = None, *, of: str | None = None
-) -> pd.DataFrame:
+def read_table(adata: AnnData, key: str, table: str | None = None, *, of: str | None = None) -> pd.DataFrame:
     """A copy of a table of `uns[key]`, with the settings that it was made with as `.attrs`.
 
     `of` is the key under which the result usually is, for the error where there is none.

@@ -10,7 +10,6 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import read_result
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel, require_model
 from ..models.prompts import Prompts, write_prompts
@@ -18,6 +17,7 @@ from ..models.sequences import Sequences
 from ..models.timelapse import read_lapses, require_temporal
 from ..pp._design import get_labels, get_mask
 from ..pp.sample_prompts import read_prompts
+from ..results.store import read_result
 from ._cells import get_sequences
 from ._edit_readouts import read_likelihoods
 from ._time_unit import check_unit

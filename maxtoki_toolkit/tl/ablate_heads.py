@@ -10,12 +10,12 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from ..models.ablation import HOW, Ablated, ablate, mean_activations
 from ..models.hooks import n_heads, n_layers
 from ..models.layout import n_classes, place_classes
 from ..models.model import MaxTokiModel, require_model
 from ..pp._design import known_cells
+from ..results.store import write_result
 from ..stats.donors import donor_mean, unit_name
 from ..stats.fdr import benjamini_hochberg
 from ._readings import Readings, draw_partners, get_prompts, get_readings
@@ -83,7 +83,7 @@ def ablate_heads(
     Returns
     -------
     `None`. Writes `.uns["ablate_heads"]["effects"]`, one row a head or set, or for "greedy" one row a step; see
-    `mt.get.ablate_heads`.
+    `mt.get.table(adata, "ablate_heads")`.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def ablate_heads(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=4, donor_key="donor_id")
     >>> mt.tl.ablate_heads(adata, model, heads=[(0, 1), [(2, 0), (3, 0)]])
-    >>> mt.get.ablate_heads(adata)["heads"].tolist()
+    >>> mt.get.table(adata, "ablate_heads")["heads"].tolist()
     ['L0H1', 'L2H0+L3H0']
     """
     require_model(model)
@@ -169,7 +169,7 @@ def ablate_heads(
         "donors": unit_name(readings.table),
         "seed": rng,
     }
-    write_result(adata, key_added or _keys.ABLATE_HEADS, {**model.params, **params}, effects=effects)
+    write_result(adata, _keys.ABLATE_HEADS, {**model.params, **params}, key_added=key_added, effects=effects)
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -10,7 +10,6 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._results import read_result, write_result
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences
@@ -18,6 +17,7 @@ from ..models.timelapse import read_lapses, require_temporal
 from ..models.vocabulary import Vocabulary
 from ..pp._design import known_cells
 from ..pp.sample_prompts import read_prompts
+from ..results.store import read_result, write_result
 from ..stats.donors import jackknife_error, jackknife_interval, left_out, unit_name
 from ..stats.fdr import benjamini_hochberg
 from ._cells import get_sequences
@@ -84,7 +84,7 @@ def ablate_prompt(
     Returns
     -------
     `None`. Writes `.uns["ablate_prompt"]` with the tables `prompts` (a column of predictions for "intact"
-    and each ablation) and `effects`; see `mt.get.ablation`.
+    and each ablation) and `effects`; see `mt.get.table(adata, "ablate_prompt")`.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def ablate_prompt(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=6, donor_key="donor_id")
     >>> mt.tl.ablate_prompt(adata, model, ablations=["intact", "shuffle_genes"])
-    >>> mt.get.ablation(adata).set_index("ablation").loc["intact", "difference"]
+    >>> mt.get.table(adata, "ablate_prompt").set_index("ablation").loc["intact", "difference"]
     np.float64(0.0)
     """
     require_temporal(model)
@@ -144,8 +144,9 @@ def ablate_prompt(
     }
     write_result(
         adata,
-        key_added or _keys.ABLATION,
+        _keys.ABLATION,
         {**model.params, **result},
+        key_added=key_added,
         prompts=table,
         effects=_effects(table, list(dict.fromkeys(ablations)), rng),
     )

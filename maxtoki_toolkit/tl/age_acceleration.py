@@ -13,7 +13,6 @@ from anndata import AnnData
 
 from .. import _keys
 from .._progress import progress
-from .._results import write_result
 from .._validate import require_rank, require_unique_names
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
@@ -22,6 +21,7 @@ from ..models.timelapse import read_lapses, require_temporal
 from ..pp._columns import find_comparison
 from ..pp._design import get_groups, get_labels, get_mask, get_times, known_cells
 from ..pp.match_ages import age_balance, donor_table, match_donors
+from ..results.store import write_result
 from ..stats.clocks import cross_fitted_ages
 from ..stats.fdr import benjamini_hochberg
 from ..stats.mixed_model import Readings, estimate_effect
@@ -110,7 +110,7 @@ def age_acceleration(
     Returns
     -------
     `None`. Writes `.uns["age_acceleration"]` with the tables `effects`, `donors`, `matching` and
-    `balance`; see `mt.get.age_acceleration`. `params["warnings"]` has in words what stands in the way of a conclusion.
+    `balance`; see `mt.get.table(adata, "age_acceleration")`. `params["warnings"]` has in words what stands in the way of a conclusion.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def age_acceleration(
     >>> mt.tl.age_acceleration(
     ...     adata, model, condition_key="condition", control="control", time_key="age_months", donor_key="donor_id",
     ...     groupby=None, n_cells=2, n_contexts=1, baselines=False)
-    >>> mt.get.age_acceleration(adata)["condition"].tolist()
+    >>> mt.get.table(adata, "age_acceleration")["condition"].tolist()
     ['accelerated_3y', 'accelerated_5y', 'accelerated_15y', 'resilient']
     """
     require_temporal(model)
@@ -215,8 +215,9 @@ def age_acceleration(
     }
     write_result(
         adata,
-        key_added or _keys.AGE_ACCELERATION,
+        _keys.AGE_ACCELERATION,
         {**model.params, **params},
+        key_added=key_added,
         effects=effects,
         donors=by_donor,
         matching=matching,

@@ -10,9 +10,9 @@ from anndata import AnnData
 
 from .. import _keys
 from .._progress import progress
-from .._results import write_result
 from ..models.model import MaxTokiModel
 from ..pp._design import get_mask, get_times
+from ..results.store import write_result
 from ..stats.clocks import fit_ridge
 from ..stats.fdr import benjamini_hochberg
 from ..stats.lapse_scores import score_lapses
@@ -65,8 +65,8 @@ def age_match(
 
     Returns
     -------
-    `None`. Writes to `.uns["age_match"]` the tables `scores`, see `mt.get.age_match`; `cells`, see
-    `mt.get.read_ages`; and `clocks`, with the training cells, donors and penalty of each clock.
+    `None`. Writes to `.uns["age_match"]` the tables `scores`, see `mt.get.table(adata, "age_match")`; `cells`, see
+    `mt.get.table(adata, "age_match", "cells")`; and `clocks`, with the training cells, donors and penalty of each clock.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def age_match(
     ...     context_size=1, contexts="held_out", queries="held_out")
     >>> cells = mt.tl.generate(adata, model, max_genes=10)
     >>> mt.tl.age_match(adata, model, generated=cells, time_key="age_months", donor_key="donor_id")
-    >>> mt.get.age_match(adata)["cells"].tolist()
+    >>> mt.get.table(adata, "age_match")["cells"].tolist()
     ['generated', 'query', 'context']
     """
     given, (adata, kept, generated, prompted) = (
@@ -168,8 +168,9 @@ def age_match(
     }
     write_result(
         adata,
-        key_added or _keys.AGE_MATCH,
+        _keys.AGE_MATCH,
         {**model.params, **params},
+        key_added=key_added,
         scores=_scores(cells, list(read), prompted, adata, donor, as_prompted, rng),
         cells=cells,
         clocks=pd.DataFrame(clocks, columns=["group", "n_cells", "n_donors", "alpha"]),

@@ -9,9 +9,9 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from ..models.model import MaxTokiModel
 from ..pp._design import get_mask
+from ..results.store import write_result
 from ..stats.classification import fit_classifier, score_labels, with_share_intervals
 from ..stats.donors import jackknife_interval, jackknife_weights
 from ._prompted import asked_groups, features_at, other_cells, read_prompted
@@ -62,11 +62,11 @@ def annotation_concordance(
     `None`. Writes to `.uns["annotation_concordance"]`
 
     `scores`
-        Accuracy and macro-F1, see `mt.get.annotation_concordance`.
+        Accuracy and macro-F1, see `mt.get.table(adata, "annotation_concordance")`.
     `types`
-        Precision, recall and F1 of each type, see `mt.get.annotation_types`.
+        Precision, recall and F1 of each type, see `mt.get.table(adata, "annotation_concordance", "types")`.
     `cells`
-        Type of each generated cell, see `mt.get.annotations`; counted in `mt.get.annotation_matrix`.
+        Type of each generated cell, see `mt.get.table(adata, "annotation_concordance", "cells")`; counted in `mt.get.annotation_matrix`.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def annotation_concordance(
     ...     context_size=1, contexts="held_out", queries="held_out")
     >>> cells = mt.tl.generate(adata, model, max_genes=10)
     >>> mt.tl.annotation_concordance(adata, model, generated=cells, groupby="cell_type")
-    >>> mt.get.annotation_concordance(adata)["cells"].tolist()
+    >>> mt.get.table(adata, "annotation_concordance")["cells"].tolist()
     ['generated', 'query', 'context', 'majority', 'permuted']
     """
     given, (adata, kept, generated, prompted) = (
@@ -166,8 +166,9 @@ def annotation_concordance(
     }
     write_result(
         adata,
-        key_added or _keys.CONCORDANCE,
+        _keys.CONCORDANCE,
         {**model.params, **params},
+        key_added=key_added,
         scores=pd.DataFrame(rows),
         types=_types({name: scores[name] for name in sources}, found, asked, names, n_units),
         cells=pd.DataFrame(

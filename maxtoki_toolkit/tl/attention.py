@@ -13,10 +13,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
+from .._features import symbols
 from .._outputs import check_output, new_output
-from .._results import read_result, write_result
-from ..get._head_sums import Shape, Sums, checksum_of
-from ..get.results import symbols
 from ..models.attention import STATISTICS, stream_attention
 from ..models.model import MaxTokiModel
 from ..models.prompts import write_prompts
@@ -25,6 +23,8 @@ from ..models.timelapse import require_temporal
 from ..pp._design import get_groups, get_labels, known_cells
 from ..pp._ranked_counts import counts_or_none
 from ..pp.sample_prompts import read_prompts
+from ..results.head_sums import Shape, Sums, checksum_of
+from ..results.store import read_result, write_result
 from ..stats.expression import per_ten_thousand
 from ._cells import count_truncated, get_sequences
 from ._gene_sets import TRANSCRIPTION_FACTORS, find_members
@@ -225,8 +225,9 @@ def attention(
     }
     write_result(
         adata,
-        key_added or (_keys.ATTENTION if key is None else _keys.PROMPT_ATTENTION),
+        _keys.ATTENTION if key is None else _keys.PROMPT_ATTENTION,
         {**model.params, **params},
+        key_added=key_added,
         units=units,
         sequences=table,
         genes=genes,

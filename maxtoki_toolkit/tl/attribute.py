@@ -10,11 +10,11 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._results import write_result
-from ..get.results import symbols
+from .._features import symbols
 from ..models.attribution import BASELINES, Attributions, integrated_gradients, require_captum
 from ..models.model import MaxTokiModel, require_model
 from ..pp._design import known_cells
+from ..results.store import write_result
 from ..stats.donors import donor_mean, unit_name
 from ..stats.fdr import benjamini_hochberg
 from ._readings import Readings, get_prompts, get_readings
@@ -73,9 +73,9 @@ def attribute(
     `None`. Writes to `.uns["attribute"]`
 
     `genes`
-        One row a gene and part of the prompt ("context", "query" or "cell"); see `mt.get.attribute`.
+        One row a gene and part of the prompt ("context", "query" or "cell"); see `mt.get.table(adata, "attribute")`.
     `segments`
-        One row a segment of the prompt; see `mt.get.attribute_segments`.
+        One row a segment of the prompt; see `mt.get.table(adata, "attribute", "segments")`.
     `prompts`
         The prompts with `value`, `baseline_value`, `residual` (what attributions miss) and, for each segment, the sum of its
         attributions.
@@ -110,7 +110,7 @@ def attribute(
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=3, context_size=1)
     >>> try:
     ...     mt.tl.attribute(adata, model, n_steps=8, tolerance=1)
-    ...     found = mt.get.attribute_segments(adata)["segment"].tolist()
+    ...     found = mt.get.table(adata, "attribute", "segments")["segment"].tolist()
     ... except ImportError:
     ...     found = ["captum is not installed"]
     """
@@ -156,8 +156,9 @@ def attribute(
     }
     write_result(
         adata,
-        key_added or _keys.ATTRIBUTE,
+        _keys.ATTRIBUTE,
         {**model.params, **params},
+        key_added=key_added,
         genes=genes,
         segments=segments,
         prompts=prompts,

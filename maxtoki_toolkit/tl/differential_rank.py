@@ -11,9 +11,9 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from ..models.model import MaxTokiModel
 from ..pp._design import get_mask, get_times, known_cells
+from ..results.store import write_result
 from ..stats.fdr import benjamini_hochberg
 from ..stats.rank_change import (
     Units,
@@ -90,8 +90,8 @@ def differential_rank(
 
     Returns
     -------
-    `None`. Writes to `.uns["differential_rank"]` the tables `genes` (`mt.get.differential_rank`), `scores`
-    (`mt.get.differential_rank_scores`) and `cells`, those that were compared.
+    `None`. Writes to `.uns["differential_rank"]` the tables `genes` (`mt.get.table(adata, "differential_rank")`), `scores`
+    (`mt.get.table(adata, "differential_rank", "scores")`) and `cells`, those that were compared.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def differential_rank(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> settings = dict(time_key="age_months", intervals=((240, 480), (720, 1080)), donor_key="donor_id")
     >>> mt.tl.differential_rank(adata, model, generated=adata[:200].copy(), use=[False] * 200 + [True] * 200, **settings)
-    >>> mt.get.differential_rank_scores(adata)["predictor"].tolist()
+    >>> mt.get.table(adata, "differential_rank", "scores")["predictor"].tolist()
     ['generated', 'permuted', 'interpolation', 'no change', 'true halves']
     """
     if n_top < 1:
@@ -244,8 +244,9 @@ def differential_rank(
     }
     write_result(
         adata,
-        key_added or _keys.DIFFERENTIAL_RANK,
+        _keys.DIFFERENTIAL_RANK,
         {**model.params, **params},
+        key_added=key_added,
         genes=pd.concat(genes, ignore_index=True),
         scores=scores,
         cells=pd.concat(cells, ignore_index=True),

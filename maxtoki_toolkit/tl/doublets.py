@@ -13,7 +13,6 @@ from anndata import AnnData
 
 from .. import _keys
 from .._progress import progress
-from .._results import is_ours, require_free, write_result
 from .._validate import require_obs, require_rank, require_tokens, require_unique_names
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
@@ -22,6 +21,7 @@ from ..pp._doublets import add_counts, draw_pairs, merge_ranks, uniform
 from ..pp._ranked_counts import has_counts, ranked_counts, source_of
 from ..pp.rank_value_encode import rank_value_encode
 from ..pp.simulate_doublets import KINDS, check_share, read_codes
+from ..results.store import is_ours, require_free, write_result
 from ..stats.binary_scores import at_odds, auroc_ap, bootstrap_weights, calibration_error
 from ..stats.doublet_features import features as describe
 from ..stats.doublet_features import size_features
@@ -105,11 +105,11 @@ def doublets(
     `.obs["doublet_probability"]`, `.obs["doublet"]`
         Probability of being a doublet at the expected rate, and whether it is above one half.
     `.uns["doublets"]["cells"]`
-        What each cell, simulated doublet and query was given; see `mt.get.doublets`.
+        What each cell, simulated doublet and query was given; see `mt.get.table(adata, "doublets")`.
     `.uns["doublets"]["scores"]`
-        How well doublets are told, beside scrublet and permuted labels; see `mt.get.doublet_scores`.
+        How well doublets are told, beside scrublet and permuted labels; see `mt.get.table(adata, "doublets", "scores")`.
     `.uns["doublets"]["singlets"]`
-        Shares of singlets; see `mt.get.singlet_fraction`.
+        Shares of singlets; see `mt.get.table(adata, "doublets", "singlets")`.
 
     Raises
     ------
@@ -152,7 +152,7 @@ def doublets(
     >>> model = mt.load_model("demo")
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.doublets(adata, model, groupby="cell_type", features=["expression", "size"])
-    >>> mt.get.singlet_fraction(adata)["population"].tolist()
+    >>> mt.get.table(adata, "doublets", "singlets")["population"].tolist()
     ['cells', 'same-type doublets', 'cross-type doublets']
     """
     require_unique_names(adata)
@@ -257,8 +257,9 @@ def doublets(
     }
     write_result(
         adata,
-        key_added or _keys.DOUBLETS,
+        _keys.DOUBLETS,
         {**model.params, **params},
+        key_added=key_added,
         cells=table,
         scores=_score_table(table, null, label_null, items, expected_rate, rng),
         singlets=_singlet_table(table, rng),

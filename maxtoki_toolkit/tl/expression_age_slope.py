@@ -11,11 +11,10 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._features import gene_columns
-from .._results import write_result
-from ..get.results import symbols
+from .._features import gene_columns, symbols
 from ..pp._design import as_numbers, get_groups, get_labels, get_mask, known_cells
 from ..pp._ranked_counts import ranked_counts
+from ..results.store import write_result
 from ..stats.fdr import benjamini_hochberg
 from ._time_unit import check_unit
 
@@ -62,7 +61,7 @@ def expression_age_slope(
 
     Returns
     -------
-    `None`. Writes `.uns["expression_age_slope"]` with the table `slopes`; see `mt.get.expression_age_slope`.
+    `None`. Writes `.uns["expression_age_slope"]` with the table `slopes`; see `mt.get.table(adata, "expression_age_slope")`.
 
     Raises
     ------
@@ -79,7 +78,7 @@ def expression_age_slope(
     >>> import maxtoki_toolkit as mt
     >>> adata = mt.datasets.aging_atlas(1000, 20, n_genes=500)
     >>> mt.tl.expression_age_slope(adata, time_key="age_months", donor_key="donor_id", covariates=["sex"])
-    >>> mt.get.expression_age_slope(adata).attrs["unit"]
+    >>> mt.get.table(adata, "expression_age_slope").attrs["unit"]
     'log2 expression per year'
     """
     columns = [covariates] if isinstance(covariates, str) else list(covariates or [])
@@ -148,7 +147,9 @@ def expression_age_slope(
         "groups_left_out": list(few),
         "n_left_out": adata.n_obs - len(kept),
     }
-    write_result(adata, key_added or _keys.AGE_SLOPE, params, slopes=pd.concat(tables, ignore_index=True))
+    write_result(
+        adata, _keys.AGE_SLOPE, params, key_added=key_added, slopes=pd.concat(tables, ignore_index=True)
+    )
 
 
 def _design(samples: pd.DataFrame, columns: list[str]) -> np.ndarray:

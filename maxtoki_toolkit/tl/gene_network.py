@@ -11,14 +11,14 @@ from anndata import AnnData
 from scipy.stats import rankdata
 
 from .. import _keys
-from .._results import write_result
-from ..get.results import find_genes, symbols
+from .._features import find_genes, symbols
 from ..models.attention import n_pair_classes, pair_classes, place_steps, stream_pairs
 from ..models.hooks import n_heads, n_layers
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences
 from ..pp._design import known_cells
 from ..pp._ranked_counts import counts_or_none
+from ..results.store import write_result
 from ..stats.expression import log_normalize
 from ..stats.regulons import MIN_SOURCES, MIN_TARGETS, find_edges, score_regulons
 from ._cells import count_truncated, get_sequences
@@ -96,9 +96,9 @@ def gene_network(
     `None`. Writes `.uns["gene_network"]`:
 
     `edges`
-        The highest edges of each group, see `mt.get.gene_network`.
+        The highest edges of each group, see `mt.get.table(adata, "gene_network")`.
     `scores`
-        Where there are regulons: each predictor against them, see `mt.get.gene_network_scores`.
+        Where there are regulons: each predictor against them, see `mt.get.table(adata, "gene_network", "scores")`.
     `groups`
         Cells, donors and pairs of each group, and how well its two halves agree over all pairs (`replication_attention`,
         `replication_coexpression`; Spearman).
@@ -158,7 +158,7 @@ def gene_network(
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.gene_network(adata, model, donor_key="donor_id", n_cells=10)
-    >>> mt.get.gene_network(adata).shape[0]
+    >>> mt.get.table(adata, "gene_network").shape[0]
     1000
     """
     for name, value in [("n_cells", n_cells), ("min_cells", min_cells), ("n_edges", n_edges)]:
@@ -246,7 +246,7 @@ def gene_network(
         "n_truncated": n_truncated,
         "seed": rng,
     }
-    write_result(adata, key_added or _keys.GENE_NETWORK, {**model.params, **params}, **tables)
+    write_result(adata, _keys.GENE_NETWORK, {**model.params, **params}, key_added=key_added, **tables)
 
 
 class Pairs(NamedTuple):

@@ -11,11 +11,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.sequences import cell_sequences
 from ..pp._design import get_mask, known_cells
+from ..results.store import write_result
 from ..stats import diversity as kernel
 from ..stats.diversity import Cells
 from ..stats.fdr import benjamini_hochberg
@@ -75,7 +75,7 @@ def generation_diversity(
 
     Returns
     -------
-    `None`. Writes `.uns["generation_diversity"]["scores"]`, see `mt.get.generation_diversity`.
+    `None`. Writes `.uns["generation_diversity"]["scores"]`, see `mt.get.table(adata, "generation_diversity")`.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def generation_diversity(
     >>> mt.pp.hold_out(adata, donor_key="donor_id", donors=0.4)
     >>> some = adata[adata.obs["held_out"]].copy()
     >>> mt.tl.generation_diversity(adata, model, generated=some, donor_key="donor_id")
-    >>> mt.get.generation_diversity(adata)["cells"].tolist()
+    >>> mt.get.table(adata, "generation_diversity")["cells"].tolist()
     ['generated', 'held-out', 'copies', 'average', 'shuffled']
     """
     if space not in SPACES:
@@ -212,7 +212,7 @@ def generation_diversity(
         "n_left_out": adata.n_obs - len(kept),
         "seed": rng,
     }
-    write_result(adata, key_added or _keys.DIVERSITY, {**model.params, **params}, scores=scores)
+    write_result(adata, _keys.DIVERSITY, {**model.params, **params}, key_added=key_added, scores=scores)
 
 
 def _sets(X, length, about, rows, training, n_neighbors, n_cells, rng) -> dict[str, tuple] | None:

@@ -10,8 +10,8 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._results import write_result
-from ..get._head_sums import head_table
+from ..results.head_sums import head_table
+from ..results.store import write_result
 from ..stats.fdr import benjamini_hochberg
 from ..stats.matched_sets import log2_ratio, make_strata, null_ratios, other_weights, two_sided, usable
 from ._gene_sets import MIN_GENES, TRANSCRIPTION_FACTORS, find_members
@@ -56,7 +56,7 @@ def head_enrichment(
 
     Returns
     -------
-    `None`. Writes `.uns["head_enrichment"]` with the tables `heads`, see `mt.get.head_enrichment`,
+    `None`. Writes `.uns["head_enrichment"]` with the tables `heads`, see `mt.get.table(adata, "head_enrichment")`,
     `genes` (who is in the set, in which stratum) and `balance` (mean difference of the set from all other genes and from the
     matched ones, in standard deviations, for each covariate by rank).
 
@@ -90,7 +90,7 @@ def head_enrichment(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.attention(adata, model, donor_key="donor_id", n_cells=3)
     >>> mt.tl.head_enrichment(adata, n_permutations=99)
-    >>> mt.get.head_enrichment(adata).shape[0]
+    >>> mt.get.table(adata, "head_enrichment").shape[0]
     16
     """
     if n_permutations < 99:
@@ -138,8 +138,9 @@ def head_enrichment(
     }
     write_result(
         adata,
-        key_added or _keys.HEAD_ENRICHMENT,
+        _keys.HEAD_ENRICHMENT,
         settings,
+        key_added=key_added,
         heads=table,
         genes=genes.loc[kept, ["gene", "ensembl_id", "symbol", *COVARIATES]].assign(
             in_set=member, stratum=strata

@@ -8,8 +8,8 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._results import write_result
-from ..get._head_sums import head_table
+from ..results.head_sums import head_table
+from ..results.store import write_result
 from ..stats.fdr import benjamini_hochberg
 from ._head_sums import FLAT, read_attention
 from ._tokens import FIRST
@@ -51,7 +51,7 @@ def head_profiles(
     Returns
     -------
     `None`. Writes `.uns["head_profiles"]` with the tables `profiles` (a row a head and group) and `heads` (a
-    row a head); see `mt.get.head_profiles` and `mt.get.head_specificity`.
+    row a head); see `mt.get.table(adata, "head_profiles")` and `mt.get.table(adata, "head_profiles", "heads")`.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def head_profiles(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.attention(adata, model, groupby="cell_type", donor_key="donor_id", n_cells=1)
     >>> mt.tl.head_profiles(adata, n_permutations=99)
-    >>> mt.get.head_specificity(adata).shape[0]
+    >>> mt.get.table(adata, "head_profiles", "heads").shape[0]
     16
     """
     if n_permutations < 99:
@@ -147,8 +147,9 @@ def head_profiles(
     }
     write_result(
         adata,
-        key_added or _keys.HEAD_PROFILES,
+        _keys.HEAD_PROFILES,
         settings,
+        key_added=key_added,
         profiles=_corrected(table),
         heads=_corrected(of_heads),
     )

@@ -8,9 +8,9 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._results import write_result
-from ..get._head_sums import head_table
 from ..models.attention import ATTENDING
+from ..results.head_sums import head_table
+from ..results.store import write_result
 from ..stats.donors import left_out
 from ..stats.fdr import benjamini_hochberg
 from ._head_sums import FLAT, read_attention, unit_name
@@ -47,7 +47,7 @@ def head_segments(
 
     Returns
     -------
-    `None`. Writes `.uns["head_segments"]["heads"]`; see `mt.get.head_segments`.
+    `None`. Writes `.uns["head_segments"]["heads"]`; see `mt.get.table(adata, "head_segments")`.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def head_segments(
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=6, donor_key="donor_id")
     >>> mt.tl.attention(adata, model, key="prompts")
     >>> mt.tl.head_segments(adata)
-    >>> mt.get.head_segments(adata)["segment"].unique().tolist()
+    >>> mt.get.table(adata, "head_segments")["segment"].unique().tolist()
     ['context', 'lapses', 'query', 'special']
     """
     if attending not in ATTENDING:
@@ -125,7 +125,7 @@ def head_segments(
         "min_ratio": MIN_RATIO,
         "seed": rng,
     }
-    write_result(adata, key_added or _keys.HEAD_SEGMENTS, settings, heads=table)
+    write_result(adata, _keys.HEAD_SEGMENTS, settings, key_added=key_added, heads=table)
 
 
 def _compare(

@@ -8,8 +8,8 @@ from anndata import AnnData
 from scipy.stats import rankdata
 
 from .. import _keys
-from .._results import write_result
-from ..get._head_sums import head_table
+from ..results.head_sums import head_table
+from ..results.store import write_result
 from ._head_sums import FLAT, DonorSums, donor_sums, read_attention, unit_name
 
 
@@ -107,8 +107,9 @@ def head_similarity(
     }
     write_result(
         adata,
-        key_added or _keys.HEAD_SIMILARITY,
+        _keys.HEAD_SIMILARITY,
         settings,
+        key_added=key_added,
         heads=heads,
         similarity=pd.DataFrame(similarity, columns=names),
         raw=pd.DataFrame(_correlate(raw, raw), columns=names),

@@ -7,12 +7,12 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from ..models.build import build_model
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..pp._design import get_labels, get_mask, known_cells
 from ..pp._ranked_counts import ranked_counts
+from ..results.store import write_result
 from ._cells import get_sequences
 
 
@@ -55,7 +55,7 @@ def neighbor_purity(
 
     Returns
     -------
-    `None`. Writes `.uns["neighbor_purity"]["scores"]`, see `mt.get.neighbor_purity`: one row
+    `None`. Writes `.uns["neighbor_purity"]["scores"]`, see `mt.get.table(adata, "neighbor_purity")`: one row
     each for the model, a model of the same shape with random weights ("untrained"), PCA, and chance, with
     `purity` (0-1), its 95% bootstrap interval over cells, and `difference`, the model's purity minus the
     row's, with the interval of the paired difference.
@@ -73,7 +73,7 @@ def neighbor_purity(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.embed(adata, model)
     >>> mt.tl.neighbor_purity(adata, model, groupby="cell_type")
-    >>> mt.get.neighbor_purity(adata)["embedding"].tolist()
+    >>> mt.get.table(adata, "neighbor_purity")["embedding"].tolist()
     ['MaxToki', 'untrained', 'PCA', 'chance']
     """
     given, (adata, kept) = adata, known_cells(adata, groupby)
@@ -109,8 +109,9 @@ def neighbor_purity(
     params = {"groupby": groupby, "subset": subset, "n_neighbors": n_neighbors, "n_top_genes": n_top_genes}
     write_result(
         adata,
-        key_added or _keys.PURITY,
+        _keys.PURITY,
         {**model.params, **params, "n_pcs": n_pcs, "seed": rng, "n_cells": int(scored.sum())},
+        key_added=key_added,
         scores=_score_table(purity, np.random.default_rng(rng)),
     )
 

@@ -9,13 +9,13 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import read_result, write_result
 from ..models.hooks import Site
 from ..models.layout import Layout
 from ..models.model import MaxTokiModel, require_model
 from ..models.patching import ALIGN, LEVELS, Patched, level_sites, patch_states
 from ..pp._design import known_cells
 from ..pp.sample_prompts import read_prompts
+from ..results.store import read_result, write_result
 from ..stats.donors import donor_ratio, unit_name
 from ..stats.fdr import benjamini_hochberg
 from ._cells import get_sequences
@@ -69,7 +69,7 @@ def patch(
     Returns
     -------
     `None`. Writes `.uns["patch"]["effects"]`, one row a layer (or head) and segment of the prompt; see
-    `mt.get.patch`.
+    `mt.get.table(adata, "patch")`.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def patch(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=3, context_size=1)
     >>> mt.tl.patch(adata, model, corrupted="mask_query", level="attention")
-    >>> mt.get.patch(adata)["layer"].max()
+    >>> mt.get.table(adata, "patch")["layer"].max()
     np.int64(3)
     """
     require_model(model)
@@ -172,7 +172,7 @@ def patch(
         "donors": unit_name(table),
         "seed": rng,
     }
-    write_result(adata, key_added or _keys.PATCH, {**model.params, **params}, effects=effects)
+    write_result(adata, _keys.PATCH, {**model.params, **params}, key_added=key_added, effects=effects)
 
 
 def _other_prompts(adata: AnnData, key: str, n_clean: int) -> tuple[np.ndarray, pd.DataFrame]:

@@ -18,7 +18,6 @@ from .. import _keys
 from .._digest import digest
 from .._files import atomic, sha256
 from .._progress import hidden, progress
-from .._results import read_result, write_result
 from .._shards import (
     count_shards,
     drop_shards,
@@ -29,7 +28,6 @@ from .._shards import (
     shard_path,
     take_shards,
 )
-from ..get._effects_file import as_categories, check_path, is_written, read_effects, write_effects
 from ..models.edits import INSERTING, MODES, cut_cells, edit_cells
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel, require_model
@@ -38,6 +36,8 @@ from ..models.sequences import Sequences
 from ..models.timelapse import require_temporal
 from ..pp._design import get_groups, get_labels, get_mask, known_cells
 from ..pp.sample_prompts import read_prompts
+from ..results.effects_file import as_categories, check_path, is_written, read_effects, write_effects
+from ..results.store import read_result, write_result
 from ._asked_genes import ALL, Asked, ask_genes, make_asked
 from ._cells import get_sequences
 from ._edit_readouts import READOUTS, likeness, read_likelihoods, read_prompted_lapses
@@ -141,7 +141,7 @@ def perturb(
     Returns
     -------
     `None`. Writes `.uns["perturbation"]` with the tables `effects` (or their path), a row a prompt or cell and gene, and
-    `genes`; see `mt.get.perturbation`.
+    `genes`; see `mt.get.table(adata, "perturbation")`.
 
     Raises
     ------
@@ -173,7 +173,7 @@ def perturb(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=4, donor_key="donor_id")
     >>> mt.tl.perturb(adata, model, genes=["FOXO3", ("FOXO3", "KLF2")], mode="overexpress")
-    >>> mt.get.perturbation(adata).shape[0]
+    >>> mt.get.table(adata, "perturbation").shape[0]
     8
     """
     doses = _check(model, mode, k, on, readout, key, use, target, groupby, donor_key, n_controls)
@@ -244,8 +244,9 @@ def perturb(
     }
     write_result(
         adata,
-        key_added or _keys.PERTURBATION,
+        _keys.PERTURBATION,
         {**model.params, **params},
+        key_added=key_added,
         genes=table,
         **({"effects": effects} if path is None else {}),
     )

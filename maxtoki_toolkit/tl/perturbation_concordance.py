@@ -8,8 +8,7 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._results import read_result, write_result
-from ..get.perturbation import expression_age_slope, perturbation_stats
+from ..results.store import read_result, read_table, write_result
 from ..stats.fdr import benjamini_hochberg
 from ..stats.matched_sets import make_strata
 from ._gene_covariates import COVARIATES
@@ -51,7 +50,7 @@ def perturbation_concordance(
     Returns
     -------
     `None`. Writes `.uns["perturbation_concordance"]` with the tables `concordance` and `genes`; see
-    `mt.get.perturbation_concordance` and `mt.get.concordant_genes`.
+    `mt.get.table(adata, "perturbation_concordance")` and `mt.get.table(adata, "perturbation_concordance", "genes")`.
 
     Raises
     ------
@@ -79,7 +78,7 @@ def perturbation_concordance(
     >>> mt.tl.perturbation_stats(adata, min_donors=2)
     >>> mt.tl.expression_age_slope(adata, time_key="age_months", donor_key="donor_id")
     >>> mt.tl.perturbation_concordance(adata, n_permutations=200)
-    >>> mt.get.perturbation_concordance(adata)["genes"].tolist()[:1]
+    >>> mt.get.table(adata, "perturbation_concordance")["genes"].tolist()[:1]
     ['all']
     """
     if n_permutations < 99:
@@ -90,7 +89,8 @@ def perturbation_concordance(
         raise ValueError(
             f"The screen read {params['readout']!r}, which has no direction in age. Screen with readout='timelapse'."
         )
-    effects, slopes = perturbation_stats(adata, key=key), expression_age_slope(adata, key=slopes_key)
+    effects = read_table(adata, key, "effects", of=_keys.PERTURBATION_STATS)
+    slopes = read_table(adata, slopes_key, "slopes", of=_keys.AGE_SLOPE)
     slope_unit, unit = slopes.attrs["unit"], effects.attrs["unit"]
     effects = effects[effects["n_units"] >= int(params["min_donors"])]
     effects = effects[(effects["n_genes"] == 1) & (effects["matched_to"] == "")]
@@ -144,7 +144,12 @@ def perturbation_concordance(
     shown = ["gene", "symbol", "group", "effect", "effect_low", "effect_high", "effect_q"]
     shown += ["slope", "slope_low", "slope_high", "slope_q", "concordant"]
     write_result(
-        adata, key_added or _keys.PERTURBATION_CONCORDANCE, settings, concordance=found, genes=table[shown]
+        adata,
+        _keys.PERTURBATION_CONCORDANCE,
+        settings,
+        key_added=key_added,
+        concordance=found,
+        genes=table[shown],
     )
 
 

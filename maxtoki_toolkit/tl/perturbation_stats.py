@@ -11,8 +11,7 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._results import read_result, write_result
-from ..get.perturbation import perturbation
+from ..results.store import read_result, read_table, write_result
 from ..stats.fdr import benjamini_hochberg
 from ..stats.matched_null import MIN_NULL, matched_null, moderated_error, null_df, storey, two_sided_p
 from ._gene_covariates import COVARIATES, gene_covariates, of_sets, standardised
@@ -47,7 +46,7 @@ def perturbation_stats(
     min_donors
         Donors (or cells, where no donor is known) in which an edit must have taken effect to be tested.
     housekeeping
-        Symbols or Ensembl ids of genes that should do nothing in particular; see `mt.get.perturbation_controls`.
+        Symbols or Ensembl ids of genes that should do nothing in particular; see `mt.get.table(adata, "perturbation_stats", "controls")`.
     layer
         Layer with the raw counts, for the expression; by default what was ranked. Without counts, rank and detection are matched.
     key_added
@@ -56,7 +55,7 @@ def perturbation_stats(
     Returns
     -------
     `None`. Writes `.uns["perturbation_stats"]` with the tables `effects` and `controls`; see
-    `mt.get.perturbation_stats` and `mt.get.perturbation_controls`. Months become years.
+    `mt.get.table(adata, "perturbation_stats")` and `mt.get.table(adata, "perturbation_stats", "controls")`. Months become years.
 
     Raises
     ------
@@ -78,7 +77,7 @@ def perturbation_stats(
     the null is the median of the matched genes, its spread half the range of their middle 68%, so that genes that matter among them
     hardly count; its tails are those of a t distribution with a fifth as many degrees of freedom as there are matched genes (3 to 8), which is
     what genes that drive nothing show. A model whose effects have longer tails calls some genes for no other reason: look at
-    the controls (`mt.get.perturbation_controls`).
+    the controls (`mt.get.table(adata, "perturbation_stats", "controls")`).
 
     A small p says that the **model** answers to this gene more than to others like it. It may be right or not, and what it has learned
     is association.
@@ -96,7 +95,7 @@ def perturbation_stats(
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby=None, n_prompts=2, context_size=1, donor_key="donor_id")
     >>> mt.tl.perturb(adata, model, genes="all")
     >>> mt.tl.perturbation_stats(adata)
-    >>> mt.get.perturbation_stats(adata).attrs["unit"]
+    >>> mt.get.table(adata, "perturbation_stats").attrs["unit"]
     'years'
     """
     if n_null < MIN_NULL or min_donors < 2:
@@ -106,7 +105,7 @@ def perturbation_stats(
     key = key or _keys.PERTURBATION
     params = read_result(adata, key, "mt.tl.perturb(adata, model, genes=...)")["params"]
     genes = adata.uns[key]["genes"].reset_index(drop=True)
-    table = perturbation(adata, key=key)
+    table = read_table(adata, key, "effects", of=_keys.PERTURBATION)
     if not table["took_effect"].any():
         raise ValueError(
             "No edit of the screen took effect: the model reads none of these genes in these cells."
@@ -164,8 +163,9 @@ def perturbation_stats(
     }
     write_result(
         adata,
-        key_added or _keys.PERTURBATION_STATS,
+        _keys.PERTURBATION_STATS,
         settings,
+        key_added=key_added,
         effects=effects,
         controls=pd.DataFrame(controls),
     )

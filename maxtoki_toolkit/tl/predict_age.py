@@ -11,13 +11,13 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from .._validate import require_obs, require_rank, require_unique_names
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences
 from ..models.timelapse import read_lapses, require_temporal
 from ..pp._design import as_times, get_groups, get_mask, known_cells
+from ..results.store import write_result
 from ..stats.age_intervals import calibrate
 from ._cells import count_truncated, get_sequences
 from ._contexts import draw_contexts
@@ -77,7 +77,7 @@ def predict_age(
         Age of each cell, in the model's unit, with its interval; NaN where there is none, for the reason that the
         table of groups has.
     `.uns["predict_age"]["donors"]`, `["groups"]`
-        See `mt.get.predicted_ages`, `mt.get.age_calibration`.
+        See `mt.get.table(adata, "predict_age")`, `mt.get.table(adata, "predict_age", "groups")`.
 
     Raises
     ------
@@ -182,8 +182,9 @@ def predict_age(
     }
     write_result(
         adata,
-        key_added or _keys.PREDICT_AGE,
+        _keys.PREDICT_AGE,
         {**model.params, **params},
+        key_added=key_added,
         donors=pd.DataFrame(donors),
         groups=pd.DataFrame(groups).reindex(columns=_GROUP_COLUMNS),
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from anndata import AnnData
 
 from .. import _keys
-from .._results import read_result, write_result
 from ..models.model import MaxTokiModel
 from ..models.prompts import write_prompts
 from ..models.timelapse import read_lapses, require_temporal
 from ..pp.sample_prompts import read_prompts
+from ..results.store import read_result, write_result
 from ..stats.lapse_scores import score_lapses
 from ._cells import count_truncated, get_sequences
 from ._time_unit import check_unit
@@ -47,9 +47,9 @@ def predict_timelapse(
 
     `prompts`
         The prompts with `predicted`, in the unit of `params["unit"]`, and `p_non_numeric`, the probability that the
-        model gives to tokens that are no lapse (NaN for a linear time head). See `mt.get.timelapse`.
+        model gives to tokens that are no lapse (NaN for a linear time head). See `mt.get.table(adata, "timelapse")`.
     `scores`
-        Correlation, slope and more against the known lapses; see `mt.get.timelapse_scores`.
+        Correlation, slope and more against the known lapses; see `mt.get.table(adata, "timelapse", "scores")`.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def predict_timelapse(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=6, donor_key="donor_id")
     >>> mt.tl.predict_timelapse(adata, model)
-    >>> mt.get.timelapse(adata).shape[0]
+    >>> mt.get.table(adata, "timelapse").shape[0]
     6
     """
     require_temporal(model)
@@ -107,8 +107,9 @@ def predict_timelapse(
     }
     write_result(
         adata,
-        key_added or _keys.TIMELAPSE,
+        _keys.TIMELAPSE,
         {**model.params, **result},
+        key_added=key_added,
         prompts=table,
         scores=score_lapses(table, {"MaxToki": "predicted"}, groupby="group", seed=rng),
     )

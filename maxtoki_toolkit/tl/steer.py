@@ -10,12 +10,12 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
-from ..get.results import find_genes, symbols
+from .._features import find_genes, symbols
 from ..models.edits import MODES
 from ..models.model import MaxTokiModel
 from ..models.sampling import PROPOSALS
 from ..pp._design import get_mask, known_cells
+from ..results.store import write_result
 from ..stats.donors import unit_name
 from ._steer_ranks import sample_ranks
 from ._steer_sets import Edits, search_sets
@@ -134,8 +134,8 @@ def steer(
 
     Returns
     -------
-    `None`. Writes `.uns["steer"]` with the tables `effects` (`mt.get.steer`), `genes` (`mt.get.steer_genes`),
-    `trace` (`mt.get.steer_trace`) and, for "ranks", `cells` (`mt.get.steer_cells`), and then also
+    `None`. Writes `.uns["steer"]` with the tables `effects` (`mt.get.table(adata, "steer")`), `genes` (`mt.get.steer_genes`),
+    `trace` (`mt.get.table(adata, "steer", "trace")`) and, for "ranks", `cells` (`mt.get.table(adata, "steer", "cells")`), and then also
 
     `.layers["steer_rank"]`
         Ranks of the steered cells, a draw: the last state of the first chain; nothing for the other cells.
@@ -190,7 +190,7 @@ def steer(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=20, donor_key="donor_id")
     >>> mt.tl.steer(adata, model, method="greedy", n_candidates=5, max_size=2, n_cells=6, n_null=2)
-    >>> mt.get.steer(adata)["size"].tolist()
+    >>> mt.get.table(adata, "steer")["size"].tolist()
     [1, 2, 1, 2]
     """
     _check(locals())
@@ -290,7 +290,7 @@ def steer(
         tables = {"effects": found.effects, "genes": found.genes}
         if found.trace is not None:
             tables["trace"] = found.trace
-    write_result(result, name, {**model.params, **params}, **tables)
+    write_result(result, _keys.STEER, {**model.params, **params}, key_added=name, **tables)
     _warn_of_chains(tables["cells"]["rhat"].dropna().median() if method == "ranks" else params["rhat"])
 
 

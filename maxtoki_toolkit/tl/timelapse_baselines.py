@@ -11,7 +11,6 @@ from anndata import AnnData
 
 from .. import _keys
 from .._progress import progress
-from .._results import read_result, write_result
 from .._validate import require_unique_names
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
@@ -19,6 +18,7 @@ from ..models.prompts import Prompts
 from ..pp._design import get_labels, get_times, known_cells
 from ..pp._ranked_counts import source_of
 from ..pp.sample_prompts import read_prompts
+from ..results.store import read_result, write_result
 from ..stats.clocks import fit_ridge
 from ..stats.lapse_scores import score_lapses
 from ._cells import get_sequences
@@ -69,9 +69,9 @@ def timelapse_baselines(
     `None`. Writes to `.uns["timelapse_baselines"]`
 
     `prompts`
-        The predicted prompts with one column more for each baseline, in `params["unit"]`; see `mt.get.timelapse`.
+        The predicted prompts with one column more for each baseline, in `params["unit"]`; see `mt.get.table(adata, "timelapse")`.
     `scores`
-        Scores of the model and all baselines, see `mt.get.timelapse_scores`.
+        Scores of the model and all baselines, see `mt.get.table(adata, "timelapse", "scores")`.
     `clocks`
         One row a fitted ridge: its baseline, its group ("all": for groups without one of their own), training cells
         and donors, and the penalty that was chosen.
@@ -115,7 +115,7 @@ def timelapse_baselines(
     >>> mt.pp.sample_prompts(adata, contexts="held_out", queries="held_out", **settings)
     >>> mt.tl.predict_timelapse(adata, model)
     >>> mt.tl.timelapse_baselines(adata, model)
-    >>> mt.get.timelapse_scores(adata, key="timelapse_baselines").query("group == 'all'")["predictor"].tolist()
+    >>> mt.get.table(adata, "timelapse_baselines").query("group == 'all'")["predictor"].tolist()
     ['MaxToki', 'ridge_embedding', 'ridge_expression', 'sgd_expression', 'most_common']
     """
     require_unique_names(adata)
@@ -174,8 +174,9 @@ def timelapse_baselines(
     predictors = {"MaxToki": "predicted", **{name: name for name in lapses}}
     write_result(
         adata,
-        key_added or _keys.BASELINES,
+        _keys.BASELINES,
         {**model.params, **result},
+        key_added=key_added,
         prompts=table,
         scores=score_lapses(table, predictors, groupby="group", reference="MaxToki", seed=rng),
         clocks=pd.concat(clocks, ignore_index=True),

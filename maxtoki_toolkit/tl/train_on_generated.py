@@ -10,9 +10,9 @@ from anndata import AnnData
 
 from .. import _keys
 from .._progress import progress
-from .._results import write_result
 from ..models.model import MaxTokiModel
 from ..pp._design import get_mask
+from ..results.store import write_result
 from ..stats.classification import (
     Scores,
     fit_classifier,
@@ -66,8 +66,8 @@ def train_on_generated(
 
     Returns
     -------
-    `None`. Writes to `.uns["train_on_generated"]` the tables `scores`, see `mt.get.train_on_generated`, and
-    `donors`, see `mt.get.train_on_generated_donors`.
+    `None`. Writes to `.uns["train_on_generated"]` the tables `scores`, see `mt.get.table(adata, "train_on_generated")`, and
+    `donors`, see `mt.get.table(adata, "train_on_generated", "donors")`.
 
     Raises
     ------
@@ -116,7 +116,7 @@ def train_on_generated(
     >>> cells = mt.tl.generate(adata, model, max_genes=10)
     >>> mt.tl.train_on_generated(
     ...     adata, model, generated=cells, groupby="cell_type", donor_key="donor_id", n_permutations=2)
-    >>> mt.get.train_on_generated(adata)["training"].tolist()[:3]
+    >>> mt.get.table(adata, "train_on_generated")["training"].tolist()[:3]
     ['true', 'true, genes shuffled', 'generated']
     """
     if n_permutations < 1:
@@ -190,8 +190,9 @@ def train_on_generated(
     }
     write_result(
         adata,
-        key_added or _keys.TRAIN_ON_GENERATED,
+        _keys.TRAIN_ON_GENERATED,
         {**model.params, **params},
+        key_added=key_added,
         scores=_score_table(scores, np.array(chance), n_donors).assign(
             n_train_cells=len(label), n_test_cells=len(test), n_donors=n_donors
         ),
