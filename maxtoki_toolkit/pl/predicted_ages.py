@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .. import _keys
+from ..results.store import read_table
 from ._style import BASELINE, MODEL, clean
 
 _ACROSS = 3  # panels in a row

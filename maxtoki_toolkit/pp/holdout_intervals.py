@@ -64,8 +64,29 @@ def holdout_intervals(
     Returns
     -------
     `None`. Writes the boolean columns of `.obs` that `mt.pp.hold_out` writes, with the cells inside the
-    intervals in `held_out_times`, and to `.uns["holdout_intervals"]` the tables `intervals`
-    (`mt.get.table(adata, "holdout_intervals")`) and `genes` (`mt.get.table(adata, "holdout_intervals", "genes")`).
+    intervals in `held_out_times`, and to `.uns["holdout_intervals"]` the tables
+
+    `intervals`
+        A row an interval and group:
+
+        `group`, `first`, `last`
+            Group of cells, and the interval's first and last time.
+        `n_turning`, `n_peak`, `n_dip`
+            Genes that turn over there (controlled over all genes, intervals and groups), and in which
+            direction.
+        `n_turning_null`
+            Mean number where the samples' times are permuted.
+        `p_value`
+            Share of permutations with as many turning genes in any interval of any group.
+        `n_cells`, `n_samples`
+            Cells in the interval, and donors at a time (or cells, where donors are not known).
+        `held_out`
+            Whether it is held out.
+
+    `genes`
+        Genes that turn over, a row a gene, interval and group, surest first: `gene` (`.var_names`), `group`,
+        `first`, `last`, `direction` ("peak" or "dip"), `slope_before` and `slope_after` (share of the cell's
+        ranks per unit of time), `p_value` (two lines, t tests) and `q_value` (Benjamini and Hochberg).
 
     Raises
     ------

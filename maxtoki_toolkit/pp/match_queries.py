@@ -44,9 +44,9 @@ def match_queries(
 
     Returns
     -------
-    `None`. Writes `.uns["matched_prompts"]["prompts"]`: the prompts for which a cell was found,
-    with `query` a cell of `queries`, `time` and `lapse` its own, `old_query`, `old_lapse`, and `prompt`, the
-    row of the old prompt. How many found none is in `params`.
+    `None`. Writes the table `prompts` to `.uns["matched_prompts"]`: the prompts for which a cell was found
+    (columns as of `mt.pp.sample_prompts`), with `query` a cell of `queries`, `time` and `lapse` its own,
+    `old_query`, `old_lapse`, and `prompt`, the row of the old prompt. How many found none is in `params`.
 
     Raises
     ------

@@ -75,7 +75,22 @@ def sample_prompts(
 
     Returns
     -------
-    `None`. Writes `.uns["prompts"]["prompts"]`, see `mt.get.table(adata, "prompts")`.
+    `None`. Writes the table `prompts` to `.uns["prompts"]`, a row a prompt:
+
+    `context_0`, `context_1`, ...
+        Names of the context cells, in order; "" after the last one.
+    `lapse_0`, `lapse_1`, ...
+        Time from each context cell to the next, in the unit of the cells' times; NaN after the last one.
+    `query`
+        Name of the query cell.
+    `lapse`
+        Time from the last context cell to the query, in the same unit; negative if the query is earlier.
+    `group`
+        What all cells of the prompt agree in: the values of the grouping columns, joined by " | ".
+    `time`
+        Time of the query cell.
+    `donor`, `donor_0`, `donor_1`, ...
+        Donor of the query and of each context cell, if `donor_key` was given.
 
     Raises
     ------

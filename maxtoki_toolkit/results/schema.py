@@ -38,7 +38,7 @@ _ATTENTION = {
 _SHARE = "share, 0 to 1"
 
 SCHEMA: dict[str, Result] = {
-    _keys.MAP_GENES: Result("mt.pp.map_genes(adata)", {"report": "what became of the genes"}),
+    _keys.MAP_GENES: Result("mt.pp.map_genes(adata)", {"report": "what became of the genes"}, {"report": ""}),
     _keys.PARSE_AGE: Result("mt.pp.parse_age(adata, key)", {"terms": "texts of the column"}),
     _keys.ENCODING: Result("mt.pp.rank_value_encode(adata, model)"),
     _keys.HOLD_OUT: Result("mt.pp.hold_out(adata, donor_key=...)"),
@@ -47,13 +47,14 @@ SCHEMA: dict[str, Result] = {
         {"intervals": "intervals, by group", "genes": "genes that turn over there"},
         {"intervals": "", "genes": "share of the cell's ranks per unit of time"},
     ),
-    _keys.PROMPTS: Result("mt.pp.sample_prompts(adata, ...)", {"prompts": "prompts"}),
+    _keys.PROMPTS: Result("mt.pp.sample_prompts(adata, ...)", {"prompts": "prompts"}, {"prompts": ""}),
     _keys.MATCHED: Result(
-        "mt.pp.match_queries(adata, queries)", {"prompts": "prompts with other query cells"}
+        "mt.pp.match_queries(adata, queries)", {"prompts": "prompts with other query cells"}, {"prompts": ""}
     ),
     _keys.MATCHED_AGES: Result(
         "mt.pp.match_ages(adata, ...)",
         {"donors": "donors of each condition, and controls", "balance": "conditions"},
+        {"donors": "", "balance": ""},
     ),
     _keys.SIMULATED: Result("mt.pp.simulate_doublets(adata)"),
     _keys.EMBED: Result("mt.tl.embed(adata, model)"),
@@ -98,6 +99,7 @@ SCHEMA: dict[str, Result] = {
             "scores": "sets of doublets and detectors",
             "singlets": "populations",
         },
+        dict.fromkeys(("cells", "scores", "singlets"), _SHARE),
     ),
     _keys.CONCORDANCE: Result(
         "mt.tl.annotation_concordance(adata, model, ...)",

@@ -79,7 +79,7 @@ def read_result(adata: AnnData, key: str, call: str) -> dict[str, Any]:
     """Return `uns[key]`, or say which call writes it."""
     if key not in adata.uns:
         run = f" Run {call} first." if call else ""
-        raise KeyError(f"Did not find .uns[{key!r}].{run}{closest(key, [*adata.uns, *SCHEMA])}")
+        raise KeyError(f"Did not find .uns[{key!r}].{run}{closest(key, adata.uns if call else [*adata.uns, *SCHEMA])}")
     result = adata.uns[key]
     if not is_ours(adata, key) or any(_is_bare(part) for part in result.values()):
         what = (
@@ -99,26 +99,25 @@ def read_table(adata: AnnData, key: str, table: str | None = None, *, of: str | 
 
     `of` is the key under which the result usually is, for the error where there is none.
     """
-    result = read_result(adata, key, result_of(of or key).call)
-    known = result_of(key, result["params"])
+    call = result_of(of or key).call
+    result = read_result(adata, key, call)
+    params, known = result["params"], result_of(key, result["params"])
     there = table_names(result, known)
-    if table is None and not there:
+    if table is None and not (there or known.tables):
         raise ValueError(f".uns[{key!r}] has no tables. What was done is in .uns[{key!r}]['params'].")
-    table = table or there[0]
+    table = table or [*there, *known.tables][0]
     if table not in there:
-        rows = f" ({known.tables[table]})" if table in known.tables else ""
-        raise KeyError(
-            f".uns[{key!r}] has no table {table!r}{rows}; it has {', '.join(there)}.{closest(table, there)}"
-        )
-    params = result["params"]
-    found = (
-        result[table].copy() if table in result else read_effects(Path(params["path"]), str(params["sha256"]))
-    )
+        has = f" It has {', '.join(there)}.{closest(table, there)}" if there else ""
+        if rows := known.tables.get(table):
+            raise KeyError(f".uns[{key!r}] lacks {table!r}, which {known.call} writes ({rows}).{has}")
+        raise KeyError(f".uns[{key!r}] has no table {table!r}.{has}")
+    in_file = table not in result
+    found = read_effects(Path(params["path"]), str(params["sha256"])) if in_file else result[table].copy()
     if found.index.equals(pd.RangeIndex(len(found)).astype(str)):  # as numbers are written
         found = found.reset_index(drop=True)
     found.attrs = _plain(dict(params))
-    if table in known.units:
-        found.attrs["unit"] = known.units[table]
+    if known.tables:
+        found.attrs["unit"] = known.units[table] if table in known.units else str(params["unit"])
     return found
 
 

@@ -82,8 +82,33 @@ def ablate_heads(
 
     Returns
     -------
-    `None`. Writes `.uns["ablate_heads"]["effects"]`, one row a head or set, or for "greedy" one row a step; see
-    `mt.get.table(adata, "ablate_heads")`.
+    `None`. Writes the table `effects` to `.uns["ablate_heads"]`, a row a head or set of heads, or for
+    "greedy" a row a step; readings are in `params["unit"]`:
+
+    `heads`, `layer`, `head`, `n_heads`
+        Which heads ("L0H1+L2H3"); layer and head, -1 for several; how many.
+    `value_intact`, `change`, `change_low`, `change_high`
+        Mean reading of the model as it is; mean change without the heads, with its 95% interval over donors.
+    `p_value`, `q_value`
+        Two-sided t test of that change with the error of the interval (jackknife over donors); corrected for
+        all rows.
+    `size`, `size_low`, `size_high`, `null_size`
+        Mean size of the change, whatever its sign, with its interval; that of a change as large in a random
+        direction.
+    `excess`, `excess_low`, `excess_high`
+        The difference of these two, with its interval over donors.
+    `removed`
+        Length of what the ablation changes in the residual stream, relative to the stream's.
+    `share_changed`
+        Share of the prompts that are read differently at all.
+    `mean_error_intact`, `error_change`, `error_change_low`, `error_change_high`, `error_p_value`, `error_q_value`
+        For "timelapse": mean absolute error, and what the ablation adds to it.
+    `n_prompts`, `n_units`, `unit`
+        Prompts, and how many donors (or query cells, where no donor is known) their queries are of.
+    `added`, `size_chosen_on`, `random_size`, `random_low`, `random_high`, `random_p_value`, `n_random`
+        For "greedy": the head added in this step; the size on the donors it was chosen on (`size` is on the
+        others); that of random sets of as many heads, with the middle 95% of them, and the share of them that
+        do as much.
 
     Raises
     ------

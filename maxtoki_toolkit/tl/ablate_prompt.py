@@ -83,8 +83,27 @@ def ablate_prompt(
 
     Returns
     -------
-    `None`. Writes `.uns["ablate_prompt"]` with the tables `prompts` (a column of predictions for "intact"
-    and each ablation) and `effects`; see `mt.get.table(adata, "ablate_prompt")`.
+    `None`. Writes to `.uns["ablate_prompt"]` the tables
+
+    `effects`
+        A row an ablation; errors are in `params["unit"]`:
+
+        `ablation`
+            What was done.
+        `mean_error`, `mean_error_intact`
+            Mean absolute error of the lapse with the ablation and without.
+        `difference`, `difference_low`, `difference_high`
+            Mean of the paired differences (positive: the ablation hurts), with its 95% interval over donors.
+        `r`, `r_intact`
+            Correlation of predicted and true lapses, with the ablation and without.
+        `p_value`, `q_value`
+            Two-sided t test with the error of that interval (jackknife over donors); corrected for the
+            ablations.
+        `n_prompts`, `n_units`, `unit`
+            Prompts, and how many donors (or query cells, where no donor is known) their queries are of.
+
+    `prompts`
+        The prompts, with a column of predictions for "intact" and each ablation.
 
     Raises
     ------

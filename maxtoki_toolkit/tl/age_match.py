@@ -65,8 +65,38 @@ def age_match(
 
     Returns
     -------
-    `None`. Writes to `.uns["age_match"]` the tables `scores`, see `mt.get.table(adata, "age_match")`; `cells`, see
-    `mt.get.table(adata, "age_match", "cells")`; and `clocks`, with the training cells, donors and penalty of each clock.
+    `None`. Writes to `.uns["age_match"]` the tables
+
+    `scores`
+        A row a kind of cell and group, with "all" for all groups together, in `params["unit"]`. Each measure
+        has `_low` and `_high`, the ends of its 95% interval over donors (NaN for fewer than three):
+
+        `cells`, `group`
+            "generated"; "query", the true cells in their place; "context", the last context cells. The group.
+        `n_cells`, `n_units`, `unit`
+            Cells, and how many donors (or query cells, where no donor is known) were asked for.
+        `r`, `slope`
+            Correlation of the age that is read with the prompted age, and slope on it: 1 is right.
+        `r2`, `spread`, `bias`, `median_error`, `mean_error`
+            As of `mt.tl.predict_timelapse`, for ages.
+        `r_null_low`, `r_null_high`, `p_value`
+            Where `r` is in 95% of permutations of the ages asked for, and its one-sided p-value.
+        `q_value`
+            Corrected for the groups; NaN for "all".
+
+    `cells`
+        A row a generated cell, ages in `params["unit"]`:
+
+        `cell`, `prompt`, `group`
+            Its name, its prompt, and whose clock reads it.
+        `lapse`, `prompted`
+            Time that was to pass since the last context cell, and the age that was asked for.
+        `generated`, `query`, `context`
+            Age that is read from it, from the true cell in its place (where there is one), and from the last
+            context cell.
+
+    `clocks`
+        A row a fitted clock: `group`, `n_cells` and `n_donors` of its training, and `alpha`, its penalty.
 
     Raises
     ------

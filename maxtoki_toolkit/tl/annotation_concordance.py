@@ -59,14 +59,40 @@ def annotation_concordance(
 
     Returns
     -------
-    `None`. Writes to `.uns["annotation_concordance"]`
+    `None`. Writes to `.uns["annotation_concordance"]` the tables
 
     `scores`
-        Accuracy and macro-F1, see `mt.get.table(adata, "annotation_concordance")`.
+        A row a kind of cell: scores from 0 to 1, with `_low` and `_high`, the ends of their 95% interval (of
+        "permuted": of 95% of the permutations):
+
+        `cells`
+            "generated"; "query", the true cells in their place; "context", the last context cells; "majority"
+            and "permuted", chance.
+        `accuracy`, `macro_f1`
+            Share of cells annotated with the type that was asked for; mean F1 of these types.
+        `difference`
+            Accuracy of the generated cells less that of these, paired.
+        `p_value`
+            One-sided, permuting types between prompts; of generated cells only.
+        `n_cells`, `n_units`, `unit`
+            Generated cells; how many donors (or prompts, where no donor is known) the intervals are over.
+
     `types`
-        Precision, recall and F1 of each type, see `mt.get.table(adata, "annotation_concordance", "types")`.
+        A row a kind of cell and type:
+
+        `cells`, `type`
+            "generated", "query" (the true cells in their place) or "context" (the last context cells); the
+            type.
+        `precision`, `recall`, `f1`
+            From 0 to 1, with the ends of their 95% intervals; NaN where no cell is annotated so, or none was
+            asked for.
+        `n_prompted`, `n_annotated`
+            Cells that were asked for, and that are annotated so.
+
     `cells`
-        Type of each generated cell, see `mt.get.table(adata, "annotation_concordance", "cells")`; counted in `mt.get.annotation_matrix`.
+        A row a generated cell: `cell` and `prompt`, its name and its prompt; `prompted`, the type that was
+        asked for; `annotated`, what the classifier makes of it; `probability`, how sure that is (0-1).
+        Counted in `mt.get.annotation_matrix`.
 
     Raises
     ------

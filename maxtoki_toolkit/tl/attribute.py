@@ -70,15 +70,45 @@ def attribute(
 
     Returns
     -------
-    `None`. Writes to `.uns["attribute"]`
+    `None`. Writes to `.uns["attribute"]`, beside `params["relative_residual"]`, how much the attributions
+    miss, the tables
 
     `genes`
-        One row a gene and part of the prompt ("context", "query" or "cell"); see `mt.get.table(adata, "attribute")`.
+        A row a gene and part of the prompt, the largest attribution first, in `params["unit"]`:
+
+        `gene`, `symbol`, `part`
+            Ensembl id, symbol, and "context", "query" or "cell".
+        `attribution`, `attribution_low`, `attribution_high`
+            Mean over the prompts that have the gene there, with its 95% interval over donors.
+        `rank_alone`
+            Mean attribution of all genes in the same segments at like ranks.
+        `excess`, `excess_low`, `excess_high`
+            What the gene has beyond that, with its interval.
+        `p_value`, `q_value`
+            Two-sided t test of the excess (jackknife over donors), NaN for genes of fewer than three;
+            corrected for all rows.
+        `mean_rank`
+            Mean rank of the gene.
+        `n_prompts`, `n_units`, `unit`
+            Prompts with the gene there, and how many donors (or query cells) their queries are of.
+
     `segments`
-        One row a segment of the prompt; see `mt.get.table(adata, "attribute", "segments")`.
+        A row a segment, in the order of the prompt:
+
+        `segment`
+            "context_0", "lapse_0" and so on.
+        `attribution`, `attribution_low`, `attribution_high`
+            Sum over the segment, mean over prompts, with its 95% interval over donors.
+        `share`, `share_low`, `share_high`
+            Share of the size of all attributions of the prompt.
+        `share_of_tokens`
+            Share of the prompt's tokens: what `share` would be if all tokens were alike.
+        `n_prompts`, `n_units`, `unit`
+            Prompts that have the segment, and how many donors (or query cells) their queries are of.
+
     `prompts`
-        The prompts with `value`, `baseline_value`, `residual` (what attributions miss) and, for each segment, the sum of its
-        attributions.
+        The prompts with `value`, `baseline_value`, `residual` (what attributions miss) and, for each segment,
+        the sum of its attributions.
 
     Raises
     ------

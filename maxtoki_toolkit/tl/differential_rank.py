@@ -90,8 +90,54 @@ def differential_rank(
 
     Returns
     -------
-    `None`. Writes to `.uns["differential_rank"]` the tables `genes` (`mt.get.table(adata, "differential_rank")`), `scores`
-    (`mt.get.table(adata, "differential_rank", "scores")`) and `cells`, those that were compared.
+    `None`. Writes to `.uns["differential_rank"]` the tables
+
+    `genes`
+        A row a gene and group: changes in ranks, positive for genes that move up:
+
+        `group`, `gene`
+            Group of cells, and Ensembl id.
+        `true_change`, `true_low`, `true_high`
+            Mean rank in the second interval against the first in true cells, with its 95% interval over
+            units.
+        `true_p_value`, `true_q_value`
+            Wilcoxon rank sum test, two-sided; corrected over the genes of the group (Benjamini and Hochberg).
+        `generated_change`, ...
+            The same for generated cells.
+        `interpolated_change`
+            Change that a straight line between the known times has.
+        `trend`
+            Slope over all times, in ranks per unit of time.
+        `top`
+            "up", "down", or "" for genes that change less.
+        `turning`
+            Whether a gene on top changes against its trend.
+
+    `scores`
+        A row a predictor and group: how well the true changes are met, each score with `_low` and `_high`
+        (95%):
+
+        `group`, `predictor`
+            "generated", "permuted", "interpolation", "no change" and "true halves".
+        `pearson`, `spearman`
+            Correlation with the true changes over all genes; NaN for no change.
+        `sign_up`, `sign_down`, `sign_top`
+            Share of the genes that truly rise most, fall most, and of both, whose change has the true sign.
+        `sign_turning`
+            The same for the genes among them that change against their trend; NaN where there are none.
+        `rms_error`
+            Root of the mean squared difference to the true changes, in ranks.
+        `p_value`, `q_value`
+            Of the generated cells' correlation: permutation test, one-sided; corrected over groups (Benjamini
+            and Hochberg).
+        `n_genes`, `n_top`, `n_turning`
+            Genes compared, on top, and turning.
+        `unit_true`, `n_true_first`, `n_true_second`, `unit_generated`, ...
+            What was resampled, and how many there are in either interval.
+
+    `cells`
+        A row a `cell` that was compared, with its `source` ("true" or "generated"), `interval` (1 or 2) and
+        `group`.
 
     Raises
     ------

@@ -61,7 +61,17 @@ def expression_age_slope(
 
     Returns
     -------
-    `None`. Writes `.uns["expression_age_slope"]` with the table `slopes`; see `mt.get.table(adata, "expression_age_slope")`.
+    `None`. Writes the table `slopes` to `.uns["expression_age_slope"]`, a row a gene and group, in
+    `params["unit"]`:
+
+    `gene`, `symbol`, `group`
+        Ensembl id (or the name in `.var`), symbol, group of cells.
+    `slope`, `slope_low`, `slope_high`
+        Change of log2 expression with age, and its 95% interval over donors.
+    `p_value`, `q_value`
+        Two-sided t test; corrected for the genes of a group (Benjamini and Hochberg).
+    `mean_expression`, `detection`, `n_donors`
+        Mean log2 counts per million over donors, share of the donors' cells with the gene, donors.
 
     Raises
     ------

@@ -93,20 +93,53 @@ def gene_network(
 
     Returns
     -------
-    `None`. Writes `.uns["gene_network"]`:
+    `None`. Writes to `.uns["gene_network"]`
 
     `edges`
-        The highest edges of each group, see `mt.get.table(adata, "gene_network")`.
+        A row an edge, the highest of each group first:
+
+        `group`, `source`, `target`, `source_symbol`, `target_symbol`
+            Group of cells and genes (`.var_names`, symbols). Where the network is undirected, each pair is
+            there once, in no meaningful order (`params["directed"]`).
+        `log2_ratio`, `half_1`, `half_2`
+            Log2 of attention over what tokens at the same places have; the same in two halves of the donors
+            (or cells), NaN where a half sees the pair too rarely.
+        `mass`, `expected`
+            Sums over cells, whose ratio it is.
+        `coexpression`
+            Spearman correlation in the same cells.
+        `n_cells`
+            Cells in which the pair is seen.
+        `known`
+            Whether the edge is in the regulons, if there were any.
+
     `scores`
-        Where there are regulons: each predictor against them, see `mt.get.table(adata, "gene_network", "scores")`.
+        With regulons, a row a group and predictor: means over sources, each with `_low` and `_high` (95%):
+
+        `group`, `predictor`
+            Group of cells; see the notes.
+        `auroc`, `average_precision`
+            Targets of a source against targets of other sources.
+        `difference`
+            AUROC less that of coexpression, over the same sources.
+        `null_auroc`, `null_auroc_low`, `null_auroc_high`, `null_average_precision`
+            Mean over permuted regulons, and the range of 95% of them.
+        `p_value`, `q_value`
+            Permutation test of the AUROC, two-sided; corrected over all rows (Benjamini and Hochberg).
+        `n_sources`, `n_targets`, `n_edges`, `n_pairs`
+            Sources and targets that could be scored, edges among them, and pairs that were compared.
+        `share_exchanged`
+            Share of the edges that a permutation exchanges.
+
     `groups`
-        Cells, donors and pairs of each group, and how well its two halves agree over all pairs (`replication_attention`,
-        `replication_coexpression`; Spearman).
+        A row a `group`: its cells, donors and pairs (`n_cells`, `n_donors`, `n_pairs`), and how well its two
+        halves agree over all pairs (`replication_attention`, `replication_coexpression`; Spearman).
     `genes`
-        Genes of the network, in the order of `matrix`, with the share of cells that they are read in (`detection`).
+        Genes of the network, in the order of `matrix`, with the share of cells that they are read in
+        (`detection`).
     `matrix`
-        float32, groups x sources x targets: log2 of attention over expectation, NaN where there is no score. Only of up to 300
-        genes.
+        float32, groups x sources x targets: log2 of attention over expectation, NaN where there is no score.
+        Only of up to 300 genes.
 
     Raises
     ------

@@ -75,7 +75,30 @@ def generation_diversity(
 
     Returns
     -------
-    `None`. Writes `.uns["generation_diversity"]["scores"]`, see `mt.get.table(adata, "generation_diversity")`.
+    `None`. Writes the table `scores` to `.uns["generation_diversity"]`, a row a group and kind of cell; each
+    score but `distinct` has `_low` and `_high` (95%):
+
+    `group`, `cells`
+        Group, or "all"; and "generated", "held-out", "copies", "average" or "shuffled".
+    `nearer`
+        How often a cell is nearer to a training cell than a true cell is; 0.5 for cells like true ones.
+    `near_copies`, `exact_copies`
+        Share of cells that overlap with a training cell as 1% of the true cells do; share with the same rank
+        list.
+    `precision`, `density`, `coverage`
+        Whether cells are where true cells are; how densely; and whether there are some wherever true cells
+        are.
+    `spread`
+        Distance between cells, over that between true cells.
+    `distinct`
+        Share of different sets of genes.
+    `p_value`, `q_value`
+        Of `nearer`: units exchanged with the true cells', two-sided; for the generated cells corrected over
+        groups (Benjamini and Hochberg).
+    `n_cells`, `n_units`, `n_true`, `n_true_units`, `n_training`
+        Cells of the set, and donors (or prompts, or cells) that they are of; true cells; training cells.
+    `conclusion`
+        What may be said.
 
     Raises
     ------

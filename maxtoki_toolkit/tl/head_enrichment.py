@@ -56,9 +56,29 @@ def head_enrichment(
 
     Returns
     -------
-    `None`. Writes `.uns["head_enrichment"]` with the tables `heads`, see `mt.get.table(adata, "head_enrichment")`,
-    `genes` (who is in the set, in which stratum) and `balance` (mean difference of the set from all other genes and from the
-    matched ones, in standard deviations, for each covariate by rank).
+    `None`. Writes to `.uns["head_enrichment"]`, beside how well the heads replicate over donor halves (in
+    `params`: `replication_r`, the correlation over heads, and `replication_sign`, the share of equal signs),
+    the tables
+
+    `heads`
+        A row a head:
+
+        `layer`, `head`, `name`
+            Which head.
+        `log2_ratio`, `log2_ratio_low`, `log2_ratio_high`
+            Log2 ratio of the set's mean rate to that of matched genes, with its 95% interval over donors.
+        `raw`
+            Log2 ratio of mean attention per token, without matching anything.
+        `null_mean`, `null_sd`, `p_value`, `q_value`
+            Ratios of permuted members; two-sided p; corrected for the heads.
+        `half_1`, `half_2`, `same_sign`
+            The ratio in two halves of the donors.
+
+    `genes`
+        A row a gene: whether it is `in_set`, and its `stratum` of the matching.
+    `balance`
+        A row a covariate: mean difference of the set from all other genes and from the matched ones, in
+        standard deviations, by rank.
 
     Raises
     ------

@@ -50,8 +50,27 @@ def head_profiles(
 
     Returns
     -------
-    `None`. Writes `.uns["head_profiles"]` with the tables `profiles` (a row a head and group) and `heads` (a
-    row a head); see `mt.get.table(adata, "head_profiles")` and `mt.get.table(adata, "head_profiles", "heads")`.
+    `None`. Writes to `.uns["head_profiles"]` the tables
+
+    `profiles`
+        A row a head and group; what is compared is `params["statistic"]`, in `params["unit"]`:
+
+        `layer`, `head`, `name`, `group`
+            Which head and group.
+        `value`
+            The statistic, without what the number of tokens and the donors explain.
+        `difference`, `difference_low`, `difference_high`
+            Its difference from the donors' means, with the 95% interval over donors.
+        `p_value`, `q_value`
+            Two-sided, permuting groups within donors; corrected for all heads and groups.
+        `n_units`
+            Donors (or cells, where none is known) with cells of the group.
+
+    `heads`
+        A row a head: `specificity`, the share of variance between groups (0-1), with `null_mean` and
+        `null_sd` of permuted groups, `p_value` (one-sided) and `q_value` (corrected for the heads);
+        `top_group`, which differs most; `r_length`, the correlation of the uncorrected profile with the log
+        of the groups' number of tokens.
 
     Raises
     ------

@@ -47,7 +47,23 @@ def head_segments(
 
     Returns
     -------
-    `None`. Writes `.uns["head_segments"]["heads"]`; see `mt.get.table(adata, "head_segments")`.
+    `None`. Writes the table `heads` to `.uns["head_segments"]`, a row a head and part; whose attention it is,
+    is `params["attending"]`:
+
+    `layer`, `head`, `name`, `segment`
+        Which head; "context", "lapses", "query" or "special".
+    `mass`, `expected`, `evenly`
+        Share of the attention; if tokens at the same distance got equal parts; of a head that attends to all
+        alike.
+    `log2_ratio`, `log2_ratio_low`, `log2_ratio_high`
+        Log2 of `mass` over `expected`, with its 95% interval over donors.
+    `log2_evenly`
+        Log2 of `mass` over `evenly`.
+    `p_value`, `q_value`, `specialised`
+        Two-sided, of `log2_ratio`; corrected for heads and parts; whether q < 0.05 and the ratio is at least
+        1.25.
+    `n_prompts`, `n_units`
+        Prompts, and how many donors (or blocks of cells) their queries are of.
 
     Raises
     ------

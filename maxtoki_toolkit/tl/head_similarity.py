@@ -41,8 +41,14 @@ def head_similarity(
 
     Returns
     -------
-    `None`. Writes `.uns["head_similarity"]`: `similarity` (heads x heads), and `heads` with the order in
-    which like heads come together and their reliability; see `mt.get.head_similarity`.
+    `None`. Writes `.uns["head_similarity"]`, of which `mt.get.head_similarity` makes a table of pairs:
+
+    `heads`
+        A row a head: `layer`, `head`, `name`; `order`, in which like heads come together; `reliability`, its
+        likeness with itself over halves of the donors.
+    `similarity`, `raw`, `replicated`
+        Heads x heads: Spearman correlation of the genes they look at, without position, with it, and of one
+        head in one half of the donors with the other in the other.
 
     Raises
     ------

@@ -55,10 +55,15 @@ def neighbor_purity(
 
     Returns
     -------
-    `None`. Writes `.uns["neighbor_purity"]["scores"]`, see `mt.get.table(adata, "neighbor_purity")`: one row
-    each for the model, a model of the same shape with random weights ("untrained"), PCA, and chance, with
-    `purity` (0-1), its 95% bootstrap interval over cells, and `difference`, the model's purity minus the
-    row's, with the interval of the paired difference.
+    `None`. Writes the table `scores` to `.uns["neighbor_purity"]`: a row each for the model, a model of the
+    same shape with random weights ("untrained"), PCA, and chance:
+
+    `embedding`, `n_cells`
+        Which, and how many cells were scored.
+    `purity`, `ci_low`, `ci_high`
+        Share of neighbours of the same label (0-1), with its 95% bootstrap interval over cells.
+    `difference`, `difference_low`, `difference_high`
+        The model's purity less the row's, with the interval of the paired difference.
 
     Notes
     -----

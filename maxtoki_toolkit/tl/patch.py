@@ -68,8 +68,20 @@ def patch(
 
     Returns
     -------
-    `None`. Writes `.uns["patch"]["effects"]`, one row a layer (or head) and segment of the prompt; see
-    `mt.get.table(adata, "patch")`.
+    `None`. Writes the table `effects` to `.uns["patch"]`, a row a layer (or head) and segment of the prompt;
+    effects are shares of what was lost, readings in `params["unit"]`:
+
+    `layer`, `head`, `segment`
+        Where: blocks before it ("residual") or block, from 0; head, -1 for none; part of the prompt.
+    `effect`, `effect_low`, `effect_high`
+        0: the corrupted reading stays, 1: the clean one comes back; with its 95% interval over donors.
+    `null`, `null_low`, `null_high`
+        The same with the states of another clean prompt.
+    `p_value`, `q_value`
+        Two-sided t test of the difference of both (jackknife over donors); corrected for all rows. NaN where
+        no prompt's reading changes at all.
+    `n_prompts`, `n_units`, `unit`
+        Prompts that have the segment, and how many donors (or query cells) their queries are of.
 
     Raises
     ------

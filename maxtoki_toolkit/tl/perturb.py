@@ -140,8 +140,30 @@ def perturb(
 
     Returns
     -------
-    `None`. Writes `.uns["perturbation"]` with the tables `effects` (or their path), a row a prompt or cell and gene, and
-    `genes`; see `mt.get.table(adata, "perturbation")`.
+    `None`. Writes to `.uns["perturbation"]` the tables
+
+    `effects`
+        A row a prompt (or cell) and edit, in `params["unit"]`; with `path`, in that file:
+
+        `prompt`, `cell`, `group`, `donor`, `lapse`
+            Number of the prompt (or cell), its query cell, group and donor, and its true lapse, where there
+            are any.
+        `gene`, `symbol`, `k`
+            Ensembl id or name of the set, its symbol, and the ranks it is moved by (0 where the mode has
+            none).
+        `effect`
+            `value` less `value_intact`; NaN where the model does not read the gene.
+        `present`, `rank_before`, `rank_after`
+            Whether an edited cell has the gene, and its rank there, from 1 (mean over the edited cells and
+            the genes of a set; NaN where it is absent).
+        `n_lost`, `n_gained`
+            Other genes pushed out of what the model reads, and let in.
+        `value`, `value_intact`, `took_effect`
+            Readings with the edit and without; whether the edit changed what the model reads.
+
+    `genes`
+        A row a gene or set: what it is, and in how many rows it was read (`n_read`) and its edit took effect
+        (`n_took_effect`).
 
     Raises
     ------

@@ -49,8 +49,38 @@ def perturbation_concordance(
 
     Returns
     -------
-    `None`. Writes `.uns["perturbation_concordance"]` with the tables `concordance` and `genes`; see
-    `mt.get.table(adata, "perturbation_concordance")` and `mt.get.table(adata, "perturbation_concordance", "genes")`.
+    `None`. Writes to `.uns["perturbation_concordance"]` the tables
+
+    `concordance`
+        A row a group and set of genes:
+
+        `group`, `genes`
+            Group of cells; "all" genes, those with a slope of q < 0.05 ("ageing"), those whose effect has q <
+            0.05 ("called").
+        `share`, `share_low`, `share_high`
+            Share of the genes that are concordant: what the edit does to the cell's age is what the slope
+            says; with a 95% interval over genes (bootstrap).
+        `null_low`, `null_high`, `p_value`
+            Middle 95% of that share when slopes are exchanged between matched genes, and its two-sided p.
+        `rho`, `rho_null_low`, `rho_null_high`, `rho_p_value`
+            The same for Spearman's correlation of slope and effect, its sign turned so that concordance is
+            positive.
+        `q_value`
+            `p_value`, corrected for the rows (Benjamini and Hochberg).
+        `n_genes`
+            How many.
+
+    `genes`
+        A row a gene and group; effects in `params["unit"]`, slopes in `params["slope_unit"]`:
+
+        `gene`, `symbol`, `group`
+            Which gene, in which group of cells.
+        `effect`, `effect_low`, `effect_high`, `effect_q`
+            Effect of the edit.
+        `slope`, `slope_low`, `slope_high`, `slope_q`
+            Slope of the expression with age.
+        `concordant`
+            Whether both say the same of the gene.
 
     Raises
     ------

@@ -69,7 +69,13 @@ def perturbation_metrics(
 
     Returns
     -------
-    `None`. Writes `.uns["perturbation_metrics"]` with the table `scores`; see `mt.get.table(adata, "perturbation_metrics")`.
+    `None`. Writes the table `scores` to `.uns["perturbation_metrics"]`, a row a perturbation (and "all",
+    their mean), method and score:
+
+    `perturbation`, `method`, `is_baseline`, `score`
+        What was predicted, by whom, and how it is scored.
+    `value`, `low`, `high`
+        The score with its 95% interval; NaN where it is not defined.
 
     Raises
     ------

@@ -54,8 +54,41 @@ def perturbation_stats(
 
     Returns
     -------
-    `None`. Writes `.uns["perturbation_stats"]` with the tables `effects` and `controls`; see
-    `mt.get.table(adata, "perturbation_stats")` and `mt.get.table(adata, "perturbation_stats", "controls")`. Months become years.
+    `None`. Writes to `.uns["perturbation_stats"]` the tables; months become years:
+
+    `effects`
+        A row a gene, group and `k`, in `params["unit"]`:
+
+        `gene`, `symbol`, `group`, `k`, `matched_to`
+            Gene or set, group of cells ("all" for all together), ranks; for a control, what it is matched to.
+        `effect`, `effect_low`, `effect_high`, `p_donors`
+            Mean over the cells of a donor and then over donors, with its 95% interval over donors, and p of a
+            two-sided t test that it is 0.
+        `null_mean`, `null_low`, `null_high`, `n_null`
+            Where the effects of matched genes lie: centre and middle 95%; how many genes.
+        `excess`, `z`, `p_value`, `q_value`, `storey_q`
+            Effect less the centre of the null, in its standard deviations, two-sided p; the larger of
+            `p_value` and `p_donors`, corrected for the genes of a group.
+        `share_same_sign`
+            Share of the donors whose own mean has the sign of the effect.
+        `effect_younger_context`, `effect_older_context`
+            From the prompts whose context ends before the query's time, and after it.
+        `n_cells`, `n_units`, `unit`
+            Cells or prompts in which the edit took effect, and how many donors (or cells) they are of.
+        `mean_rank`, `detection`, `expression`, `control`
+            What genes are matched on; whether it is a "housekeeping" gene, an "absent" one, or "".
+
+    `controls`
+        What genes do that should do nothing in particular. A row a group, `k` and kind of gene: "all" that
+        were screened, "housekeeping" genes, and "absent" ones (in none of the cells; an edit that does not
+        put them in must give nothing at all):
+
+        `n_genes`, `n_known`
+            How many, and how many of them have an effect at all.
+        `mean_effect`, `mean_size`
+            Mean effect, and its mean size whatever the sign.
+        `share_p_below`, `n_called`
+            Share of the p values below 0.05, and genes with q < 0.05.
 
     Raises
     ------

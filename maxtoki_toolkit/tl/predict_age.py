@@ -71,13 +71,39 @@ def predict_age(
 
     Returns
     -------
-    `None`. Writes
+    `None`. Writes `.obs["predicted_age"]`, `.obs["predicted_age_low"]` and `.obs["predicted_age_high"]`, the
+    age of each cell in the model's unit, with its interval (NaN where there is none, for the reason that the
+    table of groups has), and to `.uns["predict_age"]` the tables
 
-    `.obs["predicted_age"]`, `.obs["predicted_age_low"]`, `.obs["predicted_age_high"]`
-        Age of each cell, in the model's unit, with its interval; NaN where there is none, for the reason that the
-        table of groups has.
-    `.uns["predict_age"]["donors"]`, `["groups"]`
-        See `mt.get.table(adata, "predict_age")`, `mt.get.table(adata, "predict_age", "groups")`.
+    `donors`
+        A row a donor and group, in `params["unit"]`:
+
+        `donor`, `group`, `reference`
+            Whose cells; whether they are reference.
+        `n_cells`, `n_contexts`
+            Cells, and after how many contexts of other donors each was read at most.
+        `known`
+            The age that the column of `.obs` has, NaN where it has none.
+        `predicted`, `low`, `high`
+            Mean over the cells, with an interval that holds for new donors; NaN where there is none.
+
+    `groups`
+        A row a group:
+
+        `group`, `n_cells`, `n_reference_donors`, `n_reference_cells`
+            Cells whose age was asked for, and donors and cells of known age.
+        `slope`
+            Age for each unit of age that is read.
+        `r`, `r_low`
+            Correlation over donors of what is read, on average over their cells, with the known ages; lower
+            end of its 95% interval.
+        `median_error`, `median_error_mean_age`
+            Median absolute error of the donors' ages, each by the fit without that donor, and of saying the
+            mean age of the other donors.
+        `cell_reach`, `donor_reach`
+            Half the width of the intervals.
+        `reason`
+            Why there is no age, or no interval; "" where there is.
 
     Raises
     ------

@@ -134,14 +134,70 @@ def steer(
 
     Returns
     -------
-    `None`. Writes `.uns["steer"]` with the tables `effects` (`mt.get.table(adata, "steer")`), `genes` (`mt.get.steer_genes`),
-    `trace` (`mt.get.table(adata, "steer", "trace")`) and, for "ranks", `cells` (`mt.get.table(adata, "steer", "cells")`), and then also
+    `None`. Writes to `.uns["steer"]` the tables
+
+    `effects`
+        Of sets, a row a set; distances are in `params["unit"]`:
+
+        `kind`
+            "found", in order of the search; "best singles": the genes that are best by themselves, put
+            together.
+        `set`, `genes`, `size`
+            Symbols, names in `.var_names`, and how many.
+        `frequency`
+            Share of the kept draws (method "sets").
+        `searched_shift`
+            What the search went by: distance gained by the cells that it was searched with. Too good, as it
+            was chosen by.
+        `shift`, `shift_low`, `shift_high`, `p_value`, `q_value`
+            Mean distance gained (positive: nearer to the target) by the cells held out, with its 95% interval
+            and two-sided t test (jackknife over donors or cells); corrected over the sets found (Benjamini
+            and Hochberg).
+        `null_mean`, `null_low`, `null_high`, `p_null`
+            Of random sets of the same size: mean, 2.5% and 97.5% of their shifts, and the share that do as
+            well.
+        `likelihood_change`
+            Change of the mean log-likelihood of the edited cells, nats a gene.
+        `took_effect`
+            Share of the cells in which the edit changed what the model reads.
+        `n_units`
+            Donors, or cells where no donor is known.
+
+        Of states ("start"; "abrupt", the edit alone; "unsteered", resampled under the edit but not led;
+        "steered"):
+
+        `measure`
+            "log_likelihood", in nats a gene, or "distance".
+        `mean`, `mean_low`, `mean_high`
+            Mean over cells, with its 95% interval over donors or cells.
+        `difference`, `difference_low`, `difference_high`, `p_value`, `q_value`
+            Paired difference from "abrupt", with the same.
+
+    `genes`
+        Of a search, one row a candidate: `shift` of the edit of this gene alone, in the cells that were
+        searched with (NaN where it changed nothing that the model reads: `took_effect`); `inclusion`, the
+        share of the draws that have it (method "sets").
+
+        Of "ranks", one row a gene, `level_start`, `level_abrupt`, `level_unsteered` and `level_steered`,
+        means over cells of 1 for the highest rank and 0 for genes that are not read, and whether it was
+        `held`. `mt.get.steer_genes` has the largest first.
+    `trace`
+        Of "sets" and "ranks", a row a step: `chain`, `step` (0 is the start), whether the step's proposal was
+        `accepted`; of sets `log_target` and `size`; of ranks `cell`, `steered` (False for the chain that is
+        not led), `log_likelihood` in nats a gene and `distance`.
+    `cells`
+        Of "ranks", a row a cell: `log_likelihood` (nats a gene) and `distance` of each cell, with `_start`,
+        `_abrupt`, `_unsteered`, `_steered` (the latter two means over the kept draws); `acceptance` of
+        proposals, and the share that `moved` the chain; `rhat` and `effective_size` of the log target over
+        the steered chains; whether the edit `took_effect`.
+
+    and for "ranks" also
 
     `.layers["steer_rank"]`
         Ranks of the steered cells, a draw: the last state of the first chain; nothing for the other cells.
     `.layers["steer_level"]`
-        Mean over the kept draws of each gene's level: 1 for the highest rank, falling evenly to 0 for genes that the
-        model does not read.
+        Mean over the kept draws of each gene's level: 1 for the highest rank, falling evenly to 0 for genes
+        that the model does not read.
 
     Raises
     ------

@@ -66,15 +66,18 @@ def timelapse_baselines(
 
     Returns
     -------
-    `None`. Writes to `.uns["timelapse_baselines"]`
+    `None`. Writes to `.uns["timelapse_baselines"]` the tables, in `params["unit"]`:
 
-    `prompts`
-        The predicted prompts with one column more for each baseline, in `params["unit"]`; see `mt.get.table(adata, "timelapse")`.
     `scores`
-        Scores of the model and all baselines, see `mt.get.table(adata, "timelapse", "scores")`.
+        Of the model and all baselines, with the columns of `mt.tl.predict_timelapse` and `error_ratio`, the
+        median error of the model over that of the predictor (below 1, the model is better), with the interval
+        of the paired ratio.
+    `prompts`
+        The predicted prompts with a column for each baseline: `ridge_embedding`, `ridge_expression`,
+        `sgd_expression`, `most_common`.
     `clocks`
-        One row a fitted ridge: its baseline, its group ("all": for groups without one of their own), training cells
-        and donors, and the penalty that was chosen.
+        A row a fitted ridge: its `baseline`, its `group` ("all": for groups without one of their own),
+        `n_cells` and `n_donors` of its training, and `alpha`, the penalty that was chosen.
 
     Raises
     ------

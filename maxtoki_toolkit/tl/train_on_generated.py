@@ -66,8 +66,26 @@ def train_on_generated(
 
     Returns
     -------
-    `None`. Writes to `.uns["train_on_generated"]` the tables `scores`, see `mt.get.table(adata, "train_on_generated")`, and
-    `donors`, see `mt.get.table(adata, "train_on_generated", "donors")`.
+    `None`. Writes to `.uns["train_on_generated"]` the tables
+
+    `scores`
+        A row a training: scores on true cells of other donors, from 0 to 1, with `_low` and `_high`, the ends
+        of their 95% interval over donors (of "labels permuted": of 95% of the permutations):
+
+        `training`
+            What the classifier was trained on.
+        `accuracy`, `macro_f1`
+            Share of cells given their type; mean F1 of the types.
+        `difference`
+            Macro-F1 less that of the training on true cells, paired.
+        `p_value`
+            One-sided, permuting labels; of the training on generated cells only.
+        `n_train_cells`, `n_test_cells`, `n_donors`
+            Cells of each training, cells tested, and their donors.
+
+    `donors`
+        A row a `training` and tested `donor`: `accuracy` and `macro_f1` of the `n_cells` of this donor, the
+        latter over the types that he or she has.
 
     Raises
     ------
