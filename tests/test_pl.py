@@ -103,7 +103,7 @@ def test_results_that_are_not_there():
         (mt.pl.neighbor_purity, "Run mt.tl.neighbor_purity"),
         (mt.pl.timelapse_scatter, "Run mt.tl.predict_timelapse"),
         (mt.pl.timelapse_error, "Run mt.tl.timelapse_baselines"),
-        (mt.get.prompts, "Run mt.pp.sample_prompts"),
+        (lambda adata: mt.get.table(adata, "prompts"), "Run mt.pp.sample_prompts"),
     ]:
         with pytest.raises(KeyError, match=missing):
             draw(empty)

@@ -43,12 +43,16 @@ def attention(adata: AnnData, *, key: str = _keys.ATTENTION) -> pd.DataFrame:
 
     Examples
     --------
-    >>> import anndata, maxtoki_toolkit as mt
-    >>> try:
-    ...     mt.get.attention(anndata.AnnData())
-    ... except KeyError as error:
-    ...     print(error.args[0])
-    Did not find .uns['attention']. Run mt.tl.attention(adata, model) first.
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.tl.attention(adata, model, donor_key="donor_id", n_cells=3)
+    >>> table = mt.get.attention(adata)
+    >>> shares = table.query("kind == 'segment'").groupby("name")["mass"].sum()
+    >>> shares.round(3).unique().tolist()
+    [1.0]
     """
     result = read_result(adata, key, SCHEMA[_keys.ATTENTION].call)
     params, units = result["params"], result["units"].reset_index(drop=True)
@@ -127,12 +131,15 @@ def attention_genes(
 
     Examples
     --------
-    >>> import anndata, maxtoki_toolkit as mt
-    >>> try:
-    ...     mt.get.attention_genes(anndata.AnnData(), layer=0, head=0)
-    ... except KeyError as error:
-    ...     print(error.args[0])
-    Did not find .uns['attention']. Run mt.tl.attention(adata, model) first.
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.tl.attention(adata, model, donor_key="donor_id", n_cells=3)
+    >>> genes = mt.get.attention_genes(adata, layer=0, head=1)
+    >>> genes["rate"].is_monotonic_decreasing
+    True
     """
     result = read_result(adata, key, SCHEMA[_keys.ATTENTION].call)
     row = head_row(result["params"], layer, head)
@@ -178,12 +185,16 @@ def prompt_attention(
 
     Examples
     --------
-    >>> import anndata, maxtoki_toolkit as mt
-    >>> try:
-    ...     mt.get.prompt_attention(anndata.AnnData(), layer=0, head=0)
-    ... except KeyError as error:
-    ...     print(error.args[0])
-    Did not find .uns['prompt_attention']. Run mt.tl.attention(adata, model, key='prompts') first.
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=6, donor_key="donor_id")
+    >>> mt.tl.attention(adata, model, key="prompts")
+    >>> tokens = mt.get.prompt_attention(adata, layer=1, head=2)
+    >>> round(float(tokens["last"].sum()), 3)
+    1.0
     """
     result = read_result(adata, key, SCHEMA[_keys.PROMPT_ATTENTION].call)
     row = head_row(result["params"], layer, head)
@@ -223,12 +234,15 @@ def head_similarity(adata: AnnData, *, key: str = _keys.HEAD_SIMILARITY) -> pd.D
 
     Examples
     --------
-    >>> import anndata, maxtoki_toolkit as mt
-    >>> try:
-    ...     mt.get.head_similarity(anndata.AnnData())
-    ... except KeyError as error:
-    ...     print(error.args[0])
-    Did not find .uns['head_similarity']. Run mt.tl.head_similarity(adata) first.
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.tl.attention(adata, model, donor_key="donor_id", n_cells=3)
+    >>> mt.tl.head_similarity(adata)
+    >>> mt.get.head_similarity(adata).columns.tolist()[:3]
+    ['head_1', 'head_2', 'similarity']
     """
     result = read_result(adata, key, SCHEMA[_keys.HEAD_SIMILARITY].call)
     heads = result["heads"].reset_index(drop=True)

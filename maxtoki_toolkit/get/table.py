@@ -65,7 +65,7 @@ def results(adata: AnnData) -> pd.DataFrame:
     >>> adata = mt.datasets.load("heart_nuclei")
     >>> mt.pp.rank_value_encode(adata, mt.load_model("demo"))
     >>> mt.get.results(adata)[["key", "table", "rows", "n_rows"]]
-                     key   table                       rows  n_rows
+                     key   table                      rows  n_rows
     0          map_genes  report  what became of the genes       7
     1  rank_value_encode                                         0
     """

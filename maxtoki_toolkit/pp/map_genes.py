@@ -72,7 +72,9 @@ def map_genes(
     `.var["ensembl_id_given"]`, ...
         What was in a column of one of these names before, where it was something else.
     `.uns["map_genes"]`
-        Counts of all this, see `mt.get.table(adata, "map_genes")`.
+        The table `report`, a row a fate, with its `n_genes`: all "genes"; "matched", "versioned", "retired" and
+        "dropped", which add up to them; "duplicated", columns that share a gene with an earlier one; and
+        "in_vocabulary".
 
     Raises
     ------

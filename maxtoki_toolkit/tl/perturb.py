@@ -16,7 +16,7 @@ from anndata import AnnData
 
 from .. import _keys
 from .._digest import digest
-from .._files import atomic, sha256
+from .._files import atomic
 from .._progress import hidden, progress
 from .._shards import (
     count_shards,
@@ -36,7 +36,7 @@ from ..models.sequences import Sequences
 from ..models.timelapse import require_temporal
 from ..pp._design import get_groups, get_labels, get_mask, known_cells
 from ..pp.sample_prompts import read_prompts
-from ..results.effects_file import as_categories, check_path, is_written, read_effects, write_effects
+from ..results.effects_file import as_categories, check_path, find_effects, read_effects, write_effects
 from ..results.store import read_result, write_result
 from ._asked_genes import ALL, Asked, ask_genes, make_asked
 from ._cells import get_sequences
@@ -233,9 +233,10 @@ def perturb(
                 "them: path='effects.csv.gz'."
             )
     else:
-        effects = _in_parts(screen, path, recipe, unit, share_array=share_array, overwrite=overwrite)
-        if effects is None:
+        written = _in_parts(screen, path, recipe, unit, share_array=share_array, overwrite=overwrite)
+        if written is None:
             return
+        effects, checksum = written
 
     table = asked.table.copy()
     rows = effects["gene"].cat.codes.to_numpy()
@@ -261,7 +262,7 @@ def perturb(
         "n_genes": len(asked.tokens),
         "n_truncated": int((units.cells.lengths > screen.max_length).sum()),
         "path": None if path is None else str(path),
-        "sha256": "" if path is None else sha256(path),
+        "sha256": "" if path is None else checksum,
         "seed": rng,
     }
     write_result(
@@ -605,13 +606,13 @@ def _read_parts(screen: _Screen, todo: Sequence[int], n_done: int = 0) -> Iterat
 
 def _in_parts(
     screen: _Screen, path: Path, recipe: dict, unit: str, *, share_array: bool, overwrite: bool
-) -> pd.DataFrame | None:
-    """Run what is left of a screen, and put it together; `None` where another process has to."""
+) -> tuple[pd.DataFrame, str] | None:
+    """Run what is left of a screen, and put it together: table and checksum; `None` where another process has to."""
     folder, n = parts_folder(path), screen.n_parts
     digest, shared = job_digest(n, recipe), process_index(share_array=share_array)[1] > 1
-    if is_written(path, recipe, overwrite=overwrite):
+    if checksum := find_effects(path, recipe, overwrite=overwrite):
         drop_shards(folder, digest)
-        return read_effects(path)
+        return read_effects(path), checksum
     with open_shards(folder, n, recipe, share_array=share_array, overwrite=overwrite) as todo:
         n_done, _ = count_shards(folder)
         for number, part in _read_parts(screen, todo, n_done):
@@ -619,12 +620,12 @@ def _in_parts(
             with atomic(shard_path(folder, number, digest)) as temporary:
                 AnnData(obs=part).write_h5ad(temporary)
     with take_shards(folder, n, recipe, wait=not shared) as shards:
-        if shards is not None and not is_written(path, recipe, overwrite=overwrite):
+        if shards is not None and not find_effects(path, recipe, overwrite=overwrite):
             table = screen.table(pd.concat([ad.read_h5ad(shard).obs for shard in shards]))
-            write_effects(path, table, recipe, unit)
-    if is_written(path, recipe, overwrite=overwrite):
+            return table, write_effects(path, table, recipe, unit)
+    if checksum := find_effects(path, recipe, overwrite=overwrite):  # another process was faster
         drop_shards(folder, digest)
-        return read_effects(path)
+        return read_effects(path), checksum
     if not shared:
         raise ValueError(
             f"Parts of the job in {folder} have gone meanwhile. Run it again: it makes what is missing."
