@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.pipeline import draw_umap, set_colors
 from maxtoki_toolkit.pl._labels import label_points
-from maxtoki_toolkit.pl._style import as_written
+from maxtoki_toolkit.pl._style import drawing
 from maxtoki_toolkit.results.store import write_result
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -346,7 +346,7 @@ def test_names_are_drawn_as_they_are():
 def test_settings_made_by_a_backend_stay():
     """The first figure of a notebook loads its backend, which sets that figures are shown."""
     with plt.rc_context({"interactive": False}):
-        as_written(lambda: plt.ion())()
+        drawing(lambda: plt.ion())()
         assert plt.isinteractive()
 
 

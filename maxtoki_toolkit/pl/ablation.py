@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..results.store import read_table
-from ._style import MODEL, as_written, clean
+from ._style import MODEL, clean, drawing
 
 _LABELS = {
     "intact": "nothing changed",
@@ -26,18 +26,15 @@ _LABELS = {
 }
 
 
-@as_written
+@drawing
 def ablation(adata: AnnData, *, key: str = _keys.ABLATION, ax: Axes | None = None) -> Axes:
     """Draw by how much each ablation of the prompt changes the error.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.ablate_prompt`.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {adata}
+    {key}
+    {ax}
 
     Returns
     -------

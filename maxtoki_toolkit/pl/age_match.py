@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from .. import _keys
 from ..results.store import read_table
-from ._style import BASELINE, MODEL, as_written, clean, with_interval
+from ._style import BASELINE, MODEL, clean, drawing, with_interval
 
 _LOOKS = {
     "generated": ("generated cells", MODEL),
@@ -17,16 +17,14 @@ _LOOKS = {
 }
 
 
-@as_written
+@drawing
 def age_match(adata: AnnData, *, key: str = _keys.AGE_MATCH) -> Figure:
     """Draw the age that a clock reads from generated cells, beside true ones.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.age_match`.
-    key
-        Key in `.uns`.
+    {adata}
+    {key}
 
     Returns
     -------

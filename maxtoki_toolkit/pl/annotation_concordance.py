@@ -9,23 +9,20 @@ from matplotlib.axes import Axes
 from .. import _keys
 from ..get import annotation_matrix
 from ..results.store import read_table
-from ._style import as_written, with_interval
+from ._style import drawing, with_interval
 
 _FEW = 16  # types up to which there is room for numbers
 
 
-@as_written
+@drawing
 def annotation_concordance(adata: AnnData, *, key: str = _keys.CONCORDANCE, ax: Axes | None = None) -> Axes:
     """Draw the types that a classifier gives to generated cells.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.annotation_concordance`.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {adata}
+    {key}
+    {ax}
 
     Returns
     -------

@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..results.store import read_table
-from ._style import BASELINE, MODEL, as_written, clean
+from ._style import BASELINE, MODEL, clean, drawing
 
 
-@as_written
+@drawing
 def attribute(
     adata: AnnData,
     *,
@@ -25,18 +25,15 @@ def attribute(
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.attribute`.
+    {adata}
     part
         "query", "context" or "cell"; by default the query, or the cell where there are no prompts.
     n_genes
         Genes to show.
     min_prompts
         Show genes that are in at least so many prompts.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {key}
+    {ax}
 
     Returns
     -------

@@ -10,13 +10,13 @@ from .. import _keys
 from .._features import symbols
 from ..results.store import read_table
 from ._labels import label_points
-from ._style import NULL, as_written, clean, with_interval
+from ._style import NULL, clean, drawing, with_interval
 
 # Blue and vermilion are told apart without full colour vision.
 _TOP = {"up": "#D55E00", "down": "#0072B2"}
 
 
-@as_written
+@drawing
 def differential_rank(
     adata: AnnData,
     *,
@@ -29,16 +29,13 @@ def differential_rank(
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.differential_rank`.
+    {adata}
     group
         Group to draw, by default the first.
     n_named
         Genes to name on either side, those that truly change most.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {key}
+    {ax}
 
     Returns
     -------

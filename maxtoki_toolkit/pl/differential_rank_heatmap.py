@@ -11,11 +11,11 @@ from .. import _keys
 from .._features import find_genes
 from .._validate import require_rank
 from ..results.store import read_table
-from ._style import as_written
+from ._style import drawing
 from .differential_rank import pick_group
 
 
-@as_written
+@drawing
 def differential_rank_heatmap(
     adata: AnnData,
     *,
@@ -42,8 +42,7 @@ def differential_rank_heatmap(
         Cells of each interval, true and generated, drawn at random.
     rng
         Seed of that draw.
-    key
-        Key in `.uns`.
+    {key}
 
     Returns
     -------

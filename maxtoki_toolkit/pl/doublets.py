@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from .. import _keys
 from ..results.store import read_table
 from ..stats.binary_scores import at_odds, calibration
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 
 _COLORS = {"detector": MODEL, "scrublet": BASELINE, "permuted labels": NULL}
 _STYLES = {"all": "-", "any": "-", "same type": "-", "cross type": (0, (4, 2))}
@@ -18,18 +18,16 @@ _FEW = 0.005  # share of the cells that a bin needs to be drawn
 _POPULATIONS = {"cells": "0.25", "doublets": "#D55E00", "queries": "#009E73"}
 
 
-@as_written
+@drawing
 def doublets(adata: AnnData, *, scored_on: str = "simulated", key: str = _keys.DOUBLETS) -> Figure:
     """Draw how well doublets are told, and which cells look like them.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.doublets`.
+    {adata}
     scored_on
         "simulated" doublets (held out), or the "truth".
-    key
-        Key in `.uns`.
+    {key}
 
     Returns
     -------

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from .. import _keys
 from ..get import encoding_report as get_encoding_report
 from ..results.store import read_table
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 
 _FATES = {
     "matched": "named",
@@ -19,7 +19,7 @@ _FATES = {
 }
 
 
-@as_written
+@drawing
 def encoding_report(adata: AnnData, *, max_genes: int | None = None) -> Figure:
     """Draw how many genes were named, and how many genes of each cell were ranked.
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from .. import _keys
 from ..results.store import read_table
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 
 _LABELS = {
     "attention": "attention over expectation",
@@ -23,7 +23,7 @@ _LABELS = {
 _COLUMNS = 4
 
 
-@as_written
+@drawing
 def gene_network(adata: AnnData, *, key: str = _keys.GENE_NETWORK) -> Figure:
     """Draw the AUROC of attention and its baselines against known regulons.
 
@@ -31,8 +31,7 @@ def gene_network(adata: AnnData, *, key: str = _keys.GENE_NETWORK) -> Figure:
     ----------
     adata
         Cells with a result of `mt.tl.gene_network(adata, model, regulons=...)`.
-    key
-        Key in `.uns`.
+    {key}
 
     Returns
     -------

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from .. import _keys
 from ..results.store import read_table
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 
 _SCORES = {
     "nearer": "nearer to training\ncells than true cells",
@@ -27,16 +27,14 @@ _CELLS = {
 }
 
 
-@as_written
+@drawing
 def generation_diversity(adata: AnnData, *, key: str = _keys.DIVERSITY) -> Figure:
     """Draw how generated cells lie among training cells and true cells, group by group.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.generation_diversity`.
-    key
-        Key in `.uns`.
+    {adata}
+    {key}
 
     Returns
     -------

@@ -9,21 +9,18 @@ from matplotlib.axes import Axes
 from .. import _keys
 from ..results.store import read_table
 from ._heads import as_grid, draw_grid
-from ._style import as_written
+from ._style import drawing
 
 
-@as_written
+@drawing
 def head_enrichment(adata: AnnData, *, key: str = _keys.HEAD_ENRICHMENT, ax: Axes | None = None) -> Axes:
     """Draw how much more each head looks at a gene set than at matched genes.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.head_enrichment`.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {adata}
+    {key}
+    {ax}
 
     Returns
     -------

@@ -9,19 +9,17 @@ from matplotlib.figure import Figure
 from .. import _keys
 from ..results.store import read_table
 from ._heads import DIVERGING
-from ._style import as_written
+from ._style import drawing
 
 
-@as_written
+@drawing
 def head_profiles(adata: AnnData, *, key: str = _keys.HEAD_PROFILES) -> Figure:
     """Draw the profile of each head over the groups, like heads and like groups side by side.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.head_profiles`.
-    key
-        Key in `.uns`.
+    {adata}
+    {key}
 
     Returns
     -------

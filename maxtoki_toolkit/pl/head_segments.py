@@ -9,19 +9,17 @@ from matplotlib.figure import Figure
 from .. import _keys
 from ..results.store import read_table
 from ._heads import as_grid, draw_grid, segment_color, segment_label
-from ._style import as_written, clean
+from ._style import clean, drawing
 
 
-@as_written
+@drawing
 def head_segments(adata: AnnData, *, key: str = _keys.HEAD_SEGMENTS) -> Figure:
     """Draw what each head gives to the parts of prompts, and where that is more than its distance explains.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.head_segments`.
-    key
-        Key in `.uns`.
+    {adata}
+    {key}
 
     Returns
     -------

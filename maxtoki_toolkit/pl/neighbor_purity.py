@@ -7,10 +7,10 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..results.store import read_table
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 
 
-@as_written
+@drawing
 def neighbor_purity(adata: AnnData, *, key: str = _keys.PURITY, ax: Axes | None = None) -> Axes:
     """Draw the scores of `mt.tl.neighbor_purity`.
 
@@ -18,10 +18,8 @@ def neighbor_purity(adata: AnnData, *, key: str = _keys.PURITY, ax: Axes | None 
     ----------
     adata
         Scored cells.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {key}
+    {ax}
 
     Returns
     -------

@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from .. import _keys
 from ..results.store import read_table
 from ._labels import label_points
-from ._style import MODEL, NULL, as_written, clean
+from ._style import MODEL, NULL, clean, drawing
 from .perturbation import WORDS
 
 
-@as_written
+@drawing
 def perturbation_concordance(
     adata: AnnData,
     *,
@@ -26,16 +26,13 @@ def perturbation_concordance(
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.perturbation_concordance`.
+    {adata}
     group
         Group of cells; the first by default.
     n_labels
         Genes to name: those with the largest products of effect and slope.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {key}
+    {ax}
 
     Returns
     -------

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..results.store import read_table
-from ._style import NULL, as_written, category_colors, clean
+from ._style import NULL, category_colors, clean, drawing
 from .perturbation import effect_label, pick
 
 
-@as_written
+@drawing
 def perturbation_dose(
     adata: AnnData,
     *,
@@ -34,10 +34,8 @@ def perturbation_dose(
         Symbols, Ensembl ids or names of sets; by default the five with the largest effects.
     group
         Group of cells; by default "all", or the first.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {key}
+    {ax}
 
     Returns
     -------

@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..results.store import read_table
-from ._style import as_written
+from ._style import drawing
 from .perturbation import effect_label
 
 
-@as_written
+@drawing
 def perturbation_heatmap(
     adata: AnnData,
     *,
@@ -25,16 +25,12 @@ def perturbation_heatmap(
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.perturbation_stats`.
-    k
-        Ranks, where there are several; by default the most.
+    {adata}
+    {k}
     n_genes
         Genes to draw: those that lie furthest from matched genes in any group.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {key}
+    {ax}
 
     Returns
     -------

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from .. import _keys
 from ..results.store import read_table
-from ._style import BASELINE, MODEL, as_written, clean
+from ._style import BASELINE, MODEL, clean, drawing
 
 _LABELS = {
     "pearson_control": "Pearson r, change\nfrom control",
@@ -23,7 +23,7 @@ _LABELS = {
 }
 
 
-@as_written
+@drawing
 def perturbation_metrics(
     adata: AnnData, *, perturbation: str = "all", key: str = _keys.PERTURBATION_METRICS
 ) -> Figure:
@@ -31,12 +31,10 @@ def perturbation_metrics(
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.perturbation_metrics`.
+    {adata}
     perturbation
         Which one; "all" for the mean over all.
-    key
-        Key in `.uns`.
+    {key}
 
     Returns
     -------

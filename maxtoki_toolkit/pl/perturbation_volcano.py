@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from .. import _keys
 from ..results.store import read_table
 from ._labels import label_points
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 from .perturbation import effect_label, pick
 
 
-@as_written
+@drawing
 def perturbation_volcano(
     adata: AnnData,
     *,
@@ -27,8 +27,7 @@ def perturbation_volcano(
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.perturbation_stats`.
+    {adata}
     group
         Group of cells; by default "all", or the first with p values.
     k
@@ -37,8 +36,7 @@ def perturbation_volcano(
         Genes to name, those with the smallest p.
     interactive
         Whether to return a figure of plotly (`pip install plotly`), which names a gene under the pointer.
-    key
-        Key in `.uns`.
+    {key}
 
     Returns
     -------

@@ -11,20 +11,19 @@ from matplotlib.ticker import MaxNLocator
 
 from .. import _keys
 from ..results.store import read_table
-from ._style import BASELINE, MODEL, clean
+from ._style import BASELINE, MODEL, clean, drawing
 
 _ACROSS = 3  # panels in a row
 
 
+@drawing
 def predicted_ages(adata: AnnData, *, key: str = _keys.PREDICT_AGE) -> Figure:
     """Draw the age that is read of each donor against the known one, a panel for each group of cells.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.predict_age`.
-    key
-        Key in `.uns`.
+    {adata}
+    {key}
 
     Returns
     -------

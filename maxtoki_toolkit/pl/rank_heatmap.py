@@ -13,12 +13,12 @@ from .. import _keys
 from .._features import find_genes, symbols
 from .._validate import require_rank
 from ..pp._design import known_cells
-from ._style import as_written, category_colors
+from ._style import category_colors, drawing
 
 _MOST_GROUPS = 30  # more have no room for their names
 
 
-@as_written
+@drawing
 def rank_heatmap(
     adata: AnnData,
     *,

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from .. import _keys
 from ..get import steer_genes
 from ..results.store import read_table
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 
 _COLORS = {"start": "black", "abrupt": BASELINE, "unsteered": NULL, "steered": MODEL}
 _LABELS = {
@@ -20,18 +20,16 @@ _LABELS = {
 }
 
 
-@as_written
+@drawing
 def steer(adata: AnnData, *, n_genes: int = 15, key: str = _keys.STEER) -> Figure:
     """Draw the sets that were found, or the cells that were steered.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.steer`.
+    {adata}
     n_genes
         Genes to show.
-    key
-        Key in `.uns`.
+    {key}
 
     Returns
     -------

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..results.store import read_table
-from ._style import BASELINE, MODEL, as_written, clean, with_interval
+from ._style import BASELINE, MODEL, clean, drawing, with_interval
 
 _LABELS = {
     "ridge_embedding": "ridge on\nembeddings",
@@ -18,18 +18,15 @@ _LABELS = {
 }
 
 
-@as_written
+@drawing
 def timelapse_error(adata: AnnData, *, key: str = _keys.BASELINES, ax: Axes | None = None) -> Axes:
     """Draw how far off the predicted lapses are, for the model and each baseline.
 
     Parameters
     ----------
-    adata
-        Cells with baselines (`mt.tl.timelapse_baselines`).
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {adata}
+    {key}
+    {ax}
 
     Returns
     -------

@@ -8,12 +8,12 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..results.store import read_table
-from ._style import BASELINE, MODEL, as_written, category_colors, clean, with_interval
+from ._style import BASELINE, MODEL, category_colors, clean, drawing, with_interval
 
 _MANY = 5000  # prompts from which on points would hide each other
 
 
-@as_written
+@drawing
 def timelapse_scatter(
     adata: AnnData, *, key: str = _keys.TIMELAPSE, color: str | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -21,15 +21,12 @@ def timelapse_scatter(
 
     Parameters
     ----------
-    adata
-        Cells with predicted prompts (`mt.tl.predict_timelapse`).
-    key
-        Key in `.uns`.
+    {adata}
+    {key}
     color
         Column of `mt.get.table(adata, "timelapse")` to colour the points by, e.g. "group". Without it, more than 5,000 prompts are
         counted in hexagons.
-    ax
-        Axes to draw on.
+    {ax}
 
     Returns
     -------

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..results.store import read_table
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 
 _MEASURES = {"macro_f1": "macro-F1", "accuracy": "accuracy"}
 _TRUE = "#009E73"
@@ -22,7 +22,7 @@ _LOOKS = {
 }
 
 
-@as_written
+@drawing
 def train_on_generated(
     adata: AnnData,
     *,
@@ -34,14 +34,11 @@ def train_on_generated(
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.train_on_generated`.
+    {adata}
     measure
         "macro_f1" or "accuracy".
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {key}
+    {ax}
 
     Returns
     -------

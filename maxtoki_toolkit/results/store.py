@@ -79,7 +79,9 @@ def read_result(adata: AnnData, key: str, call: str) -> dict[str, Any]:
     """Return `uns[key]`, or say which call writes it."""
     if key not in adata.uns:
         run = f" Run {call} first." if call else ""
-        raise KeyError(f"Did not find .uns[{key!r}].{run}{closest(key, adata.uns if call else [*adata.uns, *SCHEMA])}")
+        raise KeyError(
+            f"Did not find .uns[{key!r}].{run}{closest(key, adata.uns if call else [*adata.uns, *SCHEMA])}"
+        )
     result = adata.uns[key]
     if not is_ours(adata, key) or any(_is_bare(part) for part in result.values()):
         what = (
