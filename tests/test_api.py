@@ -17,6 +17,7 @@ from scipy.sparse import issparse
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit import _keys
+from maxtoki_toolkit.results.schema import SCHEMA
 from maxtoki_toolkit.results.store import writable, write_result
 
 NAMESPACES = {"pp": mt.pp, "tl": mt.tl, "pl": mt.pl, "get": mt.get}
@@ -284,6 +285,53 @@ def screened(read, encoded):
     return adata
 
 
+# Tables that functions write with these settings only.
+OPTIONAL = {
+    ("tl.gene_network", "scores"): {"n_permutations": 99},
+    ("tl.steer", "trace"): {"method": "ranks", "n_steps": 6},
+    ("tl.steer", "cells"): {"method": "ranks", "n_steps": 6},
+}
+# Columns whose names come from the data: of these tables, or that look like this.
+FROM_DATA = {
+    ("tl.ablate_prompt", "prompts"),
+    ("tl.attribute", "prompts"),
+    ("tl.head_similarity", "similarity"),
+    ("tl.head_similarity", "raw"),
+    ("tl.head_similarity", "replicated"),
+}
+NUMBERED = re.compile(r"_[1-9]\d*$")
+
+
+def described_columns(name):
+    """Names that the docstring of a function has in code style, and those of functions that it says it is like."""
+    text = inspect.getdoc(FUNCTIONS[name])
+    text += "".join(
+        inspect.getdoc(FUNCTIONS[other]) for other in re.findall(r"(?:as|columns) of `mt\.([\w.]+)`", text)
+    )
+    return set(re.findall(r"`(\w+)`", text))
+
+
+def check_schema(name, result, optional=()):
+    """A result has the tables and units that the schema says, and columns that the docstring of its function describes."""
+    params = result["params"]
+    assert params["function"] == name
+    known = next(r for r in SCHEMA.values() if r.function == name)
+    tables = {key: table for key, table in result.items() if isinstance(table, pd.DataFrame)}
+    assert set(tables) | {table for f, table in OPTIONAL if f == name} - set(optional) == set(known.tables)
+    assert set(known.units) <= set(known.tables)
+    assert all(table in known.units or params["unit"] for table in tables)
+    described, lacking = described_columns(name), {}
+    for table in [table for table in tables if (name, table) not in FROM_DATA]:
+        columns = {NUMBERED.sub("_0", c).removesuffix("_low").removesuffix("_high") for c in tables[table]}
+        lacking[table] = {c for c in columns if c not in described and f"{c}_low" not in described}
+    assert not any(lacking.values())
+
+
+def test_the_schema_knows_functions_that_there_are():
+    assert {result.function for result in SCHEMA.values()} <= set(FUNCTIONS)
+    assert set(SCHEMA) <= {value for key, value in vars(_keys).items() if isinstance(value, str)}
+
+
 @pytest.mark.parametrize("name", [n for n in FUNCTIONS if n.startswith("tl.")])
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*zarr")
 def test_results_survive_a_round_trip(request, encoded, name, tmp_path):
@@ -302,6 +350,8 @@ def test_results_survive_a_round_trip(request, encoded, name, tmp_path):
         result = call_on_copy(name, adata, model)
         new = (set(result.uns) | set(result.obsm)) - set(adata.uns) - set(adata.obsm)
     assert new
+    for key in new & set(result.uns) - {_keys.ENCODING}:
+        check_schema(name, result.uns[key])
     result.write_h5ad(tmp_path / "cells.h5ad")
     found = anndata.read_h5ad(tmp_path / "cells.h5ad")
     assert_equal(found, result)
@@ -314,6 +364,43 @@ def test_results_survive_a_round_trip(request, encoded, name, tmp_path):
     store = zarr.storage.MemoryStore()
     alone.write_zarr(store)
     assert_equal(anndata.read_zarr(store), alone)
+
+
+@pytest.mark.parametrize(
+    "name", sorted({r.function for r in SCHEMA.values() if r.function.startswith("pp.")})
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_results_of_preprocessing_are_in_the_schema(encoded, name):
+    adata, model = encoded[0].copy(), encoded[1]
+    for key in [key for key in adata.uns if adata.uns[key]["params"]["function"] == name]:
+        if name != "pp.sample_prompts":  # others read them
+            del adata.uns[key]
+    found = call(name, adata, model)
+    mine = [r for r in (adata if found is None else found).uns.values() if r["params"]["function"] == name]
+    assert mine
+    for result in mine:
+        check_schema(name, result)
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in OPTIONAL}))
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_tables_that_some_settings_give_are_in_the_schema(read, encoded, name):
+    adata, model = read.copy(), encoded[1]
+    settings = next(given for (function, _), given in OPTIONAL.items() if function == name)
+    if name == "tl.gene_network":
+        genes = adata.var_names[
+            np.asarray((adata.layers["rank"] > 0).sum(axis=0)).ravel().argsort()[::-1][:24]
+        ]
+        settings = settings | {
+            "regulons": pd.DataFrame({"source": np.repeat(genes[:4], 5), "target": list(genes[4:])})
+        }
+    call(name, adata, model, key_added="mine", **settings)
+    check_schema(name, adata.uns["mine"], {table for function, table in OPTIONAL if function == name})
+    listed = mt.get.results(adata).query("key == 'mine'")
+    assert set(listed["table"]) == {k for k, v in adata.uns["mine"].items() if isinstance(v, pd.DataFrame)}
+    for table, n_rows in zip(listed["table"], listed["n_rows"], strict=True):
+        found = mt.get.table(adata, "mine", table)
+        assert (len(found), found.attrs["function"]) == (n_rows, name)
 
 
 @pytest.mark.parametrize("name", with_slow(SEEDED, ("pp.", "tl.age_acceleration", "tl.generate")))
