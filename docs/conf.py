@@ -67,8 +67,12 @@ def gather() -> None:
 def list_tables() -> None:
     """A page of what functions store, from the schema."""
     lines = ["# What is stored", ""]
-    lines += ["`mt.get.table(adata, key, table)` reads any of these tables, the first of a key if none is named;"]
-    lines += ["`mt.get.results(adata)` lists those that are there. Columns and units are in the docstrings of the functions,"]
+    lines += [
+        "`mt.get.table(adata, key, table)` reads any of these tables, the first of a key if none is named;"
+    ]
+    lines += [
+        "`mt.get.results(adata)` lists those that are there. Columns and units are in the docstrings of the functions,"
+    ]
     lines += ["section Returns.", "", "| key in `.uns` | written by | table | rows |", "|---|---|---|---|"]
     for key, result in SCHEMA.items():
         rows = result.tables or {"": "(settings only)"}

@@ -62,7 +62,7 @@ def annotation_concordance(adata: AnnData, *, key: str = _keys.CONCORDANCE, ax: 
     total = counts.sum(axis=1)
     ax.set_xticks(range(n_columns), counts.columns, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(n_rows), [f"{name} ({n:,})" for name, n in zip(counts.index, total, strict=True)])
-    what = " and ".join(name.replace("_", " ") for name in adata.uns[key]["params"]["groupby"])
+    what = " and ".join(name.replace("_", " ") for name in scores.attrs["groupby"])
     ax.set(xlabel=f"annotated {what}", ylabel=f"prompted {what} (cells)")
     ax.tick_params(labelsize=8.5, length=0)
     ax.set_xticks(np.arange(n_columns + 1) - 0.5, minor=True)

@@ -61,10 +61,8 @@ def differential_rank(
     """
     import matplotlib.pyplot as plt
 
-    changes, scores = (
-        read_table(adata, key, "genes", of=_keys.DIFFERENTIAL_RANK),
-        read_table(adata, key, "scores", of=_keys.DIFFERENTIAL_RANK),
-    )
+    changes = read_table(adata, key, "genes", of=_keys.DIFFERENTIAL_RANK)
+    scores = read_table(adata, key, "scores", of=_keys.DIFFERENTIAL_RANK)
     group = pick_group(changes["group"], group)
     changes = changes[changes["group"] == group]
     scores = scores[scores["group"] == group].set_index("predictor")

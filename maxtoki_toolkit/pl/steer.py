@@ -85,7 +85,7 @@ def _sets(adata: AnnData, effects, n_genes: int, key: str) -> Figure:
     ax.set_yticks(place, [_short(name) for name in effects["set"]], fontsize=8)
     unit, n_units = effects.attrs["unit"], int(effects["n_units"].max())
     ax.set(ylim=(len(effects) - 0.5, -0.5), xlabel=f"nearer to the target ({unit})")
-    units = adata.uns[key]["params"]["units"]
+    units = effects.attrs["units"]
     ax.set_title(f"{n_units} {units}s that were not searched", fontsize=9)
     figure.legend(
         *ax.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower left", ncols=3
@@ -113,10 +113,8 @@ def _short(name: str) -> str:
 def _ranks(adata: AnnData, effects, n_genes: int, key: str) -> Figure:
     import matplotlib.pyplot as plt
 
-    cells, trace = (
-        read_table(adata, key, "cells", of=_keys.STEER),
-        read_table(adata, key, "trace", of=_keys.STEER),
-    )
+    cells = read_table(adata, key, "cells", of=_keys.STEER)
+    trace = read_table(adata, key, "trace", of=_keys.STEER)
     genes = steer_genes(adata, key=key).iloc[:n_genes]
     figure, (ax, middle, side) = plt.subplots(
         1, 3, figsize=(11.5, max(3.4, 0.9 + 0.2 * len(genes))), layout="constrained", width_ratios=[1.2, 1, 1]
