@@ -39,7 +39,7 @@ def annotation_matrix(adata: AnnData, *, key: str = _keys.CONCORDANCE) -> pd.Dat
     >>> int(mt.get.annotation_matrix(adata).to_numpy().sum()) == cells.n_obs
     True
     """
-    cells = read_table(adata, key, "cells", of=_keys.CONCORDANCE)
+    cells = read_table(adata, key, "cells")
     counts = pd.crosstab(cells["prompted"].astype(str), cells["annotated"].astype(str))
     others = [name for name in counts.columns if name not in counts.index]
     return counts.reindex(columns=[*counts.index, *others], fill_value=0)

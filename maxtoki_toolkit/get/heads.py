@@ -8,7 +8,6 @@ from anndata import AnnData
 
 from .. import _keys
 from ..results.head_sums import gene_sums, head_table
-from ..results.schema import SCHEMA
 from ..results.store import read_result
 
 
@@ -54,7 +53,7 @@ def attention(adata: AnnData, *, key: str = _keys.ATTENTION) -> pd.DataFrame:
     >>> shares.round(3).unique().tolist()
     [1.0]
     """
-    result = read_result(adata, key, SCHEMA[_keys.ATTENTION].call)
+    result = read_result(adata, key)
     params, units = result["params"], result["units"].reset_index(drop=True)
     parts = [str(p) for p in params["segments"]] + [str(p) for p in params["gene_sets"]]
     kind = ["segment"] * len(params["segments"]) + ["gene set"] * len(params["gene_sets"])
@@ -141,7 +140,7 @@ def attention_genes(
     >>> genes["rate"].is_monotonic_decreasing
     True
     """
-    result = read_result(adata, key, SCHEMA[_keys.ATTENTION].call)
+    result = read_result(adata, key)
     row = head_row(result["params"], layer, head)
     sums, units = gene_sums(result), result["units"]["group"].astype(str).to_numpy()
     used = np.flatnonzero(np.ones(len(units), bool) if group is None else units == group)
@@ -196,7 +195,7 @@ def prompt_attention(
     >>> round(float(tokens["last"].sum()), 3)
     1.0
     """
-    result = read_result(adata, key, SCHEMA[_keys.PROMPT_ATTENTION].call)
+    result = read_result(adata, key)
     row = head_row(result["params"], layer, head)
     if "tokens" not in result:
         raise ValueError("No example was kept. Run mt.tl.attention with n_examples of 1 or more.")
@@ -244,7 +243,7 @@ def head_similarity(adata: AnnData, *, key: str = _keys.HEAD_SIMILARITY) -> pd.D
     >>> mt.get.head_similarity(adata).columns.tolist()[:3]
     ['head_1', 'head_2', 'similarity']
     """
-    result = read_result(adata, key, SCHEMA[_keys.HEAD_SIMILARITY].call)
+    result = read_result(adata, key)
     heads = result["heads"].reset_index(drop=True)
     order = np.argsort(heads["order"].to_numpy(), kind="stable")
     names, reliability = heads["name"].to_numpy(dtype=object)[order], heads["reliability"].to_numpy()[order]

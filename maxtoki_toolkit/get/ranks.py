@@ -11,7 +11,6 @@ from anndata import AnnData
 from .. import _keys
 from .._features import find_genes
 from .._validate import require_rank
-from ..results.schema import SCHEMA
 from ..results.store import read_result
 
 
@@ -35,7 +34,7 @@ def encoding_report(adata: AnnData) -> pd.DataFrame:
     >>> mt.get.encoding_report(adata).columns.tolist()
     ['minimum', 'median', 'maximum']
     """
-    read_result(adata, _keys.ENCODING, SCHEMA[_keys.ENCODING].call)
+    read_result(adata, _keys.ENCODING)
     rows = {
         "genes_ranked": adata.obs[_keys.N_RANKED],
         "share_of_counts_ranked": adata.obs[_keys.SHARE_RANKED],

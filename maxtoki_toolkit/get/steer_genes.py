@@ -35,7 +35,7 @@ def steer_genes(adata: AnnData, *, key: str = _keys.STEER) -> pd.DataFrame:
     >>> mt.get.steer_genes(adata).shape[0]
     5
     """
-    table = read_table(adata, key, "genes", of=_keys.STEER)
+    table = read_table(adata, key, "genes")
     if "level_steered" in table:
         table["change"] = table["level_steered"] - table["level_start"]
         return table.sort_values("change", key=abs, ascending=False, kind="stable", ignore_index=True)

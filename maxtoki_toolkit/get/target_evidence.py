@@ -90,8 +90,8 @@ def target_evidence(
     >>> evidence[["symbol", "evidence"]].drop_duplicates().to_numpy().tolist()
     [['CD74', 'perturbation'], ['FTL', 'perturbation'], ['CD74', 'expression'], ['FTL', 'expression']]
     """
-    effects = read_table(adata, key, "effects", of=_keys.PERTURBATION_STATS)
-    slopes = read_table(adata, slopes_key, "slopes", of=_keys.AGE_SLOPE)
+    effects = read_table(adata, key, "effects")
+    slopes = read_table(adata, slopes_key, "slopes")
     about, slope_unit = dict(effects.attrs), slopes.attrs["unit"]
     effects = _screened(effects, k, int(adata.uns[key]["params"]["min_donors"]))
     names = effects.drop_duplicates("gene").set_index("gene")["symbol"]

@@ -49,7 +49,7 @@ def ablate_heads(
     """
     import matplotlib.pyplot as plt
 
-    effects = read_table(adata, key, "effects", of=_keys.ABLATE_HEADS)
+    effects = read_table(adata, key, "effects")
     unit, readout = effects.attrs["unit"], effects.attrs["readout"]
     greedy = effects.attrs["search"] == "greedy"
     value = value or ("size" if greedy else "error_change" if readout == "timelapse" else "change")

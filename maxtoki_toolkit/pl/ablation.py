@@ -55,7 +55,7 @@ def ablation(adata: AnnData, *, key: str = _keys.ABLATION, ax: Axes | None = Non
     """
     import matplotlib.pyplot as plt
 
-    effects = read_table(adata, key, "effects", of=_keys.ABLATION)
+    effects = read_table(adata, key, "effects")
     place = np.arange(len(effects))
     if ax is None:
         _, ax = plt.subplots(figsize=(5.6, 1.0 + 0.3 * len(effects)), layout="constrained")

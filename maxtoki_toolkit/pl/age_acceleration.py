@@ -53,7 +53,7 @@ def age_acceleration(
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    effects = read_table(adata, key, "effects", of=_keys.AGE_ACCELERATION)
+    effects = read_table(adata, key, "effects")
     unit = effects.attrs["unit"]
     conditions, groups, predictors = (
         list(dict.fromkeys(effects[c])) for c in ("condition", "group", "predictor")

@@ -50,8 +50,8 @@ def age_match(adata: AnnData, *, key: str = _keys.AGE_MATCH) -> Figure:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    cells = read_table(adata, key, "cells", of=_keys.AGE_MATCH)
-    scores = read_table(adata, key, "scores", of=_keys.AGE_MATCH)
+    cells = read_table(adata, key, "cells")
+    scores = read_table(adata, key, "scores")
     unit = cells.attrs["unit"]
     scores = scores[scores["group"] == "all"].set_index("cells")
     x = cells["prompted"].to_numpy()

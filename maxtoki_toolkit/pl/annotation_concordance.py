@@ -47,7 +47,7 @@ def annotation_concordance(adata: AnnData, *, key: str = _keys.CONCORDANCE, ax: 
     """
     import matplotlib.pyplot as plt
 
-    scores = read_table(adata, key, "scores", of=_keys.CONCORDANCE).set_index("cells")
+    scores = read_table(adata, key, "scores").set_index("cells")
     counts = annotation_matrix(adata, key=key)
     percent = 100 * counts.div(counts.sum(axis=1), axis=0).to_numpy()
     n_rows, n_columns = counts.shape

@@ -61,7 +61,7 @@ def attribute(
     """
     import matplotlib.pyplot as plt
 
-    genes = read_table(adata, key, "genes", of=_keys.ATTRIBUTE)
+    genes = read_table(adata, key, "genes")
     attrs = genes.attrs
     part = part or ("query" if (genes["part"] == "query").any() else "cell")
     shown = genes[(genes["part"] == part) & (genes["n_prompts"] >= min_prompts)].head(n_genes)

@@ -61,8 +61,8 @@ def differential_rank(
     """
     import matplotlib.pyplot as plt
 
-    changes = read_table(adata, key, "genes", of=_keys.DIFFERENTIAL_RANK)
-    scores = read_table(adata, key, "scores", of=_keys.DIFFERENTIAL_RANK)
+    changes = read_table(adata, key, "genes")
+    scores = read_table(adata, key, "scores")
     group = pick_group(changes["group"], group)
     changes = changes[changes["group"] == group]
     scores = scores[scores["group"] == group].set_index("predictor")

@@ -71,8 +71,8 @@ def differential_rank_heatmap(
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
 
-    changes = read_table(adata, key, "genes", of=_keys.DIFFERENTIAL_RANK)
-    cells = read_table(adata, key, "cells", of=_keys.DIFFERENTIAL_RANK)
+    changes = read_table(adata, key, "genes")
+    cells = read_table(adata, key, "cells")
     group = pick_group(changes["group"], group)
     changes = changes[(changes["group"] == group) & (changes["top"] != "")]
     changes = changes.sort_values("true_change", ascending=False, kind="stable")

@@ -52,8 +52,8 @@ def doublets(adata: AnnData, *, scored_on: str = "simulated", key: str = _keys.D
     """
     import matplotlib.pyplot as plt
 
-    cells = read_table(adata, key, "cells", of=_keys.DOUBLETS)
-    scores = read_table(adata, key, "scores", of=_keys.DOUBLETS)
+    cells = read_table(adata, key, "cells")
+    scores = read_table(adata, key, "scores")
     scores = scores[(scores["set"] == scored_on) & (scores["detector"] != "permuted labels")]
     if scores.empty:
         raise ValueError(f"Nothing was scored on {scored_on!r}. Give truth_key to mt.tl.doublets.")

@@ -53,7 +53,7 @@ def gene_network(adata: AnnData, *, key: str = _keys.GENE_NETWORK) -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    table = read_table(adata, key, "scores", of=_keys.GENE_NETWORK)
+    table = read_table(adata, key, "scores")
     groups = read_table(adata, key, "groups")[["group", "n_cells", "n_donors"]]
     table = table.merge(groups, on="group", how="left")
     groups, predictors = (list(dict.fromkeys(table[c])) for c in ("group", "predictor"))

@@ -56,7 +56,7 @@ def generation_diversity(adata: AnnData, *, key: str = _keys.DIVERSITY) -> Figur
     """
     import matplotlib.pyplot as plt
 
-    scores = read_table(adata, key, "scores", of=_keys.DIVERSITY)
+    scores = read_table(adata, key, "scores")
     groups = list(dict.fromkeys(scores["group"]))
     fig, axes = plt.subplots(
         1, len(_SCORES), figsize=(10, 1.6 + 0.62 * len(groups)), sharey=True, layout="constrained"

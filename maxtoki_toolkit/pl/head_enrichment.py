@@ -40,7 +40,7 @@ def head_enrichment(adata: AnnData, *, key: str = _keys.HEAD_ENRICHMENT, ax: Axe
     """
     import matplotlib.pyplot as plt
 
-    table = read_table(adata, key, "heads", of=_keys.HEAD_ENRICHMENT)
+    table = read_table(adata, key, "heads")
     values = as_grid(table, "log2_ratio")
     called = as_grid(table, "q_value") < 0.05
     if ax is None:

@@ -42,8 +42,8 @@ def head_profiles(adata: AnnData, *, key: str = _keys.HEAD_PROFILES) -> Figure:
     import matplotlib.pyplot as plt
     from scipy.cluster.hierarchy import dendrogram
 
-    table = read_table(adata, key, "profiles", of=_keys.HEAD_PROFILES)
-    heads = read_table(adata, key, "heads", of=_keys.HEAD_PROFILES)
+    table = read_table(adata, key, "profiles")
+    heads = read_table(adata, key, "heads")
     difference = table.pivot(index="group", columns="name", values="difference").dropna(how="all")
     called = table.pivot(index="group", columns="name", values="q_value").loc[difference.index] < 0.05
     scale = difference.std(axis=0).to_numpy()

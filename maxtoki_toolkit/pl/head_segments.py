@@ -42,7 +42,7 @@ def head_segments(adata: AnnData, *, key: str = _keys.HEAD_SEGMENTS) -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    table = read_table(adata, key, "heads", of=_keys.HEAD_SEGMENTS)
+    table = read_table(adata, key, "heads")
     parts = list(dict.fromkeys(table["segment"]))
     names = table["name"][table["segment"] == parts[0]].tolist()
     heads_per_layer, n_layers = int(table["head"].max()) + 1, int(table["layer"].max()) + 1

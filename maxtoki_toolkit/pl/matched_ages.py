@@ -38,7 +38,7 @@ def matched_ages(adata: AnnData, *, key: str = _keys.MATCHED_AGES, ax: Axes | No
     """
     import matplotlib.pyplot as plt
 
-    result = read_result(adata, key, "mt.pp.match_ages(adata, ...)")
+    result = read_result(adata, key)
     table = result["matching" if "matching" in result else "donors"]
     conditions = list(dict.fromkeys(table["condition"]))
     # A model says what the unit of a column is, or its name does.

@@ -38,7 +38,7 @@ def neighbor_purity(adata: AnnData, *, key: str = _keys.PURITY, ax: Axes | None 
     """
     import matplotlib.pyplot as plt
 
-    table = read_table(adata, key, "scores", of=_keys.PURITY)
+    table = read_table(adata, key, "scores")
     params = table.attrs
     if ax is None:
         _, ax = plt.subplots(figsize=(3.6, 3.4), layout="constrained")

@@ -48,7 +48,7 @@ def patch(adata: AnnData, *, key: str = _keys.PATCH, ax: Axes | None = None) -> 
     """
     import matplotlib.pyplot as plt
 
-    effects = read_table(adata, key, "effects", of=_keys.PATCH)
+    effects = read_table(adata, key, "effects")
     level = effects.attrs["level"]
     of_head = level == "head"
     rows = effects[["layer", "head"]].drop_duplicates().to_numpy()

@@ -98,7 +98,7 @@ def perturbation(
     """
     import matplotlib.pyplot as plt
 
-    effects = read_table(adata, key, "effects", of=_keys.PERTURBATION_STATS)
+    effects = read_table(adata, key, "effects")
     part = pick(effects, group, k)
     group = part["group"].iloc[0]
     measured = part[part["n_null"] > 0] if (part["n_null"] > 0).any() else part

@@ -56,8 +56,8 @@ def perturbation_concordance(
     """
     import matplotlib.pyplot as plt
 
-    genes = read_table(adata, key, "genes", of=_keys.PERTURBATION_CONCORDANCE)
-    scores = read_table(adata, key, "concordance", of=_keys.PERTURBATION_CONCORDANCE)
+    genes = read_table(adata, key, "genes")
+    scores = read_table(adata, key, "concordance")
     group = group or scores["group"].iloc[0]
     part = genes[genes["group"] == group]
     if not len(part):

@@ -56,7 +56,7 @@ def perturbation_dose(
     """
     import matplotlib.pyplot as plt
 
-    effects = read_table(adata, key, "effects", of=_keys.PERTURBATION_STATS)
+    effects = read_table(adata, key, "effects")
     group = pick(effects, group)["group"].iloc[0]
     part = effects[(effects["group"] == group) & (effects["matched_to"] == "")]
     if part["k"].nunique() < 2:

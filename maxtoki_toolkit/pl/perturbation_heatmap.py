@@ -51,7 +51,7 @@ def perturbation_heatmap(
     """
     import matplotlib.pyplot as plt
 
-    effects = read_table(adata, key, "effects", of=_keys.PERTURBATION_STATS)
+    effects = read_table(adata, key, "effects")
     effects = effects[effects["matched_to"] == ""]
     if k is not None and k not in set(effects["k"]):
         raise KeyError(f"There is no k {k!r}; there are {', '.join(map(str, dict.fromkeys(effects['k'])))}.")

@@ -51,7 +51,7 @@ def perturbation_metrics(
     """
     import matplotlib.pyplot as plt
 
-    table = read_table(adata, key, "scores", of=_keys.PERTURBATION_METRICS)
+    table = read_table(adata, key, "scores")
     if perturbation not in set(table["perturbation"]):
         raise KeyError(
             f"Did not find the perturbation {perturbation!r}; there are {table['perturbation'].unique().tolist()}."

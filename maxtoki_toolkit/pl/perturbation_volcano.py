@@ -56,7 +56,7 @@ def perturbation_volcano(
     >>> mt.pl.perturbation_volcano(adata).axes[0].get_ylabel()
     '-log10 p, against matched genes'
     """
-    effects = read_table(adata, key, "effects", of=_keys.PERTURBATION_STATS)
+    effects = read_table(adata, key, "effects")
     part = pick(effects, group, k, known="p_value").sort_values("p_value", kind="stable")
     group = part["group"].iloc[0]
     y = -np.log10(part["p_value"].clip(lower=1e-300).to_numpy())

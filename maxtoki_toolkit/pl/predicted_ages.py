@@ -48,7 +48,7 @@ def predicted_ages(adata: AnnData, *, key: str = _keys.PREDICT_AGE) -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    donors, groups = (read_table(adata, key, name, of=_keys.PREDICT_AGE) for name in ("donors", "groups"))
+    donors, groups = (read_table(adata, key, name) for name in ("donors", "groups"))
     shown = groups[groups["group"].isin(donors.loc[donors["predicted"].notna(), "group"])]
     n = max(len(shown), 1)
     across = min(n, _ACROSS)

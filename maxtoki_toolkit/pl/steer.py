@@ -51,7 +51,7 @@ def steer(adata: AnnData, *, n_genes: int = 15, key: str = _keys.STEER) -> Figur
     >>> len(mt.pl.steer(adata).axes)
     2
     """
-    effects = read_table(adata, key, "effects", of=_keys.STEER)
+    effects = read_table(adata, key, "effects")
     if effects.attrs["method"] == "ranks":
         return _ranks(adata, effects, n_genes, key)
     return _sets(adata, effects, n_genes, key)
@@ -113,8 +113,8 @@ def _short(name: str) -> str:
 def _ranks(adata: AnnData, effects, n_genes: int, key: str) -> Figure:
     import matplotlib.pyplot as plt
 
-    cells = read_table(adata, key, "cells", of=_keys.STEER)
-    trace = read_table(adata, key, "trace", of=_keys.STEER)
+    cells = read_table(adata, key, "cells")
+    trace = read_table(adata, key, "trace")
     genes = steer_genes(adata, key=key).iloc[:n_genes]
     figure, (ax, middle, side) = plt.subplots(
         1, 3, figsize=(11.5, max(3.4, 0.9 + 0.2 * len(genes))), layout="constrained", width_ratios=[1.2, 1, 1]

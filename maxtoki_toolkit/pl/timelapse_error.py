@@ -51,8 +51,8 @@ def timelapse_error(adata: AnnData, *, key: str = _keys.BASELINES, ax: Axes | No
     """
     import matplotlib.pyplot as plt
 
-    table = read_table(adata, key, "prompts", of=_keys.BASELINES)
-    scores = read_table(adata, key, "scores", of=_keys.BASELINES)
+    table = read_table(adata, key, "prompts")
+    scores = read_table(adata, key, "scores")
     scores = scores[scores["group"] == "all"].set_index("predictor")
     errors = [
         (table["predicted" if name == "MaxToki" else name] - table["lapse"]).abs().to_numpy()

@@ -53,8 +53,8 @@ def timelapse_scatter(
     from matplotlib.colors import ListedColormap
     from matplotlib.ticker import MaxNLocator
 
-    table = read_table(adata, key, "prompts", of=_keys.TIMELAPSE)
-    scores = read_table(adata, key, "scores", of=_keys.TIMELAPSE)
+    table = read_table(adata, key, "prompts")
+    scores = read_table(adata, key, "scores")
     unit = table.attrs["unit"]
     score = scores[(scores["predictor"] == "MaxToki") & (scores["group"] == "all")].iloc[0]
     if color is not None and color not in table:

@@ -71,8 +71,8 @@ def train_on_generated(
 
     if measure not in _MEASURES:
         raise ValueError(f"There is no measure {measure!r}; choose from {', '.join(_MEASURES)}.")
-    scores = read_table(adata, key, "scores", of=_keys.TRAIN_ON_GENERATED)
-    donors = read_table(adata, key, "donors", of=_keys.TRAIN_ON_GENERATED)
+    scores = read_table(adata, key, "scores")
+    donors = read_table(adata, key, "donors")
     if ax is None:
         _, ax = plt.subplots(figsize=(5.2, 4.0), layout="constrained")
     place = np.arange(len(scores))

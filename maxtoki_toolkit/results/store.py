@@ -75,34 +75,25 @@ def _same(column: pd.Series, values: np.ndarray) -> bool:
         return False
 
 
-def read_result(adata: AnnData, key: str, call: str) -> dict[str, Any]:
-    """Return `uns[key]`, or say which call writes it."""
+def read_result(adata: AnnData, key: str, call: str = "") -> dict[str, Any]:
+    """Return `uns[key]`, or say which call writes it: by default, the one that usually does."""
+    known = call or result_of(key).call
+    call = known or "the analysis"
     if key not in adata.uns:
-        run = f" Run {call} first." if call else ""
-        raise KeyError(
-            f"Did not find .uns[{key!r}].{run}{closest(key, adata.uns if call else [*adata.uns, *SCHEMA])}"
-        )
+        meant = closest(key, adata.uns if known else [*adata.uns, *SCHEMA])
+        raise KeyError(f"Did not find .uns[{key!r}]. Run {call} first.{meant}")
     result = adata.uns[key]
     if not is_ours(adata, key) or any(_is_bare(part) for part in result.values()):
-        what = (
-            f"not what {call} writes. Run it again, or give another key"
-            if call
-            else "no result of this package"
-        )
-        raise ValueError(f".uns[{key!r}] is {what}.")
+        raise ValueError(f".uns[{key!r}] is not what {call} writes. Run it again, or give another key.")
     tables = [part for part in result.values() if isinstance(part, pd.DataFrame)]
     if tables and not any(map(len, tables)):  # one of several may have none
-        raise ValueError(f"The tables of .uns[{key!r}] have no rows. Run {call or 'the analysis'} again.")
+        raise ValueError(f"The tables of .uns[{key!r}] have no rows. Run {call} again.")
     return _Stored(key, call, {**result, "params": _Stored(key, call, result["params"])})
 
 
-def read_table(adata: AnnData, key: str, table: str | None = None, *, of: str | None = None) -> pd.DataFrame:
-    """A copy of a table of `uns[key]`, with the settings that it was made with as `.attrs`.
-
-    `of` is the key under which the result usually is, for the error where there is none.
-    """
-    call = result_of(of or key).call
-    result = read_result(adata, key, call)
+def read_table(adata: AnnData, key: str, table: str | None = None) -> pd.DataFrame:
+    """A copy of a table of `uns[key]`, with the settings that it was made with as `.attrs`."""
+    result = read_result(adata, key)
     params, known = result["params"], result_of(key, result["params"])
     there = table_names(result, known)
     if table is None and not (there or known.tables):
@@ -150,8 +141,7 @@ class _Stored(dict):
         self._key, self._call = key, call
 
     def __missing__(self, name: str) -> None:
-        writes = f", which {self._call} writes. Run it again" if self._call else ""
-        raise KeyError(f".uns[{self._key!r}] lacks {name!r}{writes}.")
+        raise KeyError(f".uns[{self._key!r}] lacks {name!r}, which {self._call} writes. Run it again.")
 
 
 def writable(value: Any) -> Any:

@@ -119,8 +119,8 @@ def perturbation_concordance(
         raise ValueError(
             f"The screen read {params['readout']!r}, which has no direction in age. Screen with readout='timelapse'."
         )
-    effects = read_table(adata, key, "effects", of=_keys.PERTURBATION_STATS)
-    slopes = read_table(adata, slopes_key, "slopes", of=_keys.AGE_SLOPE)
+    effects = read_table(adata, key, "effects")
+    slopes = read_table(adata, slopes_key, "slopes")
     slope_unit, unit = slopes.attrs["unit"], effects.attrs["unit"]
     effects = effects[effects["n_units"] >= int(params["min_donors"])]
     effects = effects[(effects["n_genes"] == 1) & (effects["matched_to"] == "")]

@@ -138,7 +138,7 @@ def perturbation_stats(
     key = key or _keys.PERTURBATION
     params = read_result(adata, key, "mt.tl.perturb(adata, model, genes=...)")["params"]
     genes = adata.uns[key]["genes"].reset_index(drop=True)
-    table = read_table(adata, key, "effects", of=_keys.PERTURBATION)
+    table = read_table(adata, key, "effects")
     if not table["took_effect"].any():
         raise ValueError(
             "No edit of the screen took effect: the model reads none of these genes in these cells."
