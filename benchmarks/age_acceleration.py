@@ -75,7 +75,7 @@ def effects_of(adata: AnnData, model, *, n_permutations=None, **settings) -> tup
         warnings.simplefilter("ignore", UserWarning)
         mt.pp.match_ages(adata, **matching)
         mt.tl.age_acceleration(adata, model, **settings)
-    effects = mt.get.age_acceleration(adata)
+    effects = mt.get.table(adata, "age_acceleration")
     return effects[effects["group"] == "all"], effects.attrs["warnings"]
 
 
@@ -138,7 +138,7 @@ def power() -> list[dict]:
     model = mt.load_model("demo", device="cpu")
     adata = encode(atlas(480, SEED + N_ATLASES), model)
     effects_of(adata, model, tolerance=10_000, n_permutations=1)
-    donors = mt.get.donor_acceleration(adata)
+    donors = mt.get.table(adata, "age_acceleration", "donors")
     rows = []
     for predictor in dict.fromkeys(donors["predictor"]):
         for condition in TRUTH:
@@ -260,8 +260,8 @@ def confounded() -> list[dict]:
 
 def _difference(adata: AnnData) -> dict[str, float]:
     """Mean age read of the patients less that of the controls, over the slope; as if ages did not matter."""
-    donors = mt.get.donor_acceleration(adata)
-    effects = mt.get.age_acceleration(adata)
+    donors = mt.get.table(adata, "age_acceleration", "donors")
+    effects = mt.get.table(adata, "age_acceleration")
     slope = effects[effects["group"] == "all"].set_index("condition")["age_slope"]
     mine = donors[donors["group"] == "all"]
     return {

@@ -74,11 +74,11 @@ def quality(model, arguments, temperature: float) -> list[dict]:
         ),
     )
     mt.tl.evaluate_generated(adata, model, generated=cells, groupby="cell_type", train="held_out")
-    found += rows("singlets", mt.get.singlet_fraction(adata))
-    found += rows("concordance", mt.get.annotation_concordance(adata))
-    found += rows("train on generated", mt.get.train_on_generated(adata))
-    found += rows("age", mt.get.generated_ages(adata))
-    found += rows("diversity", mt.get.generation_diversity(adata))
+    found += rows("singlets", mt.get.table(adata, "doublets", "singlets"))
+    found += rows("concordance", mt.get.table(adata, "annotation_concordance"))
+    found += rows("train on generated", mt.get.table(adata, "train_on_generated"))
+    found += rows("age", mt.get.table(adata, "generated_ages"))
+    found += rows("diversity", mt.get.table(adata, "generation_diversity"))
     return [{"temperature": temperature} | row for row in found]
 
 
@@ -110,7 +110,7 @@ def held_out_ages(model, arguments) -> list[dict]:
         known=~asked,
         n_top=100,
     )
-    genes = mt.get.differential_rank(adata)
+    genes = mt.get.table(adata, "differential_rank")
     top = genes[genes["top"] != ""]
     planted = adata.uns["truth"]["age_genes"].query("direction == 'turnover'")
     turned = top.merge(planted, left_on=["gene", "group"], right_on=["ensembl_id", "cell_type"])
@@ -125,7 +125,9 @@ def held_out_ages(model, arguments) -> list[dict]:
                 "interpolation": (np.sign(part["interpolated_change"]) == true).mean(),
             }
         )
-    return rows("held-out ages", mt.get.differential_rank_scores(adata)) + rows("signs", pd.DataFrame(signs))
+    return rows("held-out ages", mt.get.table(adata, "differential_rank", "scores")) + rows(
+        "signs", pd.DataFrame(signs)
+    )
 
 
 def main() -> None:

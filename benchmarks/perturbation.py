@@ -72,7 +72,7 @@ def screen(adata: AnnData, model, n_prompts: int, seed: int) -> pd.DataFrame:
     )  # fmt: skip
     mt.tl.perturb(adata, model, genes="all", mode="inhibit")
     mt.tl.perturbation_stats(adata)
-    return mt.get.perturbation_stats(adata)
+    return mt.get.table(adata, "perturbation_stats")
 
 
 def score(effects: pd.DataFrame, truth: pd.DataFrame, model: str) -> list[dict]:
@@ -124,7 +124,7 @@ def planted(a, name: str, n_genes: int = 2000) -> tuple[list[dict], AnnData, pd.
     adata, truth = atlas(SEED, n_genes=n_genes)
     effects = screen(encode(adata, model), model, a.n_prompts, SEED)
     mt.tl.predict_timelapse(adata, model)
-    scores = mt.get.timelapse_scores(adata).set_index("group")["r"]
+    scores = mt.get.table(adata, "timelapse", "scores").set_index("group")["r"]
     rows = score(effects, truth, name)
     return [row | {"r_of_the_model": float(scores[row["group"]])} for row in rows], adata, truth
 
@@ -147,7 +147,7 @@ def null(a, name: str, adata: AnnData, truth: pd.DataFrame) -> list[dict]:
             adata.uns["perturbation"]["effects"] = part
             adata.uns["perturbation"]["genes"] = genes[genes["gene"].isin(part["gene"].astype(str))]
             mt.tl.perturbation_stats(adata, n_null=n_null)
-            effects = mt.get.perturbation_stats(adata)
+            effects = mt.get.table(adata, "perturbation_stats")
             effects = effects[effects["group"] != "all"]
             shares.append((effects["p_value"].dropna() < 0.05).mean())
             called.append((effects["q_value"] < 0.05).any())
@@ -199,7 +199,7 @@ def speed(a) -> list[dict]:
     start = time.perf_counter()
     mt.tl.perturb(adata, model, genes="all", mode="inhibit")
     ours = time.perf_counter() - start
-    effects = mt.get.perturbation(adata)
+    effects = mt.get.table(adata, "perturbation")
     mt.tl.predict_timelapse(adata, model)
     # One prompt a call: nothing to share.
     prompts = adata.uns["prompts"]["prompts"]

@@ -124,8 +124,8 @@ def age_file(
     shown = [own, *(columns[key] for key in ("donor_key", "groupby", "condition_key") if columns.get(key))]
     with new_output(output, by=BY, job=job, overwrite=overwrite, inputs=[path]) as folder:
         adata.obs[[*dict.fromkeys(shown), *names]].to_csv(folder / "cells.csv", index_label="cell")
-        get.predicted_ages(adata).to_csv(folder / "donors.csv", index=False)
-        get.age_calibration(adata).to_csv(folder / "groups.csv", index=False)
+        get.table(adata, "predict_age").to_csv(folder / "donors.csv", index=False)
+        get.table(adata, "predict_age", "groups").to_csv(folder / "groups.csv", index=False)
         AnnData(obs=adata.obs, uns=adata.uns).write_h5ad(folder / RESULT)
         save_figures({"ages": pl.predicted_ages(adata)}, folder)
     return adata

@@ -295,7 +295,7 @@ def age(
             "Note: the time that the demo model tells is that of a simulation. What follows is worth what the reference donors' "
             "errors say; train a model on your own controls (mt.train.temporal) for more."
         )
-    groups = get.age_calibration(adata)
+    groups = get.table(adata, "predict_age", "groups")
     unit = groups.attrs["unit"]
     for row in groups.itertuples():
         found = (

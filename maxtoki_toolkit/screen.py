@@ -155,8 +155,8 @@ def run_screen(
         return None
     tl.perturbation_stats(adata, **settings["stats"])
     claim(folder, WRITTEN, **ours)
-    stats = get.perturbation_stats(adata)
-    for name, table in [("stats", stats), ("controls", get.perturbation_controls(adata))]:
+    stats = get.table(adata, "perturbation_stats")
+    for name, table in [("stats", stats), ("controls", get.table(adata, "perturbation_stats", "controls"))]:
         with atomic(folder / f"{name}.csv") as temporary:
             table.assign(effect_unit=table.attrs["unit"]).to_csv(temporary, index=False)
     figures = {"ranked": pl.perturbation(adata).figure}

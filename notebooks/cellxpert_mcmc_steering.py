@@ -130,7 +130,7 @@ figure = mt.pl.steer_cells(adata)
 save(figure, "steering")
 
 # %% tags=["answer"]
-effects = mt.get.steer(adata)
+effects = mt.get.table(adata, "steer")
 columns = [
     "measure",
     "state",
@@ -155,11 +155,11 @@ effects[columns].round(3)
 # arrived: such draws show the way, not the target distribution. Give more steps for a result.
 
 # %%
-cells = mt.get.steer_cells(adata)
+cells = mt.get.table(adata, "steer", "cells")
 cells[["cell", "acceptance", "rhat", "effective_size", "took_effect"]].round(2)
 
 # %%
-trace = mt.get.steer_trace(adata)
+trace = mt.get.table(adata, "steer", "trace")
 shown = trace["cell"].unique()[:5]
 figure, axes = plt.subplots(
     2,
@@ -196,11 +196,11 @@ rows = []
 for temperature in sorted({*temperatures, 1.0}):
     sampling = mt.tl.CellSampling.of(n_steps=n_steps_temperature, n_chains=1, temperature=temperature, **few)
     mt.tl.steer_cells(adata, maxtoki, sampling=sampling, key_added="at_temperature", **common)
-    part = mt.get.steer(adata, key="at_temperature").set_index(["state", "measure"])["mean"]
+    part = mt.get.table(adata, "at_temperature").set_index(["state", "measure"])["mean"]
     rows.append(
         {
             "temperature": temperature,
-            "acceptance": mt.get.steer_cells(adata, key="at_temperature")["acceptance"].mean(),
+            "acceptance": mt.get.table(adata, "at_temperature", "cells")["acceptance"].mean(),
             "distance": part["steered", "distance"],
             "log_likelihood": part["steered", "log_likelihood"],
             "distance of the edit alone": part["abrupt", "distance"],

@@ -112,9 +112,9 @@ for n, used in enumerate(features):
         key_added=f"doublets_{n}",
     )
     name = " + ".join(used)
-    scores.append(mt.get.doublet_scores(adata, key=f"doublets_{n}").assign(features=name))
-    singlets.append(mt.get.singlet_fraction(adata, key=f"doublets_{n}").assign(features=name))
-    write(mt.get.doublets(adata, key=f"doublets_{n}"), f"cells_{n}")
+    scores.append(mt.get.table(adata, f"doublets_{n}", "scores").assign(features=name))
+    singlets.append(mt.get.table(adata, f"doublets_{n}", "singlets").assign(features=name))
+    write(mt.get.table(adata, f"doublets_{n}"), f"cells_{n}")
 scores, singlets = pd.concat(scores, ignore_index=True), pd.concat(singlets, ignore_index=True)
 write(scores, "scores")
 write(singlets, "singlets")

@@ -137,9 +137,9 @@ mt.tl.evaluate_generated(
     train="held_out",
     rng=seed,
 )
-write(mt.get.evaluate_generated(adata), "summary")
-write(mt.get.singlet_fraction(adata), "singlets")
-mt.get.singlet_fraction(adata).round(3)
+write(mt.get.table(adata, "evaluate_generated"), "summary")
+write(mt.get.table(adata, "doublets", "singlets"), "singlets")
+mt.get.table(adata, "doublets", "singlets").round(3)
 
 # %%
 save(mt.pl.doublets(adata), "fig2_doublets")
@@ -151,8 +151,8 @@ save(mt.pl.doublets(adata), "fig2_doublets")
 # generated cell can be expected to do better. `context cells` are those of the prompts.
 
 # %%
-write(mt.get.annotation_concordance(adata), "concordance")
-mt.get.annotation_concordance(adata).round(3)
+write(mt.get.table(adata, "annotation_concordance"), "concordance")
+mt.get.table(adata, "annotation_concordance").round(3)
 
 # %% tags=["answer"]
 save(mt.pl.annotation_concordance(adata).figure, "fig2_concordance")
@@ -164,8 +164,8 @@ save(mt.pl.annotation_concordance(adata).figure, "fig2_concordance")
 # with as many true cells, and with bags of genes: generated cells whose genes were put in an order by lot.
 
 # %%
-write(mt.get.train_on_generated(adata), "train_on_generated")
-mt.get.train_on_generated(adata).round(3)
+write(mt.get.table(adata, "train_on_generated"), "train_on_generated")
+mt.get.table(adata, "train_on_generated").round(3)
 
 # %%
 save(mt.pl.train_on_generated(adata).figure, "fig2_train_on_generated")
@@ -176,8 +176,8 @@ save(mt.pl.train_on_generated(adata).figure, "fig2_train_on_generated")
 # A clock (ridge regression, fitted to true cells of other donors) reads the age of the generated cells.
 
 # %%
-write(mt.get.generated_ages(adata), "generated_ages")
-mt.get.generated_ages(adata).round(3)
+write(mt.get.table(adata, "generated_ages"), "generated_ages")
+mt.get.table(adata, "generated_ages").round(3)
 
 # %%
 save(mt.pl.generated_ages(adata), "fig2_generated_ages")
@@ -189,8 +189,8 @@ save(mt.pl.generated_ages(adata), "fig2_generated_ages")
 # cells of the contexts' donors stand for what could be copied.
 
 # %%
-write(mt.get.generation_diversity(adata), "diversity")
-mt.get.generation_diversity(adata).round(3)
+write(mt.get.table(adata, "generation_diversity"), "diversity")
+mt.get.table(adata, "generation_diversity").round(3)
 
 # %%
 save(mt.pl.generation_diversity(adata), "fig2_diversity")

@@ -177,7 +177,7 @@ with warnings.catch_warnings(record=True):
 save(mt.pl.age_acceleration(adata, truth=truth or None), "fig5_age_acceleration")
 
 # %% tags=["answer"]
-effects = mt.get.age_acceleration(adata)
+effects = mt.get.table(adata, "age_acceleration")
 whole = effects[effects["group"] == "all"]
 for row in whole[whole["predictor"] == "MaxToki"].itertuples():
     interval = f"{row.effect:.1f} {effects.attrs['unit']} ({row.effect_low:.1f} to {row.effect_high:.1f})"
@@ -196,7 +196,7 @@ columns = ["effect", "effect_low", "effect_high", "raw", "age_slope", "p_value",
 columns += ["n_donors_condition", "n_donors_control", "conclusion"]
 if output:
     effects.to_csv(Path(output) / "effects.csv", index=False)
-    mt.get.donor_acceleration(adata).to_csv(Path(output) / "donors.csv", index=False)
+    mt.get.table(adata, "age_acceleration", "donors").to_csv(Path(output) / "donors.csv", index=False)
 whole.set_index(["condition", "predictor"])[columns].map(
     lambda x: float(f"{x:.3g}") if isinstance(x, float) else x
 )
@@ -211,7 +211,7 @@ whole.set_index(["condition", "predictor"])[columns].map(
 # the controls. A condition that rests on one donor is seen here.
 
 # %%
-table = mt.get.donor_acceleration(adata)
+table = mt.get.table(adata, "age_acceleration", "donors")
 table = table[(table["predictor"] == "MaxToki") & (table["group"] == "all")]
 conditions = list(dict.fromkeys(table["condition"]))
 figure, axes = plt.subplots(

@@ -147,9 +147,7 @@ mt.pp.sample_prompts(
 )
 mt.tl.predict_timelapse(adata, trained)
 mt.tl.timelapse_baselines(adata, trained)
-scores = (
-    mt.get.timelapse_scores(adata, key="timelapse_baselines").query("group == 'all'").set_index("predictor")
-)
+scores = mt.get.table(adata, "timelapse_baselines", "scores").query("group == 'all'").set_index("predictor")
 
 # %% [markdown]
 # ## How it learned

@@ -17,7 +17,7 @@ from scipy.sparse import issparse
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit import _keys
-from maxtoki_toolkit._results import writable, write_result
+from maxtoki_toolkit.results.store import writable, write_result
 
 NAMESPACES = {"pp": mt.pp, "tl": mt.tl, "pl": mt.pl, "get": mt.get}
 FUNCTIONS = {
@@ -56,6 +56,8 @@ def test_signature(name):
     allowed = {"pp": ["model", "queries", "key"], "tl": ["model"], "get": ["genes"], "pl": []}[
         name.split(".")[0]
     ]
+    if name == "get.table":
+        allowed, positional = ["key"], positional[:2]  # and the table's name
     assert [p.name for p in positional[1:]] in ([], *([second] for second in allowed))
     assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
     assert "copy" not in signature.parameters  # adata.copy() is the one way

@@ -169,9 +169,9 @@ def test_closest_names_what_may_have_been_meant():
 def test_results_that_are_none_are_told(adata, result, message):
     adata.uns["timelapse"] = result
     with pytest.raises((KeyError, ValueError), match=message):
-        mt.get.timelapse(adata)
+        mt.get.table(adata, "timelapse")
     with pytest.raises(KeyError, match=r"Did you mean 'timelapse'\?"):
-        mt.get.timelapse(adata, key="timelaps")
+        mt.get.table(adata, "timelaps", "prompts")
 
 
 @pytest.mark.parametrize(

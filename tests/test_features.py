@@ -11,9 +11,8 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit._features import gene_columns, gene_features
+from maxtoki_toolkit._features import find_genes, gene_columns, gene_features
 from maxtoki_toolkit._reference import gene_table
-from maxtoki_toolkit.get.results import find_genes
 from maxtoki_toolkit.pp._ranked_counts import has_counts, ranked_counts, sum_genes
 from maxtoki_toolkit.tl._asked_genes import ask_genes
 from maxtoki_toolkit.tl._expression import log_expression
@@ -73,7 +72,7 @@ def test_only_genes_are_ranked(rna, vocab, kind):
     assert both.layers["rank"][:, n:].nnz == 0
     # What is ranked of the genes, not of all molecules.
     np.testing.assert_array_equal(both.obs["share_ranked"], alone.obs["share_ranked"])
-    report = mt.get.gene_report(both)["n_genes"]
+    report = mt.get.table(both, "map_genes")["n_genes"]
     assert report[["genes", "dropped", "no_genes"]].tolist() == [n, 0, 2]
 
 

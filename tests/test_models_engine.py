@@ -212,7 +212,7 @@ def test_half_precision_reads_the_same_time():
     found = []
     for model in (exact, half):
         mt.tl.predict_timelapse(adata, model)
-        found.append(mt.get.timelapse(adata)["predicted"].to_numpy())
+        found.append(mt.get.table(adata, "timelapse")["predicted"].to_numpy())
     assert half.hf.dtype == torch.bfloat16
     assert np.corrcoef(*found)[0, 1] > 0.999
     assert np.abs(found[0] - found[1]).max() < 0.05 * np.abs(found[0]).max()

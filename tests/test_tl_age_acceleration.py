@@ -125,7 +125,7 @@ def test_planted_conditions_are_found(three, model, oracle):
     oracle(three)
     result = on_copy(accelerate, three, model, n_cells=10, n_contexts=2, baselines=False)
     assert "age_acceleration" not in three.uns
-    effects = mt.get.age_acceleration(result)
+    effects = mt.get.table(result, "age_acceleration")
     assert effects.attrs["unit"] == "years"
     whole = effects[effects["group"] == "all"].set_index("condition")
     for condition, years in TRUTH.items():
@@ -134,7 +134,7 @@ def test_planted_conditions_are_found(three, model, oracle):
     assert whole.loc["resilient", "conclusion"] == "not distinguishable from controls"
     assert whole["age_slope"].between(0.5, 0.7).all()
     assert whole.loc["accelerated_15y", "raw"] == pytest.approx(0.6 * 15, abs=2.5)
-    donors = mt.get.donor_acceleration(result)
+    donors = mt.get.table(result, "age_acceleration", "donors")
     mine = donors[(donors["group"] == "all") & (donors["condition"] == "accelerated_15y")]
     assert mine.groupby("case")["acceleration"].mean().diff().iloc[1] == pytest.approx(15, abs=4)
     figure = mt.pl.age_acceleration(result, truth=TRUTH)
@@ -155,7 +155,7 @@ def test_a_seed_gives_the_same_in_any_batches(atlas, model, monkeypatch):
     for size in (None, 2000):
         monkeypatch.setattr(mt.settings, "max_tokens", size)
         result = on_copy(accelerate, few, model, n_cells=4, n_contexts=2)
-        found.append(mt.get.age_acceleration(result))
+        found.append(mt.get.table(result, "age_acceleration"))
     assert set(found[0]["predictor"]) == {"MaxToki", "ridge_embedding", "ridge_expression"}
     # A model of random weights has slopes near 0, over which rounding is large.
     pd.testing.assert_frame_equal(*found, rtol=0.05, atol=0.01)
@@ -198,7 +198,7 @@ def test_what_cannot_be_concluded_is_said(atlas, model, oracle):
     assert "have no control of like age" in text
     assert "are in batches without any control" in text
     assert "The age of controls is not read from" in text
-    effects = mt.get.age_acceleration(part)
+    effects = mt.get.table(part, "age_acceleration")
     assert effects["effect_low"].isna().mean() > 0.8
     assert not effects["conclusion"].str.contains("older").any()
 
@@ -259,7 +259,7 @@ def test_the_demo_model_ranks_the_conditions():
     mt.pp.map_genes(adata, model)
     mt.pp.rank_value_encode(adata, model)
     accelerate(adata, model, n_cells=6, n_contexts=2, baselines=False)
-    effects = mt.get.age_acceleration(adata)
+    effects = mt.get.table(adata, "age_acceleration")
     whole = effects[(effects["group"] == "all") & (effects["predictor"] == "MaxToki")].set_index("condition")
     for condition, years in TRUTH.items():
         assert whole.loc[condition, "effect_low"] < years < whole.loc[condition, "effect_high"]
@@ -274,5 +274,5 @@ def test_results_survive_a_file(three, model, oracle, tmp_path):
     oracle(three)
     result = on_copy(accelerate, three, model, n_cells=2, n_contexts=2, baselines=False)
     result.write_h5ad(tmp_path / "cells.h5ad")
-    read = mt.get.age_acceleration(anndata.read_h5ad(tmp_path / "cells.h5ad"))
-    pd.testing.assert_frame_equal(read, mt.get.age_acceleration(result))
+    read = mt.get.table(anndata.read_h5ad(tmp_path / "cells.h5ad"), "age_acceleration")
+    pd.testing.assert_frame_equal(read, mt.get.table(result, "age_acceleration"))

@@ -95,7 +95,7 @@ def compared(cells, others, model):
 
 
 def test_planted_turns_are_met(compared, names):
-    genes = mt.get.differential_rank(compared)
+    genes = mt.get.table(compared, "differential_rank")
     planted = genes["gene"].isin(names[:N_TURNING])
     assert genes["turning"].sum() >= 10
     assert (planted & genes["turning"]).sum() >= 0.8 * genes["turning"].sum()
@@ -104,7 +104,7 @@ def test_planted_turns_are_met(compared, names):
     truth = np.where(names.get_indexer(top["gene"]) % 2 == 0, 1, -1)
     assert (np.sign(top["generated_change"]) == truth).mean() >= 0.8
     assert (np.sign(top["interpolated_change"]) == truth).mean() <= 0.5
-    scores = mt.get.differential_rank_scores(compared).set_index("predictor")
+    scores = mt.get.table(compared, "differential_rank", "scores").set_index("predictor")
     ours, line = scores.loc["generated"], scores.loc["interpolation"]
     assert ours["pearson_low"] > line["pearson_high"]
     assert ours["p_value"] == pytest.approx(0.002)
@@ -128,7 +128,7 @@ def test_changes_are_those_of_the_ranks(cells, others, model):
         generated=others,
         **SETTINGS | {"donor_key": None},
     )
-    table = mt.get.differential_rank(params).set_index("gene")
+    table = mt.get.table(params, "differential_rank").set_index("gene")
     absent = params.uns["differential_rank"]["params"]["absent_rank"]
     dense = cells.layers["rank"].toarray().astype(int)
     dense[(dense == 0) | (dense > absent)] = absent
@@ -155,8 +155,8 @@ def test_nothing_planted_nothing_found(names, model):
         for adata in (true, made):
             mt.pp.rank_value_encode(adata, model)
         mt.tl.differential_rank(true, model, generated=made, **SETTINGS)
-        called += (mt.get.differential_rank(true)["true_q_value"] < 0.05).any()
-        p_values += mt.get.differential_rank_scores(true)["p_value"].iloc[0] <= 0.05
+        called += (mt.get.table(true, "differential_rank")["true_q_value"] < 0.05).any()
+        p_values += mt.get.table(true, "differential_rank", "scores")["p_value"].iloc[0] <= 0.05
     assert called <= 1
     assert p_values <= 1
 
@@ -172,7 +172,7 @@ def test_cells_that_do_not_change_are_seen(cells, model, kind):
     made.obs["time"] = np.resize([25, 50], 200)
     made.uns = {"rank_value_encode": cells.uns["rank_value_encode"]}
     found = on_copy(mt.tl.differential_rank, cells, model, generated=made, **SETTINGS)
-    ours = mt.get.differential_rank_scores(found).set_index("predictor").loc["generated"]
+    ours = mt.get.table(found, "differential_rank", "scores").set_index("predictor").loc["generated"]
     assert ours["unit_generated"] == "cell"
     if kind == "average":
         assert np.isnan(ours["pearson"])
@@ -193,12 +193,12 @@ def test_values_and_groups(cells, others, model):
         groupby="kind",
         donor_key="donor",
     )
-    scores = mt.get.differential_rank_scores(found)
+    scores = mt.get.table(found, "differential_rank", "scores")
     assert scores["group"].unique().tolist() == ["a", "b"]
     # Values have no order: no trend, and no line.
     assert "interpolation" not in set(scores["predictor"])
     assert scores["sign_turning"].isna().all()
-    cells_compared = mt.get.compared_cells(found)
+    cells_compared = mt.get.table(found, "differential_rank", "cells")
     late = cells_compared[(cells_compared["source"] == "true") & (cells_compared["interval"] == 2)]["cell"]
     assert set(cells.obs.loc[late, "stage"]) == {"late"}
     assert cells_compared["group"].value_counts().index.tolist() in (["a", "b"], ["b", "a"])
@@ -215,7 +215,7 @@ def test_what_prompts_say_of_generated_cells(cells):
         context_size=(1, 3),
         n_prompts=20,
     )
-    table = mt.get.prompts(adata)
+    table = mt.get.table(adata, "prompts")
     obs = table[["lapse", "group", "donor"]].copy()
     obs.insert(0, "prompt", np.arange(20).astype(str))
     obs["lapse"] += 5
@@ -267,7 +267,7 @@ def test_what_is_refused(cells, others, model):
     with pytest.raises(KeyError, match="Did not find .obs\\['time'\\] of the generated cells"):
         run(generated=AnnData(obs=others.obs[["donor"]]))
     with pytest.raises(KeyError, match="Did not find .uns\\['differential_rank'\\]"):
-        mt.get.differential_rank(cells)
+        mt.get.table(cells, "differential_rank")
 
 
 def test_figures_and_files(compared, others, tmp_path):
@@ -289,7 +289,9 @@ def test_figures_and_files(compared, others, tmp_path):
         mt.pl.differential_rank_heatmap(compared, generated=others[:5].copy())
     compared.write_h5ad(tmp_path / "cells.h5ad")
     read = anndata.read_h5ad(tmp_path / "cells.h5ad")
-    pd.testing.assert_frame_equal(mt.get.differential_rank(read), mt.get.differential_rank(compared))
+    pd.testing.assert_frame_equal(
+        mt.get.table(read, "differential_rank"), mt.get.table(compared, "differential_rank")
+    )
 
 
 @pytest.mark.slow
@@ -317,7 +319,7 @@ def test_the_planted_atlas():
         known=~adata.obs["age"].between(340, 899),
         n_top=50,
     )
-    genes = mt.get.differential_rank(adata).merge(
+    genes = mt.get.table(adata, "differential_rank").merge(
         planted, left_on=["gene", "group"], right_on=["ensembl_id", "cell_type"]
     )
     top = genes[genes["top"] != ""]
@@ -349,6 +351,6 @@ def test_myoblasts():
         intervals=(24, 48),
         known=(adata.obs["Hours"] != 24).to_numpy(),
     )
-    scores = mt.get.differential_rank_scores(adata).set_index("predictor")
+    scores = mt.get.table(adata, "differential_rank", "scores").set_index("predictor")
     assert scores.loc["generated", "p_value"] <= 0.01
     assert scores.loc["generated", "pearson"] > scores.loc["interpolation", "pearson"]

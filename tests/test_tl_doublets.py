@@ -53,7 +53,7 @@ def judged(atlas):
 
 
 def test_planted_doublets_are_found(judged):
-    scores = mt.get.doublet_scores(judged)
+    scores = mt.get.table(judged, "doublets", "scores")
     truth = scores[scores["set"] == "truth"].set_index("detector")
     assert truth.loc["detector", "auroc"] > 0.85
     assert truth.loc["scrublet", "auroc_lead_low"] > 0
@@ -65,14 +65,14 @@ def test_planted_doublets_are_found(judged):
     assert simulated.loc[("same type", "detector"), "calibration_error"] < 0.07
     assert (scores["unit"] == "donor").all()
     assert (scores["n_units"] <= 12).all()
-    cells = mt.get.doublets(judged).query("population == 'cells'")
+    cells = mt.get.table(judged, "doublets").query("population == 'cells'")
     called = (cells["score"] > 0.5).groupby(cells["truth"]).mean()
     assert called["doublet"] > 0.6
     assert called["singlet"] < 0.3
 
 
 def test_permuted_labels_find_nothing(judged):
-    scores = mt.get.doublet_scores(judged)
+    scores = mt.get.table(judged, "doublets", "scores")
     null = scores[scores["detector"] == "permuted labels"].iloc[0]
     assert null["auroc"] == pytest.approx(0.5, abs=0.06)
     assert null["auroc_low"] < 0.5 + 0.03
@@ -81,7 +81,7 @@ def test_permuted_labels_find_nothing(judged):
 
 
 def test_tables_agree_with_each_other(judged):
-    cells, scores = mt.get.doublets(judged), mt.get.doublet_scores(judged)
+    cells, scores = mt.get.table(judged, "doublets"), mt.get.table(judged, "doublets", "scores")
     assert cells.attrs["folds"] == "donors"
     own = cells[cells["population"] == "cells"].set_index("cell").loc[judged.obs_names]
     np.testing.assert_array_equal(own["probability"], judged.obs["doublet_probability"])
@@ -105,7 +105,7 @@ def test_tables_agree_with_each_other(judged):
     )
     brier = brier_score_loss(cells["population"] == "doublets", cells["score"], sample_weight=weight)
     assert row.loc["detector", "brier"] == pytest.approx(brier)
-    singlets = mt.get.singlet_fraction(judged).set_index("population")
+    singlets = mt.get.table(judged, "doublets", "singlets").set_index("population")
     assert singlets.loc["cells", "singlet_fraction"] == pytest.approx((own["score"] < 0.5).mean())
     assert (singlets["ci_low"] <= singlets["singlet_fraction"]).all()
     assert (singlets["singlet_fraction"] <= singlets["ci_high"]).all()
@@ -120,7 +120,9 @@ def test_figures(judged):
         assert pr.get_ylabel() == "precision"
         assert "at " in reliability.get_xlabel()
         assert histogram.get_ylabel() == "cells (%)"
-        rows = mt.get.doublet_scores(judged).query("set == @scored_on and detector == 'detector'")
+        rows = mt.get.table(judged, "doublets", "scores").query(
+            "set == @scored_on and detector == 'detector'"
+        )
         area = rows.iloc[-1]["auroc"]
         (line,) = [x for x in roc.lines if str(x.get_label()).startswith("detector")]
         assert np.trapezoid(line.get_ydata(), line.get_xdata()) == pytest.approx(area)
@@ -136,8 +138,8 @@ def test_neither_order_nor_what_is_judged_beside_matters(atlas):
     np.testing.assert_array_equal(
         shuffled.obs["doublet_probability"], found.obs["doublet_probability"].to_numpy()[order]
     )
-    assert mt.get.doublets(found).attrs["folds"] == "cells"
-    assert set(mt.get.doublet_scores(found)["unit"]) == {"cell"}
+    assert mt.get.table(found, "doublets").attrs["folds"] == "cells"
+    assert set(mt.get.table(found, "doublets", "scores")["unit"]) == {"cell"}
 
 
 @pytest.mark.parametrize("counted", [pytest.param(True, marks=pytest.mark.slow), False])
@@ -162,11 +164,11 @@ def test_queries(atlas, counted):
     result = on_copy(judge, few, model, groupby="cell_type", queries=queries)
     used = result.uns["doublets"]["params"]["features"]
     assert used == (["embedding", "ranks", "expression", "size"] if counted else ["embedding", "ranks"])
-    asked = mt.get.doublets(result).query("population == 'queries'")
+    asked = mt.get.table(result, "doublets").query("population == 'queries'")
     assert asked["cell"].tolist() == queries.obs_names.tolist()
     assert asked["fold"].isna().all()
     assert roc_auc_score(np.arange(200) >= 100, asked["score"]) > (0.85 if counted else 0.75)
-    singlets = mt.get.singlet_fraction(result).set_index("population").loc["queries"]
+    singlets = mt.get.table(result, "doublets", "singlets").set_index("population").loc["queries"]
     assert singlets["n_cells"] == 200
     assert singlets["unit"] == "cell"
     assert singlets["singlet_fraction"] == (asked["score"] < 0.5).mean()
@@ -185,7 +187,7 @@ def test_cells_with_ranks_alone(atlas):
     )
     few.uns = {"rank_value_encode": adata.uns["rank_value_encode"]}
     judge(few, model, kind="ranks", groupby="cell_type")
-    assert set(mt.get.doublet_scores(few)["detector"]) == {"detector", "permuted labels"}
+    assert set(mt.get.table(few, "doublets", "scores")["detector"]) == {"detector", "permuted labels"}
     assert len(mt.pl.doublets(few).axes) == 4
 
 
@@ -237,7 +239,7 @@ def test_truth_is_used_for_scoring_only(atlas):
     plain = on_copy(judge, few, model, **settings)
     known = on_copy(judge, few, model, **settings, truth_key="label")
     np.testing.assert_array_equal(plain.obs["doublet_probability"], known.obs["doublet_probability"])
-    scores = mt.get.doublet_scores(known).query("set == 'truth'")
+    scores = mt.get.table(known, "doublets", "scores").query("set == 'truth'")
     assert (scores["n_doublets"] == 20).all()
     assert (scores["n_cells"] == 20).all()
     with pytest.raises(ValueError, match="Nothing was scored on 'truth'"):
@@ -295,6 +297,6 @@ def test_hashtags(source, monkeypatch):
         features=["ranks", "expression", "size"],
         expected_rate=0.1,
     )
-    scores = mt.get.doublet_scores(adata).query("set == 'truth'").set_index("detector")
+    scores = mt.get.table(adata, "doublets", "scores").query("set == 'truth'").set_index("detector")
     assert scores.loc["scrublet", "auroc_lead_low"] > 0
     assert scores.loc["scrublet", "average_precision_lead"] > 0

@@ -50,7 +50,7 @@ def atlas(model):
 
 def as_generated(adata, rows):
     """True cells that pass for the generated ones, one a prompt."""
-    table = mt.get.prompts(adata)
+    table = mt.get.table(adata, "prompts")
     obs = {
         "prompt": table.index.astype(str).to_numpy(),
         "lapse": table["lapse"].to_numpy(),
@@ -66,7 +66,7 @@ def as_generated(adata, rows):
 def others(adata, *, same_age=False, another_type=False, seed=0):
     """Held-out cells of the type that each prompt asks for (or another), and of its age, but not its query."""
     rng = np.random.default_rng(seed)
-    table = mt.get.prompts(adata)
+    table = mt.get.table(adata, "prompts")
     of_cell, age = adata.obs["cell_type"].to_numpy(dtype=str), adata.obs["age_months"].to_numpy()
     held_out, query = adata.obs["held_out"].to_numpy(), adata.obs_names.get_indexer(table["query"])
     types = np.unique(of_cell)
@@ -83,7 +83,7 @@ def others(adata, *, same_age=False, another_type=False, seed=0):
 
 
 def last_context(adata):
-    table = mt.get.prompts(adata)
+    table = mt.get.table(adata, "prompts")
     contexts = table[[c for c in table if c.startswith("context_")]].to_numpy(dtype=object)
     return adata.obs_names.get_indexer([[name for name in row if name][-1] for row in contexts])
 
@@ -124,14 +124,14 @@ def concordance(adata, model, generated, **settings):
         **KEYS,
         **{"n_permutations": 99} | settings,
     )
-    return mt.get.annotation_concordance(result).set_index("cells"), result
+    return mt.get.table(result, "annotation_concordance").set_index("cells"), result
 
 
 def ages(adata, model, generated, **settings):
     result = on_copy(
         mt.tl.generated_ages, adata, model, generated=generated, **AGES, **{"groupby": "cell_type"} | settings
     )
-    return mt.get.generated_ages(result).query("group == 'all'").set_index("cells"), result
+    return mt.get.table(result, "generated_ages").query("group == 'all'").set_index("cells"), result
 
 
 def test_scores_of_labels():
@@ -175,11 +175,15 @@ def test_true_cells_of_the_type_reach_the_ceiling(atlas, model):
     shares = scores[["accuracy", "accuracy_low", "accuracy_high", "macro_f1"]]
     assert ((shares >= 0) & (shares <= 1)).all(axis=None)
 
-    matrix, cells = mt.get.annotation_matrix(result), mt.get.annotations(result)
+    matrix, cells = mt.get.annotation_matrix(result), mt.get.table(result, "annotation_concordance", "cells")
     assert matrix.to_numpy().sum() == len(cells) == 240
     assert np.trace(matrix.to_numpy()) / 240 == pytest.approx(scores.loc["generated", "accuracy"])
-    assert (cells["prompted"] == mt.get.prompts(atlas)["group"].to_numpy()).all()
-    types = mt.get.annotation_types(result).query("cells == 'generated'").set_index("type")
+    assert (cells["prompted"] == mt.get.table(atlas, "prompts")["group"].to_numpy()).all()
+    types = (
+        mt.get.table(result, "annotation_concordance", "types")
+        .query("cells == 'generated'")
+        .set_index("type")
+    )
     for name in matrix.index:
         assert types.loc[name, "recall"] == pytest.approx(matrix.loc[name, name] / matrix.loc[name].sum())
         assert types.loc[name, "precision"] == pytest.approx(matrix.loc[name, name] / matrix[name].sum())
@@ -224,7 +228,7 @@ def test_going_on_with_cells_and_without_donors(atlas, model):
     rest = atlas.copy()
     del rest.uns["prompts"]
     mt.tl.annotation_concordance(rest, model, generated=generated, groupby="cell_type", n_permutations=9)
-    scores = mt.get.annotation_concordance(rest).set_index("cells")
+    scores = mt.get.table(rest, "annotation_concordance").set_index("cells")
     assert (scores["unit"] == "prompt").all()
     assert (scores["n_units"] == part.n_obs).all()
     assert rest.uns["annotation_concordance"]["params"]["n_train_cells"] == rest.n_obs - part.n_obs
@@ -245,7 +249,7 @@ def test_a_classifier_learns_from_true_cells_only(atlas, model):
     }
     for name, generated in kinds.items():
         mt.tl.train_on_generated(atlas, model, generated=generated, **KEYS, n_permutations=10)
-        found[name] = mt.get.train_on_generated(atlas).set_index("training")
+        found[name] = mt.get.table(atlas, "train_on_generated").set_index("training")
     real = found["real"]
     assert real.loc["true", "macro_f1"] > 0.9
     assert real.loc["generated", "difference_low"] > -0.05
@@ -263,7 +267,7 @@ def test_a_classifier_learns_from_true_cells_only(atlas, model):
     assert real["n_test_cells"].nunique() == 1
     assert real.loc["true", "n_test_cells"] == (~atlas.obs["held_out"]).sum()
 
-    donors = mt.get.train_on_generated_donors(atlas)
+    donors = mt.get.table(atlas, "train_on_generated", "donors")
     assert donors.groupby("training")["n_cells"].sum().eq(real.loc["true", "n_test_cells"]).all()
     held_out = set(atlas.obs.loc[atlas.obs["held_out"], "donor_id"])
     assert not held_out & set(donors["donor"])
@@ -282,13 +286,13 @@ def test_ages_of_true_cells_are_found(atlas, model):
     assert copied.loc["generated", "r"] < right.loc["generated", "r"] / 2
     assert copied.loc["generated", "p_value"] > 0.01
 
-    cells = mt.get.read_ages(result)
+    cells = mt.get.table(result, "age_match", "cells")
     assert cells.attrs["unit"] == "months"
-    np.testing.assert_array_equal(cells["prompted"], mt.get.prompts(atlas)["time"])
+    np.testing.assert_array_equal(cells["prompted"], mt.get.table(atlas, "prompts")["time"])
     assert np.corrcoef(cells["prompted"], cells["generated"])[0, 1] == pytest.approx(
         right.loc["generated", "r"]
     )
-    groups = mt.get.generated_ages(result).query("group != 'all'")
+    groups = mt.get.table(result, "generated_ages").query("group != 'all'")
     assert (groups["q_value"] >= groups["p_value"]).all()
     assert right["q_value"].isna().all()
     clocks = result.uns["generated_ages"]["clocks"]
@@ -326,7 +330,7 @@ def test_any_time_unit_without_donors(atlas, model):
     days.uns["prompts"]["params"]["donor_key"] = ""
     generated = as_generated(days, others(atlas, same_age=True))
     mt.tl.generated_ages(days, model, generated=generated, time_key="day", groupby=[])
-    scores = mt.get.generated_ages(days).set_index("cells")
+    scores = mt.get.table(days, "generated_ages").set_index("cells")
     assert (scores["unit"] == "query cell").all()
     assert scores.loc["generated", "r"] > 0.2
 
@@ -409,12 +413,12 @@ def test_figures(atlas, model, tmp_path):
     for measure in ("macro_f1", "accuracy"):
         ax = mt.pl.train_on_generated(cells, measure=measure)
         heights = [patch.get_height() for patch in ax.patches]
-        np.testing.assert_allclose(heights, mt.get.train_on_generated(cells)[measure])
+        np.testing.assert_allclose(heights, mt.get.table(cells, "train_on_generated")[measure])
     with pytest.raises(ValueError, match="There is no measure"):
         mt.pl.train_on_generated(cells, measure="auc")
 
     figure = mt.pl.generated_ages(cells)
-    read = mt.get.read_ages(cells)
+    read = mt.get.table(cells, "generated_ages", "cells")
     for ax, name in zip(figure.axes, ["generated", "query", "context"], strict=True):
         np.testing.assert_allclose(ax.collections[0].get_offsets()[:, 1], read[name])
     assert "months" in figure.axes[0].get_xlabel()
@@ -430,7 +434,7 @@ def small(model):
 def evaluate(adata, model, generated, **settings):
     """The summary by measure, and the cells with all results."""
     result = on_copy(mt.tl.evaluate_generated, adata, model, generated=generated, **settings)
-    return mt.get.evaluate_generated(result).set_index("measure"), result
+    return mt.get.table(result, "evaluate_generated").set_index("measure"), result
 
 
 def test_evaluation_tells_good_cells_from_bad_ones(small, model, monkeypatch, tmp_path):
@@ -440,15 +444,17 @@ def test_evaluation_tells_good_cells_from_bad_ones(small, model, monkeypatch, tm
     good, result = evaluate(small, model, cells, intervals=((200, 620), (621, 1200)))
     assert (good.drop(index="pearson")["place"] > 0.6).all()
     # All audits have left their own results, and the summary repeats them.
-    scores = mt.get.annotation_concordance(result).set_index("cells")
+    scores = mt.get.table(result, "annotation_concordance").set_index("cells")
     row = good.loc["accuracy"]
     assert (row["value"], row["best"], row["worst"]) == tuple(
         scores.loc[["generated", "query", "permuted"], "accuracy"]
     )
     assert (row["low"], row["high"]) == tuple(scores.loc["generated", ["accuracy_low", "accuracy_high"]])
-    singlets = mt.get.singlet_fraction(result).set_index("population")["singlet_fraction"]
+    singlets = mt.get.table(result, "doublets", "singlets").set_index("population")["singlet_fraction"]
     assert good.loc["singlet_fraction", "value"] == singlets["queries"]
-    assert len(good.loc[["pearson"]]) == mt.get.differential_rank_scores(result)["group"].nunique()
+    assert (
+        len(good.loc[["pearson"]]) == mt.get.table(result, "differential_rank", "scores")["group"].nunique()
+    )
     result.write_h5ad(tmp_path / "cells.h5ad")
     ax = mt.pl.evaluate_generated(anndata.read_h5ad(tmp_path / "cells.h5ad"))
     assert len(ax.get_yticklabels()) == len(good)

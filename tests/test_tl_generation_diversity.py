@@ -61,7 +61,7 @@ def cells(atlas, model):
 
 def score(cells, model, generated, **changed):
     result = on_copy(mt.tl.generation_diversity, cells[0], model, generated=generated, **SETTINGS | changed)
-    return mt.get.generation_diversity(result).set_index(["group", "cells"])
+    return mt.get.table(result, "generation_diversity").set_index(["group", "cells"])
 
 
 @pytest.fixture(scope="module")
@@ -202,4 +202,6 @@ def test_figure_and_file(cells, model, tmp_path):
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["all", "fibroblast", "monocyte"]
     result.write_h5ad(tmp_path / "cells.h5ad")
     read = anndata.read_h5ad(tmp_path / "cells.h5ad")
-    pd.testing.assert_frame_equal(mt.get.generation_diversity(read), mt.get.generation_diversity(result))
+    pd.testing.assert_frame_equal(
+        mt.get.table(read, "generation_diversity"), mt.get.table(result, "generation_diversity")
+    )

@@ -111,7 +111,7 @@ def read(made):
 
 def test_a_head_made_for_a_gene_set_is_found_and_no_other(read, made):
     mt.tl.head_enrichment(read, gene_set="planted")
-    table = mt.get.head_enrichment(read)
+    table = mt.get.table(read, "head_enrichment")
     assert table["name"].tolist() == HEADS
     assert table.index[table["q_value"] < 0.05].tolist() == [SET]
     row = table.loc[SET]
@@ -124,9 +124,7 @@ def test_a_head_made_for_a_gene_set_is_found_and_no_other(read, made):
     assert abs(table.loc[NEARBY, "log2_ratio"]) < 0.1
     # The same genes, given by name.
     mt.tl.head_enrichment(read, gene_set=made[2], key_added="again")
-    pd.testing.assert_frame_equal(
-        mt.get.head_enrichment(read, key="again"), table, check_exact=False, rtol=1e-12
-    )
+    pd.testing.assert_frame_equal(mt.get.table(read, "again"), table, check_exact=False, rtol=1e-12)
     ax = mt.pl.head_enrichment(read)
     assert "1 of 6 heads" in ax.get_title(loc="left")
 
@@ -134,7 +132,7 @@ def test_a_head_made_for_a_gene_set_is_found_and_no_other(read, made):
 def test_a_head_made_for_lapses_is_found_and_no_other(read):
     for attending in ("all", "last"):
         mt.tl.head_segments(read, attending=attending)
-        table = mt.get.head_segments(read).set_index(["segment", "head"])
+        table = mt.get.table(read, "head_segments").set_index(["segment", "head"])
         found = table.index[table["specialised"]].tolist()
         # `<bos>` of the later cells is one of the marks.
         assert set(found) - {("special", FIRST)} == {("lapses", LAPSES)}
@@ -349,7 +347,7 @@ def test_the_null_really_moves(read):
     """Membership is exchanged, within strata alone, and the null has a spread (L033: a null that never shuffled)."""
     mt.tl.head_enrichment(read, gene_set="planted")
     assert read.uns["head_enrichment"]["params"]["share_exchanged"] > 0.7
-    table = mt.get.head_enrichment(read)
+    table = mt.get.table(read, "head_enrichment")
     assert table.loc[SET, "null_sd"] > 0.1
     rng = np.random.default_rng(0)
     strata = make_strata(rng.normal(size=(300, 3)))
@@ -391,9 +389,9 @@ def test_a_head_that_treats_all_genes_alike_is_no_finding(read):
     """It has p = 1, not a small or missing one from rounding."""
     for gene_set in ("planted", "TF"):
         mt.tl.head_enrichment(read, gene_set=gene_set, n_permutations=199)
-        assert (mt.get.head_enrichment(read).loc[[UNIFORM, 5], "p_value"] == 1).all()
+        assert (mt.get.table(read, "head_enrichment").loc[[UNIFORM, 5], "p_value"] == 1).all()
     mt.tl.head_profiles(read, n_permutations=199)
-    heads = mt.get.head_specificity(read)
+    heads = mt.get.table(read, "head_profiles", "heads")
     assert (heads.loc[[UNIFORM, 5], "p_value"] == 1).all()
     assert heads["p_value"].notna().all()
     mt.tl.head_similarity(read)
@@ -464,8 +462,8 @@ def test_one_prompt(read):
 
 def test_profiles_of_a_gene_set_and_their_figure(read):
     mt.tl.head_profiles(read, statistic="planted", n_permutations=199)
-    table = mt.get.head_profiles(read)
-    assert table.attrs == {"unit": "log2 ratio", "statistic": "planted"}
+    table = mt.get.table(read, "head_profiles")
+    assert table.attrs == table.attrs | {"unit": "log2 ratio", "statistic": "planted"}
     assert len(table) == 6 * read.obs["cell_type"].nunique()
     figure = mt.pl.head_profiles(read)
     assert figure.axes[0].get_ylabel() == "specificity"
@@ -515,11 +513,14 @@ def test_results_survive_a_file(read, tmp_path):
     mt.tl.head_segments(read)
     read.write_h5ad(tmp_path / "cells.h5ad")
     again = anndata.read_h5ad(tmp_path / "cells.h5ad")
-    for get in (mt.get.attention, mt.get.head_enrichment, mt.get.head_segments):
-        pd.testing.assert_frame_equal(get(again), get(read), check_dtype=False)
+    pd.testing.assert_frame_equal(mt.get.attention(again), mt.get.attention(read), check_dtype=False)
+    for key in ("head_enrichment", "head_segments"):
+        found, expected = (mt.get.table(adata, key) for adata in (again, read))
+        pd.testing.assert_frame_equal(found, expected, check_dtype=False)
+        assert found.attrs == expected.attrs
     mt.tl.head_enrichment(again, n_permutations=99)
     pd.testing.assert_frame_equal(
-        mt.get.head_enrichment(again), mt.get.head_enrichment(read), check_dtype=False
+        mt.get.table(again, "head_enrichment"), mt.get.table(read, "head_enrichment"), check_dtype=False
     )
     params = again.uns["attention"]["params"]
     assert {"model", "model_sha256", "seed", "version", "n_truncated", "n_cells", "dtype"} <= set(params)
@@ -531,7 +532,7 @@ def test_without_donors_cells_are_in_blocks(made):
     mt.tl.attention(adata, model, n_cells=80, gene_sets={"planted": members})
     assert adata.uns["attention"]["units"].shape == (20, 3)
     mt.tl.head_enrichment(adata, gene_set="planted", n_permutations=199)
-    table = mt.get.head_enrichment(adata)
+    table = mt.get.table(adata, "head_enrichment")
     assert table.attrs["unit_of_inference"] == "block of cells"
     assert table["log2_ratio_low"].notna().all()
     assert table["p_value"].idxmin() == SET
@@ -626,7 +627,7 @@ def test_what_the_demo_model_does_replicates_between_donors():
     mt.tl.head_similarity(adata)
     assert adata.uns["head_similarity"]["heads"]["reliability"].median() > 0.7
     mt.tl.head_enrichment(adata)
-    table = mt.get.head_enrichment(adata)
+    table = mt.get.table(adata, "head_enrichment")
     assert table.attrs["replication_r"] > 0.5
     assert table.attrs["replication_sign"] > 0.6
     assert table.loc[table["q_value"] < 0.05, "same_sign"].all()

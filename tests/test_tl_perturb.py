@@ -44,7 +44,7 @@ def screen(adata, model, **settings):
     if len(others) < len(settings):
         settings = {**others, "on": on}
     mt.tl.perturb(adata, model, **settings)
-    return mt.get.perturbation(adata)
+    return mt.get.table(adata, "perturbation")
 
 
 def query_of(adata, effects, row):
@@ -66,7 +66,7 @@ def test_the_effect_is_that_of_the_edited_prompt(model, cells):
     effects = screen(cells, model, genes="all", mode="delete")
     assert effects["took_effect"].all()
     mt.tl.predict_timelapse(cells, model)
-    intact = mt.get.timelapse(cells)["predicted"]
+    intact = mt.get.table(cells, "timelapse")["predicted"]
     for i in (0, 17, 60):
         row = effects.iloc[i]
         edited = cells.copy()
@@ -80,7 +80,7 @@ def test_the_effect_is_that_of_the_edited_prompt(model, cells):
         edited.uns["prompts"]["prompts"] = prompts
         edited.uns["prompts"]["params"]["queries_elsewhere"] = True
         mt.tl.predict_timelapse(edited, model, queries=copy)
-        predicted = mt.get.timelapse(edited)["predicted"].iloc[0]
+        predicted = mt.get.table(edited, "timelapse")["predicted"].iloc[0]
         # Without the gene, the cell's counts sum to less, which changes no rank.
         assert predicted == pytest.approx(row["value"], abs=2e-3)
         assert row["value_intact"] == pytest.approx(intact.iloc[row["prompt"]], abs=2e-3)
@@ -261,7 +261,7 @@ def test_a_killed_screen_goes_on(model, cells, tmp_path, monkeypatch, suffix):
     assert json.loads((tmp_path / f"effects.{suffix}.json").read_text())["recipe"]["mode"] == "inhibit"
     path.write_bytes(b"")
     with pytest.raises(ValueError, match="has changed"):
-        mt.get.perturbation(cells)
+        mt.get.table(cells, "perturbation")
 
 
 @pytest.mark.parametrize("target", [None, "young"])

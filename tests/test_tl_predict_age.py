@@ -115,7 +115,7 @@ def read(atlas, model):
 
 
 def test_every_cell_has_an_age_or_its_group_a_reason(read):
-    groups = mt.get.age_calibration(read).set_index("group")
+    groups = mt.get.table(read, "predict_age", "groups").set_index("group")
     for group, part in read.obs.groupby("cell_type", observed=True):
         if groups.loc[group, "reason"] == "":
             assert part["predicted_age"].notna().all()
@@ -126,7 +126,7 @@ def test_every_cell_has_an_age_or_its_group_a_reason(read):
 
 
 def test_donors_are_means_of_their_cells(read):
-    donors = mt.get.predicted_ages(read)
+    donors = mt.get.table(read, "predict_age")
     assert donors.attrs["unit"] == "months"
     row = donors[donors["predicted"].notna()].iloc[0]
     cells = read.obs[(read.obs["donor_id"] == row["donor"]) & (read.obs["cell_type"] == row["group"])]
@@ -152,14 +152,14 @@ def test_a_reference_elsewhere_is_the_same_reference(atlas, model, read):
     mt.tl.predict_age(others, model, **SETTINGS, groupby="cell_type", reference=controls)
     expected = read.obs["predicted_age"].loc[others.obs_names]
     assert others.obs["predicted_age"].to_numpy() == pytest.approx(expected.to_numpy(), abs=0.01, nan_ok=True)
-    assert mt.get.predicted_ages(others)["known"].isna().all()
+    assert mt.get.table(others, "predict_age")["known"].isna().all()
 
 
 def test_groups_without_reference_have_a_reason(atlas, model):
     adata = atlas.copy()
     adata.obs["control"] &= adata.obs["cell_type"] != "monocyte"
     mt.tl.predict_age(adata, model, **SETTINGS, groupby="cell_type", reference="control")
-    groups = mt.get.age_calibration(adata).set_index("group")
+    groups = mt.get.table(adata, "predict_age", "groups").set_index("group")
     assert groups.loc["monocyte", "reason"].startswith("0 reference donors")
     assert adata.obs.loc[adata.obs["cell_type"] == "monocyte", "predicted_age"].isna().all()
 
@@ -192,5 +192,5 @@ def test_sampling_is_checked():
 
 def test_figure_names_what_is_not_read(read):
     figure = mt.pl.predicted_ages(read)
-    groups = mt.get.age_calibration(read)
+    groups = mt.get.table(read, "predict_age", "groups")
     assert len(figure.axes) == max((groups["reason"].str.contains("not read|needed") == False).sum(), 1)  # noqa: E712

@@ -143,7 +143,7 @@ def test_chains_that_have_not_converged_say_so(cells, model):
 def test_a_shift_is_what_it_says(cells, model):
     """The estimates are of the donors held out, and are those of the edit by hand."""
     found = steer(cells, model, method="greedy", max_size=2, **SETS)
-    effects, genes = mt.get.gene_sets(found), mt.get.gene_sets_genes(found)
+    effects, genes = mt.get.table(found, "gene_sets"), mt.get.steer_genes(found, key="gene_sets")
     params = found.uns["gene_sets"]["params"]
     assert (params["n_searched"], params["n_judged"]) == (12, 12)
     first = effects.iloc[0]
@@ -152,7 +152,7 @@ def test_a_shift_is_what_it_says(cells, model):
     assert effects["kind"].tolist() == ["found", "found", "best singles", "best singles"]
     # All cells that may be steered, so that both parts are known.
     every = steer(cells, model, method="greedy", max_size=1, **{**SETS, "n_cells": None, "held_out": 0})
-    row = mt.get.gene_sets(every).iloc[0]
+    row = mt.get.table(every, "gene_sets").iloc[0]
     names = cells.obs_names[cells.obs["control"]]
     by_hand = np.mean(shift_by_hand(cells, model, names, [row["genes"]], "delete"))
     assert row["shift"] == pytest.approx(by_hand, abs=1e-4)
@@ -162,7 +162,9 @@ def test_a_shift_is_what_it_says(cells, model):
 def test_a_wider_beam_is_no_worse(cells, model):
     best = []
     for method in ("greedy", "beam"):
-        effects = mt.get.gene_sets(steer(cells, model, method=method, max_size=3, beam_width=8, **SETS))
+        effects = mt.get.table(
+            steer(cells, model, method=method, max_size=3, beam_width=8, **SETS), "gene_sets"
+        )
         effects = effects[(effects["kind"] == "found") & (effects["size"] == 3)]
         best.append(effects["searched_shift"].max())
         assert effects["q_value"].notna().all()
@@ -179,9 +181,8 @@ def test_genes_that_no_cell_has(cells, model):
         row[row > 0] = np.argsort(np.argsort(row[row > 0])) + 1
     lacking.layers["rank"] = sp.csr_matrix(X)
     lacking.obs["n_genes_ranked"] = (X > 0).sum(axis=1)
-    genes = mt.get.gene_sets_genes(steer(lacking, model, method="greedy", max_size=1, **SETS)).set_index(
-        "symbol"
-    )
+    found = steer(lacking, model, method="greedy", max_size=1, **SETS)
+    genes = mt.get.steer_genes(found, key="gene_sets").set_index("symbol")
     assert np.isnan(genes.loc["g3", "shift"])
     assert not genes.loc["g3", "took_effect"]
     assert genes.drop("g3")["shift"].notna().all()
@@ -193,7 +194,7 @@ def test_chains_over_sets(cells, model):
     """The draws favour what scores well; the empty set is where the first chain starts, with a score of exactly 0."""
     settings = {**SETS, "method": "metropolis", "n_steps": 60, "max_size": 2, "temperature": 2}
     found = steer(cells, model, **settings)
-    trace, genes = mt.get.gene_sets_trace(found), mt.get.gene_sets_genes(found)
+    trace, genes = mt.get.table(found, "gene_sets", "trace"), mt.get.steer_genes(found, key="gene_sets")
     assert trace.groupby("chain").size().tolist() == [61] * 4
     first = trace[(trace["chain"] == 0) & (trace["step"] == 0)].iloc[0]
     assert (first["log_target"], first["size"]) == (0, 0)
@@ -206,15 +207,17 @@ def test_chains_over_sets(cells, model):
     params = found.uns["gene_sets"]["params"]
     assert params["rhat"] > 0.9
     assert params["effective_size"] > 1
-    pd.testing.assert_frame_equal(mt.get.gene_sets(steer(cells, model, **settings)), mt.get.gene_sets(found))
+    pd.testing.assert_frame_equal(
+        mt.get.table(steer(cells, model, **settings), "gene_sets"), mt.get.table(found, "gene_sets")
+    )
     weighed = steer(cells, model, **{**settings, "n_steps": 4, "likelihood_weight": 1.0})
-    assert (mt.get.gene_sets_genes(weighed)["shift"] != genes["shift"]).any()
+    assert (mt.get.steer_genes(weighed, key="gene_sets")["shift"] != genes["shift"]).any()
 
 
 def test_held_genes_stay(cells, model):
     """At the top, at each draw; deleted genes never come back; the layers hold what the tables say."""
     found = steer(cells, model, **RANKS)
-    steered = mt.get.steer_cells(found)["cell"]
+    steered = mt.get.table(found, "steer", "cells")["cell"]
     ranks = pd.DataFrame(found.layers["steer_rank"].toarray(), found.obs_names, found.var["symbol"])
     assert (ranks.loc[steered, "g20"] == 1).all()
     assert (ranks.loc[~ranks.index.isin(steered)] == 0).all().all()
@@ -234,11 +237,11 @@ def test_held_genes_stay(cells, model):
 def test_nothing_is_nothing(cells, model):
     """No gene held and no step taken: each cell as it was, to the last number."""
     found = steer(cells, model, **{**RANKS, "genes": None, "n_steps": 0})
-    rows = found.obs_names.get_indexer(mt.get.steer_cells(found)["cell"])
+    rows = found.obs_names.get_indexer(mt.get.table(found, "steer", "cells")["cell"])
     np.testing.assert_array_equal(
         found.layers["steer_rank"][rows].toarray(), cells.layers["rank"][rows].toarray()
     )
-    table = mt.get.steer_cells(found)
+    table = mt.get.table(found, "steer", "cells")
     for measure in ("log_likelihood", "distance"):
         for state in ("abrupt", "unsteered", "steered"):
             np.testing.assert_allclose(table[f"{measure}_{state}"], table[f"{measure}_start"], rtol=1e-6)
@@ -248,12 +251,14 @@ def test_nothing_is_nothing(cells, model):
 def test_cells_are_on_their_own(cells, model):
     """A cell is steered alike in any company and order."""
     found = steer(cells, model, **{**RANKS, "use": "control", "n_cells": None})
-    some = mt.get.steer_cells(found)["cell"].to_numpy()[[5, 2, 9]]
+    some = mt.get.table(found, "steer", "cells")["cell"].to_numpy()[[5, 2, 9]]
     part = cells[cells.obs["perturbed"] | cells.obs_names.isin(some)].copy()
     part = part[np.r_[np.arange(part.n_obs - 3), part.n_obs - 1, part.n_obs - 3, part.n_obs - 2]].copy()
     other = steer(part, model, **{**RANKS, "use": "control", "n_cells": None})
     columns = ["log_likelihood_steered", "distance_steered", "acceptance"]
-    one, two = (mt.get.steer_cells(x).set_index("cell").loc[some, columns] for x in (found, other))
+    one, two = (
+        mt.get.table(x, "steer", "cells").set_index("cell").loc[some, columns] for x in (found, other)
+    )
     np.testing.assert_allclose(one, two, atol=1e-4)
     np.testing.assert_array_equal(
         other[some].layers["steer_rank"].toarray(), found[some].layers["steer_rank"].toarray()
@@ -267,7 +272,7 @@ def test_likelihood_of_reference_cells(cells, model):
     model = dataclasses.replace(model, cell_length=32)
     found = steer(cells, model, **{**RANKS, "readout": "likelihood", "n_steps": 2, "n_cells": 3})
     assert found.uns["steer"]["params"]["unit"] == "nats a gene"
-    table = mt.get.steer_cells(found)
+    table = mt.get.table(found, "steer", "cells")
     assert (table["distance_start"] > 0).all()
     assert table["distance_abrupt"].notna().all()
 
@@ -292,9 +297,9 @@ def test_refusals(cells, model):
         steer(cells, model, **{**SETS, "genes": ["g99"]})
     found = steer(cells, model, method="greedy", max_size=1, **SETS)
     with pytest.raises(ValueError, match="no chains"):
-        mt.get.gene_sets_trace(found)
+        mt.get.table(found, "gene_sets", "trace")
     with pytest.raises(KeyError, match=r"Run mt.tl.steer_cells"):
-        mt.get.steer_cells(found)
+        mt.get.table(found, "steer", "cells")
 
 
 def test_figures(cells, model):
@@ -338,7 +343,7 @@ def test_steered_cells_are_likelier_and_nearer_than_edits(tmp_path):
         on=mt.tl.Cells(use="led", target="anchor", donor_key="donor"),
         sampling=mt.tl.CellSampling.of(n_cells=12, n_steps=300, n_chains=2, proposal="position", strength=30),
     )
-    effects = mt.get.steer(both).set_index(["measure", "state"])
+    effects = mt.get.table(both, "steer").set_index(["measure", "state"])
     steered = effects.xs("steered", level="state")
     assert steered.loc["log_likelihood", "difference_low"] > 0  # likelier than the edit alone
     assert steered.loc["distance", "difference_high"] < 0  # and nearer to the target

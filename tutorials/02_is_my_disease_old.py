@@ -131,7 +131,7 @@ def accelerate(cells, *, n_cells=n_read, batch_key=None, baselines=False, **chan
             sampling=mt.tl.AgeSampling(n_cells=n_cells, n_contexts=1),
             rng=3,
         )
-    return mt.get.age_acceleration(cells)
+    return mt.get.table(cells, "age_acceleration")
 
 
 effects = accelerate(adata, batch_key="batch", baselines=True)
@@ -153,7 +153,7 @@ for note in effects.attrs["warnings"]:
 # **Look at the donors.** A point is a donor: the age that is read from the cells, against the true age. Is it all patients, or one?
 
 # %%
-table = mt.get.donor_acceleration(adata)
+table = mt.get.table(adata, "age_acceleration", "donors")
 table = table[(table["predictor"] == "MaxToki") & (table["group"] == "fibroblast")]
 figure, axes = plt.subplots(1, len(truth) - 1, figsize=(10, 2.9), sharey=True, layout="constrained")
 conditions = sorted(set(truth) - {"control"}, key=truth.get)
@@ -303,7 +303,9 @@ pd.concat([by_donor.assign(unit="donor"), by_cell.assign(unit="cell")]).set_inde
 # "patients" anew, 300 times, and test. 5% should have p < 0.05:
 
 # %%
-cells = mt.get.donor_acceleration(people).query("group == 'all'").sample(frac=1, random_state=0)
+cells = (
+    mt.get.table(people, "age_acceleration", "donors").query("group == 'all'").sample(frac=1, random_state=0)
+)
 cells["owner"] = owner.reindex(cells["donor"]).to_numpy()
 false_calls = []
 for n_cells in (1, 3, 7, 14):
@@ -353,7 +355,7 @@ clinic &= obs["cell_type"] != "B cell"
 
 patients = adata[clinic].copy()
 everybody = accelerate(patients, tolerance=12 * 100)  # nobody is left out
-read = mt.get.donor_acceleration(patients).query("group == 'all'")
+read = mt.get.table(patients, "age_acceleration", "donors").query("group == 'all'")
 sides = read.groupby("case")[["time", "read"]].mean().round(1)
 sides.index = ["controls", "patients"]
 sides.columns = ["mean age", "mean age read"]
@@ -500,7 +502,7 @@ if path:
     mt.pl.matched_ages(mine)
     mt.tl.age_acceleration(mine, clock, groupby=groupby, batch_key=batch_key or None)
     mt.pl.age_acceleration(mine)
-    mt.get.age_acceleration(mine).to_csv(output, index=False)
+    mt.get.table(mine, "age_acceleration").to_csv(output, index=False)
 
 # %% [markdown]
 # A model that cannot tell time is refused. The published weights get this message, and so does any without temporal training:

@@ -94,7 +94,7 @@ columns = [
     "average_precision",
     "calibration_error",
 ]
-mt.get.doublet_scores(adata)[columns].round(3)
+mt.get.table(adata, "doublets", "scores")[columns].round(3)
 
 # %% [markdown]
 # - `auroc`: the probability that a doublet scores higher than a cell; 0.5 is chance. Doublets of one type are the hard ones.
@@ -168,7 +168,7 @@ mt.tl.doublets(
     features=["ranks", "expression", "size"],
     simulation=mt.pp.DoubletSimulation(same_type=1.0),
 )
-truth = mt.get.doublet_scores(atlas).query("set == 'truth'")
+truth = mt.get.table(atlas, "doublets", "scores").query("set == 'truth'")
 truth[
     ["detector", "auroc", "auroc_low", "auroc_high", "average_precision", "n_doublets", "n_units", "unit"]
 ].round(3)
@@ -185,7 +185,7 @@ truth[
 # cells = mt.tl.generate(adata, model)
 # how = mt.pp.DoubletSimulation(kind="ranks")
 # mt.tl.doublets(adata, model, queries=cells, simulation=how, features=["ranks"], groupby="cell_type")
-# mt.get.singlet_fraction(adata)
+# mt.get.table(adata, "doublets", "singlets")
 # ```
 #
 # ## What to take home

@@ -7,8 +7,8 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import age_acceleration as get_effects
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ..results.store import read_table
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 
 _LABELS = {
     "MaxToki": "MaxToki",
@@ -19,7 +19,7 @@ _NOTE = {"fontsize": 7, "va": "center", "bbox": {"facecolor": "white", "edgecolo
 _COLORS = {"MaxToki": MODEL, "ridge_embedding": NULL, "ridge_expression": BASELINE}
 
 
-@as_written
+@drawing
 def age_acceleration(
     adata: AnnData, *, truth: dict[str, float] | None = None, key: str = _keys.AGE_ACCELERATION
 ) -> Figure:
@@ -27,12 +27,10 @@ def age_acceleration(
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.age_acceleration`.
+    {adata}
     truth
         Effect of each condition, where it is known, as in a simulation.
-    key
-        Key in `.uns`.
+    {key}
 
     Returns
     -------
@@ -55,7 +53,7 @@ def age_acceleration(
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    effects = get_effects(adata, key=key)
+    effects = read_table(adata, key, "effects")
     unit = effects.attrs["unit"]
     conditions, groups, predictors = (
         list(dict.fromkeys(effects[c])) for c in ("condition", "group", "predictor")

@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 
 from ..pp._columns import as_labels, unit_in_name
 from ..pp._design import as_numbers, known_cells
-from ._style import as_written
+from ._style import drawing
 
 _MOST_STUDIES = 6
 
 
-@as_written
+@drawing
 def coverage(
     adata: AnnData, *, time_key: str, groupby: str, study_key: str | None = None, n_bins: int = 12
 ) -> Figure:

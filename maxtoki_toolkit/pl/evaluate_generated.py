@@ -7,8 +7,8 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import evaluate_generated as get_summary
-from ._style import BASELINE, MODEL, as_written, clean, with_interval
+from ..results.store import read_table
+from ._style import BASELINE, MODEL, clean, drawing, with_interval
 
 _LABELS = {
     "singlet_fraction": "single cells (share)",
@@ -25,7 +25,7 @@ _REACH = (-0.35, 1.35)
 _TRUE = "#009E73"
 
 
-@as_written
+@drawing
 def evaluate_generated(
     adata: AnnData, *, key: str = _keys.EVALUATE_GENERATED, ax: Axes | None = None
 ) -> Axes:
@@ -43,7 +43,7 @@ def evaluate_generated(
     Returns
     -------
     The axes: a row a measure, with its 95% interval; what the worst and the best are is in
-    `mt.get.evaluate_generated`. What lies far outside is drawn at the edge.
+    `mt.get.table(adata, "evaluate_generated")`. What lies far outside is drawn at the edge.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def evaluate_generated(
     """
     import matplotlib.pyplot as plt
 
-    table = get_summary(adata, key=key)
+    table = read_table(adata, key)
     if ax is None:
         _, ax = plt.subplots(figsize=(7.6, 1.5 + 0.36 * len(table)), layout="constrained")
     y = np.arange(len(table))

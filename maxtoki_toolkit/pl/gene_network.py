@@ -7,8 +7,8 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import gene_network_scores as get_scores
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ..results.store import read_table
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 
 _LABELS = {
     "attention": "attention over expectation",
@@ -23,7 +23,7 @@ _LABELS = {
 _COLUMNS = 4
 
 
-@as_written
+@drawing
 def gene_network(adata: AnnData, *, key: str = _keys.GENE_NETWORK) -> Figure:
     """Draw the AUROC of attention and its baselines against known regulons.
 
@@ -31,8 +31,7 @@ def gene_network(adata: AnnData, *, key: str = _keys.GENE_NETWORK) -> Figure:
     ----------
     adata
         Cells with a result of `mt.tl.gene_network(adata, model, regulons=...)`.
-    key
-        Key in `.uns`.
+    {key}
 
     Returns
     -------
@@ -54,7 +53,9 @@ def gene_network(adata: AnnData, *, key: str = _keys.GENE_NETWORK) -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    table = get_scores(adata, key=key)
+    table = read_table(adata, key, "scores")
+    groups = read_table(adata, key, "groups")[["group", "n_cells", "n_donors"]]
+    table = table.merge(groups, on="group", how="left")
     groups, predictors = (list(dict.fromkeys(table[c])) for c in ("group", "predictor"))
     columns = min(len(groups), _COLUMNS)
     lines = -(-len(groups) // columns)

@@ -7,9 +7,8 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import generated_ages as get_scores
-from ..get import read_ages
-from ._style import BASELINE, MODEL, as_written, clean, with_interval
+from ..results.store import read_table
+from ._style import BASELINE, MODEL, clean, drawing, with_interval
 
 _LOOKS = {
     "generated": ("generated cells", MODEL),
@@ -18,16 +17,14 @@ _LOOKS = {
 }
 
 
-@as_written
+@drawing
 def generated_ages(adata: AnnData, *, key: str = _keys.GENERATED_AGES) -> Figure:
     """Draw the age that a clock reads from generated cells, beside true ones.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.generated_ages`.
-    key
-        Key in `.uns`.
+    {adata}
+    {key}
 
     Returns
     -------
@@ -53,7 +50,8 @@ def generated_ages(adata: AnnData, *, key: str = _keys.GENERATED_AGES) -> Figure
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    cells, scores = read_ages(adata, key=key), get_scores(adata, key=key)
+    cells = read_table(adata, key, "cells")
+    scores = read_table(adata, key, "scores")
     unit = cells.attrs["unit"]
     scores = scores[scores["group"] == "all"].set_index("cells")
     x = cells["prompted"].to_numpy()

@@ -7,11 +7,12 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import gene_sets, gene_sets_genes
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ..get import steer_genes
+from ..results.store import read_table
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 
 
-@as_written
+@drawing
 def search_gene_sets(adata: AnnData, *, n_genes: int = 15, key: str = _keys.GENE_SETS) -> Figure:
     """Draw the sets that were found, and the candidates.
 
@@ -44,8 +45,8 @@ def search_gene_sets(adata: AnnData, *, n_genes: int = 15, key: str = _keys.GENE
     """
     import matplotlib.pyplot as plt
 
-    effects = gene_sets(adata, key=key)
-    genes = gene_sets_genes(adata, key=key).dropna(subset="shift").iloc[:n_genes]
+    effects = read_table(adata, key)
+    genes = steer_genes(adata, key=key).dropna(subset="shift").iloc[:n_genes]
     height = 0.9 + 0.26 * max(len(effects), len(genes))
     figure, (ax, side) = plt.subplots(
         1, 2, figsize=(9.6, height), layout="constrained", width_ratios=[1.2, 1]

@@ -7,9 +7,9 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import steer, steer_genes, steer_trace
-from ..get import steer_cells as get_cells
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ..get import steer_genes
+from ..results.store import read_table
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 
 _COLORS = {"start": "black", "abrupt": BASELINE, "unsteered": NULL, "steered": MODEL}
 _LABELS = {
@@ -20,7 +20,7 @@ _LABELS = {
 }
 
 
-@as_written
+@drawing
 def steer_cells(adata: AnnData, *, n_genes: int = 15, key: str = _keys.STEER) -> Figure:
     """Draw the cells that were steered, their chains, and the genes that changed most.
 
@@ -53,8 +53,8 @@ def steer_cells(adata: AnnData, *, n_genes: int = 15, key: str = _keys.STEER) ->
     """
     import matplotlib.pyplot as plt
 
-    effects = steer(adata, key=key)
-    cells, trace = get_cells(adata, key=key), steer_trace(adata, key=key)
+    effects = read_table(adata, key)
+    cells, trace = read_table(adata, key, "cells"), read_table(adata, key, "trace")
     genes = steer_genes(adata, key=key).iloc[:n_genes]
     figure, (ax, middle, side) = plt.subplots(
         1, 3, figsize=(11.5, max(3.4, 0.9 + 0.2 * len(genes))), layout="constrained", width_ratios=[1.2, 1, 1]

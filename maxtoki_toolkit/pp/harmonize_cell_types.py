@@ -11,8 +11,8 @@ from anndata import AnnData
 
 from .. import _keys
 from .._ontology import cell_ontology, find_term, match, nearest, suggestions
-from .._results import write_obs, write_result
 from .._validate import require_obs
+from ..results.store import write_obs, write_result
 from ._columns import as_labels
 from ._design import is_missing
 

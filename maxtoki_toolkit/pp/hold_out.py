@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from .. import _keys
 from .._ontology import kinds_of, match
-from .._results import write_obs, write_result
+from ..results.store import write_obs, write_result
 from ._columns import as_labels
 from ._design import get_labels, get_times, known_cells
 

@@ -10,8 +10,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_obs, write_result
 from .._validate import require_rank
+from ..results.store import write_obs, write_result
 from ..stats.fdr import benjamini_hochberg
 from ..stats.turnover import rank_scores, sample_means, two_lines
 from ._design import as_list, get_groups, get_labels, get_times, known_cells
@@ -64,8 +64,29 @@ def holdout_intervals(
     Returns
     -------
     `None`. Writes the boolean columns of `.obs` that `mt.pp.hold_out` writes, with the cells inside the
-    intervals in `held_out_times`, and to `.uns["holdout_intervals"]` the tables `intervals`
-    (`mt.get.holdout_intervals`) and `genes` (`mt.get.turning_genes`).
+    intervals in `held_out_times`, and to `.uns["holdout_intervals"]` the tables
+
+    `intervals`
+        A row an interval and group:
+
+        `group`, `first`, `last`
+            Group of cells, and the interval's first and last time.
+        `n_turning`, `n_peak`, `n_dip`
+            Genes that turn over there (controlled over all genes, intervals and groups), and in which
+            direction.
+        `n_turning_null`
+            Mean number where the samples' times are permuted.
+        `p_value`
+            Share of permutations with as many turning genes in any interval of any group.
+        `n_cells`, `n_samples`
+            Cells in the interval, and donors at a time (or cells, where donors are not known).
+        `held_out`
+            Whether it is held out.
+
+    `genes`
+        Genes that turn over, a row a gene, interval and group, surest first: `gene` (`.var_names`), `group`,
+        `first`, `last`, `direction` ("peak" or "dip"), `slope_before` and `slope_after` (share of the cell's
+        ranks per unit of time), `p_value` (two lines, t tests) and `q_value` (Benjamini and Hochberg).
 
     Raises
     ------
@@ -92,7 +113,7 @@ def holdout_intervals(
     >>> adata = mt.datasets.load("myoblast_timecourse")
     >>> mt.pp.rank_value_encode(adata, mt.load_model("demo"), force=True)
     >>> mt.pp.holdout_intervals(adata, time_key="Hours", n_permutations=1)
-    >>> mt.get.holdout_intervals(adata)["first"].tolist()
+    >>> mt.get.table(adata, "holdout_intervals")["first"].tolist()
     [24, 48]
     """
     require_rank(adata)
@@ -164,8 +185,9 @@ def holdout_intervals(
     }
     write_result(
         adata,
-        key_added or _keys.HOLDOUT_INTERVALS,
+        _keys.HOLDOUT_INTERVALS,
         params,
+        key_added=key_added,
         intervals=found,
         genes=turning.reset_index(drop=True),
     )

@@ -14,9 +14,9 @@ from anndata import AnnData
 from .. import _keys
 from .._features import gene_columns, gene_features, type_columns
 from .._reference import gene_table
-from .._results import write_result
 from .._validate import require_adata
 from ..models.vocabulary import Vocabulary
+from ..results.store import write_result
 from ._vocabulary import as_vocabulary
 
 _ENSEMBL = re.compile(r"(ENSG\d{11})(\.\d+)?(?:_PAR_Y)?", re.IGNORECASE)
@@ -73,7 +73,9 @@ def map_genes(
     `.var["ensembl_id_given"]`, ...
         What was in a column of one of these names before, where it was something else.
     `.uns["map_genes"]`
-        Counts of all this, see `mt.get.gene_report`.
+        The table `report`, a row a fate, with its `n_genes`: all "genes"; "matched", "versioned", "retired" and
+        "dropped", which add up to them; "duplicated", columns that share a gene with an earlier one; and
+        "in_vocabulary".
 
     Raises
     ------

@@ -9,8 +9,8 @@ from anndata import AnnData
 from .. import _keys
 from .._features import gene_features
 from .._reference import gene_table, orthologs_of_mouse
-from .._results import write_result
 from .._validate import require_adata
+from ..results.store import write_result
 from ._vocabulary import as_vocabulary
 from .map_genes import gene_report, name_columns, resolve_genes
 

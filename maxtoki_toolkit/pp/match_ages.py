@@ -9,7 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
+from ..results.store import write_result
 from ._columns import find_comparison
 from ._design import as_list, get_groups, get_labels, get_times, known_cells
 from .parse_age import time_in_numbers

@@ -6,8 +6,8 @@ import numpy as np
 from anndata import AnnData
 
 from .. import _keys
-from .._results import read_result, write_result
 from .._validate import require_unique_names
+from ..results.store import read_result, write_result
 from ._design import get_groups, get_labels, get_mask, get_times, known_cells
 from ._sampling import Pool
 
@@ -45,9 +45,9 @@ def match_queries(
 
     Returns
     -------
-    `None`. Writes `.uns["matched_prompts"]["prompts"]`: the prompts for which a cell was found,
-    with `query` a cell of `queries`, `time` and `lapse` its own, `old_query`, `old_lapse`, and `prompt`, the
-    row of the old prompt. How many found none is in `params`.
+    `None`. Writes the table `prompts` to `.uns["matched_prompts"]`: the prompts for which a cell was found
+    (columns as of `mt.pp.sample_prompts`), with `query` a cell of `queries`, `time` and `lapse` its own,
+    `old_query`, `old_lapse`, and `prompt`, the row of the old prompt. How many found none is in `params`.
 
     Raises
     ------
@@ -66,8 +66,7 @@ def match_queries(
     >>> healthy = adata[adata.obs["condition"] == "control"].copy()
     >>> mt.pp.sample_prompts(healthy, time_key="age_months", groupby="cell_type", n_prompts=50)
     >>> mt.pp.match_queries(healthy, sick, tolerance=36)
-    >>> (mt.get.prompts(healthy, key="matched_prompts")["lapse"] - mt.get.prompts(
-    ...     healthy, key="matched_prompts")["old_lapse"]).abs().max() <= 36
+    >>> (mt.get.table(healthy, "matched_prompts")["lapse"] - mt.get.table(...     healthy, "matched_prompts")["old_lapse"]).abs().max() <= 36
     np.True_
     """
     require_unique_names(queries)
@@ -114,4 +113,4 @@ def match_queries(
         table["donor"] = get_labels(cells, donor_key)[chosen]
     params = {**params, "queries_elsewhere": True, "tolerance": tolerance, "match_seed": rng}
     params |= {"n_unmatched": int((~found).sum()), "n_prompts": len(table)}
-    write_result(adata, key_added or _keys.MATCHED, params, prompts=table)
+    write_result(adata, _keys.MATCHED, params, key_added=key_added, prompts=table)

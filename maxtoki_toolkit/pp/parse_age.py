@@ -12,8 +12,8 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from .._validate import require_obs
+from ..results.store import write_result
 from ._columns import unit_in_name
 from ._read_age import DAYS, OR_MALE, guess_species, read_age
 

@@ -11,10 +11,10 @@ from .. import _keys
 from .._counts import check_counts
 from .._features import gene_columns
 from .._progress import progress
-from .._results import is_ours, require_free, write_obs, write_result
 from .._settings import settings
 from .._validate import require_unique_names
 from ..models.vocabulary import Vocabulary
+from ..results.store import is_ours, require_free, write_obs, write_result
 from ._counts import counts_hint, get_counts, iter_csr
 from ._rank import rank_csr
 from ._ranked_counts import sum_genes

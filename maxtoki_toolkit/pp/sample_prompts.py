@@ -11,9 +11,9 @@ from anndata import AnnData
 
 from .. import _keys
 from .._recipes import Checked
-from .._results import write_result
 from .._validate import require_unique_names
 from ..models.prompts import Prompts
+from ..results.store import write_result
 from ._design import as_list, get_groups, get_labels, get_mask, get_times, known_cells
 from ._sampling import Sampler
 
@@ -90,7 +90,22 @@ def sample_prompts(
 
     Returns
     -------
-    `None`. Writes `.uns["prompts"]["prompts"]`, see `mt.get.prompts`.
+    `None`. Writes the table `prompts` to `.uns["prompts"]`, a row a prompt:
+
+    `context_0`, `context_1`, ...
+        Names of the context cells, in order; "" after the last one.
+    `lapse_0`, `lapse_1`, ...
+        Time from each context cell to the next, in the unit of the cells' times; NaN after the last one.
+    `query`
+        Name of the query cell.
+    `lapse`
+        Time from the last context cell to the query, in the same unit; negative if the query is earlier.
+    `group`
+        What all cells of the prompt agree in: the values of the grouping columns, joined by " | ".
+    `time`
+        Time of the query cell.
+    `donor`, `donor_0`, `donor_1`, ...
+        Donor of the query and of each context cell, if `donor_key` was given.
 
     Raises
     ------
@@ -110,7 +125,7 @@ def sample_prompts(
     >>> import maxtoki_toolkit as mt
     >>> adata = mt.datasets.aging_atlas(300, 10, n_genes=500)
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=20)
-    >>> mt.get.prompts(adata).columns[:3].tolist()
+    >>> mt.get.table(adata, "prompts").columns[:3].tolist()
     ['context_0', 'context_1', 'context_2']
     """
     require_unique_names(adata)
@@ -153,7 +168,7 @@ def sample_prompts(
         "seed": rng,
         "queries_elsewhere": False,
     }
-    write_result(adata, key_added or _keys.PROMPTS, params, prompts=table)
+    write_result(adata, _keys.PROMPTS, params, key_added=key_added, prompts=table)
 
 
 def _named(mask: str | Sequence[bool] | None) -> str:

@@ -11,8 +11,8 @@ from anndata import AnnData
 
 from .. import _keys
 from .._recipes import Checked
-from .._results import write_result
 from .._validate import require_rank, require_unique_names
+from ..results.store import write_result
 from ._design import get_labels, known_cells
 from ._doublets import add_counts, draw_pairs, merge_ranks, uniform
 from ._ranked_counts import ranked_counts, source_of

@@ -9,11 +9,11 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import read_result
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts
 from ..models.timelapse import require_temporal
 from ..pp.sample_prompts import read_prompts
+from ..results.store import read_result
 from ._time_unit import check_unit
 
 

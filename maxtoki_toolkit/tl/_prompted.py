@@ -11,11 +11,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._results import read_result
 from .._validate import require_adata, require_rank
 from ..models.model import MaxTokiModel
 from ..pp._design import get_groups, get_labels, known_cells
 from ..pp.sample_prompts import read_prompts
+from ..results.store import read_result
 from ._rank_features import rank_features
 
 

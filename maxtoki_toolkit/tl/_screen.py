@@ -25,10 +25,10 @@ from .._shards import (
     shard_path,
     take_shards,
 )
-from ..get._effects_file import as_categories, is_written, read_effects, write_effects
 from ..models.edits import INSERTING, cut_cells, edit_cells
 from ..models.embedding import embed_sequences
 from ..models.sequences import Sequences
+from ..results.effects_file import as_categories, find_effects, read_effects, write_effects
 from ._asked_genes import Asked
 from ._edit_readouts import likeness, read_likelihoods, read_prompted_lapses
 from ._edited_units import Units
@@ -212,14 +212,16 @@ def read_parts(screen: Screen, todo: Sequence[int], n_done: int = 0) -> Iterator
         yield number, part
 
 
-def run_in_parts(screen: Screen, file: ScreenFile, recipe: dict, unit: str) -> pd.DataFrame | None:
-    """Run what is left of a screen, and put it together; `None` where another process has to."""
+def run_in_parts(
+    screen: Screen, file: ScreenFile, recipe: dict, unit: str
+) -> tuple[pd.DataFrame, str] | None:
+    """Run what is left of a screen, and put it together: table and checksum; `None` where another process has to."""
     path, share_array, overwrite = Path(file.path), file.share_array, file.overwrite
     folder, n = parts_folder(path), screen.n_parts
     digest, shared = job_digest(n, recipe), process_index(share_array=share_array)[1] > 1
-    if is_written(path, recipe, overwrite=overwrite):
+    if checksum := find_effects(path, recipe, overwrite=overwrite):
         drop_shards(folder, digest)
-        return read_effects(path)
+        return read_effects(path), checksum
     with open_shards(folder, n, recipe, share_array=share_array, overwrite=overwrite) as todo:
         n_done, _ = count_shards(folder)
         for number, part in read_parts(screen, todo, n_done):
@@ -227,12 +229,12 @@ def run_in_parts(screen: Screen, file: ScreenFile, recipe: dict, unit: str) -> p
             with atomic(shard_path(folder, number, digest)) as temporary:
                 AnnData(obs=part).write_h5ad(temporary)
     with take_shards(folder, n, recipe, wait=not shared) as shards:
-        if shards is not None and not is_written(path, recipe, overwrite=overwrite):
+        if shards is not None and not find_effects(path, recipe, overwrite=overwrite):
             table = screen.table(pd.concat([ad.read_h5ad(shard).obs for shard in shards]))
-            write_effects(path, table, recipe, unit)
-    if is_written(path, recipe, overwrite=overwrite):
+            return table, write_effects(path, table, recipe, unit)
+    if checksum := find_effects(path, recipe, overwrite=overwrite):  # another process was faster
         drop_shards(folder, digest)
-        return read_effects(path)
+        return read_effects(path), checksum
     if not shared:
         raise ValueError(
             f"Parts of the job in {folder} have gone meanwhile. Run it again: it makes what is missing."

@@ -11,8 +11,8 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
+from .._features import find_genes
 from .._names import require_choice
-from ..get.results import find_genes
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts

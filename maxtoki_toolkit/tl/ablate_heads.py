@@ -11,12 +11,12 @@ from anndata import AnnData
 
 from .. import _keys
 from .._names import require_choice
-from .._results import write_result
 from ..models.ablation import HOW, Ablated, ablate, mean_activations
 from ..models.hooks import n_heads, n_layers
 from ..models.layout import n_classes, place_classes
 from ..models.model import MaxTokiModel
 from ..pp._design import known_cells
+from ..results.store import write_result
 from ..stats.donors import donor_mean, unit_name
 from ..stats.fdr import benjamini_hochberg
 from ._readings import Readings, draw_partners, get_prompts, get_readings
@@ -81,8 +81,33 @@ def ablate_heads(
 
     Returns
     -------
-    `None`. Writes `.uns["ablate_heads"]["effects"]`, one row a head or set, or of the greedy search one row a step; see
-    `mt.get.ablate_heads`.
+    `None`. Writes the table `effects` to `.uns["ablate_heads"]`, a row a head or set of heads, or for
+    "greedy" a row a step; readings are in `params["unit"]`:
+
+    `heads`, `layer`, `head`, `n_heads`
+        Which heads ("L0H1+L2H3"); layer and head, -1 for several; how many.
+    `value_intact`, `change`, `change_low`, `change_high`
+        Mean reading of the model as it is; mean change without the heads, with its 95% interval over donors.
+    `p_value`, `q_value`
+        Two-sided t test of that change with the error of the interval (jackknife over donors); corrected for
+        all rows.
+    `size`, `size_low`, `size_high`, `null_size`
+        Mean size of the change, whatever its sign, with its interval; that of a change as large in a random
+        direction.
+    `excess`, `excess_low`, `excess_high`
+        The difference of these two, with its interval over donors.
+    `removed`
+        Length of what the ablation changes in the residual stream, relative to the stream's.
+    `share_changed`
+        Share of the prompts that are read differently at all.
+    `mean_error_intact`, `error_change`, `error_change_low`, `error_change_high`, `error_p_value`, `error_q_value`
+        For "timelapse": mean absolute error, and what the ablation adds to it.
+    `n_prompts`, `n_units`, `unit`
+        Prompts, and how many donors (or query cells, where no donor is known) their queries are of.
+    `added`, `size_chosen_on`, `random_size`, `random_low`, `random_high`, `random_p_value`, `n_random`
+        For "greedy": the head added in this step; the size on the donors it was chosen on (`size` is on the
+        others); that of random sets of as many heads, with the middle 95% of them, and the share of them that
+        do as much.
 
     Raises
     ------
@@ -114,7 +139,7 @@ def ablate_heads(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=4, donor_key="donor_id")
     >>> mt.tl.ablate_heads(adata, model, heads=[(0, 1), [(2, 0), (3, 0)]])
-    >>> mt.get.ablate_heads(adata)["heads"].tolist()
+    >>> mt.get.table(adata, "ablate_heads")["heads"].tolist()
     ['L0H1', 'L2H0+L3H0']
     """
     require_choice("how", how, HOW)
@@ -164,7 +189,7 @@ def ablate_heads(
         "donors": unit_name(readings.table),
         "seed": rng,
     }
-    write_result(adata, key_added or _keys.ABLATE_HEADS, {**model.params, **params}, effects=effects)
+    write_result(adata, _keys.ABLATE_HEADS, {**model.params, **params}, key_added=key_added, effects=effects)
 
 
 def _sets(heads: Sequence | None, model: MaxTokiModel) -> list[list[tuple[int, int]]]:

@@ -10,7 +10,6 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._results import read_result, write_result
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences
@@ -18,6 +17,7 @@ from ..models.timelapse import read_lapses, require_temporal
 from ..models.vocabulary import Vocabulary
 from ..pp._design import known_cells
 from ..pp.sample_prompts import read_prompts
+from ..results.store import read_result, write_result
 from ..stats.donors import jackknife_error, jackknife_interval, left_out, unit_name
 from ..stats.fdr import benjamini_hochberg
 from ._cells import get_sequences
@@ -83,8 +83,27 @@ def ablate_prompt(
 
     Returns
     -------
-    `None`. Writes `.uns["ablate_prompt"]` with the tables `prompts` (a column of predictions for "intact"
-    and each ablation) and `effects`; see `mt.get.ablation`.
+    `None`. Writes to `.uns["ablate_prompt"]` the tables
+
+    `effects`
+        A row an ablation; errors are in `params["unit"]`:
+
+        `ablation`
+            What was done.
+        `mean_error`, `mean_error_intact`
+            Mean absolute error of the lapse with the ablation and without.
+        `difference`, `difference_low`, `difference_high`
+            Mean of the paired differences (positive: the ablation hurts), with its 95% interval over donors.
+        `r`, `r_intact`
+            Correlation of predicted and true lapses, with the ablation and without.
+        `p_value`, `q_value`
+            Two-sided t test with the error of that interval (jackknife over donors); corrected for the
+            ablations.
+        `n_prompts`, `n_units`, `unit`
+            Prompts, and how many donors (or query cells, where no donor is known) their queries are of.
+
+    `prompts`
+        The prompts, with a column of predictions for "intact" and each ablation.
 
     Raises
     ------
@@ -110,7 +129,7 @@ def ablate_prompt(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=6, donor_key="donor_id")
     >>> mt.tl.ablate_prompt(adata, model, ablations=["intact", "shuffle_genes"])
-    >>> mt.get.ablation(adata).set_index("ablation").loc["intact", "difference"]
+    >>> mt.get.table(adata, "ablate_prompt").set_index("ablation").loc["intact", "difference"]
     np.float64(0.0)
     """
     require_temporal(model)
@@ -144,8 +163,9 @@ def ablate_prompt(
     }
     write_result(
         adata,
-        key_added or _keys.ABLATION,
+        _keys.ABLATION,
         {**model.params, **result},
+        key_added=key_added,
         prompts=table,
         effects=_effects(table, list(dict.fromkeys(ablations)), rng),
     )

@@ -13,13 +13,13 @@ from anndata import AnnData
 
 from .. import _keys
 from .._progress import progress
-from .._results import read_result, write_result
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences
 from ..models.timelapse import require_temporal
 from ..pp._design import as_list, get_groups, get_labels, get_times, known_cells
 from ..pp.match_ages import age_balance, donor_table, match_donors
+from ..results.store import read_result, write_result
 from ..stats.clocks import cross_fitted_ages
 from ..stats.fdr import benjamini_hochberg
 from ..stats.mixed_model import Readings, estimate_effect
@@ -81,8 +81,46 @@ def age_acceleration(
 
     Returns
     -------
-    `None`. Writes `.uns["age_acceleration"]` with the tables `effects`, `donors`, `matching` and
-    `balance`; see `mt.get.age_acceleration`. `params["warnings"]` has in words what stands in the way of a conclusion.
+    `None`. Writes to `.uns["age_acceleration"]`, beside `params["warnings"]`, what stands in the way of a
+    conclusion, the tables
+
+    `effects`
+        A row a predictor, condition and group, in `params["unit"]`:
+
+        `predictor`, `condition`, `group`
+            "MaxToki" or a baseline; the condition; the group of cells, "all" for all together.
+        `effect`, `effect_low`, `effect_high`
+            Years by which controls would have to be older to be read alike, with its 95% interval over
+            donors; NaN where no age is read from the controls.
+        `raw`
+            Difference in the age that is read, at the same age: shrunk by `age_slope`.
+        `age_slope`, `age_slope_low`, `age_slope_high`
+            Age read per age, 1 for a perfect clock, with its 95% interval.
+        `p_value`, `q_value`
+            Two-sided, permuting donors; corrected for the groups (or, for "all", the conditions) of a
+            predictor.
+        `context_sd`
+            Standard deviation of the effect between contexts (NaN for "all" and the baselines, which have
+            none).
+        `n_donors_condition`, `n_donors_control`, `n_cells_condition`, `n_cells_control`
+            Matched donors and their query cells.
+        `method`, `conclusion`
+            How it was estimated, and what may be said.
+
+    `donors`
+        A row a predictor, condition, group and donor, controls included:
+
+        `predictor`, `condition`, `group`, `donor`, `case`
+            Whose effect, of which comparison; whether the donor has the condition.
+        `time`, `read`
+            Age of the donor, and the mean age that is read from the cells.
+        `acceleration`
+            How much older the donor looks than a control of that age.
+        `n_cells`
+            Query cells.
+
+    `matching`, `balance`
+        Who is compared with whom, as of `mt.pp.match_ages` (`donors`, `balance`).
 
     Raises
     ------
@@ -115,7 +153,7 @@ def age_acceleration(
     >>> mt.pp.match_ages(
     ...     adata, condition_key="condition", control="control", time_key="age_months", donor_key="donor_id")
     >>> mt.tl.age_acceleration(adata, model, sampling=mt.tl.AgeSampling(n_cells=2, n_contexts=1), baselines=False)
-    >>> mt.get.age_acceleration(adata)["condition"].tolist()
+    >>> mt.get.table(adata, "age_acceleration")["condition"].tolist()
     ['accelerated_3y', 'accelerated_5y', 'accelerated_15y', 'resilient']
     """
     require_temporal(model)
@@ -170,8 +208,9 @@ def age_acceleration(
     }
     write_result(
         adata,
-        key_added or _keys.AGE_ACCELERATION,
+        _keys.AGE_ACCELERATION,
         {**model.params, **params},
+        key_added=key_added,
         effects=effects,
         donors=by_donor,
         matching=matching,

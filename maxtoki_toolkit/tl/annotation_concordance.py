@@ -9,9 +9,9 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from ..models.model import MaxTokiModel
 from ..pp._design import as_list
+from ..results.store import write_result
 from ..stats.classification import fit_classifier, score_labels, with_share_intervals
 from ..stats.donors import jackknife_interval, jackknife_weights
 from ._prompted import asked_groups, by_prompts, features_at, other_cells, read_prompted
@@ -54,14 +54,40 @@ def annotation_concordance(
 
     Returns
     -------
-    `None`. Writes to `.uns["annotation_concordance"]`
+    `None`. Writes to `.uns["annotation_concordance"]` the tables
 
     `scores`
-        Accuracy and macro-F1, see `mt.get.annotation_concordance`.
+        A row a kind of cell: scores from 0 to 1, with `_low` and `_high`, the ends of their 95% interval (of
+        "permuted": of 95% of the permutations):
+
+        `cells`
+            "generated"; "query", the true cells in their place; "context", the last context cells; "majority"
+            and "permuted", chance.
+        `accuracy`, `macro_f1`
+            Share of cells annotated with the type that was asked for; mean F1 of these types.
+        `difference`
+            Accuracy of the generated cells less that of these, paired.
+        `p_value`
+            One-sided, permuting types between prompts; of generated cells only.
+        `n_cells`, `n_units`, `unit`
+            Generated cells; how many donors (or prompts, where no donor is known) the intervals are over.
+
     `types`
-        Precision, recall and F1 of each type, see `mt.get.annotation_types`.
+        A row a kind of cell and type:
+
+        `cells`, `type`
+            "generated", "query" (the true cells in their place) or "context" (the last context cells); the
+            type.
+        `precision`, `recall`, `f1`
+            From 0 to 1, with the ends of their 95% intervals; NaN where no cell is annotated so, or none was
+            asked for.
+        `n_prompted`, `n_annotated`
+            Cells that were asked for, and that are annotated so.
+
     `cells`
-        Type of each generated cell, see `mt.get.annotations`; counted in `mt.get.annotation_matrix`.
+        A row a generated cell: `cell` and `prompt`, its name and its prompt; `prompted`, the type that was
+        asked for; `annotated`, what the classifier makes of it; `probability`, how sure that is (0-1).
+        Counted in `mt.get.annotation_matrix`.
 
     Raises
     ------
@@ -112,7 +138,7 @@ def annotation_concordance(
     ...     context_size=1, contexts="held_out", queries="held_out")
     >>> cells = mt.tl.generate(adata, model, max_genes=10)
     >>> mt.tl.annotation_concordance(adata, model, generated=cells, groupby="cell_type")
-    >>> mt.get.annotation_concordance(adata)["cells"].tolist()
+    >>> mt.get.table(adata, "annotation_concordance")["cells"].tolist()
     ['generated', 'query', 'context', 'majority', 'permuted']
     """
     groupby, donor_key = by_prompts(adata, generated, groupby=groupby, donor_key=donor_key)
@@ -159,8 +185,9 @@ def annotation_concordance(
     }
     write_result(
         adata,
-        key_added or _keys.CONCORDANCE,
+        _keys.CONCORDANCE,
         {**model.params, **params},
+        key_added=key_added,
         scores=pd.DataFrame(rows),
         types=_types({name: scores[name] for name in sources}, found, asked, names, n_units),
         cells=pd.DataFrame(

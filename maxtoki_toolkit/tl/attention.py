@@ -13,16 +13,16 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
+from .._features import symbols
 from .._outputs import check_output, new_output
-from .._results import write_result
-from ..get._head_sums import Shape, Sums, checksum_of
-from ..get.results import symbols
 from ..models.attention import STATISTICS, stream_attention
 from ..models.model import MaxTokiModel
 from ..models.prompts import write_prompts
 from ..models.sequences import Sequences
 from ..pp._design import get_groups, get_labels, known_cells
 from ..pp._ranked_counts import counts_or_none
+from ..results.head_sums import Shape, Sums, checksum_of
+from ..results.store import write_result
 from ..stats.expression import per_ten_thousand
 from ._cells import count_truncated, get_sequences
 from ._gene_sets import TRANSCRIPTION_FACTORS, find_members
@@ -216,8 +216,9 @@ def attention(
     }
     write_result(
         adata,
-        key_added or (_keys.ATTENTION if key is None else _keys.PROMPT_ATTENTION),
+        _keys.ATTENTION if key is None else _keys.PROMPT_ATTENTION,
         {**model.params, **params},
+        key_added=key_added,
         units=units,
         sequences=table,
         genes=genes,

@@ -10,12 +10,12 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
+from .._features import symbols
 from .._names import require_choice
-from .._results import write_result
-from ..get.results import symbols
 from ..models.attribution import BASELINES, Attributions, integrated_gradients, require_captum
 from ..models.model import MaxTokiModel
 from ..pp._design import known_cells
+from ..results.store import write_result
 from ..stats.donors import donor_mean, unit_name
 from ..stats.fdr import benjamini_hochberg
 from ._readings import Readings, get_prompts, get_readings
@@ -74,12 +74,42 @@ def attribute(
 
     Returns
     -------
-    `None`. Writes to `.uns["attribute"]`
+    `None`. Writes to `.uns["attribute"]`, beside `params["relative_residual"]`, how much the attributions
+    miss, the tables
 
     `genes`
-        One row a gene and part of the prompt ("context", "query" or "cell"); see `mt.get.attribute`.
+        A row a gene and part of the prompt, the largest attribution first, in `params["unit"]`:
+
+        `gene`, `symbol`, `part`
+            Ensembl id, symbol, and "context", "query" or "cell".
+        `attribution`, `attribution_low`, `attribution_high`
+            Mean over the prompts that have the gene there, with its 95% interval over donors.
+        `rank_alone`
+            Mean attribution of all genes in the same segments at like ranks.
+        `excess`, `excess_low`, `excess_high`
+            What the gene has beyond that, with its interval.
+        `p_value`, `q_value`
+            Two-sided t test of the excess (jackknife over donors), NaN for genes of fewer than three;
+            corrected for all rows.
+        `mean_rank`
+            Mean rank of the gene.
+        `n_prompts`, `n_units`, `unit`
+            Prompts with the gene there, and how many donors (or query cells) their queries are of.
+
     `segments`
-        One row a segment of the prompt; see `mt.get.attribute_segments`.
+        A row a segment, in the order of the prompt:
+
+        `segment`
+            "context_0", "lapse_0" and so on.
+        `attribution`, `attribution_low`, `attribution_high`
+            Sum over the segment, mean over prompts, with its 95% interval over donors.
+        `share`, `share_low`, `share_high`
+            Share of the size of all attributions of the prompt.
+        `share_of_tokens`
+            Share of the prompt's tokens: what `share` would be if all tokens were alike.
+        `n_prompts`, `n_units`, `unit`
+            Prompts that have the segment, and how many donors (or query cells) their queries are of.
+
     `prompts`
         The prompts with `value`, `baseline_value`, `residual` (what attributions miss) and, for each segment,
         the sum of its attributions.
@@ -115,7 +145,7 @@ def attribute(
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=3, context_size=1)
     >>> try:
     ...     mt.tl.attribute(adata, model)
-    ...     found = mt.get.attribute_segments(adata)["segment"].tolist()
+    ...     found = mt.get.table(adata, "attribute", "segments")["segment"].tolist()
     ... except ImportError:
     ...     found = ["captum is not installed"]
     """
@@ -157,8 +187,9 @@ def attribute(
     }
     write_result(
         adata,
-        key_added or _keys.ATTRIBUTE,
+        _keys.ATTRIBUTE,
         {**model.params, **params},
+        key_added=key_added,
         genes=genes,
         segments=segments,
         prompts=prompts,

@@ -11,9 +11,9 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from ..models.model import MaxTokiModel
 from ..pp._design import as_list, get_mask, get_times, known_cells
+from ..results.store import write_result
 from ..stats.fdr import benjamini_hochberg
 from ..stats.rank_change import (
     Units,
@@ -87,8 +87,54 @@ def differential_rank(
 
     Returns
     -------
-    `None`. Writes to `.uns["differential_rank"]` the tables `genes` (`mt.get.differential_rank`), `scores`
-    (`mt.get.differential_rank_scores`) and `cells`, those that were compared.
+    `None`. Writes to `.uns["differential_rank"]` the tables
+
+    `genes`
+        A row a gene and group: changes in ranks, positive for genes that move up:
+
+        `group`, `gene`
+            Group of cells, and Ensembl id.
+        `true_change`, `true_low`, `true_high`
+            Mean rank in the second interval against the first in true cells, with its 95% interval over
+            units.
+        `true_p_value`, `true_q_value`
+            Wilcoxon rank sum test, two-sided; corrected over the genes of the group (Benjamini and Hochberg).
+        `generated_change`, ...
+            The same for generated cells.
+        `interpolated_change`
+            Change that a straight line between the known times has.
+        `trend`
+            Slope over all times, in ranks per unit of time.
+        `top`
+            "up", "down", or "" for genes that change less.
+        `turning`
+            Whether a gene on top changes against its trend.
+
+    `scores`
+        A row a predictor and group: how well the true changes are met, each score with `_low` and `_high`
+        (95%):
+
+        `group`, `predictor`
+            "generated", "permuted", "interpolation", "no change" and "true halves".
+        `pearson`, `spearman`
+            Correlation with the true changes over all genes; NaN for no change.
+        `sign_up`, `sign_down`, `sign_top`
+            Share of the genes that truly rise most, fall most, and of both, whose change has the true sign.
+        `sign_turning`
+            The same for the genes among them that change against their trend; NaN where there are none.
+        `rms_error`
+            Root of the mean squared difference to the true changes, in ranks.
+        `p_value`, `q_value`
+            Of the generated cells' correlation: permutation test, one-sided; corrected over groups (Benjamini
+            and Hochberg).
+        `n_genes`, `n_top`, `n_turning`
+            Genes compared, on top, and turning.
+        `unit_true`, `n_true_first`, `n_true_second`, `unit_generated`, ...
+            What was resampled, and how many there are in either interval.
+
+    `cells`
+        A row a `cell` that was compared, with its `source` ("true" or "generated"), `interval` (1 or 2) and
+        `group`.
 
     Raises
     ------
@@ -142,7 +188,7 @@ def differential_rank(
     >>> settings = dict(time_key="age_months", intervals=((240, 480), (720, 1080)), donor_key="donor_id")
     >>> true, others = adata[200:].copy(), adata[:200].copy()
     >>> mt.tl.differential_rank(true, model, generated=others, **settings)
-    >>> mt.get.differential_rank_scores(true)["predictor"].tolist()
+    >>> mt.get.table(true, "differential_rank", "scores")["predictor"].tolist()
     ['generated', 'permuted', 'interpolation', 'no change', 'true halves']
     """
     time_key, groupby, donor_key = by_prompts(
@@ -241,8 +287,9 @@ def differential_rank(
     }
     write_result(
         adata,
-        key_added or _keys.DIFFERENTIAL_RANK,
+        _keys.DIFFERENTIAL_RANK,
         {**model.params, **params},
+        key_added=key_added,
         genes=pd.concat(genes, ignore_index=True),
         scores=scores,
         cells=pd.concat(compared, ignore_index=True),

@@ -14,7 +14,6 @@ from anndata import AnnData
 
 from .. import _keys
 from .._progress import progress
-from .._results import is_ours, require_free, write_result
 from .._validate import require_rank, require_tokens
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
@@ -23,6 +22,7 @@ from ..pp._doublets import add_counts, draw_pairs, merge_ranks
 from ..pp._ranked_counts import has_counts, ranked_counts, source_of
 from ..pp.rank_value_encode import rank_value_encode
 from ..pp.simulate_doublets import DoubletSimulation, read_codes, require_types
+from ..results.store import is_ours, require_free, write_result
 from ..stats.binary_scores import at_odds, auroc_ap, bootstrap_weights, calibration_error
 from ..stats.doublet_features import features as describe
 from ..stats.doublet_features import size_features
@@ -91,16 +91,59 @@ def doublets(
 
     Returns
     -------
-    `None`. Writes
+    `None`. Writes the columns `doublet_probability` and `doublet` of `.obs`, the probability of being a
+    doublet at the expected rate and whether it is above one half, and to `.uns["doublets"]` the tables
 
-    `.obs["doublet_probability"]`, `.obs["doublet"]`
-        Probability of being a doublet at the expected rate, and whether it is above one half.
-    `.uns["doublets"]["cells"]`
-        What each cell, simulated doublet and query was given; see `mt.get.doublets`.
-    `.uns["doublets"]["scores"]`
-        How well doublets are told, beside scrublet and permuted labels; see `mt.get.doublet_scores`.
-    `.uns["doublets"]["singlets"]`
-        Shares of singlets; see `mt.get.singlet_fraction`.
+    `cells`
+        A row a cell, simulated doublet and query:
+
+        `cell`, `population`
+            Its name, and whether it is one of the "cells", "doublets" (simulated) or "queries".
+        `pair`
+            "same type", "cross type", or "any" where no types are known; of doublets.
+        `fold`
+            Which fold's detector, trained on the others, judged it; NaN for queries, which all judged.
+        `score`, `probability`
+            Probability of being a doublet at even odds, and at the expected rate.
+        `scrublet_hidden`
+            scrublet's score, with a fifth of the doublets hidden among the cells.
+        `truth`, `scrublet`
+            What is known of the cell, and scrublet's score of the cells as they are; with a truth.
+        `donor`
+            With folds of donors.
+
+    `scores`
+        A row a set of doublets and detector:
+
+        `set`, `doublets`
+            "simulated" (held out) or "truth"; "all", "same type" or "cross type".
+        `detector`
+            "detector", "scrublet", or "permuted labels", the null.
+        `auroc`, `average_precision`
+            Areas under the ROC and the precision-recall curve, with `_low` and `_high`, 95% bootstrap
+            intervals over `unit`s. Simulated ones are those hidden from both; `rate` is the share of
+            doublets, which is the average precision of chance.
+        `auroc_lead`, `average_precision_lead`
+            By how much the detector is ahead of the row's, from the same draws.
+        `calibration_error`, `brier`
+            Mean distance of probability and share of doublets over ten bins, and mean squared error; at even
+            odds on all held-out doublets of the kind, at the expected rate on the truth. NaN for scrublet,
+            which gives no probabilities.
+        `rate`, `n_cells`, `n_doublets`, `n_units`, `unit`
+            What was compared.
+
+    `singlets`
+        A row a population:
+
+        `population`
+            "cells", "same-type doublets" and "cross-type doublets" (or "doublets") and "queries".
+        `singlet_fraction`, `ci_low`, `ci_high`
+            Share that looks more like a cell than like a doublet (at even odds), with its 95% interval:
+            bootstrap over donors, Wilson's over cells where no donors are known.
+        `called_singlet`
+            Share that is not called a doublet at the expected rate.
+        `n_cells`, `n_units`, `unit`
+            Cells, and units of the interval.
 
     Raises
     ------
@@ -147,7 +190,7 @@ def doublets(
     >>> model = mt.load_model("demo")
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.doublets(adata, model, groupby="cell_type", features=["expression", "size"])
-    >>> mt.get.singlet_fraction(adata)["population"].tolist()
+    >>> mt.get.table(adata, "doublets", "singlets")["population"].tolist()
     ['cells', 'same-type doublets', 'cross-type doublets']
     """
     if not any(is_ours(adata, name) and "n_doublets" in adata.uns[name]["params"] for name in adata.uns):
@@ -246,8 +289,9 @@ def doublets(
     }
     write_result(
         adata,
-        key_added or _keys.DOUBLETS,
+        _keys.DOUBLETS,
         {**model.params, **params},
+        key_added=key_added,
         cells=table,
         scores=_score_table(table, null, label_null, items, expected_rate, rng),
         singlets=_singlet_table(table, rng),

@@ -6,9 +6,9 @@ import numpy as np
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
+from ..results.store import write_result
 from ._cells import count_truncated, get_sequences
 
 

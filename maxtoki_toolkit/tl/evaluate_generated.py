@@ -11,10 +11,10 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from ..models.model import MaxTokiModel
 from ..pp._design import as_list
 from ..pp.simulate_doublets import DoubletSimulation
+from ..results.store import write_result
 from ._prompted import by_prompts, require_generator
 from .annotation_concordance import annotation_concordance
 from .differential_rank import differential_rank
@@ -92,8 +92,17 @@ def evaluate_generated(
     -------
     `None`. Writes the results of `mt.tl.doublets` (by ranks), `mt.tl.annotation_concordance`, `mt.tl.train_on_generated`,
     `mt.tl.generated_ages`, `mt.tl.generation_diversity` and `mt.tl.differential_rank` where these write them, and
-    `.uns["evaluate_generated"]["summary"]`, see `mt.get.evaluate_generated`. Audits that the cells do not allow are left
-    out, with a warning; `params["left_out"]` says why.
+    to `.uns["evaluate_generated"]` the table `summary`, a row a measure. Audits that the cells do not allow are left out,
+    with a warning; `params["left_out"]` says why.
+
+    `audit`, `measure`, `group`
+        The function that has it in its own result, its name there, and the group ("all" where there is a row for all).
+    `value`, `low`, `high`
+        Of generated cells, with the 95% interval.
+    `worst`, `worst_is`, `best`, `best_is`
+        What cells that are none and what true cells have, and which cells these are in the audit's result.
+    `place`
+        Where the value is between both: 0 at the worst, 1 at true cells.
 
     Raises
     ------
@@ -120,7 +129,7 @@ def evaluate_generated(
     ...     context_size=1, contexts="held_out", queries="held_out", sampling=mt.pp.PromptSampling(balance=1))
     >>> cells = mt.tl.generate(adata, model, max_genes=10)
     >>> mt.tl.evaluate_generated(adata, model, generated=cells)
-    >>> mt.get.evaluate_generated(adata)["measure"].tolist()[:3]
+    >>> mt.get.table(adata, "evaluate_generated")["measure"].tolist()[:3]
     ['singlet_fraction', 'accuracy', 'macro_f1']
     """
     require_generator(generated, model)
@@ -169,8 +178,9 @@ def evaluate_generated(
     }
     write_result(
         adata,
-        key_added or _keys.EVALUATE_GENERATED,
+        _keys.EVALUATE_GENERATED,
         {**model.params, **params},
+        key_added=key_added,
         summary=_summary(adata, left_out),
     )
 

@@ -11,11 +11,10 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._features import gene_columns
-from .._results import write_result
-from ..get.results import symbols
+from .._features import gene_columns, symbols
 from ..pp._design import as_numbers, get_groups, get_labels, get_mask, known_cells
 from ..pp._ranked_counts import ranked_counts
+from ..results.store import write_result
 from ..stats.fdr import benjamini_hochberg
 from ._time_unit import check_unit
 
@@ -62,7 +61,17 @@ def expression_age_slope(
 
     Returns
     -------
-    `None`. Writes `.uns["expression_age_slope"]` with the table `slopes`; see `mt.get.expression_age_slope`.
+    `None`. Writes the table `slopes` to `.uns["expression_age_slope"]`, a row a gene and group, in
+    `params["unit"]`:
+
+    `gene`, `symbol`, `group`
+        Ensembl id (or the name in `.var`), symbol, group of cells.
+    `slope`, `slope_low`, `slope_high`
+        Change of log2 expression with age, and its 95% interval over donors.
+    `p_value`, `q_value`
+        Two-sided t test; corrected for the genes of a group (Benjamini and Hochberg).
+    `mean_expression`, `detection`, `n_donors`
+        Mean log2 counts per million over donors, share of the donors' cells with the gene, donors.
 
     Raises
     ------
@@ -80,7 +89,7 @@ def expression_age_slope(
     >>> import maxtoki_toolkit as mt
     >>> adata = mt.datasets.aging_atlas(1000, 20, n_genes=500)
     >>> mt.tl.expression_age_slope(adata, time_key="age_months", donor_key="donor_id", covariates=["sex"])
-    >>> mt.get.expression_age_slope(adata).attrs["unit"]
+    >>> mt.get.table(adata, "expression_age_slope").attrs["unit"]
     'log2 expression per year'
     """
     columns = [covariates] if isinstance(covariates, str) else list(covariates or [])
@@ -148,7 +157,9 @@ def expression_age_slope(
         "groups_left_out": list(few),
         "n_left_out": adata.n_obs - len(kept),
     }
-    write_result(adata, key_added or _keys.AGE_SLOPE, params, slopes=pd.concat(tables, ignore_index=True))
+    write_result(
+        adata, _keys.AGE_SLOPE, params, key_added=key_added, slopes=pd.concat(tables, ignore_index=True)
+    )
 
 
 def _design(samples: pd.DataFrame, columns: list[str]) -> np.ndarray:

@@ -11,14 +11,14 @@ from anndata import AnnData
 from scipy.stats import rankdata
 
 from .. import _keys
-from .._results import write_result
-from ..get.results import find_genes, symbols
+from .._features import find_genes, symbols
 from ..models.attention import n_pair_classes, pair_classes, place_steps, stream_pairs
 from ..models.hooks import n_heads, n_layers
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences
 from ..pp._design import known_cells
 from ..pp._ranked_counts import counts_or_none
+from ..results.store import write_result
 from ..stats.expression import log_normalize
 from ..stats.regulons import MIN_SOURCES, MIN_TARGETS, find_edges, score_regulons
 from ._cells import count_truncated, get_sequences
@@ -86,17 +86,49 @@ def gene_network(
 
     Returns
     -------
-    `None`. Writes `.uns["gene_network"]`:
+    `None`. Writes to `.uns["gene_network"]`
 
     `edges`
-        The 1,000 highest edges of each group, see `mt.get.gene_network`. Pairs that see each other in fewer
-        than 10 cells of a group have no score there. Coexpression is of the counts that were ranked; where
-        these are gone, the ranks stand in (`params["expression"]`).
+        A row an edge, the highest of each group first:
+
+        `group`, `source`, `target`, `source_symbol`, `target_symbol`
+            Group of cells and genes (`.var_names`, symbols). Where the network is undirected, each pair is
+            there once, in no meaningful order (`params["directed"]`).
+        `log2_ratio`, `half_1`, `half_2`
+            Log2 of attention over what tokens at the same places have; the same in two halves of the donors
+            (or cells), NaN where a half sees the pair too rarely.
+        `mass`, `expected`
+            Sums over cells, whose ratio it is.
+        `coexpression`
+            Spearman correlation in the same cells.
+        `n_cells`
+            Cells in which the pair is seen.
+        `known`
+            Whether the edge is in the regulons, if there were any.
+
+        Pairs that see each other in fewer than 10 cells of a group have no score. Coexpression is of the counts
+        that were ranked; where these are gone, the ranks stand in (`params["expression"]`).
     `scores`
-        Where there are regulons: each predictor against them, see `mt.get.gene_network_scores`.
+        With regulons, a row a group and predictor: means over sources, each with `_low` and `_high` (95%):
+
+        `group`, `predictor`
+            Group of cells; see the notes.
+        `auroc`, `average_precision`
+            Targets of a source against targets of other sources.
+        `difference`
+            AUROC less that of coexpression, over the same sources.
+        `null_auroc`, `null_auroc_low`, `null_auroc_high`, `null_average_precision`
+            Mean over permuted regulons, and the range of 95% of them.
+        `p_value`, `q_value`
+            Permutation test of the AUROC, two-sided; corrected over all rows (Benjamini and Hochberg).
+        `n_sources`, `n_targets`, `n_edges`, `n_pairs`
+            Sources and targets that could be scored, edges among them, and pairs that were compared.
+        `share_exchanged`
+            Share of the edges that a permutation exchanges.
+
     `groups`
-        Cells, donors and pairs of each group, and how well its two halves agree over all pairs
-        (`replication_attention`, `replication_coexpression`; Spearman).
+        A row a `group`: its cells, donors and pairs (`n_cells`, `n_donors`, `n_pairs`), and how well its two
+        halves agree over all pairs (`replication_attention`, `replication_coexpression`; Spearman).
     `genes`
         Genes of the network, in the order of `matrix`, with the share of cells that they are read in
         (`detection`).
@@ -155,7 +187,7 @@ def gene_network(
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.gene_network(adata, model, donor_key="donor_id", n_cells=10)
-    >>> mt.get.gene_network(adata).shape[0]
+    >>> mt.get.table(adata, "gene_network").shape[0]
     1000
     """
     if n_permutations < 99:
@@ -234,7 +266,7 @@ def gene_network(
         "n_truncated": count_truncated(cells[read.cells], model),
         "seed": rng,
     }
-    write_result(adata, key_added or _keys.GENE_NETWORK, {**model.params, **params}, **tables)
+    write_result(adata, _keys.GENE_NETWORK, {**model.params, **params}, key_added=key_added, **tables)
 
 
 class Pairs(NamedTuple):

@@ -8,7 +8,6 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._results import read_result, write_result
 from ..models.generation import generate_cells
 from ..models.model import MaxTokiModel
 from ..models.prompts import write_prompts
@@ -16,6 +15,7 @@ from ..models.sampling import chain_keys
 from ..models.sequences import Sequences
 from ..models.timelapse import require_temporal
 from ..pp.sample_prompts import read_prompts
+from ..results.store import read_result, write_result
 from ._cells import get_sequences
 from ._time_unit import check_unit
 

@@ -10,9 +10,9 @@ from anndata import AnnData
 
 from .. import _keys
 from .._progress import progress
-from .._results import write_result
 from ..models.model import MaxTokiModel
 from ..pp._design import as_list, get_times
+from ..results.store import write_result
 from ..stats.clocks import fit_ridge
 from ..stats.fdr import benjamini_hochberg
 from ..stats.lapse_scores import score_lapses
@@ -59,8 +59,38 @@ def generated_ages(
 
     Returns
     -------
-    `None`. Writes to `.uns["generated_ages"]` the tables `scores`, see `mt.get.generated_ages`; `cells`, see
-    `mt.get.read_ages`; and `clocks`, with the training cells, donors and penalty of each clock.
+    `None`. Writes to `.uns["generated_ages"]` the tables
+
+    `scores`
+        A row a kind of cell and group, with "all" for all groups together, in `params["unit"]`. Each measure
+        has `_low` and `_high`, the ends of its 95% interval over donors (NaN for fewer than three):
+
+        `cells`, `group`
+            "generated"; "query", the true cells in their place; "context", the last context cells. The group.
+        `n_cells`, `n_units`, `unit`
+            Cells, and how many donors (or query cells, where no donor is known) were asked for.
+        `r`, `slope`
+            Correlation of the age that is read with the prompted age, and slope on it: 1 is right.
+        `r2`, `spread`, `bias`, `median_error`, `mean_error`
+            As of `mt.tl.predict_timelapse`, for ages.
+        `r_null_low`, `r_null_high`, `p_value`
+            Where `r` is in 95% of permutations of the ages asked for, and its one-sided p-value.
+        `q_value`
+            Corrected for the groups; NaN for "all".
+
+    `cells`
+        A row a generated cell, ages in `params["unit"]`:
+
+        `cell`, `prompt`, `group`
+            Its name, its prompt, and whose clock reads it.
+        `lapse`, `prompted`
+            Time that was to pass since the last context cell, and the age that was asked for.
+        `generated`, `query`, `context`
+            Age that is read from it, from the true cell in its place (where there is one), and from the last
+            context cell.
+
+    `clocks`
+        A row a fitted clock: `group`, `n_cells` and `n_donors` of its training, and `alpha`, its penalty.
 
     Raises
     ------
@@ -105,7 +135,7 @@ def generated_ages(
     ...     context_size=1, contexts="held_out", queries="held_out")
     >>> cells = mt.tl.generate(adata, model, max_genes=10)
     >>> mt.tl.generated_ages(adata, model, generated=cells, groupby=[])
-    >>> mt.get.generated_ages(adata)["cells"].tolist()
+    >>> mt.get.table(adata, "generated_ages")["cells"].tolist()
     ['generated', 'query', 'context']
     """
     time_key, groupby, donor_key = by_prompts(
@@ -162,8 +192,9 @@ def generated_ages(
     }
     write_result(
         adata,
-        key_added or _keys.GENERATED_AGES,
+        _keys.GENERATED_AGES,
         {**model.params, **params},
+        key_added=key_added,
         scores=_scores(cells, list(read), prompted, true, donor, as_prompted, rng),
         cells=cells,
         clocks=pd.DataFrame(clocks, columns=["group", "n_cells", "n_donors", "alpha"]),

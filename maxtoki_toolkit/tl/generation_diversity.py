@@ -11,11 +11,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.sequences import cell_sequences
 from ..pp._design import as_list, get_mask, known_cells
+from ..results.store import write_result
 from ..stats import diversity as kernel
 from ..stats.diversity import Cells
 from ..stats.fdr import benjamini_hochberg
@@ -70,7 +70,30 @@ def generation_diversity(
 
     Returns
     -------
-    `None`. Writes `.uns["generation_diversity"]["scores"]`, see `mt.get.generation_diversity`.
+    `None`. Writes the table `scores` to `.uns["generation_diversity"]`, a row a group and kind of cell; each
+    score but `distinct` has `_low` and `_high` (95%):
+
+    `group`, `cells`
+        Group, or "all"; and "generated", "held-out", "copies", "average" or "shuffled".
+    `nearer`
+        How often a cell is nearer to a training cell than a true cell is; 0.5 for cells like true ones.
+    `near_copies`, `exact_copies`
+        Share of cells that overlap with a training cell as 1% of the true cells do; share with the same rank
+        list.
+    `precision`, `density`, `coverage`
+        Whether cells are where true cells are; how densely; and whether there are some wherever true cells
+        are.
+    `spread`
+        Distance between cells, over that between true cells.
+    `distinct`
+        Share of different sets of genes.
+    `p_value`, `q_value`
+        Of `nearer`: units exchanged with the true cells', two-sided; for the generated cells corrected over
+        groups (Benjamini and Hochberg).
+    `n_cells`, `n_units`, `n_true`, `n_true_units`, `n_training`
+        Cells of the set, and donors (or prompts, or cells) that they are of; true cells; training cells.
+    `conclusion`
+        What may be said.
 
     Raises
     ------
@@ -136,7 +159,7 @@ def generation_diversity(
     >>> mt.pp.hold_out(adata, donor_key="donor_id", donors=0.4)
     >>> some = adata[adata.obs["held_out"]].copy()
     >>> mt.tl.generation_diversity(adata, model, generated=some, donor_key="donor_id")
-    >>> mt.get.generation_diversity(adata)["cells"].tolist()
+    >>> mt.get.table(adata, "generation_diversity")["cells"].tolist()
     ['generated', 'held-out', 'copies', 'average', 'shuffled']
     """
     if space not in SPACES:
@@ -207,7 +230,7 @@ def generation_diversity(
         "n_left_out": adata.n_obs - len(rows),
         "seed": rng,
     }
-    write_result(adata, key_added or _keys.DIVERSITY, {**model.params, **params}, scores=scores)
+    write_result(adata, _keys.DIVERSITY, {**model.params, **params}, key_added=key_added, scores=scores)
 
 
 def _sets(X, length, about, rows, training, rng) -> dict[str, tuple] | None:

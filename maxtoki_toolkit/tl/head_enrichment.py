@@ -10,8 +10,8 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._results import write_result
-from ..get._head_sums import head_table
+from ..results.head_sums import head_table
+from ..results.store import write_result
 from ..stats.fdr import benjamini_hochberg
 from ..stats.matched_sets import log2_ratio, make_strata, null_ratios, other_weights, two_sided, usable
 from ._gene_sets import MIN_GENES, TRANSCRIPTION_FACTORS, find_members
@@ -56,9 +56,29 @@ def head_enrichment(
 
     Returns
     -------
-    `None`. Writes `.uns["head_enrichment"]` with the tables `heads`, see `mt.get.head_enrichment`,
-    `genes` (who is in the set, in which stratum) and `balance` (mean difference of the set from all other genes and from the
-    matched ones, in standard deviations, for each covariate by rank).
+    `None`. Writes to `.uns["head_enrichment"]`, beside how well the heads replicate over donor halves (in
+    `params`: `replication_r`, the correlation over heads, and `replication_sign`, the share of equal signs),
+    the tables
+
+    `heads`
+        A row a head:
+
+        `layer`, `head`, `name`
+            Which head.
+        `log2_ratio`, `log2_ratio_low`, `log2_ratio_high`
+            Log2 ratio of the set's mean rate to that of matched genes, with its 95% interval over donors.
+        `raw`
+            Log2 ratio of mean attention per token, without matching anything.
+        `null_mean`, `null_sd`, `p_value`, `q_value`
+            Ratios of permuted members; two-sided p; corrected for the heads.
+        `half_1`, `half_2`, `same_sign`
+            The ratio in two halves of the donors.
+
+    `genes`
+        A row a gene: whether it is `in_set`, and its `stratum` of the matching.
+    `balance`
+        A row a covariate: mean difference of the set from all other genes and from the matched ones, in
+        standard deviations, by rank.
 
     Raises
     ------
@@ -91,7 +111,7 @@ def head_enrichment(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.attention(adata, model, donor_key="donor_id", n_cells=3)
     >>> mt.tl.head_enrichment(adata, n_permutations=99)
-    >>> mt.get.head_enrichment(adata).shape[0]
+    >>> mt.get.table(adata, "head_enrichment").shape[0]
     16
     """
     if n_permutations < 99:
@@ -139,8 +159,9 @@ def head_enrichment(
     }
     write_result(
         adata,
-        key_added or _keys.HEAD_ENRICHMENT,
+        _keys.HEAD_ENRICHMENT,
         settings,
+        key_added=key_added,
         heads=table,
         genes=genes.loc[kept, ["gene", "ensembl_id", "symbol", *COVARIATES]].assign(
             in_set=member, stratum=strata

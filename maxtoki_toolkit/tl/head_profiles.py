@@ -8,8 +8,8 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._results import write_result
-from ..get._head_sums import head_table
+from ..results.head_sums import head_table
+from ..results.store import write_result
 from ..stats.fdr import benjamini_hochberg
 from ._head_sums import FLAT, read_attention
 from ._tokens import FIRST
@@ -50,8 +50,27 @@ def head_profiles(
 
     Returns
     -------
-    `None`. Writes `.uns["head_profiles"]` with the tables `profiles` (a row a head and group) and `heads` (a
-    row a head); see `mt.get.head_profiles` and `mt.get.head_specificity`.
+    `None`. Writes to `.uns["head_profiles"]` the tables
+
+    `profiles`
+        A row a head and group; what is compared is `params["statistic"]`, in `params["unit"]`:
+
+        `layer`, `head`, `name`, `group`
+            Which head and group.
+        `value`
+            The statistic, without what the number of tokens and the donors explain.
+        `difference`, `difference_low`, `difference_high`
+            Its difference from the donors' means, with the 95% interval over donors.
+        `p_value`, `q_value`
+            Two-sided, permuting groups within donors; corrected for all heads and groups.
+        `n_units`
+            Donors (or cells, where none is known) with cells of the group.
+
+    `heads`
+        A row a head: `specificity`, the share of variance between groups (0-1), with `null_mean` and
+        `null_sd` of permuted groups, `p_value` (one-sided) and `q_value` (corrected for the heads);
+        `top_group`, which differs most; `r_length`, the correlation of the uncorrected profile with the log
+        of the groups' number of tokens.
 
     Raises
     ------
@@ -78,7 +97,7 @@ def head_profiles(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.attention(adata, model, groupby="cell_type", donor_key="donor_id", n_cells=1)
     >>> mt.tl.head_profiles(adata, n_permutations=99)
-    >>> mt.get.head_specificity(adata).shape[0]
+    >>> mt.get.table(adata, "head_profiles", "heads").shape[0]
     16
     """
     if n_permutations < 99:
@@ -147,8 +166,9 @@ def head_profiles(
     }
     write_result(
         adata,
-        key_added or _keys.HEAD_PROFILES,
+        _keys.HEAD_PROFILES,
         settings,
+        key_added=key_added,
         profiles=_corrected(table),
         heads=_corrected(of_heads),
     )

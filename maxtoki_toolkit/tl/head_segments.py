@@ -8,9 +8,9 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._results import write_result
-from ..get._head_sums import head_table
 from ..models.attention import ATTENDING
+from ..results.head_sums import head_table
+from ..results.store import write_result
 from ..stats.donors import left_out
 from ..stats.fdr import benjamini_hochberg
 from ._head_sums import FLAT, read_attention, unit_name
@@ -47,7 +47,23 @@ def head_segments(
 
     Returns
     -------
-    `None`. Writes `.uns["head_segments"]["heads"]`; see `mt.get.head_segments`.
+    `None`. Writes the table `heads` to `.uns["head_segments"]`, a row a head and part; whose attention it is,
+    is `params["attending"]`:
+
+    `layer`, `head`, `name`, `segment`
+        Which head; "context", "lapses", "query" or "special".
+    `mass`, `expected`, `evenly`
+        Share of the attention; if tokens at the same distance got equal parts; of a head that attends to all
+        alike.
+    `log2_ratio`, `log2_ratio_low`, `log2_ratio_high`
+        Log2 of `mass` over `expected`, with its 95% interval over donors.
+    `log2_evenly`
+        Log2 of `mass` over `evenly`.
+    `p_value`, `q_value`, `specialised`
+        Two-sided, of `log2_ratio`; corrected for heads and parts; whether q < 0.05 and the ratio is at least
+        1.25.
+    `n_prompts`, `n_units`
+        Prompts, and how many donors (or blocks of cells) their queries are of.
 
     Raises
     ------
@@ -78,7 +94,7 @@ def head_segments(
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=6, donor_key="donor_id")
     >>> mt.tl.attention(adata, model, key="prompts")
     >>> mt.tl.head_segments(adata)
-    >>> mt.get.head_segments(adata)["segment"].unique().tolist()
+    >>> mt.get.table(adata, "head_segments")["segment"].unique().tolist()
     ['context', 'lapses', 'query', 'special']
     """
     if attending not in ATTENDING:
@@ -125,7 +141,7 @@ def head_segments(
         "min_ratio": MIN_RATIO,
         "seed": rng,
     }
-    write_result(adata, key_added or _keys.HEAD_SEGMENTS, settings, heads=table)
+    write_result(adata, _keys.HEAD_SEGMENTS, settings, key_added=key_added, heads=table)
 
 
 def _compare(

@@ -8,8 +8,8 @@ from anndata import AnnData
 from scipy.stats import rankdata
 
 from .. import _keys
-from .._results import write_result
-from ..get._head_sums import head_table
+from ..results.head_sums import head_table
+from ..results.store import write_result
 from ._head_sums import FLAT, DonorSums, donor_sums, read_attention, unit_name
 
 
@@ -41,8 +41,14 @@ def head_similarity(
 
     Returns
     -------
-    `None`. Writes `.uns["head_similarity"]`: `similarity` (heads x heads), and `heads` with the order in
-    which like heads come together and their reliability; see `mt.get.head_similarity`.
+    `None`. Writes `.uns["head_similarity"]`, of which `mt.get.head_similarity` makes a table of pairs:
+
+    `heads`
+        A row a head: `layer`, `head`, `name`; `order`, in which like heads come together; `reliability`, its
+        likeness with itself over halves of the donors.
+    `similarity`, `raw`, `replicated`
+        Heads x heads: Spearman correlation of the genes they look at, without position, with it, and of one
+        head in one half of the donors with the other in the other.
 
     Raises
     ------
@@ -107,8 +113,9 @@ def head_similarity(
     }
     write_result(
         adata,
-        key_added or _keys.HEAD_SIMILARITY,
+        _keys.HEAD_SIMILARITY,
         settings,
+        key_added=key_added,
         heads=heads,
         similarity=pd.DataFrame(similarity, columns=names),
         raw=pd.DataFrame(_correlate(raw, raw), columns=names),

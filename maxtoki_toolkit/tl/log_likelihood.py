@@ -6,9 +6,9 @@ import numpy as np
 from anndata import AnnData
 
 from .. import _keys
-from .._results import require_free, write_result
 from ..models.likelihood import token_log_likelihoods
 from ..models.model import MaxTokiModel
+from ..results.store import require_free, write_result
 from ._cells import count_truncated, get_sequences
 
 
@@ -66,4 +66,4 @@ def log_likelihood(
     total = np.add.reduceat(np.nan_to_num(found), sequences.indptr[:-1])
     adata.obs[key] = (total / (sequences.lengths - 2)).astype(np.float32)
     params = {"unit": "nats a gene", "n_cells": adata.n_obs, "n_truncated": count_truncated(adata, model)}
-    write_result(adata, key, {**model.params, **params})
+    write_result(adata, _keys.LOG_LIKELIHOOD, {**model.params, **params}, key_added=key)

@@ -7,12 +7,12 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from ..models.build import build_model
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..pp._design import get_labels, get_mask, known_cells
 from ..pp._ranked_counts import ranked_counts
+from ..results.store import write_result
 from ._cells import get_sequences
 
 # Those of scanpy's tutorials.
@@ -53,10 +53,15 @@ def neighbor_purity(
 
     Returns
     -------
-    `None`. Writes `.uns["neighbor_purity"]["scores"]`, see `mt.get.neighbor_purity`: one row
-    each for the model, a model of the same shape with random weights ("untrained"), PCA, and chance, with
-    `purity` (0-1), its 95% bootstrap interval over cells, and `difference`, the model's purity minus the
-    row's, with the interval of the paired difference.
+    `None`. Writes the table `scores` to `.uns["neighbor_purity"]`: a row each for the model, a model of the
+    same shape with random weights ("untrained"), PCA, and chance:
+
+    `embedding`, `n_cells`
+        Which, and how many cells were scored.
+    `purity`, `ci_low`, `ci_high`
+        Share of neighbours of the same label (0-1), with its 95% bootstrap interval over cells.
+    `difference`, `difference_low`, `difference_high`
+        The model's purity less the row's, with the interval of the paired difference.
 
     Notes
     -----
@@ -73,7 +78,7 @@ def neighbor_purity(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.embed(adata, model)
     >>> mt.tl.neighbor_purity(adata, model, groupby="cell_type")
-    >>> mt.get.neighbor_purity(adata)["embedding"].tolist()
+    >>> mt.get.table(adata, "neighbor_purity")["embedding"].tolist()
     ['MaxToki', 'untrained', 'PCA', 'chance']
     """
     cells, rows = known_cells(adata, groupby)
@@ -109,8 +114,9 @@ def neighbor_purity(
     params |= {"n_top_genes": N_TOP_GENES, "n_pcs": N_PCS, "seed": rng, "n_cells": int(scored.sum())}
     write_result(
         adata,
-        key_added or _keys.PURITY,
+        _keys.PURITY,
         {**model.params, **params},
+        key_added=key_added,
         scores=_score_table(purity, np.random.default_rng(rng)),
     )
 

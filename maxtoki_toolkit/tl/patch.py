@@ -10,13 +10,13 @@ from anndata import AnnData
 
 from .. import _keys
 from .._names import require_choice
-from .._results import read_result, write_result
 from ..models.hooks import Site
 from ..models.layout import Layout
 from ..models.model import MaxTokiModel
 from ..models.patching import ALIGN, LEVELS, Patched, level_sites, patch_states
 from ..pp._design import known_cells
 from ..pp.sample_prompts import read_prompts
+from ..results.store import read_result, write_result
 from ..stats.donors import donor_ratio, unit_name
 from ..stats.fdr import benjamini_hochberg
 from ._cells import get_sequences
@@ -71,7 +71,20 @@ def patch(
 
     Returns
     -------
-    `None`. Writes `.uns["patch"]["effects"]`, one row a layer (or head) and segment of the prompt; see `mt.get.patch`.
+    `None`. Writes the table `effects` to `.uns["patch"]`, a row a layer (or head) and segment of the prompt;
+    effects are shares of what was lost, readings in `params["unit"]`:
+
+    `layer`, `head`, `segment`
+        Where: blocks before it ("residual") or block, from 0; head, -1 for none; part of the prompt.
+    `effect`, `effect_low`, `effect_high`
+        0: the corrupted reading stays, 1: the clean one comes back; with its 95% interval over donors.
+    `null`, `null_low`, `null_high`
+        The same with the states of another clean prompt.
+    `p_value`, `q_value`
+        Two-sided t test of the difference of both (jackknife over donors); corrected for all rows. NaN where
+        no prompt's reading changes at all.
+    `n_prompts`, `n_units`, `unit`
+        Prompts that have the segment, and how many donors (or query cells) their queries are of.
 
     Raises
     ------
@@ -98,7 +111,7 @@ def patch(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=3, context_size=1)
     >>> mt.tl.patch(adata, model, corrupted="mask_query", level="attention")
-    >>> mt.get.patch(adata)["layer"].max()
+    >>> mt.get.table(adata, "patch")["layer"].max()
     np.int64(3)
     """
     require_choice("level", level, LEVELS)
@@ -172,7 +185,7 @@ def patch(
         "donors": unit_name(table),
         "seed": rng,
     }
-    write_result(adata, key_added or _keys.PATCH, {**model.params, **params}, effects=effects)
+    write_result(adata, _keys.PATCH, {**model.params, **params}, key_added=key_added, effects=effects)
 
 
 def _other_prompts(adata: AnnData, key: str, n_clean: int) -> tuple[np.ndarray, pd.DataFrame]:

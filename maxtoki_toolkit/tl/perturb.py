@@ -11,13 +11,12 @@ from anndata import AnnData
 
 from .. import _keys
 from .._digest import digest
-from .._files import sha256
 from .._names import require_choice
-from .._results import write_result
-from ..get._effects_file import check_path
 from ..models.edits import MODES
 from ..models.model import MaxTokiModel
 from ..pp._design import known_cells
+from ..results.effects_file import check_path
+from ..results.store import write_result
 from ._asked_genes import ALL, ask_genes
 from ._cells import among_known
 from ._edit_readouts import READOUTS
@@ -113,8 +112,30 @@ def perturb(
 
     Returns
     -------
-    `None`. Writes `.uns["perturbation"]` with the tables `effects` (or their path), a row a prompt or cell and gene,
-    and `genes`; see `mt.get.perturbation`.
+    `None`. Writes to `.uns["perturbation"]` the tables
+
+    `effects`
+        A row a prompt (or cell) and edit, in `params["unit"]`; with a file, in that:
+
+        `prompt`, `cell`, `group`, `donor`, `lapse`
+            Number of the prompt (or cell), its query cell, group and donor, and its true lapse, where there
+            are any.
+        `gene`, `symbol`, `k`
+            Ensembl id or name of the set, its symbol, and the ranks it is moved by (0 where the mode has
+            none).
+        `effect`
+            `value` less `value_intact`; NaN where the model does not read the gene.
+        `present`, `rank_before`, `rank_after`
+            Whether an edited cell has the gene, and its rank there, from 1 (mean over the edited cells and
+            the genes of a set; NaN where it is absent).
+        `n_lost`, `n_gained`
+            Other genes pushed out of what the model reads, and let in.
+        `value`, `value_intact`, `took_effect`
+            Readings with the edit and without; whether the edit changed what the model reads.
+
+    `genes`
+        A row a gene or set: what it is, and in how many rows it was read (`n_read`) and its edit took effect
+        (`n_took_effect`).
 
     Raises
     ------
@@ -146,7 +167,7 @@ def perturb(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=4, donor_key="donor_id")
     >>> mt.tl.perturb(adata, model, genes=["FOXO3", ("FOXO3", "KLF2")], mode="overexpress")
-    >>> mt.get.perturbation(adata).shape[0]
+    >>> mt.get.table(adata, "perturbation").shape[0]
     8
     """
     doses = _doses(mode, k)
@@ -176,9 +197,10 @@ def perturb(
         recipe = {name: value for name, value in model.params.items() if name != "device"} | settings
         recipe |= {"genes": digest(asked.table), "cells": digest(*units.cells.arrays, units.table)}
         recipe["prompts"] = digest(*(units.prompts or ()), units.members, units.target)
-        effects = run_in_parts(screen, file, recipe, unit)
-        if effects is None:  # another process puts the parts together
+        written = run_in_parts(screen, file, recipe, unit)
+        if written is None:  # another process puts the parts together
             return
+        effects, checksum = written
 
     table = asked.table.copy()
     rows = effects["gene"].cat.codes.to_numpy()
@@ -200,12 +222,13 @@ def perturb(
         "n_genes": len(asked.tokens),
         "n_truncated": int((units.cells.lengths > screen.max_length).sum()),
         "path": None if file is None else str(file.path),
-        "sha256": "" if file is None else sha256(file.path),
+        "sha256": "" if file is None else checksum,
     }
     write_result(
         adata,
-        key_added or _keys.PERTURBATION,
+        _keys.PERTURBATION,
         {**model.params, **params},
+        key_added=key_added,
         genes=table,
         **({"effects": effects} if file is None else {}),
     )

@@ -11,10 +11,10 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from .._validate import require_adata, require_obs, require_unique_names
 from ..pp._counts import get_counts
 from ..pp._design import get_labels, get_mask, known_cells
+from ..results.store import write_result
 from ..stats.response_scores import SCORES, Truth, discrimination, score_response
 
 PREDICTION = "prediction"
@@ -69,7 +69,13 @@ def perturbation_metrics(
 
     Returns
     -------
-    `None`. Writes `.uns["perturbation_metrics"]` with the table `scores`; see `mt.get.perturbation_metrics`.
+    `None`. Writes the table `scores` to `.uns["perturbation_metrics"]`, a row a perturbation (and "all",
+    their mean), method and score:
+
+    `perturbation`, `method`, `is_baseline`, `score`
+        What was predicted, by whom, and how it is scored.
+    `value`, `low`, `high`
+        The score with its 95% interval; NaN where it is not defined.
 
     Raises
     ------
@@ -118,7 +124,9 @@ def perturbation_metrics(
     >>> sc.pp.log1p(adata)
     >>> adata.layers["same"] = adata.X.copy()
     >>> mt.tl.perturbation_metrics(adata, predicted="same", perturbation_key="sex", control="female", n_bootstrap=10)
-    >>> round(float(mt.get.perturbation_metrics(adata, wide=True).loc["prediction", "pearson_control"]), 3)
+    >>> scores = mt.get.table(adata, "perturbation_metrics").query("perturbation == 'all'")
+    >>> scores = scores.pivot(index="method", columns="score", values="value")
+    >>> round(float(scores.loc["prediction", "pearson_control"]), 3)
     1.0
     """
     require_unique_names(adata)
@@ -190,7 +198,7 @@ def perturbation_metrics(
         "resampled": "cells" if donor_key is None else "donors",
         "seed": rng,
     }
-    write_result(adata, key_added or _keys.PERTURBATION_METRICS, params, scores=table)
+    write_result(adata, _keys.PERTURBATION_METRICS, params, key_added=key_added, scores=table)
 
 
 def _warn_of_scale(name: str, predicted: float, true: float) -> None:

@@ -11,8 +11,7 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._results import read_result, write_result
-from ..get.perturbation import perturbation
+from ..results.store import read_result, read_table, write_result
 from ..stats.fdr import benjamini_hochberg
 from ..stats.matched_null import MIN_NULL, matched_null, moderated_error, null_df, storey, two_sided_p
 from ._gene_covariates import COVARIATES, gene_covariates, of_sets, standardised
@@ -48,14 +47,47 @@ def perturbation_stats(
         Donors (or cells, where no donor is known) in which an edit must have taken effect to be tested.
     housekeeping
         Symbols or Ensembl ids of genes that should do nothing in particular; see
-        `mt.get.perturbation_controls`.
+        `mt.get.table(adata, "perturbation_stats", "controls")`.
     key_added
         Key in `.uns`, by default "perturbation_stats".
 
     Returns
     -------
-    `None`. Writes `.uns["perturbation_stats"]` with the tables `effects` and `controls`; see
-    `mt.get.perturbation_stats` and `mt.get.perturbation_controls`. Months become years.
+    `None`. Writes to `.uns["perturbation_stats"]` the tables; months become years:
+
+    `effects`
+        A row a gene, group and `k`, in `params["unit"]`:
+
+        `gene`, `symbol`, `group`, `k`, `matched_to`
+            Gene or set, group of cells ("all" for all together), ranks; for a control, what it is matched to.
+        `effect`, `effect_low`, `effect_high`, `p_donors`
+            Mean over the cells of a donor and then over donors, with its 95% interval over donors, and p of a
+            two-sided t test that it is 0.
+        `null_mean`, `null_low`, `null_high`, `n_null`
+            Where the effects of matched genes lie: centre and middle 95%; how many genes.
+        `excess`, `z`, `p_value`, `q_value`, `storey_q`
+            Effect less the centre of the null, in its standard deviations, two-sided p; the larger of
+            `p_value` and `p_donors`, corrected for the genes of a group.
+        `share_same_sign`
+            Share of the donors whose own mean has the sign of the effect.
+        `effect_younger_context`, `effect_older_context`
+            From the prompts whose context ends before the query's time, and after it.
+        `n_cells`, `n_units`, `unit`
+            Cells or prompts in which the edit took effect, and how many donors (or cells) they are of.
+        `mean_rank`, `detection`, `expression`, `control`
+            What genes are matched on; whether it is a "housekeeping" gene, an "absent" one, or "".
+
+    `controls`
+        What genes do that should do nothing in particular. A row a group, `k` and kind of gene: "all" that
+        were screened, "housekeeping" genes, and "absent" ones (in none of the cells; an edit that does not
+        put them in must give nothing at all):
+
+        `n_genes`, `n_known`
+            How many, and how many of them have an effect at all.
+        `mean_effect`, `mean_size`
+            Mean effect, and its mean size whatever the sign.
+        `share_p_below`, `n_called`
+            Share of the p values below 0.05, and genes with q < 0.05.
 
     Raises
     ------
@@ -77,7 +109,7 @@ def perturbation_stats(
     matched genes, its spread half the range of their middle 68%, so that genes that matter among them hardly
     count; its tails are those of a t distribution with a fifth as many degrees of freedom as there are
     matched genes (3 to 8), which is what genes that drive nothing show. A model whose effects have longer
-    tails calls some genes for no other reason: look at the controls (`mt.get.perturbation_controls`).
+    tails calls some genes for no other reason: look at the controls (`mt.get.table(adata, "perturbation_stats", "controls")`).
 
     A small p says that the **model** answers to this gene more than to others like it. It may be right or
     not, and what it has learned is association.
@@ -95,7 +127,7 @@ def perturbation_stats(
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby=None, n_prompts=2, context_size=1, donor_key="donor_id")
     >>> mt.tl.perturb(adata, model, genes="all")
     >>> mt.tl.perturbation_stats(adata)
-    >>> mt.get.perturbation_stats(adata).attrs["unit"]
+    >>> mt.get.table(adata, "perturbation_stats").attrs["unit"]
     'years'
     """
     if n_null < MIN_NULL or min_donors < 2:
@@ -105,7 +137,7 @@ def perturbation_stats(
     key = key or _keys.PERTURBATION
     params = read_result(adata, key, "mt.tl.perturb(adata, model, genes=...)")["params"]
     genes = adata.uns[key]["genes"].reset_index(drop=True)
-    table = perturbation(adata, key=key)
+    table = read_table(adata, key, "effects")
     if not table["took_effect"].any():
         raise ValueError(
             "No edit of the screen took effect: the model reads none of these genes in these cells."
@@ -163,8 +195,9 @@ def perturbation_stats(
     }
     write_result(
         adata,
-        key_added or _keys.PERTURBATION_STATS,
+        _keys.PERTURBATION_STATS,
         settings,
+        key_added=key_added,
         effects=effects,
         controls=pd.DataFrame(controls),
     )

@@ -12,12 +12,12 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from .._validate import require_obs, require_unique_names
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences
 from ..models.timelapse import require_temporal
 from ..pp._design import as_list, as_times, get_groups, get_mask, known_cells
+from ..results.store import write_result
 from ..stats.age_intervals import calibrate
 from ._cells import count_truncated, get_sequences
 from ._contexts import AgeSampling, draw_contexts, read_ages
@@ -70,13 +70,39 @@ def predict_age(
 
     Returns
     -------
-    `None`. Writes
+    `None`. Writes `.obs["predicted_age"]`, `.obs["predicted_age_low"]` and `.obs["predicted_age_high"]`, the
+    age of each cell in the model's unit, with its interval (NaN where there is none, for the reason that the
+    table of groups has), and to `.uns["predict_age"]` the tables
 
-    `.obs["predicted_age"]`, `.obs["predicted_age_low"]`, `.obs["predicted_age_high"]`
-        Age of each cell, in the model's unit, with its interval; NaN where there is none, for the reason that
-        the table of groups has.
-    `.uns["predict_age"]["donors"]`, `["groups"]`
-        See `mt.get.predicted_ages`, `mt.get.age_calibration`.
+    `donors`
+        A row a donor and group, in `params["unit"]`:
+
+        `donor`, `group`, `reference`
+            Whose cells; whether they are reference.
+        `n_cells`, `n_contexts`
+            Cells, and after how many contexts of other donors each was read at most.
+        `known`
+            The age that the column of `.obs` has, NaN where it has none.
+        `predicted`, `low`, `high`
+            Mean over the cells, with an interval that holds for new donors; NaN where there is none.
+
+    `groups`
+        A row a group:
+
+        `group`, `n_cells`, `n_reference_donors`, `n_reference_cells`
+            Cells whose age was asked for, and donors and cells of known age.
+        `slope`
+            Age for each unit of age that is read.
+        `r`, `r_low`
+            Correlation over donors of what is read, on average over their cells, with the known ages; lower
+            end of its 95% interval.
+        `median_error`, `median_error_mean_age`
+            Median absolute error of the donors' ages, each by the fit without that donor, and of saying the
+            mean age of the other donors.
+        `cell_reach`, `donor_reach`
+            Half the width of the intervals.
+        `reason`
+            Why there is no age, or no interval; "" where there is.
 
     Raises
     ------
@@ -170,8 +196,9 @@ def predict_age(
     }
     write_result(
         adata,
-        key_added or _keys.PREDICT_AGE,
+        _keys.PREDICT_AGE,
         {**model.params, **params},
+        key_added=key_added,
         donors=pd.DataFrame(donors),
         groups=pd.DataFrame(groups).reindex(columns=_GROUP_COLUMNS),
     )

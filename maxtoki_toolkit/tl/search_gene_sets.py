@@ -8,12 +8,12 @@ import numpy as np
 from anndata import AnnData
 
 from .. import _keys
+from .._features import symbols
 from .._names import require_choice
-from .._results import write_result
-from ..get.results import symbols
 from ..models.edits import MODES
 from ..models.model import MaxTokiModel
 from ..pp._design import known_cells
+from ..results.store import write_result
 from ._cells import among_known
 from ._gene_set_search import Edits, search_sets
 from ._steering import Steered, column_of_token, find_columns, get_steered, warn_of_chains
@@ -69,8 +69,39 @@ def search_gene_sets(
 
     Returns
     -------
-    `None`. Writes `.uns["gene_sets"]` with the tables `effects` (`mt.get.gene_sets`), `genes`
-    (`mt.get.gene_sets_genes`) and, of chains, `trace` (`mt.get.gene_sets_trace`).
+    `None`. Writes to `.uns["gene_sets"]` the tables
+
+    `effects`
+        A row a set; distances are in `params["unit"]`:
+
+        `kind`
+            "found", in order of the search; "best singles": the genes that are best by themselves, put together.
+        `set`, `genes`, `size`
+            Symbols, names in `.var_names`, and how many.
+        `frequency`
+            Share of the kept draws (method "metropolis").
+        `searched_shift`
+            What the search went by: distance gained by the cells that it was searched with. Too good, as it was
+            chosen by.
+        `shift`, `shift_low`, `shift_high`, `p_value`, `q_value`
+            Mean distance gained (positive: nearer to the target) by the cells held out, with its 95% interval and
+            two-sided t test (jackknife over donors or cells); corrected over the sets found (Benjamini and Hochberg).
+        `null_mean`, `null_low`, `null_high`, `p_null`
+            Of random sets of the same size: mean, 2.5% and 97.5% of their shifts, and the share that do as well.
+        `likelihood_change`
+            Change of the mean log-likelihood of the edited cells, nats a gene.
+        `took_effect`
+            Share of the cells in which the edit changed what the model reads.
+        `n_units`
+            Donors, or cells where no donor is known.
+
+    `genes`
+        A row a candidate: `shift` of the edit of this gene alone, in the cells that were searched with (NaN where it
+        changed nothing that the model reads: `took_effect`); `inclusion`, the share of the draws that have it.
+        `mt.get.steer_genes(adata, key="gene_sets")` has the largest first.
+    `trace`
+        Of chains, a row a step: `chain`, `step` (0 is the start), `log_target`, `size` of the set, whether the step's
+        proposal was `accepted`.
 
     Raises
     ------
@@ -103,7 +134,7 @@ def search_gene_sets(
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=20, donor_key="donor_id")
     >>> search = mt.tl.GeneSetSearch(method="greedy", n_candidates=5, max_size=2, n_cells=6, n_null=2)
     >>> mt.tl.search_gene_sets(adata, model, search=search)
-    >>> mt.get.gene_sets(adata)["size"].tolist()
+    >>> mt.get.table(adata, "gene_sets")["size"].tolist()
     [1, 2, 1, 2]
     """
     require_choice("mode", mode, MODES)
@@ -132,7 +163,7 @@ def search_gene_sets(
     found = search_sets(edits, names, symbols(adata)[columns], search, strength=strength, seed=rng)
     params = {**search.flat(), "strength": strength, "genes": names.tolist(), "mode": mode, "k": k}
     params |= steered.params | found.params
-    write_result(adata, key_added or _keys.GENE_SETS, {**model.params, **params}, **found.tables)
+    write_result(adata, _keys.GENE_SETS, {**model.params, **params}, key_added=key_added, **found.tables)
     warn_of_chains(found.params["rhat"])
 
 

@@ -10,12 +10,12 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
+from .._features import symbols
 from .._names import require_choice
-from .._results import write_result
-from ..get.results import symbols
 from ..models.edits import MODES
 from ..models.model import MaxTokiModel
 from ..pp._design import known_cells
+from ..results.store import write_result
 from ._cell_sampling import sample_ranks
 from ._cells import among_known
 from ._steering import column_of_token, find_columns, get_steered, warn_of_chains
@@ -67,8 +67,32 @@ def steer_cells(
 
     Returns
     -------
-    `None`. Writes `.uns["steer"]` with the tables `effects` (`mt.get.steer`), `genes` (`mt.get.steer_genes`), `cells`
-    (`mt.get.steer_cells`) and `trace` (`mt.get.steer_trace`), and
+    `None`. Writes to `.uns["steer"]` the tables
+
+    `effects`
+        A row a measure and state ("start"; "abrupt", the edit alone; "unsteered", resampled under the edit but not led;
+        "steered"); distances are in `params["unit"]`:
+
+        `measure`
+            "log_likelihood", in nats a gene, or "distance".
+        `mean`, `mean_low`, `mean_high`
+            Mean over cells, with its 95% interval over donors or cells.
+        `difference`, `difference_low`, `difference_high`, `p_value`, `q_value`
+            Paired difference from "abrupt", with the same.
+
+    `genes`
+        A row a gene: `level_start`, `level_abrupt`, `level_unsteered` and `level_steered`, means over cells of 1 for the
+        highest rank and 0 for genes that are not read, and whether it was `held`. `mt.get.steer_genes` has the largest
+        changes first.
+    `cells`
+        A row a cell: `log_likelihood` (nats a gene) and `distance`, with `_start`, `_abrupt`, `_unsteered`, `_steered` (the
+        latter two means over the kept draws); `acceptance` of proposals, and the share that `moved` the chain; `rhat` and
+        `effective_size` of the log target over the steered chains; whether the edit `took_effect`.
+    `trace`
+        A row a step of a chain: `cell`, `chain`, `steered` (False for the chain that is not led), `step` (0 is the start),
+        `log_likelihood` in nats a gene, `distance`, and whether the step's proposal was `accepted`.
+
+    and
 
     `.layers["steer_rank"]`
         Ranks of the steered cells, a draw: the last state of the first chain; nothing for the other cells.
@@ -112,7 +136,7 @@ def steer_cells(
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=20, donor_key="donor_id")
     >>> sampling = mt.tl.CellSampling.of(n_cells=2, n_steps=2, n_chains=1)
     >>> mt.tl.steer_cells(adata, model, genes=["FOXO3"], sampling=sampling)
-    >>> mt.get.steer(adata)["state"].unique().tolist()
+    >>> mt.get.table(adata, "steer")["state"].unique().tolist()
     ['start', 'abrupt', 'unsteered', 'steered']
     """
     require_choice("mode", mode, MODES)
@@ -155,8 +179,9 @@ def steer_cells(
     }
     write_result(
         adata,
-        name,
+        _keys.STEER,
         {**model.params, **params, **steered.params},
+        key_added=key_added,
         effects=found.effects,
         genes=_gene_table(adata, found.genes, column, held),
         trace=found.trace,

@@ -11,13 +11,13 @@ from anndata import AnnData
 
 from .. import _keys
 from .._progress import progress
-from .._results import read_result, write_result
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts
 from ..pp._design import get_labels, get_times, known_cells
 from ..pp._ranked_counts import source_of
 from ..pp.sample_prompts import read_prompts
+from ..results.store import read_result, write_result
 from ..stats.clocks import fit_ridge
 from ..stats.lapse_scores import score_lapses
 from ._cells import get_sequences
@@ -63,16 +63,18 @@ def timelapse_baselines(
 
     Returns
     -------
-    `None`. Writes to `.uns["timelapse_baselines"]`
+    `None`. Writes to `.uns["timelapse_baselines"]` the tables, in `params["unit"]`:
 
-    `prompts`
-        The predicted prompts with one column more for each baseline, in `params["unit"]`; see
-        `mt.get.timelapse`.
     `scores`
-        Scores of the model and all baselines, see `mt.get.timelapse_scores`.
+        Of the model and all baselines, with the columns of `mt.tl.predict_timelapse` and `error_ratio`, the
+        median error of the model over that of the predictor (below 1, the model is better), with the interval
+        of the paired ratio.
+    `prompts`
+        The predicted prompts with a column for each baseline: `ridge_embedding`, `ridge_expression`,
+        `sgd_expression`, `most_common`.
     `clocks`
-        One row a fitted ridge: its baseline, its group ("all": for groups without one of their own), training
-        cells and donors, and the penalty that was chosen.
+        A row a fitted ridge: its `baseline`, its `group` ("all": for groups without one of their own),
+        `n_cells` and `n_donors` of its training, and `alpha`, the penalty that was chosen.
 
     Raises
     ------
@@ -115,7 +117,7 @@ def timelapse_baselines(
     >>> mt.pp.sample_prompts(adata, contexts="held_out", queries="held_out", **settings)
     >>> mt.tl.predict_timelapse(adata, model)
     >>> mt.tl.timelapse_baselines(adata, model)
-    >>> mt.get.timelapse_scores(adata, key="timelapse_baselines").query("group == 'all'")["predictor"].tolist()
+    >>> mt.get.table(adata, "timelapse_baselines").query("group == 'all'")["predictor"].tolist()
     ['MaxToki', 'ridge_embedding', 'ridge_expression', 'sgd_expression', 'most_common']
     """
     drawn = read_result(
@@ -172,8 +174,9 @@ def timelapse_baselines(
     predictors = {"MaxToki": "predicted", **{name: name for name in lapses}}
     write_result(
         adata,
-        key_added or _keys.BASELINES,
+        _keys.BASELINES,
         {**model.params, **result},
+        key_added=key_added,
         prompts=table,
         scores=score_lapses(table, predictors, groupby="group", reference="MaxToki", seed=rng),
         clocks=pd.concat(clocks, ignore_index=True),

@@ -10,9 +10,9 @@ from anndata import AnnData
 
 from .. import _keys
 from .._progress import progress
-from .._results import write_result
 from ..models.model import MaxTokiModel
 from ..pp._design import as_list
+from ..results.store import write_result
 from ..stats.classification import (
     Scores,
     fit_classifier,
@@ -61,8 +61,26 @@ def train_on_generated(
 
     Returns
     -------
-    `None`. Writes to `.uns["train_on_generated"]` the tables `scores`, see `mt.get.train_on_generated`, and
-    `donors`, see `mt.get.train_on_generated_donors`.
+    `None`. Writes to `.uns["train_on_generated"]` the tables
+
+    `scores`
+        A row a training: scores on true cells of other donors, from 0 to 1, with `_low` and `_high`, the ends
+        of their 95% interval over donors (of "labels permuted": of 95% of the permutations):
+
+        `training`
+            What the classifier was trained on.
+        `accuracy`, `macro_f1`
+            Share of cells given their type; mean F1 of the types.
+        `difference`
+            Macro-F1 less that of the training on true cells, paired.
+        `p_value`
+            One-sided, permuting labels; of the training on generated cells only.
+        `n_train_cells`, `n_test_cells`, `n_donors`
+            Cells of each training, cells tested, and their donors.
+
+    `donors`
+        A row a `training` and tested `donor`: `accuracy` and `macro_f1` of the `n_cells` of this donor, the
+        latter over the types that he or she has.
 
     Raises
     ------
@@ -114,7 +132,7 @@ def train_on_generated(
     >>> cells = mt.tl.generate(adata, model, max_genes=10)
     >>> mt.tl.train_on_generated(
     ...     adata, model, generated=cells, groupby="cell_type", donor_key="donor_id", n_permutations=2)
-    >>> mt.get.train_on_generated(adata)["training"].tolist()[:3]
+    >>> mt.get.table(adata, "train_on_generated")["training"].tolist()[:3]
     ['true', 'true, genes shuffled', 'generated']
     """
     groupby, donor_key = by_prompts(adata, generated, groupby=groupby, donor_key=donor_key)
@@ -183,8 +201,9 @@ def train_on_generated(
     }
     write_result(
         adata,
-        key_added or _keys.TRAIN_ON_GENERATED,
+        _keys.TRAIN_ON_GENERATED,
         {**model.params, **params},
+        key_added=key_added,
         scores=_score_table(scores, np.array(chance), n_donors).assign(
             n_train_cells=len(label), n_test_cells=len(test), n_donors=n_donors
         ),

@@ -17,7 +17,6 @@ from anndata import AnnData
 from .. import __version__, _keys
 from .._files import atomic
 from .._recipes import Checked
-from .._results import writable
 from ..models.model import MaxTokiModel
 from ..pp._counts import iter_csr
 from ..pp._design import get_labels
@@ -27,6 +26,7 @@ from ..pp.hold_out import hold_out
 from ..pp.parse_age import time_in_numbers
 from ..pp.rank_value_encode import rank_value_encode
 from ..pp.sample_prompts import sample_prompts
+from ..results.store import writable
 from ..tl.predict_timelapse import predict_timelapse
 from ..tl.timelapse_baselines import timelapse_baselines
 from ._trainer import claim_run, is_first_process, leaves_nothing, wait_for_all

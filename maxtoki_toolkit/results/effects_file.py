@@ -26,27 +26,29 @@ def check_path(path: Path) -> None:
             raise ImportError(f"{path} needs pyarrow (pip install pyarrow), or write a .csv.gz.") from None
 
 
-def write_effects(path: Path, table: pd.DataFrame, recipe: dict, unit: str) -> None:
-    """Write the table and its unit, and its recipe and checksum to `path`.json."""
+def write_effects(path: Path, table: pd.DataFrame, recipe: dict, unit: str) -> str:
+    """Write the table and its unit, and its recipe and checksum to `path`.json; return the checksum."""
     table = table.assign(**{UNIT: unit})
     with atomic(path) as temporary:
         if path.suffix == ".parquet":
             table.to_parquet(temporary, index=False)
         else:
             table.to_csv(temporary, index=False)
+        checksum = sha256(temporary)
         # First: a table without its recipe would be anybody's.
         with atomic(_beside(path)) as beside:
-            beside.write_text(json.dumps({"recipe": recipe, "sha256": sha256(temporary)}, indent=2))
+            beside.write_text(json.dumps({"recipe": recipe, "sha256": checksum}, indent=2))
+    return checksum
 
 
-def is_written(path: Path, recipe: dict, *, overwrite: bool = False) -> bool:
-    """Whether a screen of this recipe is there, complete; refuse to write over anything else.
+def find_effects(path: Path, recipe: dict, *, overwrite: bool = False) -> str | None:
+    """Checksum of the screen of this recipe, where it is there, complete; refuse to write over anything else.
 
     Over a screen of another recipe only if that is asked for.
     """
     found = _read_recipe(path)
     if not path.exists():
-        return False
+        return None
     if found is None:
         raise ValueError(f"{path} exists and is no screen. Choose another path.")
     if sha256(path) != found["sha256"]:
@@ -55,12 +57,12 @@ def is_written(path: Path, recipe: dict, *, overwrite: bool = False) -> bool:
         )
     if changed := differences(found["recipe"], recipe):
         if overwrite:
-            return False
+            return None
         raise ValueError(
             f"{path} holds a screen with other settings or data ({', '.join(changed)}). Choose another path, or ask for it "
             "to be replaced: overwrite=True."
         )
-    return True
+    return found["sha256"]
 
 
 def _read_recipe(path: Path) -> dict | None:
