@@ -305,10 +305,8 @@ NUMBERED = re.compile(r"_[1-9]\d*$")
 def described_columns(name):
     """Names that the docstring of a function has in code style, and those of functions that it says it is like."""
     text = inspect.getdoc(FUNCTIONS[name])
-    text += "".join(
-        inspect.getdoc(FUNCTIONS[other]) for other in re.findall(r"(?:as|columns) of `mt\.([\w.]+)`", text)
-    )
-    return set(re.findall(r"`(\w+)`", text))
+    others = re.findall(r"as of\s+`mt\.([\w.]+)`", text)
+    return set(re.findall(r"`(\w+)`", text)).union(*map(described_columns, others))
 
 
 def check_schema(name, result, optional=()):
@@ -322,8 +320,8 @@ def check_schema(name, result, optional=()):
     assert all(table in known.units or params["unit"] for table in tables)
     described, lacking = described_columns(name), {}
     for table in [table for table in tables if (name, table) not in FROM_DATA]:
-        columns = {NUMBERED.sub("_0", c).removesuffix("_low").removesuffix("_high") for c in tables[table]}
-        lacking[table] = {c for c in columns if c not in described and f"{c}_low" not in described}
+        columns = {column.removesuffix("_low").removesuffix("_high") for column in tables[table]}
+        lacking[table] = {c for c in columns if not described & {c, f"{c}_low", NUMBERED.sub("_0", c)}}
     assert not any(lacking.values())
 
 

@@ -74,7 +74,7 @@ def parse_age(
     `.obs["age_read_as"]`
         What the text was taken for, such as "70 to 79 years" or "no unit".
     `.uns["parse_age"]`
-        The table `terms`, one row a text: `term`, `n_cells`, and the same four.
+        The table `terms`, one row a text: `term`, `n_cells`, and `age`, `age_low`, `age_high`, `age_read_as` as above.
 
     Raises
     ------

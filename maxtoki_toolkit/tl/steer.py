@@ -174,13 +174,13 @@ def steer(
             Paired difference from "abrupt", with the same.
 
     `genes`
-        Of a search, one row a candidate: `shift` of the edit of this gene alone, in the cells that were
-        searched with (NaN where it changed nothing that the model reads: `took_effect`); `inclusion`, the
-        share of the draws that have it (method "sets").
+        Of a search, one row a candidate (`gene`, `symbol`): `shift` of the edit of this gene alone, in the
+        cells that were searched with (NaN where it changed nothing that the model reads: `took_effect`);
+        `inclusion`, the share of the draws that have it (method "sets").
 
-        Of "ranks", one row a gene, `level_start`, `level_abrupt`, `level_unsteered` and `level_steered`,
-        means over cells of 1 for the highest rank and 0 for genes that are not read, and whether it was
-        `held`. `mt.get.steer_genes` has the largest first.
+        Of "ranks", one row a gene (`gene`, `symbol`), `level_start`, `level_abrupt`, `level_unsteered` and
+        `level_steered`, means over cells of 1 for the highest rank and 0 for genes that are not read, and
+        whether it was `held`. `mt.get.steer_genes` has the largest first.
     `trace`
         Of "sets" and "ranks", a row a step: `chain`, `step` (0 is the start), whether the step's proposal was
         `accepted`; of sets `log_target` and `size`; of ranks `cell`, `steered` (False for the chain that is
