@@ -17,6 +17,7 @@ from scipy.sparse import issparse
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit import _keys
+from maxtoki_toolkit.results.schema import SCHEMA
 from maxtoki_toolkit.results.store import writable, write_result
 
 NAMESPACES = {"pp": mt.pp, "tl": mt.tl, "pl": mt.pl, "get": mt.get}
@@ -275,6 +276,59 @@ def screened(read, encoded):
     return adata
 
 
+# Tables that functions write with these settings only.
+OPTIONAL = {
+    ("tl.gene_network", "scores"): {"n_permutations": 99},
+    ("tl.search_gene_sets", "trace"): {
+        "search": mt.tl.GeneSetSearch(
+            method="metropolis",
+            n_cells=4,
+            n_candidates=4,
+            max_size=2,
+            n_null=2,
+            chains=mt.tl.Chains(n_steps=6),
+        )
+    },
+}
+# Columns whose names come from the data: of these tables, or that look like this.
+FROM_DATA = {
+    ("tl.ablate_prompt", "prompts"),
+    ("tl.attribute", "prompts"),
+    ("tl.head_similarity", "similarity"),
+    ("tl.head_similarity", "raw"),
+    ("tl.head_similarity", "replicated"),
+}
+NUMBERED = re.compile(r"_[1-9]\d*$")
+
+
+def described_columns(name):
+    """Names that the docstring of a function has in code style, and those of functions that it says it is like."""
+    text = inspect.getdoc(FUNCTIONS[name])
+    others = re.findall(r"as of\s+`mt\.([\w.]+)`", text)
+    return set(re.findall(r"`(\w+)`", text)).union(*map(described_columns, others))
+
+
+def check_schema(name, result, optional=()):
+    """A result has the tables and units that the schema says, and columns that the docstring of its function describes."""
+    params = result["params"]
+    assert params["function"] == name
+    known = next(r for r in SCHEMA.values() if r.function == name)
+    tables = {key: table for key, table in result.items() if isinstance(table, pd.DataFrame)}
+    assert set(tables) | {table for f, table in OPTIONAL if f == name} - set(optional) == set(known.tables)
+    assert set(known.units) <= set(known.tables)
+    assert all(table in known.units or params["unit"] for table in tables)
+    described, lacking = described_columns(name), {}
+    for table in [table for table in tables if (name, table) not in FROM_DATA]:
+        columns = {column.removesuffix("_low").removesuffix("_high") for column in tables[table]}
+        lacking[table] = {c for c in columns if not described & {c, f"{c}_low", NUMBERED.sub("_0", c)}}
+    assert not any(lacking.values())
+
+
+def test_the_schema_knows_functions_that_there_are():
+    assert {result.function for result in SCHEMA.values()} <= set(FUNCTIONS)
+    assert set(SCHEMA) <= {value for key, value in vars(_keys).items() if isinstance(value, str)}
+
+
 @pytest.mark.parametrize("name", [n for n in ON_ANNDATA if n.startswith("tl.")])
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*zarr")
 def test_results_survive_a_round_trip(request, encoded, name, tmp_path):
@@ -293,6 +347,9 @@ def test_results_survive_a_round_trip(request, encoded, name, tmp_path):
         result = call_on_copy(name, adata, model)
         new = (set(result.uns) | set(result.obsm)) - set(adata.uns) - set(adata.obsm)
     assert new
+    for key in new & set(result.uns) - {_keys.ENCODING}:
+        # An audit of audits writes theirs as well.
+        check_schema(result.uns[key]["params"]["function"], result.uns[key])
     for slot in (result.uns, result.obsm):
         for key in set(slot) - new:
             del slot[key]
@@ -308,6 +365,43 @@ def test_results_survive_a_round_trip(request, encoded, name, tmp_path):
     store = zarr.storage.MemoryStore()
     alone.write_zarr(store)
     assert_equal(anndata.read_zarr(store), alone)
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in OPTIONAL}))
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_tables_that_some_settings_give_are_in_the_schema(read, encoded, name):
+    adata, model = read.copy(), encoded[1]
+    settings = next(given for (function, _), given in OPTIONAL.items() if function == name)
+    if name == "tl.gene_network":
+        genes = adata.var_names[
+            np.asarray((adata.layers["rank"] > 0).sum(axis=0)).ravel().argsort()[::-1][:24]
+        ]
+        settings = settings | {
+            "regulons": pd.DataFrame({"source": np.repeat(genes[:4], 5), "target": list(genes[4:])})
+        }
+    call(name, adata, model, key_added="mine", **settings)
+    check_schema(name, adata.uns["mine"], {table for function, table in OPTIONAL if function == name})
+    listed = mt.get.results(adata).query("key == 'mine'")
+    assert set(listed["table"]) == {k for k, v in adata.uns["mine"].items() if isinstance(v, pd.DataFrame)}
+    for table, n_rows in zip(listed["table"], listed["n_rows"], strict=True):
+        found = mt.get.table(adata, "mine", table)
+        assert (len(found), found.attrs["function"]) == (n_rows, name)
+
+
+@pytest.mark.parametrize(
+    "name", sorted({r.function for r in SCHEMA.values() if r.function.startswith("pp.")})
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_results_of_preprocessing_are_in_the_schema(encoded, name):
+    adata, model = encoded[0].copy(), encoded[1]
+    for key in [key for key in adata.uns if adata.uns[key]["params"]["function"] == name]:
+        if name != "pp.sample_prompts":  # others read them
+            del adata.uns[key]
+    found = call(name, adata, model)
+    mine = [r for r in (adata if found is None else found).uns.values() if r["params"]["function"] == name]
+    assert mine
+    for result in mine:
+        check_schema(name, result)
 
 
 def test_many_results_survive_a_round_trip_together(screened, tmp_path):
@@ -399,12 +493,12 @@ def test_results_hold_only_what_can_be_written(tmp_path):
         "t": {"k": (1,)},
     }
     adata = AnnData(np.ones((1, 1)))
-    write_result(adata, "test", params, table=table)
+    write_result(adata, _keys.MAP_GENES, params, key_added="test", report=table)
     adata.write_h5ad(tmp_path / "a.h5ad")
     read = anndata.read_h5ad(tmp_path / "a.h5ad").uns["test"]
     assert read["params"]["set"].tolist() == ["a", "b"]
     assert read["params"]["5"] == 1.5
-    assert read["table"]["a"].tolist() == ["x", ""]
+    assert read["report"]["a"].tolist() == ["x", ""]
     with pytest.raises(TypeError, match="Cannot store a object"):
         writable({"x": object()})
 

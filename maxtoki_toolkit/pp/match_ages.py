@@ -52,8 +52,11 @@ def match_ages(
         One row a condition and donor, controls included: `condition`, `donor`, `case` (whether the donor has
         the condition), `age`, `stratum` (values of `match_by`), `n_matches`, and `matched`.
     `balance`
-        One row a condition: donors before and after, their mean ages, and the standardised difference between
-        them (over the standard deviation of both sides before matching).
+        One row a `condition`, before matching (`_before`) and after (`_after`): donors of both sides
+        (`n_condition_before`, `n_control_before`, `n_condition_after`, `n_control_after`), their mean ages
+        (`age_condition_before`, `age_control_before`, `age_condition_after`, `age_control_after`), and the
+        standardised difference between them, over the standard deviation of both sides before matching
+        (`difference_before`, `difference_after`).
 
     Raises
     ------

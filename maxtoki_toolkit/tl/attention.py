@@ -98,10 +98,13 @@ def attention(
     `None`. Writes `.uns["attention"]`; see `mt.get.attention` and `mt.get.attention_genes`. A unit is
     a group and donor (or a block of cells, where no donor is known).
 
-    `units`, `sequences`, `genes`
-        Tables of the units, of the cells or prompts that were read, and of the genes among their tokens, with
-        their mean expression: of the counts that were ranked, or where these are gone the vocabulary's
-        medians (`params["expression"]`).
+    `units`, `sequences`
+        Tables of the units (`group`, `donor`, `n_sequences`), and of the cells or prompts that were read (`name`,
+        `number`, and their `unit`).
+    `genes`
+        Table of the genes among their tokens: `gene`, `ensembl_id`, `symbol`; in what share of the cells it is
+        (`detection`), its `mean_rank` there, its mean `expression`, and `n_tokens`. Expression is of the
+        counts that were ranked, or where these are gone the vocabulary's medians (`params["expression"]`).
     `mass`, `expected`
         float32, units x genes x heads: attention that a gene received, and that tokens at its position
         receive on average; `n_tokens` and `could_attend` (units x genes) count its tokens and those that see
@@ -114,7 +117,9 @@ def attention(
         float32, sequences x heads x (entropy in nats, and over that of an even spread; distance in tokens,
         and over that of an even spread; share on the first token).
     `tokens`, `received`, `last`
-        Tokens of the examples, what each receives from all, and from the last token, by head.
+        Table of the tokens of the examples (`example`, `name`, `position`, `token`, `gene` as a row of `genes`,
+        `segment`, and `could_attend`, how many tokens see it), what each receives from all, and from the last token,
+        by head.
 
     Raises
     ------

@@ -99,7 +99,7 @@ def differential_rank(
             units.
         `true_p_value`, `true_q_value`
             Wilcoxon rank sum test, two-sided; corrected over the genes of the group (Benjamini and Hochberg).
-        `generated_change`, ...
+        `generated_change`, `generated_low`, `generated_high`, `generated_p_value`, `generated_q_value`
             The same for generated cells.
         `interpolated_change`
             Change that a straight line between the known times has.
@@ -129,7 +129,7 @@ def differential_rank(
             and Hochberg).
         `n_genes`, `n_top`, `n_turning`
             Genes compared, on top, and turning.
-        `unit_true`, `n_true_first`, `n_true_second`, `unit_generated`, ...
+        `unit_true`, `n_true_first`, `n_true_second`, `unit_generated`, `n_generated_first`, `n_generated_second`
             What was resampled, and how many there are in either interval.
 
     `cells`

@@ -130,8 +130,8 @@ def gene_network(
         A row a `group`: its cells, donors and pairs (`n_cells`, `n_donors`, `n_pairs`), and how well its two
         halves agree over all pairs (`replication_attention`, `replication_coexpression`; Spearman).
     `genes`
-        Genes of the network, in the order of `matrix`, with the share of cells that they are read in
-        (`detection`).
+        Genes of the network (`gene`, `ensembl_id`, `symbol`), in the order of `matrix`, with the share of
+        cells that they are read in (`detection`).
     `matrix`
         float32, groups x sources x targets: log2 of attention over expectation, NaN where there is no score.
         Only of up to 300 genes.

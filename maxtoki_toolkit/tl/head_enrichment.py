@@ -75,10 +75,11 @@ def head_enrichment(
             The ratio in two halves of the donors.
 
     `genes`
-        A row a gene: whether it is `in_set`, and its `stratum` of the matching.
+        A row a gene (`gene`, `ensembl_id`, `symbol`): whether it is `in_set`, its `stratum` of the matching,
+        and by what it was matched: `mean_rank`, `detection` and `expression`.
     `balance`
-        A row a covariate: mean difference of the set from all other genes and from the matched ones, in
-        standard deviations, by rank.
+        A row a `covariate`: mean difference of the set from all other genes (`difference_before`) and from
+        the matched ones (`difference_after`), in standard deviations, by rank.
 
     Raises
     ------

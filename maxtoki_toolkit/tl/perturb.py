@@ -134,7 +134,8 @@ def perturb(
             Readings with the edit and without; whether the edit changed what the model reads.
 
     `genes`
-        A row a gene or set: what it is, and in how many rows it was read (`n_read`) and its edit took effect
+        A row a `gene` or set, with its `symbol`: its `members` and how many (`n_genes`); for a control, what
+        it is `matched_to`; and in how many rows it was read (`n_read`) and its edit took effect
         (`n_took_effect`).
 
     Raises

@@ -63,8 +63,8 @@ def perturbation_stats(
         `effect`, `effect_low`, `effect_high`, `p_donors`
             Mean over the cells of a donor and then over donors, with its 95% interval over donors, and p of a
             two-sided t test that it is 0.
-        `null_mean`, `null_low`, `null_high`, `n_null`
-            Where the effects of matched genes lie: centre and middle 95%; how many genes.
+        `null_mean`, `null_sd`, `null_low`, `null_high`, `n_null`
+            Where the effects of matched genes lie: centre, standard deviation and middle 95%; how many genes.
         `excess`, `z`, `p_value`, `q_value`, `storey_q`
             Effect less the centre of the null, in its standard deviations, two-sided p; the larger of
             `p_value` and `p_donors`, corrected for the genes of a group.
@@ -78,9 +78,9 @@ def perturbation_stats(
             What genes are matched on; whether it is a "housekeeping" gene, an "absent" one, or "".
 
     `controls`
-        What genes do that should do nothing in particular. A row a group, `k` and kind of gene: "all" that
-        were screened, "housekeeping" genes, and "absent" ones (in none of the cells; an edit that does not
-        put them in must give nothing at all):
+        What genes do that should do nothing in particular. A row a `group`, `k` and kind of `genes`: "all"
+        that were screened, "housekeeping" genes, and "absent" ones (in none of the cells; an edit that does
+        not put them in must give nothing at all):
 
         `n_genes`, `n_known`
             How many, and how many of them have an effect at all.

@@ -70,8 +70,8 @@ def timelapse_baselines(
         median error of the model over that of the predictor (below 1, the model is better), with the interval
         of the paired ratio.
     `prompts`
-        The predicted prompts with a column for each baseline: `ridge_embedding`, `ridge_expression`,
-        `sgd_expression`, `most_common`.
+        The predicted prompts (as of `mt.tl.predict_timelapse`) with a column for each baseline:
+        `ridge_embedding`, `ridge_expression`, `sgd_expression`, `most_common`.
     `clocks`
         A row a fitted ridge: its `baseline`, its `group` ("all": for groups without one of their own),
         `n_cells` and `n_donors` of its training, and `alpha`, the penalty that was chosen.
