@@ -123,7 +123,9 @@ COMPARISON = {
     "tolerance": 400,
 }
 FEW = mt.tl.AgeSampling(n_contexts=1, n_cells=2)
+GENES = mt.datasets.aging_atlas(20, 10, n_genes=500).var
 ARGUMENTS = {
+    "pp.map_orthologs": {"orthologs": GENES[["symbol", "ensembl_id"]].set_axis(["gene", "human"], axis=1)},
     "tl.perturb": {"genes": "all"},
     "tl.expression_age_slope": {"time_key": "age_months", "donor_key": "donor_id"},
     "tl.perturbation_concordance": {"n_permutations": 99},
