@@ -45,7 +45,12 @@ TISSUES = {
     "liver": "UBERON:0002107",
     "lung": "UBERON:0002048",
 }
-CELL_TYPES = {"T cell": "CL:0000084", "fibroblast": "CL:0000057", "macrophage": "CL:0000235", "malignant cell": "CL:0001064"}
+CELL_TYPES = {
+    "T cell": "CL:0000084",
+    "fibroblast": "CL:0000057",
+    "macrophage": "CL:0000235",
+    "malignant cell": "CL:0001064",
+}
 ASSAYS = {"10x 3' v2": "EFO:0009899", "10x 3' v3": "EFO:0009922", "Smart-seq2": "EFO:0008931"}
 DISEASES = {"normal": "PATO:0000461", "COVID-19": "MONDO:0100096"}
 SEXES = {"female": "PATO:0000383", "male": "PATO:0000384"}
@@ -75,13 +80,17 @@ def simulate(path: Path, n_cells: int) -> None:
     step = N_GENES / np.repeat(lengths, lengths)
     position = np.arange(len(step)) - np.repeat(indptr[:-1], lengths)
     indices = ((position + rng.random(len(step))) * step).astype(np.int32).clip(0, N_GENES - 1)
-    counts = sp.csr_matrix((rng.geometric(0.4, len(step)).astype(np.float32), indices, indptr), shape=(n_cells, N_GENES))
+    counts = sp.csr_matrix(
+        (rng.geometric(0.4, len(step)).astype(np.float32), indices, indptr), shape=(n_cells, N_GENES)
+    )
     counts.sum_duplicates()
     donor = np.arange(n_cells) // CELLS_PER_DONOR
     age = 20 + donor * 7 % 70
     nnz, total = np.diff(counts.indptr), np.asarray(counts.sum(axis=1)).ravel()
 
-    def drawn(terms: dict[str, str], name: str, p: list[float] | None = None, of: np.ndarray | None = None) -> dict:
+    def drawn(
+        terms: dict[str, str], name: str, p: list[float] | None = None, of: np.ndarray | None = None
+    ) -> dict:
         code = rng.choice(len(terms), n_cells, p=p) if of is None else of % len(terms)
         return {
             name: pd.Categorical.from_codes(code, list(terms)),
@@ -133,7 +142,9 @@ def read_alone(path: Path, value_filter: str) -> tuple[int, np.ndarray]:
         start = clocks()
         chunk_size = int(np.clip(_VALUES // genes_per_cell(experiment, joinids, recipe), *_CELLS))
         for first in range(0, len(joinids), PER_SHARD):
-            _, blocks = read_cells_of(experiment, joinids[first : first + PER_SHARD], "RNA", "raw", chunk_size)
+            _, blocks = read_cells_of(
+                experiment, joinids[first : first + PER_SHARD], "RNA", "raw", chunk_size
+            )
             n_read += sum(block.shape[0] for block in blocks)
     return n_read, clocks() - start
 
@@ -148,8 +159,9 @@ def measure(way: str, path: Path, output: Path, n_cells: int) -> dict:
         selecting = np.full(2, np.nan)
     else:
         vocab = vocabulary()
-        import maxtoki_toolkit.pp  # noqa: F401
         import tiledbsoma  # noqa: F401 - loading takes as long as selecting
+
+        import maxtoki_toolkit.pp  # noqa: F401
 
         start = clocks()
         mt.datasets.census_plan(path, value_filter=value_filter)
@@ -172,7 +184,10 @@ def measure(way: str, path: Path, output: Path, n_cells: int) -> dict:
 
 def digests(folder: Path) -> dict[str, str]:
     """Checksums of the shards."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("shards/*.h5ad"))}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob("shards/*.h5ad"))
+    }
 
 
 def kill_and_go_on(command: list[str], output: Path) -> int:

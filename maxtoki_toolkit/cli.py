@@ -387,7 +387,9 @@ def corpus(
 
     shards = run_corpus(config, plan=plan, share_array=share_array, overwrite=overwrite)
     if shards is not None:
-        print(f"{shards['n_cells'].sum():,} cells in {len(shards)} shards are in {Path(shards['path'][0]).parent}/.")
+        print(
+            f"{shards['n_cells'].sum():,} cells in {len(shards)} shards are in {Path(shards['path'][0]).parent}/."
+        )
 
 
 @app.command("import")

@@ -32,7 +32,9 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     if flags := [name for name in _OF_FLAGS if name in settings]:
         raise ValueError(f"{flags[0]} in {path} has no meaning: give --{flags[0].replace('_', '-')}.")
     if "model" not in settings and "vocab" not in settings:
-        raise ValueError(f"{path} lacks model: a name or a folder as in mt.load_model, or vocab: {{tokens: path, medians: path}}.")
+        raise ValueError(
+            f"{path} lacks model: a name or a folder as in mt.load_model, or vocab: {{tokens: path, medians: path}}."
+        )
     for name in ("output", "store"):
         if settings.get(name) is not None:
             settings[name] = str(settings[name])  # a release is a date, to YAML
@@ -80,7 +82,7 @@ def in_words(plan: CorpusPlan) -> str:
     """A plan as text: what each filter leaves, and what that takes on disk."""
     table = plan.filters.rename(columns={"filter": "", "n_cells": "cells", "n_donors": "donors"})
     table[""] = table[""].str.slice(0, 90)
-    counts = {name: "{:,}".format for name in ("cells", "donors")}
+    counts = dict.fromkeys(("cells", "donors"), "{:,}".format)
     counts["donors"] = lambda n: "" if pd.isna(n) else f"{n:,}"
     left = {"": lambda text: f"{text:<{table[''].str.len().max()}}"}
     size = f"{plan.gigabytes:,.1f} GB" if plan.gigabytes >= 1 else f"{1000 * plan.gigabytes:,.1f} MB"

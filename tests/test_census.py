@@ -54,11 +54,21 @@ def test_lots_are_fair_and_seeded():
 
 
 def test_donors_are_balanced():
-    donors = pd.DataFrame({"sex": ["female"] * 5 + ["male"] * 2 + ["unknown"] + ["male"] * 3, "decade": ["40-49"] * 8 + ["50-59"] * 3})
+    donors = pd.DataFrame(
+        {
+            "sex": ["female"] * 5 + ["male"] * 2 + ["unknown"] + ["male"] * 3,
+            "decade": ["40-49"] * 8 + ["50-59"] * 3,
+        }
+    )
     lot = np.arange(11, dtype=np.uint64)
     kept = balance_donors(donors, balance_sex=True, max_donors=None, lot=lot)
     assert np.flatnonzero(kept).tolist() == [0, 1, 5, 6]
-    assert np.flatnonzero(balance_donors(donors, balance_sex=False, max_donors=1, lot=lot)).tolist() == [0, 5, 7, 8]
+    assert np.flatnonzero(balance_donors(donors, balance_sex=False, max_donors=1, lot=lot)).tolist() == [
+        0,
+        5,
+        7,
+        8,
+    ]
 
 
 def test_terms_of_the_census_that_are_dropped(source):
@@ -84,11 +94,15 @@ def cells() -> anndata.AnnData:
         return pd.Categorical(rng.choice(values, N_CELLS, p=p))
 
     adata.obs["dataset_id"] = drawn(["atlas", "study"], [0.5, 0.5])
-    adata.obs["development_stage"] = pd.Categorical((adata.obs.pop("age_months") // 12).astype(str) + "-year-old stage")
+    adata.obs["development_stage"] = pd.Categorical(
+        (adata.obs.pop("age_months") // 12).astype(str) + "-year-old stage"
+    )
     adata.obs["disease"] = drawn(["normal", "COVID-19", "COVID-19 || normal"], [0.8, 0.1, 0.1])
     adata.obs["is_primary_data"] = rng.random(N_CELLS) < 0.9
     adata.obs["tissue_type"] = drawn(["tissue", "cell line"], [0.95, 0.05])
-    adata.obs["tissue_general"] = drawn(["blood", "heart", "lung", "brain", "skin", "liver"], [0.5, 0.2, 0.1, 0.1, 0.05, 0.05])
+    adata.obs["tissue_general"] = drawn(
+        ["blood", "heart", "lung", "brain", "skin", "liver"], [0.5, 0.2, 0.1, 0.1, 0.05, 0.05]
+    )
     adata.obs["assay"] = drawn(["10x 3' v3", "10x multiome", "Smart-seq2"], [0.6, 0.3, 0.1])
     adata.obs["cell_type"] = adata.obs["cell_type"].cat.add_categories("malignant cell")
     adata.obs.loc[rng.random(N_CELLS) < 0.05, "cell_type"] = "malignant cell"
@@ -161,7 +175,10 @@ def test_what_each_filter_left(adata, store):
     table = plan.filters.set_index("filter")
     obs = adata.obs
     primary = obs["is_primary_data"]
-    assert table.loc["in the store"].tolist() == [N_CELLS, len(set(zip(obs["dataset_id"], obs["donor_id"], strict=True)))]
+    assert table.loc["in the store"].tolist() == [
+        N_CELLS,
+        len(set(zip(obs["dataset_id"], obs["donor_id"], strict=True))),
+    ]
     assert table.loc["keep is_primary_data: True", "n_cells"] == primary.sum()
     assert table.loc["keep disease: normal", "n_cells"] == (primary & (obs["disease"] == "normal")).sum()
     assert table.loc["age known", "n_cells"] == (asked_for(obs) & (obs["nnz"] >= 100)).sum()
@@ -243,7 +260,9 @@ def test_killed_and_gone_on_with_it_gives_the_same_shards(store, vocab, tmp_path
         (tmp_path / f"{name}.yaml").write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
     command = [sys.executable, "-m", "maxtoki_toolkit.cli", "corpus", "-c"]
     subprocess.run([*command, tmp_path / "whole.yaml"], check=True, capture_output=True)
-    process = subprocess.Popen([*command, tmp_path / "killed.yaml"], stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        [*command, tmp_path / "killed.yaml"], stdout=subprocess.DEVNULL, start_new_session=True
+    )
     while process.poll() is None and len(digests(tmp_path / "killed")) < 2:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
@@ -284,10 +303,18 @@ def test_a_corpus_is_not_mixed_with_another(store, vocab, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"value_filter": "sex == 'nobody'"}, ValueError, "No cells are left: \"value_filter: sex == 'nobody'\" keeps none of 1,200"),
+        (
+            {"value_filter": "sex == 'nobody'"},
+            ValueError,
+            "No cells are left: \"value_filter: sex == 'nobody'\" keeps none of 1,200",
+        ),
         ({"value_filter": "sex = male"}, ValueError, "value_filter 'sex = male' cannot be read"),
         ({"value_filter": "colour == 'red'"}, ValueError, "value_filter .* cannot be read"),
-        ({"keep": {"disease": "norml"}}, ValueError, "'keep disease: norml' keeps none of .*'COVID-19', .*'normal'"),
+        (
+            {"keep": {"disease": "norml"}},
+            ValueError,
+            "'keep disease: norml' keeps none of .*'COVID-19', .*'normal'",
+        ),
         ({"keep": {"tissue_general": "blood"}}, ValueError, "at most 25% of the cells where there are 1"),
         ({"keep": {"diagnosis": "normal"}}, KeyError, r"no column 'diagnosis' \(keep: diagnosis\).* null"),
         ({"time_key": "age", "known_age": True}, KeyError, r"no column 'age' \(time_key\)"),
@@ -300,7 +327,9 @@ def test_what_cannot_be_is_refused(store, vocab, tmp_path, settings, error, mess
     settings = dict(settings)
     value_filter = settings.pop("value_filter", None)
     with pytest.raises(error, match=message):
-        mt.datasets.census(tmp_path / "x", vocab, store=store, value_filter=value_filter, recipe=Recipe.of(**settings))
+        mt.datasets.census(
+            tmp_path / "x", vocab, store=store, value_filter=value_filter, recipe=Recipe.of(**settings)
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -337,6 +366,13 @@ def test_a_store_that_is_cut_short(store, vocab, tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         mt.datasets.census(tmp_path / "corpus", vocab, store=damaged)
     assert not list((tmp_path / "corpus").glob("shards/*.h5ad"))
+
+
+def test_a_store_that_cannot_be_reached(monkeypatch):
+    pytest.importorskip("tiledbsoma", reason="needs the extra census")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(ConnectionError, match="Check the connection"):
+        mt.datasets.census_plan("s3://maxtoki-no-such-bucket/store")
 
 
 def test_without_the_extra(monkeypatch):
@@ -382,7 +418,13 @@ def test_the_command(store, vocab, tmp_path, capsys, monkeypatch):
     shards = run_corpus(config)
     assert capsys.readouterr().out == said
     files = {path.name for path in (tmp_path / "corpus").iterdir()}
-    assert {"shards", "filters.csv", "composition.csv", "corpus_composition.png", "corpus_composition.pdf"} <= files
+    assert {
+        "shards",
+        "filters.csv",
+        "composition.csv",
+        "corpus_composition.png",
+        "corpus_composition.pdf",
+    } <= files
     assert mt.get.corpus_composition(tmp_path / "corpus")["n_cells"].sum() == shards["n_cells"].sum()
     assert mt.get.corpus_filters(tmp_path / "corpus")["n_cells"].iloc[-1] == shards["n_cells"].sum()
     for line, message in [
@@ -414,7 +456,11 @@ def test_the_figure_shows_the_table():
     drawn = {}
     for container in right.containers:
         sex = container.get_label().split(",")[0]
-        drawn[sex] = {round(bar.get_x() + bar.get_width() / 2, 1): bar.get_height() for bar in container if bar.get_height()}
+        drawn[sex] = {
+            round(bar.get_x() + bar.get_width() / 2, 1): bar.get_height()
+            for bar in container
+            if bar.get_height()
+        }
     assert drawn == {"female": {0.5: 1, -1.2: 1}, "male": {4.5: 1}, "sex not known": {6.2: 1}}
     with pytest.raises(KeyError, match="lacks n_cells"):
         mt.pl.corpus_composition(table.drop(columns="n_cells"))

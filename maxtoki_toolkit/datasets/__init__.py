@@ -10,6 +10,17 @@ from ._registry import available, load
 from .census import census, census_plan
 
 __all__ = [
-    "CellBalance", "CellFilters", "CorpusRecipe", "StoreColumns", "census", "census_plan", "aging_atlas", "available", "fetch", "load", "manifest"]
+    "CellBalance",
+    "CellFilters",
+    "CorpusRecipe",
+    "StoreColumns",
+    "census",
+    "census_plan",
+    "aging_atlas",
+    "available",
+    "fetch",
+    "load",
+    "manifest",
+]
 
 guard(globals(), __all__)

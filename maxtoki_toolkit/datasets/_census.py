@@ -15,13 +15,21 @@ from .._outputs import check_names, claim, is_made, new_output
 from .._progress import progress
 from .._shards import job_digest, open_shards, shard_path
 from ..pp._columns import unit_in_name
-from ..pp._corpus import NO_DONOR, UNKNOWN, balance_donors, decade_of, largest_share, lots, lowest_of_each, matches
+from ..pp._corpus import (
+    NO_DONOR,
+    UNKNOWN,
+    balance_donors,
+    decade_of,
+    largest_share,
+    lots,
+    lowest_of_each,
+    matches,
+)
 from ..pp._soma import (
     JOINID,
     as_labels,
     is_number,
     is_remote,
-    locate,
     read_cells_of,
     read_genes,
     read_obs,
@@ -72,8 +80,13 @@ def describe_job(
     counts = experiment.ms[columns.measurement].X[columns.layer]
     store = {"address": experiment.uri, "n_cells": experiment.obs.count, "n_values": counts.nnz}
     if not is_remote(experiment.uri):
-        found = [part.stat() for part in Path(experiment.uri.removeprefix("file://")).rglob("*") if part.is_file()]
-        store |= {"size": sum(part.st_size for part in found), "time_ns": max(part.st_mtime_ns for part in found)}
+        found = [
+            part.stat() for part in Path(experiment.uri.removeprefix("file://")).rglob("*") if part.is_file()
+        ]
+        store |= {
+            "size": sum(part.st_size for part in found),
+            "time_ns": max(part.st_mtime_ns for part in found),
+        }
     settings = {**recipe.flat(), "keep": None, "drop": None, "rules": recipe.filters.rules}
     return {"store": store, "organism": organism, "value_filter": value_filter, **settings}
 
@@ -180,7 +193,9 @@ def _filter(
     cell_name = next((name for name in _CELL_NAMES if name in there), None)
 
     steps = ["in the store" if value_filter is None else f"value_filter: {value_filter}"]
-    steps += [f"{'keep' if kept else 'drop'} {column}: {_listed(values)}" for column, values, kept in filters.rules]
+    steps += [
+        f"{'keep' if kept else 'drop'} {column}: {_listed(values)}" for column, values, kept in filters.rules
+    ]
     steps += [f"at least {filters.min_genes} genes"] if filters.min_genes else []
     steps += ["donor known"] + (["age known"] if filters.known_age else [])
     n_cells, donors_left = np.zeros(len(steps), dtype=int), [set() for _ in steps]
@@ -222,12 +237,18 @@ def _filter(
             lot = lots(named, balance.seed) ^ donors.lots(balance.seed)[donor[rows]]
             parts.append((joinids, donor[rows].astype(np.int32), place[codes[rows]].astype(np.int32), lot))
             bar.update(len(block))
-    joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)] if parts else [np.zeros(0, int)] * 4
+    joined = (
+        [np.concatenate(arrays) for arrays in zip(*parts, strict=True)] if parts else [np.zeros(0, int)] * 4
+    )
     table = donors.table()
     left = [table["donor"].iloc[sorted(numbers)].nunique() for numbers in donors_left]
     cells = _Cells(*joined, list(tissues), {column: list(values) for column, values in seen.items()})
     found = list(zip(steps, n_cells, left, strict=True))
-    return cells, table, found if value_filter is None else [("in the store", experiment.obs.count, pd.NA), *found]
+    return (
+        cells,
+        table,
+        found if value_filter is None else [("in the store", experiment.obs.count, pd.NA), *found],
+    )
 
 
 class _Donors:
@@ -326,7 +347,11 @@ def _say_empty(table: pd.DataFrame, seen: dict[str, list[str]]) -> str:
     step, before = table["filter"][at], table["n_cells"][at - 1] if at else 0
     column = step.split(":")[0].partition(" ")[2]
     values = sorted(seen.get(column, []))
-    held = f" The column holds {', '.join(map(repr, values[:8]))}{f' and {len(values) - 8} more' if len(values) > 8 else ''}." if values else ""
+    held = (
+        f" The column holds {', '.join(map(repr, values[:8]))}{f' and {len(values) - 8} more' if len(values) > 8 else ''}."
+        if values
+        else ""
+    )
     return f"No cells are left: {step!r} keeps none of {before:,}.{held} Change that filter."
 
 
@@ -353,7 +378,9 @@ def kept_selection(folder: Path, job: dict, *, overwrite: bool) -> Selection | N
     check_names(folder, names, by=BY, job=job, overwrite=overwrite)
     if not is_made(folder, by=BY, job=job) or not all((folder / name).is_file() for name in names):
         return None
-    return Selection(np.load(folder / CELLS), read_filters(folder / FILTERS), pd.read_csv(folder / COMPOSITION))
+    return Selection(
+        np.load(folder / CELLS), read_filters(folder / FILTERS), pd.read_csv(folder / COMPOSITION)
+    )
 
 
 def read_filters(path: Path) -> pd.DataFrame:
@@ -388,13 +415,15 @@ def write_shards(
     digest = job_digest(len(shards), job)
     paths = [shard_path(folder / SHARDS, number, digest) for number in range(len(shards))]
     var = read_genes(experiment, recipe.columns.measurement)
-    chunk_size = int(np.clip(_VALUES // max(genes_per_cell(experiment, selection.joinids, recipe), 1), *_CELLS))
+    chunk_size = int(
+        np.clip(_VALUES // max(genes_per_cell(experiment, selection.joinids, recipe), 1), *_CELLS)
+    )
     encode = block_encoder(var, vocab, drop_empty=True, chunk_size=chunk_size)
     with (
-        open_shards(folder / SHARDS, len(shards), job, share_array=share_array, overwrite=overwrite) as numbers,
-        progress(
-            total=sum(len(shards[i]) for i in numbers), desc="Ranking genes", unit="cell"
-        ) as bar,
+        open_shards(
+            folder / SHARDS, len(shards), job, share_array=share_array, overwrite=overwrite
+        ) as numbers,
+        progress(total=sum(len(shards[i]) for i in numbers), desc="Ranking genes", unit="cell") as bar,
     ):
         for number in numbers:
             joinids = shards[number]

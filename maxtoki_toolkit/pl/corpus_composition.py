@@ -42,7 +42,9 @@ def corpus_composition(source: str | Path | pd.DataFrame, *, n_tissues: int = 15
 
     table = source if isinstance(source, pd.DataFrame) else get_corpus_composition(source)
     if missing := [name for name in ("donor", "sex", "age_years", "tissue", "n_cells") if name not in table]:
-        raise KeyError(f"The table lacks {', '.join(missing)}: it is not what mt.get.corpus_composition returns.")
+        raise KeyError(
+            f"The table lacks {', '.join(missing)}: it is not what mt.get.corpus_composition returns."
+        )
     if table.empty:
         raise ValueError("The table has no rows: the corpus is empty.")
     cells = _by_tissue(table, n_tissues)
@@ -52,12 +54,17 @@ def corpus_composition(source: str | Path | pd.DataFrame, *, n_tissues: int = 15
     colors = [NULL if name.startswith("other tissues") else MODEL for name in cells.index]
     bars = left.barh(cells.index, cells, color=colors, height=0.75)
     left.bar_label(
-        bars, labels=[f"{n / cells.sum():.0%}" if n / cells.sum() >= 0.005 else "<1%" for n in cells], padding=3, fontsize=8
+        bars,
+        labels=[f"{n / cells.sum():.0%}" if n / cells.sum() >= 0.005 else "<1%" for n in cells],
+        padding=3,
+        fontsize=8,
     )
     left.set_ylim(max(len(cells), 5) - 0.5, -0.5)
     left.margins(x=0.14)
     left.xaxis.set_major_formatter(_short)
-    left.set(xlabel="cells", title=f"{_count(cells.sum(), 'cell')}, {_count(table['tissue'].nunique(), 'tissue')}")
+    left.set(
+        xlabel="cells", title=f"{_count(cells.sum(), 'cell')}, {_count(table['tissue'].nunique(), 'tissue')}"
+    )
 
     places, ticks, ages = _by_age(table)
     below = np.zeros(len(ages))
@@ -82,7 +89,9 @@ def corpus_composition(source: str | Path | pd.DataFrame, *, n_tissues: int = 15
 
 def _by_tissue(table: pd.DataFrame, n_tissues: int) -> pd.Series:
     """Cells of each tissue, most first, the rarest together."""
-    cells = table.groupby("tissue", observed=True)["n_cells"].sum().sort_values(ascending=False, kind="stable")
+    cells = (
+        table.groupby("tissue", observed=True)["n_cells"].sum().sort_values(ascending=False, kind="stable")
+    )
     if len(cells) <= n_tissues + 1:
         return cells
     rest = pd.Series({f"other tissues ({len(cells) - n_tissues})": cells.iloc[n_tissues:].sum()})
