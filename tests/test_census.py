@@ -234,13 +234,13 @@ def test_training_takes_the_shards(store, vocab, tmp_path):
 
 
 def test_cells_without_a_gene_of_the_vocabulary_are_left_out(adata, store, tmp_path):
-    few = adata[:, np.asarray((adata.X > 0).mean(axis=0)).ravel().argsort()[150:230]].copy()
+    few = adata[:, np.asarray((adata.X > 0).mean(axis=0)).ravel().argsort()[10:70]].copy()
     mt.pp.map_genes(few)
     vocab = mt.models.Vocabulary.from_anndata(few)
     recipe = Recipe.of(max_tissue_share=1.0)
     expressed = np.asarray((few.X > 0).sum(axis=1)).ravel() > 0
     n_lost = (asked_for(adata.obs) & ~expressed).sum()
-    assert n_lost
+    assert 0 < n_lost < asked_for(adata.obs).sum()
     with pytest.warns(UserWarning, match=rf"{n_lost} of [\d,]+ cells express no gene"):
         shards = mt.datasets.census(tmp_path / "corpus", vocab, store=store, recipe=recipe)
     assert names(shards) == adata.obs_names[asked_for(adata.obs) & expressed].tolist()
@@ -311,9 +311,9 @@ def test_a_corpus_is_not_mixed_with_another(store, vocab, tmp_path):
         ({"value_filter": "sex = male"}, ValueError, "value_filter 'sex = male' cannot be read"),
         ({"value_filter": "colour == 'red'"}, ValueError, "value_filter .* cannot be read"),
         (
-            {"keep": {"disease": "norml"}},
+            {"keep": {"disease": "healthy"}},
             ValueError,
-            "'keep disease: norml' keeps none of .*'COVID-19', .*'normal'",
+            "'keep disease: healthy' keeps none of .*'COVID-19', .*'normal'",
         ),
         ({"keep": {"tissue_general": "blood"}}, ValueError, "at most 25% of the cells where there are 1"),
         ({"keep": {"diagnosis": "normal"}}, KeyError, r"no column 'diagnosis' \(keep: diagnosis\).* null"),

@@ -157,10 +157,6 @@ def is_number(kind: pa.DataType) -> bool:
 
 def read_genes(experiment: Experiment, measurement: str) -> pd.DataFrame:
     """Table of the genes, in the order of the columns of the matrix."""
-    if measurement not in experiment.ms:
-        raise KeyError(
-            f"{experiment.uri} has no measurement {measurement!r}. It has {', '.join(experiment.ms)}."
-        )
     with reading(experiment.uri):
         var = experiment.ms[measurement].var.read().concat().to_pandas()
     if not np.array_equal(var.pop(JOINID), np.arange(len(var))):
@@ -171,6 +167,10 @@ def read_genes(experiment: Experiment, measurement: str) -> pd.DataFrame:
 
 def require_matrix(experiment: Experiment, measurement: str, layer: str) -> None:
     """Raise if the counts are not there."""
+    if measurement not in experiment.ms:
+        raise KeyError(
+            f"{experiment.uri} has no measurement {measurement!r}. It has {', '.join(experiment.ms)}."
+        )
     layers = experiment.ms[measurement].X if "X" in experiment.ms[measurement] else []
     if layer not in layers:
         raise KeyError(
