@@ -57,7 +57,7 @@ def main() -> None:
             rng=0,
         )
         mt.tl.ablate_prompt(adata, model, ablations=ABLATIONS)
-        effects = mt.get.ablation(adata)
+        effects = mt.get.table(adata, "ablate_prompt")
         rows += [{"cells": name, **row} for row in json.loads(effects.round(6).to_json(orient="records"))]
     report.write("ablation", rows, model_sha256=model.sha256)
 

@@ -35,7 +35,7 @@ from scipy import sparse
 import maxtoki_toolkit as mt
 from benchmarks import report
 from benchmarks.temporal import FINE_TUNING, encode
-from maxtoki_toolkit.tl._effects import Readings, estimate_effect, permutation_p
+from maxtoki_toolkit.stats.mixed_model import Readings, estimate_effect, permutation_p
 
 module = import_module("maxtoki_toolkit.tl.age_acceleration")
 HELD_OUT = yaml.safe_load((Path(__file__).parent / "demo_model.yaml").read_text())["stage2"]["hold_out"]
@@ -46,9 +46,9 @@ SETTINGS = {
     "donor_key": "donor_id",
     "groupby": "cell_type",
     "match_by": "sex",
-    "n_cells": 5,
-    "n_contexts": 2,
+    "sampling": mt.tl.AgeSampling(n_cells=5, n_contexts=2),
 }
+_MATCHING = ("condition_key", "control", "time_key", "donor_key", "match_by", "tolerance")
 TRUTH = {"accelerated_15y": 15, "accelerated_5y": 5, "accelerated_3y": 3, "resilient": 0}
 N_ATLASES = 20
 N_NULL = 200
@@ -64,12 +64,18 @@ def atlas(n_donors: int, seed: int, *, cells_per_donor: int = 70) -> AnnData:
     return adata
 
 
-def effects_of(adata: AnnData, model, **settings) -> tuple[pd.DataFrame, list[str]]:
+def effects_of(adata: AnnData, model, *, n_permutations=None, **settings) -> tuple[pd.DataFrame, list[str]]:
     """Effects over all cell types, and the warnings."""
-    with warnings.catch_warnings():
+    settings = SETTINGS | settings
+    matching = {name: settings.pop(name) for name in _MATCHING if name in settings}
+    with (
+        warnings.catch_warnings(),
+        patch.object(module, "N_PERMUTATIONS", n_permutations or module.N_PERMUTATIONS),
+    ):
         warnings.simplefilter("ignore", UserWarning)
-        mt.tl.age_acceleration(adata, model, **{**SETTINGS, **settings})
-    effects = mt.get.age_acceleration(adata)
+        mt.pp.match_ages(adata, **matching)
+        mt.tl.age_acceleration(adata, model, **settings)
+    effects = mt.get.table(adata, "age_acceleration")
     return effects[effects["group"] == "all"], effects.attrs["warnings"]
 
 
@@ -132,7 +138,7 @@ def power() -> list[dict]:
     model = mt.load_model("demo", device="cpu")
     adata = encode(atlas(480, SEED + N_ATLASES), model)
     effects_of(adata, model, tolerance=10_000, n_permutations=1)
-    donors = mt.get.donor_acceleration(adata)
+    donors = mt.get.table(adata, "age_acceleration", "donors")
     rows = []
     for predictor in dict.fromkeys(donors["predictor"]):
         for condition in TRUTH:
@@ -169,18 +175,18 @@ def power() -> list[dict]:
 
 
 def null() -> list[dict]:
-    """Controls with conditions by lot, and the same readings with cells passed off as donors."""
+    """Random case and control splits of controls, and the same readings with cells as units (pseudoreplication)."""
     model = mt.load_model("demo", device="cpu")
     # Few donors of many cells, as studies are.
     adata = atlas(40, SEED + N_ATLASES + 1, cells_per_donor=300)
     adata = encode(adata[adata.obs["condition"] == "control"].copy(), model)
     adata = adata[adata.obs["cell_type"] == adata.obs["cell_type"].mode()[0]].copy()
     names = adata.obs["donor_id"].astype(str).unique()
-    # People are a few years older or younger than their passport; simulated donors are not, so the passports are changed.
+    # People are a few years older or younger than their chronological age; simulated donors are not, so ages are changed.
     years = np.random.default_rng(19).normal(0, 6, len(names))
     shift = dict(zip(names, (12 * years).round().astype(int), strict=True))
     adata.obs["age_months"] += adata.obs["donor_id"].astype(str).map(shift).astype(int)
-    settings = {"match_by": None, "tolerance": 10_000, "n_cells": 20, "n_contexts": 1}
+    settings = {"match_by": None, "tolerance": 10_000, "sampling": mt.tl.AgeSampling(n_contexts=1)}
     settings |= {"baselines": False, "n_permutations": 999}
     pooled = []
 
@@ -206,7 +212,7 @@ def null() -> list[dict]:
         pd.DataFrame(
             [
                 {"unit": "donors", **share(table["p_value"] < 0.05)},
-                {"unit": "cells as if they were donors", **share(table["pooled_p"] < 0.05)},
+                {"unit": "cells as units (pseudoreplication)", **share(table["pooled_p"] < 0.05)},
                 {"unit": "donors, 0 outside the interval", **share(~zero[table["effect_low"].notna()])},
             ]
         )
@@ -254,8 +260,8 @@ def confounded() -> list[dict]:
 
 def _difference(adata: AnnData) -> dict[str, float]:
     """Mean age read of the patients less that of the controls, over the slope; as if ages did not matter."""
-    donors = mt.get.donor_acceleration(adata)
-    effects = mt.get.age_acceleration(adata)
+    donors = mt.get.table(adata, "age_acceleration", "donors")
+    effects = mt.get.table(adata, "age_acceleration")
     slope = effects[effects["group"] == "all"].set_index("condition")["age_slope"]
     mine = donors[donors["group"] == "all"]
     return {

@@ -36,14 +36,16 @@ def measure(adata: AnnData, model, figure: Path | None, **settings) -> list[dict
     """Scores with all features, and of the detector alone with some of them."""
     rows = []
     for features in [None, *ALONE, *WITHOUT]:
-        found = mt.tl.doublets(adata, model, features=features, **settings, copy=True)
-        scores = mt.get.doublet_scores(found)
+        found = adata.copy()
+        simulation, others = mt.pp.DoubletSimulation.split(settings)
+        mt.tl.doublets(found, model, features=features, simulation=simulation, **others)
+        scores = mt.get.table(found, "doublets", "scores")
         scores.insert(0, "features", "all" if features is None else " + ".join(features))
         if features is not None:
             scores = scores[scores["detector"] == "detector"]
         rows.append(scores)
         if features is None:
-            singlets = mt.get.singlet_fraction(found)
+            singlets = mt.get.table(found, "doublets", "singlets")
             for scored_on in scores["set"].unique() if figure else ():
                 fig = mt.pl.doublets(found, scored_on=scored_on)
                 fig.savefig(figure / f"doublets_{settings['truth_key']}_{scored_on}.png", dpi=110)

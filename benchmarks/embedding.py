@@ -38,7 +38,7 @@ def main() -> None:
         table = score(adata, model, groupby=arguments.label, held_out=held_out_nuclei())
     else:
         mt.tl.neighbor_purity(adata, model, groupby=arguments.label)
-        table = mt.get.neighbor_purity(adata)
+        table = mt.get.table(adata, "neighbor_purity")
     report.write(
         f"embedding_{name}",
         table.round(4).to_dict("records"),

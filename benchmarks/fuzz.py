@@ -181,10 +181,10 @@ class World:
 
 # Analyses in the order in which they build on each other.
 RESULTS = (
-    "match_ages embed predict_age predict_timelapse timelapse_baselines age_acceleration age_match ablate_prompt doublets "
+    "match_ages embed predict_age predict_timelapse timelapse_baselines age_acceleration generated_ages ablate_prompt doublets "
     "annotation_concordance train_on_generated differential_rank generation_diversity attention "
     "head_enrichment head_segments head_profiles head_similarity ablate_heads patch attribute neighbor_purity "
-    "perturb perturbation_stats expression_age_slope perturbation_concordance steer perturbation_metrics"
+    "perturb perturbation_stats expression_age_slope perturbation_concordance search_gene_sets steer_cells perturbation_metrics"
 ).split()
 
 # What is compared; without it, columns are guessed.
@@ -212,8 +212,6 @@ FEW = {
     "n_bootstrap": 5,
     "n_null": 2,
     "n_cells": 10,
-    "n_candidates": 4,
-    "max_size": 2,
     "n_steps": 4,
     "n_contexts": 1,
     "max_genes": 6,
@@ -224,12 +222,12 @@ OWN = {
     "pp.holdout_intervals": {"intervals": 0, "n_permutations": 1},
     "pp.match_ages": {"tolerance": 400, **COMPARED},
     "pp.match_queries": {"tolerance": None},
-    "tl.predict_age": {"n_contexts": 1, "n_reference_cells": 2, "groupby": None},
-    "tl.age_acceleration": {"tolerance": 400, "groupby": None, **COMPARED},
+    "tl.predict_age": {"sampling": mt.tl.AgeSampling(n_contexts=1, n_cells=2), "groupby": None},
+    "tl.age_acceleration": {"sampling": mt.tl.AgeSampling(n_contexts=1), "groupby": None},
     "tl.ablate_heads": {"donor_key": None},
     "tl.attention": {"groupby": "cell_type"},
-    "tl.perturb": {"donor_key": None},
-    "tl.steer": {"donor_key": None},
+    "tl.search_gene_sets": {"search": mt.tl.GeneSetSearch(n_cells=10, n_candidates=4, max_size=2, n_null=2)},
+    "tl.steer_cells": {"sampling": mt.tl.CellSampling.of(n_cells=10, n_steps=4)},
     "tl.perturbation_stats": {"min_donors": 2, "n_null": 10},
     "tl.generate": {"key": "cell_prompts"},
     "tl.attribute": {"n_prompts": 2, "donor_key": None},
@@ -423,7 +421,7 @@ def signature_inputs() -> Iterator[Input]:
                 is_text
                 and key in CHOICES
                 and not name.startswith("reports.")
-                and not (key in COLUMNS and name != "tl.steer" and name != "tl.attribute")
+                and not (key in COLUMNS and name != "tl.attribute")
             ):
                 good = parameter.default if isinstance(parameter.default, str) else VALID.get(key, "all")
                 for bad in (good + "x", ""):
@@ -431,9 +429,7 @@ def signature_inputs() -> Iterator[Input]:
             is_column = key in COLUMNS and is_text and name.split(".")[0] in ("pp", "tl", "train", "pl")
             if is_column or key in ("layer", "key", "slopes_key", "basis", "color") and is_text:
                 for bad in ("donor_idd", ""):
-                    yield wrong(
-                        "key", bad, names=(), must=bool(bad) and not (name == "tl.steer" and key == "target")
-                    )
+                    yield wrong("key", bad, names=(), must=bool(bad))
             if parameter.default is parameter.empty:
                 yield Input(
                     "missing", f"mt.{name}() without {key}", _calling(function, name, {}, without=key), (key,)

@@ -59,7 +59,7 @@ def quality(model, arguments, temperature: float) -> list[dict]:
         context_size=(2, 3),
         contexts="held_out",
         queries="held_out",
-        balance=1,
+        sampling=mt.pp.PromptSampling(balance=1),
         **donor,
     )
     cells = mt.tl.generate(adata, model, temperature=temperature)
@@ -73,19 +73,12 @@ def quality(model, arguments, temperature: float) -> list[dict]:
             }
         ),
     )
-    settings = {"generated": cells, "groupby": "cell_type"}
-    mt.tl.doublets(
-        adata, model, queries=cells, kind="ranks", features=["ranks"], groupby="cell_type", **donor
-    )
-    found += rows("singlets", mt.get.singlet_fraction(adata))
-    mt.tl.annotation_concordance(adata, model, **settings)
-    found += rows("concordance", mt.get.annotation_concordance(adata))
-    mt.tl.train_on_generated(adata, model, **settings, **donor)
-    found += rows("train on generated", mt.get.train_on_generated(adata))
-    mt.tl.age_match(adata, model, time_key="age_months", **settings, **donor)
-    found += rows("age", mt.get.age_match(adata))
-    mt.tl.generation_diversity(adata, model, train=adata.obs["held_out"].to_numpy(), **settings, **donor)
-    found += rows("diversity", mt.get.generation_diversity(adata))
+    mt.tl.evaluate_generated(adata, model, generated=cells, groupby="cell_type", train="held_out")
+    found += rows("singlets", mt.get.table(adata, "doublets", "singlets"))
+    found += rows("concordance", mt.get.table(adata, "annotation_concordance"))
+    found += rows("train on generated", mt.get.table(adata, "train_on_generated"))
+    found += rows("age", mt.get.table(adata, "generated_ages"))
+    found += rows("diversity", mt.get.table(adata, "generation_diversity"))
     return [{"temperature": temperature} | row for row in found]
 
 
@@ -105,21 +98,19 @@ def held_out_ages(model, arguments) -> list[dict]:
         context_size=(2, 3),
         contexts=~asked,
         queries=asked,
-        balance=1,
+        sampling=mt.pp.PromptSampling(balance=1),
     )
     cells = mt.tl.generate(adata, model)
     mt.tl.differential_rank(
         adata,
         model,
         generated=cells,
-        time_key="age_months",
         groupby="cell_type",
         intervals=tuple(AGES),
         known=~asked,
         n_top=100,
-        n_bootstrap=100,
     )
-    genes = mt.get.differential_rank(adata)
+    genes = mt.get.table(adata, "differential_rank")
     top = genes[genes["top"] != ""]
     planted = adata.uns["truth"]["age_genes"].query("direction == 'turnover'")
     turned = top.merge(planted, left_on=["gene", "group"], right_on=["ensembl_id", "cell_type"])
@@ -134,7 +125,9 @@ def held_out_ages(model, arguments) -> list[dict]:
                 "interpolation": (np.sign(part["interpolated_change"]) == true).mean(),
             }
         )
-    return rows("held-out ages", mt.get.differential_rank_scores(adata)) + rows("signs", pd.DataFrame(signs))
+    return rows("held-out ages", mt.get.table(adata, "differential_rank", "scores")) + rows(
+        "signs", pd.DataFrame(signs)
+    )
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ null
     For both. What is a null here? The demo model has learned which genes go with age, and says so of any cell, also of an atlas in which
     nothing ages: its effects are of the model, not of the atlas. So a "null atlas" is no null for the matched test. What is: the planted
     atlas's genes that do not go with age in any cell type. They are drawn anew for each of many screens of as many genes, from the
-    effects on other donors by lot, and tested against each other; with as many matched genes as is the default, half and twice as many.
+    effects on randomly chosen other donors, and tested against each other; with as many matched genes as is the default, half and twice as many.
 models
     Models that learned nothing (random weights), each on an atlas in which nothing ages: no gene drives age, whatever is called is false.
 speed
@@ -68,11 +68,11 @@ def screen(adata: AnnData, model, n_prompts: int, seed: int) -> pd.DataFrame:
     """Effects over donors of all genes, `n_prompts` a cell type."""
     mt.pp.sample_prompts(
         adata, time_key="age_months", groupby="cell_type", n_prompts=n_prompts * len(TYPES), context_size=2,
-        balance=1.0, donor_key="donor_id", rng=seed,
+        sampling=mt.pp.PromptSampling(balance=1), donor_key="donor_id", rng=seed,
     )  # fmt: skip
     mt.tl.perturb(adata, model, genes="all", mode="inhibit")
     mt.tl.perturbation_stats(adata)
-    return mt.get.perturbation_stats(adata)
+    return mt.get.table(adata, "perturbation_stats")
 
 
 def score(effects: pd.DataFrame, truth: pd.DataFrame, model: str) -> list[dict]:
@@ -124,13 +124,13 @@ def planted(a, name: str, n_genes: int = 2000) -> tuple[list[dict], AnnData, pd.
     adata, truth = atlas(SEED, n_genes=n_genes)
     effects = screen(encode(adata, model), model, a.n_prompts, SEED)
     mt.tl.predict_timelapse(adata, model)
-    scores = mt.get.timelapse_scores(adata).set_index("group")["r"]
+    scores = mt.get.table(adata, "timelapse", "scores").set_index("group")["r"]
     rows = score(effects, truth, name)
     return [row | {"r_of_the_model": float(scores[row["group"]])} for row in rows], adata, truth
 
 
 def null(a, name: str, adata: AnnData, truth: pd.DataFrame) -> list[dict]:
-    """Screens of genes that drive nothing: half of the donors by lot, their labels exchanged, other genes in each."""
+    """Screens of genes that drive nothing: half of the donors at random, their labels exchanged, other genes in each."""
     ageing = set(truth["ensembl_id"])
     whole, genes = adata.uns["perturbation"]["effects"], adata.uns["perturbation"]["genes"]
     quiet = whole[~whole["gene"].isin(ageing)]
@@ -147,7 +147,7 @@ def null(a, name: str, adata: AnnData, truth: pd.DataFrame) -> list[dict]:
             adata.uns["perturbation"]["effects"] = part
             adata.uns["perturbation"]["genes"] = genes[genes["gene"].isin(part["gene"].astype(str))]
             mt.tl.perturbation_stats(adata, n_null=n_null)
-            effects = mt.get.perturbation_stats(adata)
+            effects = mt.get.table(adata, "perturbation_stats")
             effects = effects[effects["group"] != "all"]
             shares.append((effects["p_value"].dropna() < 0.05).mean())
             called.append((effects["q_value"] < 0.05).any())
@@ -199,7 +199,7 @@ def speed(a) -> list[dict]:
     start = time.perf_counter()
     mt.tl.perturb(adata, model, genes="all", mode="inhibit")
     ours = time.perf_counter() - start
-    effects = mt.get.perturbation(adata)
+    effects = mt.get.table(adata, "perturbation")
     mt.tl.predict_timelapse(adata, model)
     # One prompt a call: nothing to share.
     prompts = adata.uns["prompts"]["prompts"]

@@ -3,7 +3,7 @@
     python benchmarks/screen.py --n-cells 2         # 217M shape on the CPU, some minutes
     python benchmarks/screen.py --device cuda --dtype bfloat16 --n-genes 1000
 
-The simple way is timed on some of the prompts, whose answers have to agree. Adds a row to `results/screen.json`.
+The baseline is timed on some of the prompts, whose answers have to agree. Adds a row to `results/screen.json`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import argparse
 import numpy as np
 
 from benchmarks import report
-from benchmarks.inference import simple_way
+from benchmarks.inference import baseline
 from benchmarks.workload import Timer, prompts, random_cells, temporal_model
 from maxtoki_toolkit.models.timelapse import read_lapses
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--n-edits", type=int, default=200)
     parser.add_argument("--n-genes", type=int, default=250)
     parser.add_argument("--padded", type=int, default=2048, help="the original's default sequence length")
-    parser.add_argument("--n-simple", type=int, default=10, help="prompts that the simple way is timed on")
+    parser.add_argument("--n-baseline", type=int, default=10, help="prompts that the baseline is timed on")
     a = parser.parse_args()
     model = temporal_model(a.shape, device=a.device, dtype=a.dtype)
     context, cells = random_cells(3, a.n_genes), random_cells(a.n_cells, a.n_genes, seed=1)
@@ -44,19 +44,19 @@ def main() -> None:
         genes = rng.permutation(np.arange(1, len(cell) - 1))[: a.n_edits]
         edited += [cell, *(np.delete(cell, gene) for gene in genes)]
     sequences = prompts([context] * len(edited), edited, model.vocab)
-    rows = np.linspace(0, len(edited) - 1, a.n_simple).astype(int)
-    simple_way(model, sequences, rows[:1], 0)
+    rows = np.linspace(0, len(edited) - 1, a.n_baseline).astype(int)
+    baseline(model, sequences, rows[:1], 0)
     with Timer(a.device) as padded:
-        simple_way(model, sequences, rows[::2], a.padded)
-    with Timer(a.device) as simple:
-        expected = simple_way(model, sequences, rows, 0)
+        baseline(model, sequences, rows[::2], a.padded)
+    with Timer(a.device) as plain:
+        expected = baseline(model, sequences, rows, 0)
     with Timer(a.device) as ours:
         lapses, _ = read_lapses(model, sequences)
     difference = np.abs(lapses[rows] - expected).max() / np.abs(expected).max()
     first = padded.seconds / len(rows[::2])
     seconds = {
         f"one forward each, padded to {a.padded}, all logits": first,
-        "one forward each, not padded, all logits": simple.seconds / a.n_simple,
+        "one forward each, not padded, all logits": plain.seconds / a.n_baseline,
         "mt.tl.predict_timelapse": ours.seconds / len(edited),
     }
     report.add(
@@ -65,7 +65,7 @@ def main() -> None:
             {
                 "way": way,
                 "seconds a prompt": round(value, 4),
-                "times the simple way": round(first / value, 1),
+                "speed-up over the baseline": round(first / value, 1),
                 "largest relative difference": float(f"{difference:.1e}"),
             }
             for way, value in seconds.items()

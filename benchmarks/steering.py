@@ -96,16 +96,14 @@ def predictions(adata: AnnData, levels: AnnData, model, held: list[str]) -> tupl
     """Predicted levels of stimulated cells, and how the chains fared."""
     found, facts = {}, {}
     for name, genes in {f"{len(held)} genes held": held, "nothing held": None}.items():
-        mt.tl.steer(
+        mt.tl.steer_cells(
             adata,
             model,
-            method="ranks",
-            readout="embedding",
-            use="steered",
-            reference="anchor",
             genes=genes,
             mode="overexpress",
-            **STEERING,
+            readout="embedding",
+            on=mt.tl.Cells(use="steered", target="anchor"),
+            sampling=mt.tl.CellSampling.of(**STEERING),
         )
         table = mt.get.steer_genes(adata).set_index("gene").reindex(levels.var_names).fillna(0)
         for state in ("abrupt", "unsteered", "steered"):
@@ -114,9 +112,9 @@ def predictions(adata: AnnData, levels: AnnData, model, held: list[str]) -> tupl
             label = f"edit alone ({len(held)} genes)" if state == "abrupt" else f"{state}, {name}"
             mean = table[f"level_{state}"].to_numpy(dtype=np.float32)[None]
             found[label] = AnnData(mean, obs=pd.DataFrame({"stim": ["stim"]}, index=[label]), var=levels.var)
-        cells = mt.get.steer_cells(adata)
+        cells = mt.get.table(adata, "steer", "cells")
         facts[name] = {
-            "effects": json.loads(mt.get.steer(adata).round(4).to_json(orient="records")),
+            "effects": json.loads(mt.get.table(adata, "steer").round(4).to_json(orient="records")),
             "median_rhat": float(cells["rhat"].median()),
             "median_effective_size": float(cells["effective_size"].median()),
             "mean_acceptance": float(cells["acceptance"].mean()),
@@ -147,7 +145,7 @@ def rows_of(levels: AnnData, found: dict[str, AnnData], start: np.ndarray, held:
             control="ctrl",
             train="train",
         )
-        table = mt.get.perturbation_metrics(part)
+        table = mt.get.table(part, "perturbation_metrics")
         table = table[table["perturbation"] == "all"]
         known = part.var_names.isin(KNOWN)
         for method in [*table["method"].unique(), "(truth)"]:

@@ -1,4 +1,4 @@
-"""The tables of docs/results.md and of the README of this folder, from `results/`.
+"""The tables of docs/results.md, docs/architecture.md and the README of this folder, from `results/`.
 
 python benchmarks/tables.py     # writes them there, between their marks
 """
@@ -11,7 +11,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-FILES = (ROOT / "docs" / "results.md", Path(__file__).parent / "README.md")
+FILES = (
+    *(ROOT / "docs" / name for name in ("results.md", "architecture.md")),
+    Path(__file__).parent / "README.md",
+)
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 EMBEDDINGS = {
@@ -143,7 +146,7 @@ def tokenize() -> str:
             {
                 "way": names[row["way"]],
                 "cells a second": f"{row['cells_per_second']:,}",
-                "times the simple way": f"{row['times_simple']:.1f}",
+                "speed-up over the baseline": f"{row['speed_up']:.1f}",
                 "peak memory, 20,000 cells": f"{row['peak_memory_mb']:,} MB{few}",
             }
         )
@@ -160,23 +163,25 @@ SPEED = {
 
 
 def speed() -> str:
-    """The engine beside the simple way, CPU and GPU."""
+    """The engine beside the baseline, CPU and GPU."""
     rows = []
     for name, work in SPEED.items():
         cases = read(name)["cases"] if (RESULTS / f"{name}.json").is_file() else {}
         for case, found in cases.items():
-            simple, ours = found["rows"][0], found["rows"][-1]
+            baseline, ours = found["rows"][0], found["rows"][-1]
             rows.append(
                 {
                     "work": work,
                     "model and machine": case,
-                    "simple way": _pace(simple),
+                    "baseline": _pace(baseline),
                     "ours": _pace(ours),
-                    "times": f"{ours['times the simple way']:g}" if "times the simple way" in ours else "",
+                    "speed-up": f"{ours['speed-up over the baseline']:g}"
+                    if "speed-up over the baseline" in ours
+                    else "",
                 }
             )
         if not any("cuda" in case for case in cases):
-            rows.append({"work": work, "model and machine": "GPU", "simple way": "not measured"})
+            rows.append({"work": work, "model and machine": "GPU", "baseline": "not measured"})
     return markdown(rows)
 
 
@@ -240,7 +245,7 @@ def ablation() -> str:
 
 
 def null_conditions() -> str:
-    """Conditions by lot."""
+    """Random case and control splits."""
     return markdown(
         [
             {
@@ -443,7 +448,7 @@ def install() -> str:
 
 
 def fuzz() -> str:
-    """Wrong inputs by kind, and what became of them."""
+    """Wrong inputs by kind, and how they were answered."""
     return markdown(
         [
             {
@@ -466,7 +471,44 @@ def fuzz() -> str:
     )
 
 
+def codebase() -> str:
+    """Size and style of the package beside others: a column each."""
+    packages = read("codebase")["rows"]
+
+    def line(measure: str, write) -> dict:
+        cells = {f"{row['package']} {row['version']}": write(row) for row in packages}
+        return {"": measure} | cells
+
+    def if_measured(row: dict, key: str, form: str) -> str:
+        return form.format(row[key]) if key in row else ""
+
+    return markdown(
+        [
+            line(
+                "parameters of a public `pp` or `tl` function: median / most / share with more than 10",
+                lambda row: (
+                    f"{row['median_parameters']:g} / {row['most_parameters']} / {row['share_with_many']:.0%}"
+                ),
+            ),
+            line("the function with most", lambda row: f"`{row['function_with_most']}`"),
+            line("comments per 100 lines", lambda row: f"{row['comments_per_100_lines']:.1f}"),
+            line("lines over 110 characters", lambda row: f"{row['share_of_long_lines']:.1%}"),
+            line("lines of code", lambda row: f"{row['code_lines']:,}"),
+            line(
+                "files of one analysis (of the network)",
+                lambda row: (
+                    if_measured(row, "files_of_analysis", "{}")
+                    + if_measured(row, "files_of_network", " ({})")
+                ),
+            ),
+            line("that analysis", lambda row: if_measured(row, "analysis", "`{}`")),
+            line("import, seconds", lambda row: if_measured(row, "import_seconds", "{:.1f}")),
+        ]
+    )
+
+
 _TABLES = (
+    codebase,
     fuzz,
     install,
     embedding,

@@ -30,7 +30,7 @@ from anndata import AnnData
 
 import maxtoki_toolkit as mt
 from benchmarks import report
-from maxtoki_toolkit.tl._timelapse_scores import score_lapses
+from maxtoki_toolkit.stats.lapse_scores import score_lapses
 
 RECIPE = Path(__file__).parent / "demo_model.yaml"
 PREDICTORS = {
@@ -100,9 +100,7 @@ def planted() -> list[dict]:
         mt.pp.sample_prompts(adata, **settings, n_prompts=2000, contexts=contexts, queries=queries, rng=2)
         mt.tl.predict_timelapse(adata, model)
         mt.tl.timelapse_baselines(adata, model)
-        rows += rows_of(
-            mt.get.timelapse_scores(adata, key="timelapse_baselines"), set=name, time_unit="months"
-        )
+        rows += rows_of(mt.get.table(adata, "timelapse_baselines"), set=name, time_unit="months")
     # The same cells with the donors' ages permuted: nothing can be right.
     ages = adata.obs.loc[is_new].groupby("donor_id", observed=True)["age_months"].first()
     shuffled = ages.copy()
@@ -111,7 +109,7 @@ def planted() -> list[dict]:
     settings["time_key"] = "shuffled_months"
     mt.pp.sample_prompts(adata, **settings, n_prompts=2000, contexts=known, queries=known, rng=2)
     mt.tl.predict_timelapse(adata, model)
-    rows += rows_of(mt.get.timelapse_scores(adata), set="shuffled ages", time_unit="months")
+    rows += rows_of(mt.get.table(adata, "timelapse", "scores"), set="shuffled ages", time_unit="months")
     return rows
 
 
@@ -175,7 +173,7 @@ def cross_validate(
         )
         mt.tl.predict_timelapse(adata, model)
         mt.tl.timelapse_baselines(adata, model)
-        tables.append(mt.get.timelapse(adata, key="timelapse_baselines").assign(fold=i))
+        tables.append(mt.get.table(adata, "timelapse_baselines", "prompts").assign(fold=i))
         print(f"{name}: fold {i + 1} of {len(parts)} after {time.time() - start:.0f} s", flush=True)
     return rows_of(
         score_lapses(pd.concat(tables, ignore_index=True), PREDICTORS),

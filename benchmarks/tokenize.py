@@ -142,7 +142,7 @@ def main() -> None:
     if len({row.pop("order") for row in rows}) != 1:
         raise SystemExit("The ways disagree on the order of the genes.")
     for row in rows:
-        row["times_simple"] = round(row["cells_per_second"] / rows[0]["cells_per_second"], 1)
+        row["speed_up"] = round(row["cells_per_second"] / rows[0]["cells_per_second"], 1)
     report.write("tokenize", rows, threads=mt.settings.n_jobs, expressed_genes=N_EXPRESSED)
 
 

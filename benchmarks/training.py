@@ -22,11 +22,10 @@ import torch
 
 from benchmarks import report
 from benchmarks.workload import Timer, random_cells, temporal_model, to_sequences
+from maxtoki_toolkit.models.costs import Shape, flops, peak_of
 from maxtoki_toolkit.models.engine import token_batches
 from maxtoki_toolkit.models.sequences import pad
 
-# Dense bf16 peak by device name, TFLOP/s (NVIDIA data sheets, without sparsity).
-PEAKS = {"H100": 989, "H200": 989, "A100": 312}
 SMALL = {
     "hidden_size": 256,
     "intermediate_size": 512,
@@ -100,20 +99,16 @@ def main() -> None:
         seconds = train(model, cells, way["batches"], way["width"], bf16=way["bf16"], device=a.device)
         rate = cells.lengths.sum() / seconds
         first = first or rate
-        # 6 FLOPs a parameter and token, and attention.
-        config = model.hf.config
-        weights = model.hf.num_parameters(exclude_embeddings=True) + config.vocab_size * config.hidden_size
-        mean_length = float((cells.lengths**2).sum() / cells.lengths.sum())
-        flops = rate * (6 * weights + 6 * config.num_hidden_layers * config.hidden_size * mean_length)
+        done = flops(Shape.of(model.hf.config), cells.lengths, training=True) / seconds
         row = {
             "way": f"{name}{', bf16' if way['bf16'] else ''}",
             "tokens a second": round(rate),
-            "times the simple way": round(rate / first, 1),
-            "TFLOP/s": round(flops / 1e12, 3),
+            "speed-up over the baseline": round(rate / first, 1),
+            "TFLOP/s": round(done / 1e12, 3),
         }
         if a.device == "cuda":
-            peak = next((p for key, p in PEAKS.items() if key in torch.cuda.get_device_name()), None)
-            row["share of bf16 peak"] = round(flops / 1e12 / peak, 3) if peak else None
+            peak = peak_of(torch.cuda.get_device_name())
+            row["share of bf16 peak"] = round(done / peak, 3) if peak else None
         rows.append(row)
         del model
     report.add(

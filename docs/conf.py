@@ -6,6 +6,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 
 import maxtoki_toolkit as mt
+from maxtoki_toolkit.results.schema import SCHEMA
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -60,6 +61,25 @@ def gather() -> None:
         lines += [f"   {prefix}{member}" for member in members]
         lines += ["```", ""]
     (DOCS / "api.md").write_text("\n".join(lines))
+    list_tables()
+
+
+def list_tables() -> None:
+    """A page of what functions store, from the schema."""
+    lines = ["# What is stored", ""]
+    lines += [
+        "`mt.get.table(adata, key, table)` reads any of these tables, the first of a key if none is named;"
+    ]
+    lines += [
+        "`mt.get.results(adata)` lists those that are there. Columns and units are in the docstrings of the functions,"
+    ]
+    lines += ["section Returns.", "", "| key in `.uns` | written by | table | rows |", "|---|---|---|---|"]
+    for key, result in SCHEMA.items():
+        rows = result.tables or {"": "(settings only)"}
+        first = f"| `{key}` | {{py:func}}`mt.{result.function} <maxtoki_toolkit.{result.function}>` |"
+        for i, (table, what) in enumerate(rows.items()):
+            lines += [f"{first if i == 0 else '| | |'} {f'`{table}`' if table else ''} | {what} |"]
+    (DOCS / "stored.md").write_text("\n".join(lines) + "\n")
 
 
 gather()

@@ -56,8 +56,11 @@ RANGES = (
 )
 # Where a name means something else.
 _OWN_RANGES = {
+    ("age_acceleration", "min_donors"): (2, math.inf),
     ("holdout_intervals", "n_permutations"): (0, math.inf),
     ("perturb", "k"): (-math.inf, math.inf),
+    ("search_gene_sets", "k"): (-math.inf, math.inf),
+    ("steer_cells", "k"): (-math.inf, math.inf),
 }
 # Words of which a parameter is one. (Those of one function are checked there.)
 CHOICES = {"time_unit": ("years", "months", "weeks", "days", "hours")}

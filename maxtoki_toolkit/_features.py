@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from . import _keys
 
+SYMBOL_KEYS = ("symbol", "gene_symbol", "gene_symbols", "feature_name", "gene_name", "gene_short_name")
 # Names of the column, and values in it, without case, spaces and punctuation.
 _COLUMNS = ("featuretypes", "featuretype", "modality")
 _GENES = {"geneexpression", "expression", "gex", "rna", "transcriptome"}
@@ -64,6 +67,38 @@ def gene_columns(var: pd.DataFrame) -> np.ndarray:
         first = np.unique(number, return_index=True)[1][number]
         own = np.where(ids.isna() | (ids == ""), own, first)
     return np.where(gene_features(var), own, -1)
+
+
+def find_genes(adata: AnnData, genes: Sequence[str]) -> np.ndarray:
+    """Column that holds the ranks of each gene, named by `.var_names`, Ensembl id or symbol."""
+    genes = list(genes)
+    columns = np.full(len(genes), -1)
+    # The antibody for a gene may have its name.
+    into = gene_columns(adata.var)
+    for names in [adata.var_names] + [
+        adata.var[k] for k in (_keys.ENSEMBL_ID, *SYMBOL_KEYS) if k in adata.var
+    ]:
+        place = pd.Series(into, index=names.astype(str))[into >= 0]
+        found = place[~place.index.duplicated()].reindex(genes).fillna(-1).to_numpy(dtype=int)
+        columns = np.where(columns < 0, found, columns)
+    if (columns < 0).any():
+        missing = [gene for gene, column in zip(genes, columns, strict=True) if column < 0]
+        raise KeyError(f"Did not find the gene {missing[0]!r} ({len(missing)} of {len(genes)} are unknown).")
+    return columns
+
+
+def symbols(adata: AnnData) -> np.ndarray:
+    """Name of each gene for a figure: the symbol where `.var` has one, else from GENCODE."""
+    for key in SYMBOL_KEYS:
+        if key in adata.var:
+            return adata.var[key].astype(str).to_numpy()
+    if _keys.ENSEMBL_ID not in adata.var:
+        return adata.var_names.to_numpy()
+    from ._reference import gene_table
+
+    table = gene_table().set_index("ensembl_id")["symbol"]
+    found = table.reindex(adata.var[_keys.ENSEMBL_ID]).to_numpy()
+    return np.where(pd.isna(found), adata.var_names, found)
 
 
 def _listed(kinds: pd.Series) -> str:

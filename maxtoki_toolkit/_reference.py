@@ -1,4 +1,4 @@
-"""Reference tables that ship with the package: gene names and transcription factors."""
+"""Reference tables that ship with the package: gene names, transcription factors, orthologues of mouse."""
 
 from __future__ import annotations
 
@@ -82,3 +82,40 @@ def transcription_factors() -> frozenset[str]:
     True
     """
     return frozenset(resource("human_tfs_lambert2018.txt").read_text(encoding="utf-8").split())
+
+
+@cache
+def orthologs_of_mouse() -> pd.DataFrame:
+    """Mouse genes and their human orthologues, as Ensembl and HCOP have them (benchmarks/build_orthologs.py).
+
+    Returns
+    -------
+    One row a pair, the best of each mouse gene first: `gene` and `human` (Ensembl ids), `symbol` of the mouse gene,
+    `source`.
+
+    Examples
+    --------
+    >>> from maxtoki_toolkit._reference import orthologs_of_mouse
+    >>> pairs = orthologs_of_mouse()
+    >>> pairs.loc[pairs["symbol"] == "Actb", "human"].tolist()
+    ['ENSG00000075624']
+    """
+    return pd.read_csv(resource("mouse_orthologs.csv.gz"), dtype=str, keep_default_na=False)
+
+
+@cache
+def stage_table() -> dict[str, str]:
+    """Labels of the terms of HsapDv and MmusDv, the ontologies of human and mouse stages, by their ids.
+
+    Returns
+    -------
+    438 labels. The file has more columns: see `maxtoki_toolkit/resources/README.md`.
+
+    Examples
+    --------
+    >>> from maxtoki_toolkit._reference import stage_table
+    >>> stage_table()["HsapDv:0000139"]
+    '45-year-old stage'
+    """
+    table = pd.read_csv(resource("developmental_stages.csv"), dtype=str, keep_default_na=False)
+    return dict(zip(table["term_id"], table["label"], strict=True))

@@ -16,6 +16,7 @@ from .models.timelapse import require_temporal
 from .pipeline import save_figures
 from .pp._columns import as_labels, guess_columns, guess_control, guess_unit, say_columns, suggest_columns
 from .pp._identity import input_identity
+from .pp.parse_age import time_in_numbers
 from .reports.cells import unit_factor, whole_times
 
 BY, RESULT = "maxtoki age", "ages.h5ad"
@@ -63,7 +64,7 @@ def age_file(
     time_unit
         Unit of the known ages, where the name of the column does not say it.
     n_contexts
-        As in `mt.tl.predict_age`.
+        As in `mt.tl.AgeSampling`.
     layer, gene_key, force
         As in `mt.pp.rank_value_encode` and `mt.pp.map_genes`.
     overwrite
@@ -99,8 +100,9 @@ def age_file(
         raise ValueError(
             f"Give time_unit: the unit of .obs[{columns['time_key']!r}] is not known from its name."
         )
+    time_key = time_in_numbers(adata, columns["time_key"], unit)
     # In a column of our own, whose name says the unit.
-    time = whole_times(adata.obs[columns["time_key"]], unit) * unit_factor(unit, model.time_head.unit)
+    time = whole_times(adata.obs, time_key, unit) * unit_factor(unit, model.time_head.unit)
     own = f"{_keys.KNOWN_AGE}_{model.time_head.unit}"
     adata.obs[own] = np.rint(time)
     reference = np.isfinite(time)
@@ -116,14 +118,14 @@ def age_file(
         donor_key=columns["donor_key"],
         groupby=columns["groupby"],
         reference=reference,
-        n_contexts=n_contexts,
+        sampling=tl.AgeSampling(n_contexts=n_contexts),
     )
     names = [_keys.PREDICTED_AGE + suffix for suffix in ("", "_low", "_high")]
     shown = [own, *(columns[key] for key in ("donor_key", "groupby", "condition_key") if columns.get(key))]
     with new_output(output, by=BY, job=job, overwrite=overwrite, inputs=[path]) as folder:
         adata.obs[[*dict.fromkeys(shown), *names]].to_csv(folder / "cells.csv", index_label="cell")
-        get.predicted_ages(adata).to_csv(folder / "donors.csv", index=False)
-        get.age_calibration(adata).to_csv(folder / "groups.csv", index=False)
+        get.table(adata, "predict_age").to_csv(folder / "donors.csv", index=False)
+        get.table(adata, "predict_age", "groups").to_csv(folder / "groups.csv", index=False)
         AnnData(obs=adata.obs, uns=adata.uns).write_h5ad(folder / RESULT)
         save_figures({"ages": pl.predicted_ages(adata)}, folder)
     return adata

@@ -1,4 +1,4 @@
-"""The command line: `maxtoki demo`, `embed`, `age`, `encode`, `corpus`, `import`, `convert`, `screen`, `report`, `train`, `doctor`."""
+"""The command line: `maxtoki demo`, `embed`, `age`, `encode`, `corpus`, `clock`, `import`, `convert`, `screen`, `report`, `train`, `doctor`."""
 
 from __future__ import annotations
 
@@ -295,7 +295,7 @@ def age(
             "Note: the time that the demo model tells is that of a simulation. What follows is worth what the reference donors' "
             "errors say; train a model on your own controls (mt.train.temporal) for more."
         )
-    groups = get.age_calibration(adata)
+    groups = get.table(adata, "predict_age", "groups")
     unit = groups.attrs["unit"]
     for row in groups.itertuples():
         found = (
@@ -390,6 +390,53 @@ def corpus(
         print(
             f"{shards['n_cells'].sum():,} cells in {len(shards)} shards are in {Path(shards['path'][0]).parent}/."
         )
+
+
+@app.command()
+def clock(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="YAML: cells, model, output, columns, hold-outs.")
+    ],
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Say what the training takes, in time, memory and money; write nothing."),
+    ] = False,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help='With --plan: a GPU such as "H100"; by default this machine is measured.'),
+    ] = None,
+    n_devices: Annotated[int, typer.Option(min=1, help="With --plan: how many of them.")] = 1,
+    hourly_price: Annotated[float | None, typer.Option(help="With --plan: price of an hour of one.")] = None,
+) -> None:
+    """Train a clock on some donors, judge it by others beside baselines, and write a card and a report.
+
+    Called again, it goes on. On several GPUs: accelerate launch -m maxtoki_toolkit.cli clock -c clock.yaml
+
+    clock.yaml has the parameters of mt.train.clock and the settings of mt.train.ClockRecipe:
+
+    \b
+    cells: [my_cells.h5ad]        # raw counts, encoded files, or the folder of a corpus
+    model: maxtoki-217m           # or "demo", a folder; vocab: {tokens: PATH, medians: PATH} beside it
+    output: my_clock
+    time_key: development_stage   # numbers in time_unit, or text such as "45-year-old stage"
+    donor_key: donor_id
+    groupby: [cell_type]
+    donors: 0.2                   # held out: a share, or names
+    times: [[600, 660]]           # and donors of these ages
+    groups: {cell_type: [T cell]} # and this lineage, in all donors
+    max_steps: 2000
+    batch_size: 8
+    """  # noqa: D301 - typer does not wrap what follows \b
+    from .clocks import plan_clock, run_clock
+
+    if plan:
+        print(plan_clock(config, gpu=gpu, n_devices=n_devices, hourly_price=hourly_price))
+        return
+    model = run_clock(config)
+    folder = Path(model.name).parent.parent
+    print(
+        f"{model!r}\nThe model is in {model.name}/, what it is worth in {folder}/card.md and {folder}/report/."
+    )
 
 
 @app.command("import")

@@ -45,9 +45,9 @@ class Demo(NamedTuple):
     """Purity of the neighbours for the demo model, an untrained one, PCA and chance: on all nuclei, and on those that
     the demo model never saw."""
     timelapse: pd.DataFrame
-    """Scores of the lapses, as `mt.get.timelapse_scores` has them."""
+    """Scores of the lapses, as `mt.get.table(adata, "timelapse", "scores")` has them."""
     acceleration: pd.DataFrame
-    """Effects of the conditions, as `mt.get.age_acceleration` has them, with the `planted` years."""
+    """Effects of the conditions, as `mt.get.table(adata, "age_acceleration")` has them, with the `planted` years."""
 
 
 def run_demo(output: str | Path) -> Demo:
@@ -74,13 +74,15 @@ def run_demo(output: str | Path) -> Demo:
     set_colors(adata, ["cell_type", _keys.LEIDEN])
     sizes = pd.crosstab(adata.obs["cell_type"], "cluster " + adata.obs[_keys.LEIDEN].astype(str))
     sizes.to_csv(output / "clusters_by_cell_type.csv")
-    effects = get.age_acceleration(atlas)
+    effects = get.table(atlas, "age_acceleration")
     found = Demo(
-        purity, get.timelapse_scores(controls), effects.assign(planted=effects["condition"].map(PLANTED))
+        purity,
+        get.table(controls, "timelapse", "scores"),
+        effects.assign(planted=effects["condition"].map(PLANTED)),
     )
     tables = {
         "neighbor_purity": found.purity.round(4),
-        "timelapse": get.timelapse(controls),
+        "timelapse": get.table(controls, "timelapse"),
         "timelapse_scores": found.timelapse,
         "age_acceleration": found.acceleration,
     }
@@ -106,17 +108,10 @@ def compare_ages(model: MaxTokiModel) -> AnnData:
     adata = adata[adata.obs["cell_type"].isin(["CD4 T cell", "fibroblast", "macrophage", "monocyte"])].copy()
     pp.map_genes(adata, model)
     pp.rank_value_encode(adata, model)
-    tl.age_acceleration(
-        adata,
-        model,
-        condition_key="condition",
-        control="control",
-        time_key="age_months",
-        donor_key="donor_id",
-        groupby="cell_type",
-        n_cells=8,
-        n_contexts=2,
+    pp.match_ages(
+        adata, condition_key="condition", control="control", time_key="age_months", donor_key="donor_id"
     )
+    tl.age_acceleration(adata, model, groupby="cell_type", sampling=tl.AgeSampling(n_cells=8, n_contexts=2))
     return adata
 
 
@@ -140,8 +135,8 @@ def score(adata: AnnData, model: MaxTokiModel, *, groupby: str, held_out: list[s
     adata.obs["held_out"] = adata.obs_names.isin(held_out)
     tl.neighbor_purity(adata, model, groupby=groupby)
     tl.neighbor_purity(adata, model, groupby=groupby, subset="held_out", key_added="neighbor_purity_held_out")
-    every = get.neighbor_purity(adata)
-    unseen = get.neighbor_purity(adata, key="neighbor_purity_held_out")
+    every = get.table(adata, "neighbor_purity")
+    unseen = get.table(adata, "neighbor_purity_held_out")
     return pd.concat(
         [every.assign(cells="all"), unseen.assign(cells="held out of training")], ignore_index=True
     )

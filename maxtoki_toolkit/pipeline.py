@@ -18,7 +18,7 @@ from ._progress import hidden, progress
 from ._shards import drop_shards, job_digest, open_shards, process_index, shard_path, take_shards
 from ._validate import require_obs
 from .models.model import MaxTokiModel
-from .pl._style import as_written, category_colors, clean
+from .pl._style import category_colors, clean, drawing
 from .pp._identity import input_identity
 from .pp._store import encoded_blocks, open_store, read_frames
 
@@ -200,7 +200,7 @@ def set_colors(adata: AnnData, names: list[str]) -> None:
             adata.uns[f"{name}_colors"] = category_colors(adata.obs[name].cat.categories.size)
 
 
-@as_written
+@drawing
 def draw_umap(adata: AnnData, colors: list[str]) -> Figure:
     """Draw the UMAP once for each column of `.obs`."""
     import matplotlib.pyplot as plt

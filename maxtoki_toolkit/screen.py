@@ -15,16 +15,18 @@ from ._files import atomic, read_yaml
 from ._outputs import check_names, claim, refuse_inputs
 from .models.load import SHIPPED, load_model
 from .pp._store import open_counts, open_store
+from .tl.recipes import Cells, ScreenFile
 
 BY, EFFECTS = "maxtoki screen", "effects.csv.gz"
 _FIGURES = [f"{name}.{ending}" for name in ("ranked", "volcano") for ending in ("png", "pdf")]
 WRITTEN = ["stats.csv", "controls.csv", *_FIGURES]
 # Sections of the file, with what they are passed to.
 SECTIONS = {"prompts": pp.sample_prompts, "perturb": tl.perturb, "stats": tl.perturbation_stats}
+# Groups of settings that stand among those of a section.
+MORE = {"prompts": pp.PromptSampling, "perturb": Cells}
 _OWN = dict.fromkeys(("cells", "output", "model", "device"), str)
 _OWN |= dict.fromkeys(("revision", "layer"), str | None)
-_NOT_ASKED = {"adata", "model", "copy", "key_added", "key", "path", "layer", "task", "return"}
-_NOT_ASKED |= {"share_array", "overwrite"}
+_NOT_ASKED = {"adata", "model", "key_added", "key", "path", "task", "sampling", "return"}
 # As what the values of a type come from YAML, and what a message calls them.
 _IN_YAML = {
     bool: ({bool}, "true or false"),
@@ -44,9 +46,11 @@ def read_settings(path: str | Path) -> dict:
     Parameters
     ----------
     path
-        YAML with `cells` (raw counts: .h5ad, .zarr or 10x), `output` (a folder), `model`, `revision` and `device` (as in
-        `mt.load_model`), `layer` (with the raw counts, by default `.X`; "raw" for those in `.raw`), and as sections `prompts`, `perturb` and `stats` the parameters
-        of `mt.pp.sample_prompts`, `mt.tl.perturb` and `mt.tl.perturbation_stats`.
+        YAML with `cells` (raw counts: .h5ad, .zarr or 10x), `output` (a folder), `model`, `revision` and
+        `device` (as in `mt.load_model`), `layer` (with the raw counts, by default `.X`; "raw" for those in
+        `.raw`), and as sections `prompts`, `perturb` and `stats` the parameters of `mt.pp.sample_prompts`,
+        `mt.tl.perturb` (where single cells are read with those of `mt.tl.Cells`) and
+        `mt.tl.perturbation_stats`.
 
     Raises
     ------
@@ -61,6 +65,8 @@ def read_settings(path: str | Path) -> dict:
         if not isinstance(section, dict):
             raise ValueError(f"{name} in {path} must hold settings as `name: value`.")
         types = get_type_hints(function)
+        if name in MORE:
+            types |= get_type_hints(MORE[name])
         _refuse(path, f"{name} has ", set(section), set(types) - _NOT_ASKED)
         _check_types(path, f"{name}: ", section, types)
         settings[name] = section
@@ -86,7 +92,7 @@ def _refuse(path, where: str, found: set, known: set) -> None:
 def _check_types(path, where: str, found: dict, types: dict) -> None:
     for name in [name for name in found if name in types]:
         kinds = get_args(types[name]) if isinstance(types[name], UnionType) else (types[name],)
-        allowed = [_IN_YAML[get_origin(kind) or kind] for kind in kinds]
+        allowed = [_IN_YAML[origin] for kind in kinds if (origin := get_origin(kind) or kind) in _IN_YAML]
         if not any(type(found[name]) in come_as for come_as, _ in allowed):
             words = " or ".join(word for _, word in allowed)
             raise ValueError(f"{path}: {where}{name} must be {words}, got {found[name]!r}.")
@@ -117,7 +123,7 @@ def run_screen(
     """
     settings = read_settings(path)
     folder, cells, layer = Path(settings["output"]), Path(settings["cells"]), settings.get("layer")
-    asked = settings["perturb"]
+    cells_on, asked = Cells.split(settings["perturb"])
     reads_time = asked.get("readout", "timelapse") == "timelapse"
     with open_store(cells) as store:
         open_counts(store, layer)  # it says what is wrong with a file
@@ -139,15 +145,18 @@ def run_screen(
     pp.map_genes(adata, model)
     pp.rank_value_encode(adata, model, layer=layer)
     if reads_time:
-        pp.sample_prompts(adata, **settings["prompts"])
-    where = {"path": folder / EFFECTS, "share_array": share_array, "overwrite": overwrite}
-    tl.perturb(adata, model, layer=layer, **where, **asked)
+        sampling, others = pp.PromptSampling.split(settings["prompts"])
+        pp.sample_prompts(adata, sampling=sampling, **others)
+    if settings["perturb"].keys() & set(Cells.names()):
+        asked["on"] = cells_on
+    file = ScreenFile(path=folder / EFFECTS, share_array=share_array, overwrite=overwrite)
+    tl.perturb(adata, model, path=file, **asked)
     if _keys.PERTURBATION not in adata.uns:
         return None
-    tl.perturbation_stats(adata, layer=layer, **settings["stats"])
+    tl.perturbation_stats(adata, **settings["stats"])
     claim(folder, WRITTEN, **ours)
-    stats = get.perturbation_stats(adata)
-    for name, table in [("stats", stats), ("controls", get.perturbation_controls(adata))]:
+    stats = get.table(adata, "perturbation_stats")
+    for name, table in [("stats", stats), ("controls", get.table(adata, "perturbation_stats", "controls"))]:
         with atomic(folder / f"{name}.csv") as temporary:
             table.assign(effect_unit=table.attrs["unit"]).to_csv(temporary, index=False)
     figures = {"ranked": pl.perturbation(adata).figure}

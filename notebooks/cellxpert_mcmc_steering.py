@@ -117,25 +117,20 @@ adata.obs[["led", "aim"]].sum()
 
 # %% tags=["answer"]
 common = {
-    "method": "ranks",
-    "readout": "embedding",
-    "use": "led",
-    "reference": "aim",
     "genes": genes or None,
     "mode": mode,
-    "n_cells": n_cells,
-    "n_anchors": n_anchors,
-    "block_size": block_size,
-    "strength": strength,
-    "donor_key": donor_key or None,
+    "readout": "embedding",
+    "on": mt.tl.Cells(use="led", target="aim", donor_key=donor_key or None),
     "rng": seed,
 }
-mt.tl.steer(adata, maxtoki, n_steps=n_steps, n_chains=n_chains, **common)
-figure = mt.pl.steer(adata)
+few = {"n_cells": n_cells, "n_anchors": n_anchors, "block_size": block_size, "strength": strength}
+sampling = mt.tl.CellSampling.of(n_steps=n_steps, n_chains=n_chains, **few)
+mt.tl.steer_cells(adata, maxtoki, sampling=sampling, **common)
+figure = mt.pl.steer_cells(adata)
 save(figure, "steering")
 
 # %% tags=["answer"]
-effects = mt.get.steer(adata)
+effects = mt.get.table(adata, "steer")
 columns = [
     "measure",
     "state",
@@ -160,11 +155,11 @@ effects[columns].round(3)
 # arrived: such draws show the way, not the target distribution. Give more steps for a result.
 
 # %%
-cells = mt.get.steer_cells(adata)
+cells = mt.get.table(adata, "steer", "cells")
 cells[["cell", "acceptance", "rhat", "effective_size", "took_effect"]].round(2)
 
 # %%
-trace = mt.get.steer_trace(adata)
+trace = mt.get.table(adata, "steer", "trace")
 shown = trace["cell"].unique()[:5]
 figure, axes = plt.subplots(
     2,
@@ -199,20 +194,13 @@ save(figure, "steering_traces")
 # %%
 rows = []
 for temperature in sorted({*temperatures, 1.0}):
-    mt.tl.steer(
-        adata,
-        maxtoki,
-        n_steps=n_steps_temperature,
-        n_chains=1,
-        temperature=temperature,
-        key_added="at_temperature",
-        **common,
-    )
-    part = mt.get.steer(adata, key="at_temperature").set_index(["state", "measure"])["mean"]
+    sampling = mt.tl.CellSampling.of(n_steps=n_steps_temperature, n_chains=1, temperature=temperature, **few)
+    mt.tl.steer_cells(adata, maxtoki, sampling=sampling, key_added="at_temperature", **common)
+    part = mt.get.table(adata, "at_temperature").set_index(["state", "measure"])["mean"]
     rows.append(
         {
             "temperature": temperature,
-            "acceptance": mt.get.steer_cells(adata, key="at_temperature")["acceptance"].mean(),
+            "acceptance": mt.get.table(adata, "at_temperature", "cells")["acceptance"].mean(),
             "distance": part["steered", "distance"],
             "log_likelihood": part["steered", "log_likelihood"],
             "distance of the edit alone": part["abrupt", "distance"],

@@ -100,22 +100,21 @@ for n, used in enumerate(features):
         adata,
         maxtoki,
         queries=queries,
-        kind=kind,
-        features=used,
         groupby=cell_type_key or None,
-        same_type=same_type if cell_type_key else None,
         donor_key=donor_key or None,
         truth_key=truth_key or None,
-        n_doublets=n_doublets or None,
+        features=used,
+        simulation=mt.pp.DoubletSimulation(
+            kind=kind, n_doublets=n_doublets or None, same_type=same_type if cell_type_key else None
+        ),
         expected_rate=expected_rate,
-        layer=layer or None,
         rng=seed,
         key_added=f"doublets_{n}",
     )
     name = " + ".join(used)
-    scores.append(mt.get.doublet_scores(adata, key=f"doublets_{n}").assign(features=name))
-    singlets.append(mt.get.singlet_fraction(adata, key=f"doublets_{n}").assign(features=name))
-    write(mt.get.doublets(adata, key=f"doublets_{n}"), f"cells_{n}")
+    scores.append(mt.get.table(adata, f"doublets_{n}", "scores").assign(features=name))
+    singlets.append(mt.get.table(adata, f"doublets_{n}", "singlets").assign(features=name))
+    write(mt.get.table(adata, f"doublets_{n}"), f"cells_{n}")
 scores, singlets = pd.concat(scores, ignore_index=True), pd.concat(singlets, ignore_index=True)
 write(scores, "scores")
 write(singlets, "singlets")

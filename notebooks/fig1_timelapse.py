@@ -187,9 +187,7 @@ for name, (contexts, queries) in sets.items():
     mt.pp.sample_prompts(adata, **prompts, n_prompts=n_prompts, contexts=contexts, queries=queries, rng=seed)
     mt.tl.predict_timelapse(adata, maxtoki, key_added=name)
     if "control" not in name:
-        mt.tl.timelapse_baselines(
-            adata, maxtoki, key=name, layer=layer or None, key_added=f"{name}, baselines"
-        )
+        mt.tl.timelapse_baselines(adata, maxtoki, key=name, key_added=f"{name}, baselines")
 panels = [name for name in sets if "control" not in name]
 
 # %% [markdown]
@@ -249,7 +247,7 @@ def table(scores):
 
 pooled = []
 for name in panels:
-    scores = mt.get.timelapse_scores(adata, key=f"{name}, baselines")
+    scores = mt.get.table(adata, f"{name}, baselines", "scores")
     pooled.append(scores[scores["group"] == "all"].assign(group=name))
 pooled = pd.concat(pooled, ignore_index=True)
 best = pooled[pooled["predictor"] != "MaxToki"].sort_values("median_error").groupby("group").first()
@@ -276,7 +274,7 @@ table(pooled).set_index(["cells", "predictor"])
 # %%
 shown = [name for name in sets if name != "held-out ages"]
 by_group = pd.concat(
-    [mt.get.timelapse_scores(adata, key=name).assign(set=name) for name in shown], ignore_index=True
+    [mt.get.table(adata, name, "scores").assign(set=name) for name in shown], ignore_index=True
 )
 by_group = by_group[by_group["group"] != "all"].reset_index(drop=True)
 place = len(by_group) - 1 - np.arange(len(by_group))
@@ -314,7 +312,7 @@ table(by_group).drop(columns="predictor").assign(set=by_group["set"]).set_index(
 # from them. Hence slope and spread.
 
 # %%
-answers = mt.get.timelapse(adata, key=panels[0])
+answers = mt.get.table(adata, panels[0], "prompts")
 true, predicted = answers["lapse"], answers["predicted"]
 rows = {}
 for name, values in {"as predicted": predicted, "shrunk to a tenth": predicted / 10}.items():

@@ -103,8 +103,8 @@ mt.pp.holdout_intervals(
     intervals=[tuple(interval) for interval in intervals] or 1,
     rng=seed,
 )
-write(mt.get.holdout_intervals(adata), "intervals")
-mt.get.holdout_intervals(adata).round(3)
+write(mt.get.table(adata, "holdout_intervals"), "intervals")
+mt.get.table(adata, "holdout_intervals").round(3)
 
 # %%
 held_out = [tuple(interval) for interval in adata.uns["hold_out"]["params"]["times"]]
@@ -115,7 +115,7 @@ if not compare:
     compare = [(before - (last - first), before), (first, last)]
 compare = tuple(tuple(int(end) for end in interval) for interval in compare)
 print("held out:", held_out, "- compared:", compare)
-turning = mt.get.turning_genes(adata)
+turning = mt.get.table(adata, "holdout_intervals", "genes")
 write(turning, "turning_genes")
 turning.head()
 
@@ -217,9 +217,6 @@ mt.tl.differential_rank(
     adata,
     maxtoki,
     generated=generated,
-    time_key="time",
-    groupby=groupby or None,
-    donor_key=donor_key or None,
     intervals=compare,
     known=~unseen,
     n_top=n_top,
@@ -228,16 +225,16 @@ mt.tl.differential_rank(
 save(mt.pl.differential_rank(adata).figure, "fig3_differential_rank")
 
 # %% tags=["answer"]
-write(mt.get.differential_rank(adata), "differential_rank")
-write(mt.get.differential_rank_scores(adata), "scores")
-mt.get.differential_rank_scores(adata).round(2)
+write(mt.get.table(adata, "differential_rank"), "differential_rank")
+write(mt.get.table(adata, "differential_rank", "scores"), "scores")
+mt.get.table(adata, "differential_rank", "scores").round(2)
 
 # %% [markdown]
 # `interpolation` is what a straight line between the learned times says; `true halves` is about the best that can be reached
 # with half of the cells. Genes that turn, and whether the sign of their change was met:
 
 # %%
-genes = mt.get.differential_rank(adata)
+genes = mt.get.table(adata, "differential_rank")
 top = genes[genes["top"] != ""]
 pd.DataFrame(
     {

@@ -114,7 +114,6 @@ mt.tl.attention(
     groupby=cell_type_key,
     donor_key=donor_key,
     n_cells=n_cells,
-    layer=layer or None,
     path=store or None,
     rng=seed,
 )
@@ -140,7 +139,7 @@ ax = mt.pl.head_enrichment(adata)
 save(ax.figure, "fig4_head_enrichment")
 
 # %% tags=["answer"]
-enrichment = mt.get.head_enrichment(adata)
+enrichment = mt.get.table(adata, "head_enrichment")
 write(enrichment, "head_enrichment")
 called = enrichment["q_value"] < 0.05
 print(
@@ -220,9 +219,9 @@ save(figure, "fig4_head_profiles")
 display(figure)
 
 # %%
-specificity = mt.get.head_specificity(adata)
+specificity = mt.get.table(adata, "head_profiles", "heads")
 write(specificity, "head_specificity")
-write(mt.get.head_profiles(adata), "head_profiles")
+write(mt.get.table(adata, "head_profiles"), "head_profiles")
 columns = ["name", "specificity", "null_mean", "q_value", "top_group", "r_length"]
 specificity[columns].round(3).set_index("name")
 
@@ -271,11 +270,9 @@ if maxtoki.is_temporal:
         context_size=tuple(context_size),
         rng=seed,
     )
-    mt.tl.attention(
-        adata, maxtoki, key="prompts", gene_sets=None, layer=layer or None, n_examples=n_examples, rng=seed
-    )
+    mt.tl.attention(adata, maxtoki, key="prompts", gene_sets=None, n_examples=n_examples, rng=seed)
     mt.tl.head_segments(adata, rng=seed)
-    write(mt.get.head_segments(adata), "head_segments")
+    write(mt.get.table(adata, "head_segments"), "head_segments")
     figure = mt.pl.head_segments(adata)
     save(figure, "fig4_head_segments")
     display(figure)
@@ -289,7 +286,7 @@ else:
 # %%
 if maxtoki.is_temporal:
     mt.tl.head_segments(adata, attending="last", rng=seed, key_added="head_segments_last")
-    last = mt.get.head_segments(adata, key="head_segments_last")
+    last = mt.get.table(adata, "head_segments_last")
     write(last, "head_segments_last")
     figure = mt.pl.head_segments(adata, key="head_segments_last")
     save(figure, "fig4_head_segments_last")
@@ -332,4 +329,4 @@ if maxtoki.is_temporal:
 # **Attention in place of effect.** Where a head looks is not what it does with it, nor whether anything depends on it:
 # [heads taken out](fig4_head_ablation.ipynb) say more about that.
 #
-# **Few cells of a type.** A type that is in few donors has a wide interval in `mt.get.head_profiles`, not a profile.
+# **Few cells of a type.** A type that is in few donors has a wide interval in `mt.get.table(adata, "head_profiles")`, not a profile.

@@ -101,7 +101,7 @@ mt.pp.sample_prompts(
     context_size=tuple(context_size),
     rng=seed,
 )
-mt.get.prompts(adata)["group"].value_counts()
+mt.get.table(adata, "prompts")["group"].value_counts()
 
 # %% [markdown]
 # ## One head at a time
@@ -121,7 +121,7 @@ save(ax.figure, "fig4_head_ablation")
 # more disturb it more. A head matters for the lapse as far as it goes beyond the grey point.
 
 # %% tags=["answer"]
-heads = mt.get.ablate_heads(adata)
+heads = mt.get.table(adata, "ablate_heads")
 write(heads, "ablate_heads")
 unit = heads.attrs["unit"]
 table = heads.sort_values("size", ignore_index=True)
@@ -144,7 +144,7 @@ save(figure, "fig4_head_ablation_intervals")
 
 # %% tags=["answer"]
 called = heads["error_q_value"] < 0.05
-lapses = mt.get.prompts(adata)["lapse"]
+lapses = mt.get.table(adata, "prompts")["lapse"]
 guess = (lapses - lapses.median()).abs().mean()
 print(
     f"Mean error of the model as it is: {heads['mean_error_intact'].iloc[0]:.0f} {unit} (of the median lapse for all: "
@@ -177,7 +177,6 @@ mt.tl.ablate_heads(
     adata,
     maxtoki,
     how=how,
-    search="greedy",
     max_heads=max_heads,
     n_random=n_random,
     n_prompts=n_searched,
@@ -188,7 +187,7 @@ ax = mt.pl.ablate_heads(adata, key="greedy")
 save(ax.figure, "fig4_head_sets")
 
 # %%
-sets = mt.get.ablate_heads(adata, key="greedy")
+sets = mt.get.table(adata, "greedy")
 write(sets, "head_sets")
 columns = ["heads", "size_chosen_on", "size", "size_low", "size_high", "random_size", "random_high"]
 sets[[*columns, "random_p_value"]].round(3).set_index("heads")
@@ -211,7 +210,7 @@ ax = mt.pl.patch(adata)
 save(ax.figure, "fig4_patching")
 
 # %%
-patched = mt.get.patch(adata)
+patched = mt.get.table(adata, "patch")
 write(patched, "patching")
 columns = ["layer", "segment", "effect", "effect_low", "effect_high", "null", "null_low", "null_high"]
 print(

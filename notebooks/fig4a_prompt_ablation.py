@@ -89,7 +89,7 @@ mt.pp.sample_prompts(
     context_size=tuple(context_size),
     rng=seed,
 )
-mt.get.prompts(adata)["group"].value_counts()
+mt.get.table(adata, "prompts")["group"].value_counts()
 
 # %% [markdown]
 # ## The figure
@@ -106,7 +106,7 @@ if output:
         ax.figure.savefig(Path(output) / f"fig4a_prompt_ablation.{ending}", dpi=300, bbox_inches="tight")
 
 # %% tags=["answer"]
-effects = mt.get.ablation(adata)
+effects = mt.get.table(adata, "ablate_prompt")
 if output:
     effects.to_csv(Path(output) / "ablation.csv", index=False)
 columns = [

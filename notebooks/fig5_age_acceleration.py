@@ -140,8 +140,15 @@ if train_steps:
     learned = set(taught.obs.loc[taught.obs["train"], donor_key])
     adata = adata[~adata.obs[donor_key].isin(learned)].copy()
     print(f"The model has learned from {len(learned)} controls, which are left out of what follows.")
-donors = {"condition_key": condition_key, "control": control, "time_key": time_key, "donor_key": donor_key}
-mt.pp.match_ages(adata, **donors, match_by=match_by, tolerance=tolerance)
+mt.pp.match_ages(
+    adata,
+    condition_key=condition_key,
+    control=control,
+    time_key=time_key,
+    donor_key=donor_key,
+    match_by=match_by,
+    tolerance=tolerance,
+)
 save(mt.pl.matched_ages(adata).figure, "fig5_matched_ages")
 adata.uns["matched_ages"]["balance"].round(2).set_index("condition").transpose()
 
@@ -161,22 +168,16 @@ with warnings.catch_warnings(record=True):
     mt.tl.age_acceleration(
         adata,
         maxtoki,
-        **donors,
         groupby=groupby,
-        match_by=match_by,
         batch_key=batch_key or None,
-        tolerance=tolerance,
-        n_cells=n_queries,
-        n_contexts=n_contexts,
-        context_size=context_size,
         min_donors=min_donors,
-        layer=layer or None,
+        sampling=mt.tl.AgeSampling(n_cells=n_queries, n_contexts=n_contexts, context_size=context_size),
         rng=seed,
     )
 save(mt.pl.age_acceleration(adata, truth=truth or None), "fig5_age_acceleration")
 
 # %% tags=["answer"]
-effects = mt.get.age_acceleration(adata)
+effects = mt.get.table(adata, "age_acceleration")
 whole = effects[effects["group"] == "all"]
 for row in whole[whole["predictor"] == "MaxToki"].itertuples():
     interval = f"{row.effect:.1f} {effects.attrs['unit']} ({row.effect_low:.1f} to {row.effect_high:.1f})"
@@ -195,7 +196,7 @@ columns = ["effect", "effect_low", "effect_high", "raw", "age_slope", "p_value",
 columns += ["n_donors_condition", "n_donors_control", "conclusion"]
 if output:
     effects.to_csv(Path(output) / "effects.csv", index=False)
-    mt.get.donor_acceleration(adata).to_csv(Path(output) / "donors.csv", index=False)
+    mt.get.table(adata, "age_acceleration", "donors").to_csv(Path(output) / "donors.csv", index=False)
 whole.set_index(["condition", "predictor"])[columns].map(
     lambda x: float(f"{x:.3g}") if isinstance(x, float) else x
 )
@@ -210,7 +211,7 @@ whole.set_index(["condition", "predictor"])[columns].map(
 # the controls. A condition that rests on one donor is seen here.
 
 # %%
-table = mt.get.donor_acceleration(adata)
+table = mt.get.table(adata, "age_acceleration", "donors")
 table = table[(table["predictor"] == "MaxToki") & (table["group"] == "all")]
 conditions = list(dict.fromkeys(table["condition"]))
 figure, axes = plt.subplots(

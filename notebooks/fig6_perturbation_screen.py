@@ -100,19 +100,19 @@ mt.pp.sample_prompts(
     donor_key=donor_key,
     n_prompts=n_prompts,
     context_size=context_size,
-    balance=1.0,
+    sampling=mt.pp.PromptSampling(balance=1),
     rng=seed,
 )
 mt.tl.perturb(adata, maxtoki, genes=genes or "all", mode=mode)
-effects = mt.get.perturbation(adata)
+effects = mt.get.table(adata, "perturbation")
 print(
     f"{len(effects):,} edits of {effects['gene'].nunique():,} genes in {effects['cell'].nunique()} cells "
     f"of {effects['donor'].nunique()} donors; {effects['took_effect'].mean():.1%} changed what is read."
 )
 
 # %% tags=["answer"]
-mt.tl.perturbation_stats(adata, min_donors=min_donors, layer=layer or None)
-stats = mt.get.perturbation_stats(adata)
+mt.tl.perturbation_stats(adata, min_donors=min_donors)
+stats = mt.get.table(adata, "perturbation_stats")
 names = list(dict.fromkeys(stats["group"]))
 shown = next(name for name in names if name != "all") if len(names) > 1 else names[0]
 save(mt.pl.perturbation(adata).figure, "fig6_ranked")
@@ -122,7 +122,7 @@ save(mt.pl.perturbation(adata).figure, "fig6_ranked")
 # gene. The interval is over donors. Controls, which should do nothing in particular:
 
 # %% tags=["answer"]
-controls = mt.get.perturbation_controls(adata)
+controls = mt.get.table(adata, "perturbation_stats", "controls")
 if output:
     Path(output).mkdir(parents=True, exist_ok=True)
     stats.to_csv(Path(output) / "stats.csv", index=False)
@@ -153,11 +153,10 @@ mt.tl.expression_age_slope(
     groupby=groupby,
     covariates=covariates,
     time_unit=time_unit,
-    layer=layer or None,
 )
 try:
     mt.tl.perturbation_concordance(adata, n_permutations=500, rng=seed)
-    concordance = mt.get.perturbation_concordance(adata)
+    concordance = mt.get.table(adata, "perturbation_concordance")
     save(mt.pl.perturbation_concordance(adata).figure, "fig6a_concordance")
 except ValueError as error:
     print(error)
@@ -167,7 +166,9 @@ except ValueError as error:
 if concordance is not None:
     if output:
         concordance.to_csv(Path(output) / "concordance.csv", index=False)
-        mt.get.concordant_genes(adata).to_csv(Path(output) / "genes.csv", index=False)
+        mt.get.table(adata, "perturbation_concordance", "genes").to_csv(
+            Path(output) / "genes.csv", index=False
+        )
     print(concordance.round(3).set_index(["group", "genes"]).transpose().to_string())
 
 # %% [markdown]

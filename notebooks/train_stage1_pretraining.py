@@ -215,10 +215,10 @@ for name, value in lines.items():
 
 # %%
 mt.tl.embed(test, model)
-mt.tl.neighbor_purity(test, model, groupby=cell_type_key, layer=layer or None, rng=seed)
-mt.get.neighbor_purity(test).to_csv(run / "neighbor_purity.csv", index=False)
+mt.tl.neighbor_purity(test, model, groupby=cell_type_key, rng=seed)
+mt.get.table(test, "neighbor_purity").to_csv(run / "neighbor_purity.csv", index=False)
 mt.pl.neighbor_purity(test)
-mt.get.neighbor_purity(test).round(3)
+mt.get.table(test, "neighbor_purity").round(3)
 
 # %% [markdown]
 # The model is in `model/` of the run's folder, and `mt.load_model` opens it. It knows no time: that is stage 2

@@ -36,14 +36,11 @@ PROMPTS = {"time_key": "age_months", "groupby": None}
         ({"n_prompts": "many"}, TypeError, "n_prompts must be a whole number, got 'many'"),
         ({"n_prompts": 2.5}, TypeError, "n_prompts must be a whole number, got 2.5"),
         ({"n_prompts": True}, TypeError, "n_prompts must be a whole number, got True"),
-        ({"forward": "no"}, TypeError, "forward must be True or False, got 'no'"),
         ({"context_size": (1, 2, 3)}, TypeError, "context_size must be a whole number or 2 values"),
         ({"groupby": 3}, TypeError, "groupby must be a text or a list of names or None, got 3"),
         ({"time_key": None}, TypeError, "time_key must be a text, got None"),
         ({"n_prompts": 0}, ValueError, "n_prompts must be at least 1, got 0"),
         ({"rng": -1}, ValueError, "rng must be at least 0, got -1"),
-        ({"balance": 3.0}, ValueError, "balance must be between 0 and 1, got 3.0"),
-        ({"balance": np.nan}, ValueError, "balance must be a finite number, got nan"),
         ({"donor_key": "donor"}, KeyError, r"\['donor'\]. Available columns: .* Did you mean 'donor_id'\?"),
         ({"groupby": ["donor_id", "Age_Months"]}, KeyError, r"Did you mean 'age_months'\?"),
         ({"contexts": [True]}, ValueError, r"one boolean a cell \(3\), got bool of shape \(1,\)"),
@@ -57,6 +54,19 @@ def test_arguments_are_refused_before_anything_is_done(adata, given, error, mess
     with pytest.raises(error, match=message):
         mt.pp.sample_prompts(adata, **PROMPTS | given)
     assert not adata.uns
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"forward": "no"}, TypeError, "forward must be True or False, got 'no'"),
+        ({"balance": 3.0}, ValueError, "balance must be between 0 and 1, got 3.0"),
+        ({"balance": np.nan}, ValueError, "balance must be a finite number, got nan"),
+    ],
+)
+def test_groups_of_settings_are_checked_when_they_are_made(given, error, message):
+    with pytest.raises(error, match=message):
+        mt.pp.PromptSampling(**given)
 
 
 def test_missing_and_misplaced_arguments(adata):
@@ -159,9 +169,9 @@ def test_closest_names_what_may_have_been_meant():
 def test_results_that_are_none_are_told(adata, result, message):
     adata.uns["timelapse"] = result
     with pytest.raises((KeyError, ValueError), match=message):
-        mt.get.timelapse(adata)
+        mt.get.table(adata, "timelapse")
     with pytest.raises(KeyError, match=r"Did you mean 'timelapse'\?"):
-        mt.get.timelapse(adata, key="timelaps")
+        mt.get.table(adata, "timelaps", "prompts")
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,11 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit._features import gene_columns, gene_features
+from maxtoki_toolkit._features import find_genes, gene_columns, gene_features
 from maxtoki_toolkit._reference import gene_table
-from maxtoki_toolkit.get.results import find_genes
 from maxtoki_toolkit.pp._ranked_counts import has_counts, ranked_counts, sum_genes
 from maxtoki_toolkit.tl._asked_genes import ask_genes
-from maxtoki_toolkit.tl._clock import log_expression
+from maxtoki_toolkit.tl._expression import log_expression
 from maxtoki_toolkit.tl._gene_covariates import gene_covariates
 from maxtoki_toolkit.tl.attention import _genes
 from maxtoki_toolkit.tl.gene_network import _log_normalised
@@ -73,7 +72,7 @@ def test_only_genes_are_ranked(rna, vocab, kind):
     assert both.layers["rank"][:, n:].nnz == 0
     # What is ranked of the genes, not of all molecules.
     np.testing.assert_array_equal(both.obs["share_ranked"], alone.obs["share_ranked"])
-    report = mt.get.gene_report(both)["n_genes"]
+    report = mt.get.table(both, "map_genes")["n_genes"]
     assert report[["genes", "dropped", "no_genes"]].tolist() == [n, 0, 2]
 
 
@@ -289,30 +288,26 @@ def test_whatever_is_made_of_counts_is_made_of_those_that_were_ranked(rna, ids, 
     both.X = both.X.log1p()
     level = 1e4 * whole / whole.sum(axis=1, keepdims=True)
     cells, columns = np.arange(30), np.arange(n)
-    found, what = _log_normalised(both, cells, columns, None, None)
+    found, what = _log_normalised(both, cells, columns, None)
     assert what == "log1p of counts per 10,000"
     np.testing.assert_allclose(found, np.log1p(level[:, :n]))
-    np.testing.assert_allclose(
-        log_expression([(both, cells)], None, cells)[:, : n + 1], np.log1p(level), rtol=1e-5
-    )
+    np.testing.assert_allclose(log_expression([(both, cells)], cells)[:, : n + 1], np.log1p(level), rtol=1e-5)
     np.testing.assert_allclose(gene_covariates(both)["expression"], level.mean(axis=0)[:n])
     sequences = SimpleNamespace(tokens=vocab.gene_ids)
-    genes, _ = _genes(both, SimpleNamespace(vocab=vocab), cells, sequences, None)
+    genes, _ = _genes(both, SimpleNamespace(vocab=vocab), cells, sequences)
     np.testing.assert_allclose(genes["expression"], level.mean(axis=0)[:n])
-    once = _pca(both, None, n_top_genes=2000, n_pcs=3, seed=0)
+    once = _pca(both, n_pcs=3, seed=0)
     mt.pp.rank_value_encode(alone, vocab)
-    np.testing.assert_allclose(
-        np.abs(_pca(alone, None, n_top_genes=2000, n_pcs=3, seed=0)), np.abs(once), atol=1e-3
-    )
+    np.testing.assert_allclose(np.abs(_pca(alone, n_pcs=3, seed=0)), np.abs(once), atol=1e-3)
 
     del both.layers["counts"]
     with pytest.warns(UserWarning, match="Genes are matched on rank and detection.*ranked from it"):
         assert "expression" not in gene_covariates(both)
     with pytest.warns(UserWarning, match="median of the vocabulary: Did not find"):
-        genes, _ = _genes(both, SimpleNamespace(vocab=vocab), cells, sequences, None)
+        genes, _ = _genes(both, SimpleNamespace(vocab=vocab), cells, sequences)
     assert genes["expression"].eq(1).all()
     with pytest.raises(KeyError, match="say where the counts are now"):
-        log_expression([(both, cells)], None, cells)
+        log_expression([(both, cells)], cells)
 
 
 def test_medians_are_of_genes_alone(rna):

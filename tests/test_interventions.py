@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit._correction import benjamini_hochberg
 from maxtoki_toolkit.models.attribution import Attributions
 from maxtoki_toolkit.models.hooks import head_slice
-from maxtoki_toolkit.tl._paired import donor_mean
+from maxtoki_toolkit.stats.donors import donor_mean
+from maxtoki_toolkit.stats.fdr import benjamini_hochberg
 
 module = importlib.import_module("maxtoki_toolkit.tl.attribute")
 needs_captum = pytest.mark.skipif(
@@ -127,10 +128,10 @@ def two(cells):
 
 @pytest.mark.parametrize("how", ["zero", "mean", "resample"])
 def test_planted_head_is_found_and_no_other(cells, one, how):
-    """Ledger P6: a positive control for every detector."""
+    """A positive control for every detector."""
     adata, model = cells[0], one
     mt.tl.ablate_heads(adata, model, how=how, key_added=how)
-    effects = mt.get.ablate_heads(adata, key=how).set_index("heads")
+    effects = mt.get.table(adata, how).set_index("heads")
     assert effects["size"].idxmax() == "L1H2"
     others = effects.drop("L1H2")
     assert effects.loc["L1H2", "size"] > 100 * others["size"].max()
@@ -155,12 +156,14 @@ def test_paired_effects_are_those_of_single_prompts(cells, two):
     """Change and error, from predictions with the weights themselves set to 0."""
     adata, (model, _) = cells[0], two
     mt.tl.ablate_heads(adata, model, how="zero", heads=[(0, 1), [(1, 2), (0, 1)]])
-    effects = mt.get.ablate_heads(adata)
+    effects = mt.get.table(adata, "ablate_heads")
     assert effects["heads"].tolist() == ["L0H1", "L0H1+L1H2"]
     other = dataclasses.replace(model, hf=copy.deepcopy(model.hf))
     with torch.no_grad():
         other.hf.model.layers[0].self_attn.o_proj.weight[:, head_slice(model, 1)] = 0
-    before, after = (mt.get.timelapse(mt.tl.predict_timelapse(adata, m, copy=True)) for m in (model, other))
+    before, after = (
+        mt.get.table(on_copy(mt.tl.predict_timelapse, adata, m), "timelapse") for m in (model, other)
+    )
     change = after["predicted"] - before["predicted"]
     np.testing.assert_allclose(effects["change"].iloc[0], change.mean(), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(effects["size"].iloc[0], change.abs().mean(), rtol=1e-3, atol=1e-3)
@@ -173,11 +176,11 @@ def test_direct_effects_add_up_to_the_total(cells, two):
     """In a linear model, head by head and together; by ablation and by patching."""
     adata, (model, _) = cells[0], two
     mt.tl.ablate_heads(adata, model, how="zero", heads=[(0, 1), (1, 2), [(0, 1), (1, 2)]])
-    first, second, both = mt.get.ablate_heads(adata)["change"]
+    first, second, both = mt.get.table(adata, "ablate_heads")["change"]
     np.testing.assert_allclose(first + second, both, rtol=1e-3)
     np.testing.assert_allclose(first / second, 0.6, rtol=1e-3)
     mt.tl.patch(adata, model, corrupted="mask_query", level="head")
-    effects = mt.get.patch(adata)
+    effects = mt.get.table(adata, "patch")
     np.testing.assert_allclose(effects["effect"].sum(), 1, atol=1e-3)
     read = effects[(effects["segment"] == "eoq")].set_index(["layer", "head"])["effect"]
     np.testing.assert_allclose([read[0, 1], read[1, 2]], [0.375, 0.625], atol=1e-3)
@@ -189,7 +192,7 @@ def test_patching_recovers_the_planted_path(cells, one):
     """The query cell's tokens, before block 1; `<eoq>` after it; through attention, and not the MLPs."""
     adata, model = cells[0], one
     mt.tl.patch(adata, model, corrupted="mask_query", level="residual")
-    effects = mt.get.patch(adata)
+    effects = mt.get.table(adata, "patch")
     table = effects.pivot(index="layer", columns="segment", values="effect")
     assert table.shape == (LAYERS + 1, 6)
     np.testing.assert_allclose(table["query"], [1, 1, 0, 0], atol=2e-3)
@@ -203,9 +206,9 @@ def test_patching_recovers_the_planted_path(cells, one):
     np.testing.assert_allclose(here[["effect_low", "effect_high"]].astype(float), 1, atol=2e-3)
     assert here["null"] < 0.9
     mt.tl.patch(adata, model, corrupted="mask_query", level="mlp")
-    assert mt.get.patch(adata)["effect"].abs().max() < 1e-6
+    assert mt.get.table(adata, "patch")["effect"].abs().max() < 1e-6
     mt.tl.patch(adata, model, corrupted="mask_query", level="attention", align="last")
-    table = mt.get.patch(adata).pivot(index="layer", columns="segment", values="effect")
+    table = mt.get.table(adata, "patch").pivot(index="layer", columns="segment", values="effect")
     np.testing.assert_allclose(table["eoq"], [0, 1, 0], atol=2e-3)
 
 
@@ -213,7 +216,7 @@ def test_context_is_told_from_query(cells, plain):
     """Corrupted contexts come back with the contexts."""
     adata, model = cells[0], plain
     mt.tl.patch(adata, model, corrupted="mask_context")
-    table = mt.get.patch(adata)
+    table = mt.get.table(adata, "patch")
     first = table[table["layer"] == 0].set_index("segment")["effect"]
     assert abs(first["query"]) < 2e-3
     assert first["context_0"] > 0.4
@@ -223,9 +226,9 @@ def test_other_prompts_as_corrupted(cells, plain):
     """Those of match_queries, which may be fewer; and cells of other lengths are refused or aligned by last tokens."""
     adata, model = cells[0].copy(), plain
     mt.pp.match_queries(adata, adata, tolerance=60, rng=3)
-    n = len(mt.get.prompts(adata, key="matched_prompts"))
+    n = len(mt.get.table(adata, "matched_prompts"))
     mt.tl.patch(adata, model, corrupted="matched_prompts", queries=adata, n_prompts=None)
-    effects = mt.get.patch(adata)
+    effects = mt.get.table(adata, "patch")
     assert effects["n_prompts"].max() == n
     layers = effects.pivot(index="layer", columns="segment", values="effect")
     np.testing.assert_allclose(layers["query"], [1, 1, 0, 0], atol=5e-3)
@@ -234,12 +237,12 @@ def test_other_prompts_as_corrupted(cells, plain):
     with pytest.raises(ValueError, match=r'segments of another length .*Pass align="last"'):
         mt.tl.patch(adata, model, corrupted="drop_top")
     mt.tl.patch(adata, model, corrupted="drop_top", align="last")
-    layers = mt.get.patch(adata).pivot(index="layer", columns="segment", values="effect")
+    layers = mt.get.table(adata, "patch").pivot(index="layer", columns="segment", values="effect")
     np.testing.assert_allclose(layers["eoq"], [0, 0, 1, 1], atol=5e-3)
-    adata.uns["few"] = {"params": {}, "prompts": mt.get.prompts(adata).head(3)}
+    adata.uns["few"] = {"params": {}, "prompts": mt.get.table(adata, "prompts").head(3)}
     with pytest.raises(ValueError, match="3 prompts, for 40 clean ones"):
         mt.tl.patch(adata, model, corrupted="few")
-    shorter = mt.get.prompts(adata)
+    shorter = mt.get.table(adata, "prompts")
     shorter.loc[shorter["context_1"] != "", "context_1"] = ""
     adata.uns["shorter"] = {"params": {}, "prompts": shorter}
     with pytest.raises(ValueError, match="have other segments than the clean ones"):
@@ -247,7 +250,7 @@ def test_other_prompts_as_corrupted(cells, plain):
 
 
 def test_nothing_lost_is_refused(cells, plain):
-    """Ledger P3: an effect needs a difference. The planted model does not see the order of genes."""
+    """An effect needs a difference. The planted model does not see the order of genes."""
     adata = cells[0].copy()
     adata.uns["same"] = adata.uns["prompts"]
     with pytest.raises(ValueError, match="all read alike"):
@@ -268,7 +271,7 @@ def test_other_readings(cells, metric):
     mt.tl.ablate_heads(
         adata, model, readout={"gene": gene, "function": log_odds}.get(metric, metric), how="zero"
     )
-    effects = mt.get.ablate_heads(adata).set_index("heads")
+    effects = mt.get.table(adata, "ablate_heads").set_index("heads")
     assert effects["size"].idxmax() == "L1H2"
     assert effects["size"].drop("L1H2").max() < 0.02 * effects["size"].max()
     assert "error_change" not in effects
@@ -286,16 +289,16 @@ def test_other_readings(cells, metric):
         mt.pp.sample_prompts(adata, **settings)
         mt.tl.patch(adata, model, corrupted="mask_context", readout=gene)
         # The prompt ends before the gene.
-        table = mt.get.patch(adata).pivot(index="layer", columns="segment", values="effect")
+        table = mt.get.table(adata, "patch").pivot(index="layer", columns="segment", values="effect")
         assert table.columns.tolist() == ["boq", "context_0", "query"]
         np.testing.assert_allclose(table["context_0"], [1, 1, 0, 0], atol=0.02)
 
 
 def test_greedy_finds_the_planted_set(cells, two):
-    """Chosen on some donors, scored on others (ledger P5), and beyond random sets of as many heads (P1)."""
+    """Chosen on some donors, scored on others, and beyond random sets of as many heads."""
     adata, (model, _) = cells[0], two
-    mt.tl.ablate_heads(adata, model, how="zero", search="greedy", max_heads=3, n_random=40)
-    steps = mt.get.ablate_heads(adata)
+    mt.tl.ablate_heads(adata, model, how="zero", max_heads=3, n_random=40)
+    steps = mt.get.table(adata, "ablate_heads")
     assert steps["added"].tolist()[:2] == ["L1H2", "L0H1"]
     assert steps["heads"].tolist()[1] == "L0H1+L1H2"
     assert steps["n_heads"].tolist() == [1, 2, 3]
@@ -306,7 +309,7 @@ def test_greedy_finds_the_planted_set(cells, two):
     assert not np.allclose(steps["size"], steps["size_chosen_on"])
     assert mt.pl.ablate_heads(adata).get_xlabel() == "heads ablated together"
     with pytest.raises(ValueError, match="makes sets itself"):
-        mt.tl.ablate_heads(adata, model, search="greedy", heads=[[(0, 1), (0, 2)]])
+        mt.tl.ablate_heads(adata, model, max_heads=2, heads=[[(0, 1), (0, 2)]])
 
 
 @pytest.mark.slow
@@ -318,15 +321,15 @@ def test_prompts_beside_others_are_read_the_same(cells, two, monkeypatch):
         monkeypatch.setattr(mt.settings, "max_tokens", tokens)
         mt.tl.ablate_heads(adata, model, heads=heads, key_added=name)
         mt.tl.patch(adata, model, level="attention", key_added=f"patch_{name}", n_prompts=5)
-    a, b = (mt.get.ablate_heads(adata, key=name) for name in "ab")
+    a, b = (mt.get.table(adata, name) for name in "ab")
     np.testing.assert_allclose(a["change"], b["change"], atol=2e-2)
     np.testing.assert_allclose(a["null_size"], b["null_size"], atol=2e-2)
-    a, b = (mt.get.patch(adata, key=f"patch_{name}")[["effect", "null"]] for name in "ab")
+    a, b = (mt.get.table(adata, f"patch_{name}")[["effect", "null"]] for name in "ab")
     np.testing.assert_allclose(a, b, atol=1e-3)
     table = adata.uns["prompts"]["prompts"]
     adata.uns["prompts"] = {**adata.uns["prompts"], "prompts": table.iloc[::-1]}
     mt.tl.ablate_heads(adata, model, heads=heads, key_added="c")
-    b, c = (mt.get.ablate_heads(adata, key=name) for name in "bc")
+    b, c = (mt.get.table(adata, name) for name in "bc")
     np.testing.assert_allclose(b["change"], c["change"], atol=2e-2)
     np.testing.assert_allclose(b["change_low"], c["change_low"], atol=2e-2)
 
@@ -338,7 +341,7 @@ def test_attributions_are_the_planted_weights(cells, plain):
     mt.tl.attribute(adata, model, n_steps=8)
     params = adata.uns["attribute"]["params"]
     assert params["relative_residual"] < 1e-2
-    genes = mt.get.attribute(adata)
+    genes = mt.get.table(adata, "attribute")
     token = np.array([model.vocab[gene] for gene in genes["gene"]])
     feature = model.hf.model.embed_tokens.weight[token, 1].detach().numpy()
     assert genes.loc[feature > 0, "attribution"].min() > 0
@@ -357,7 +360,7 @@ def test_attributions_are_the_planted_weights(cells, plain):
     np.testing.assert_allclose(
         prompts["value"] - prompts["baseline_value"], sums + prompts["residual"], rtol=1e-6, atol=1e-6
     )
-    segments = mt.get.attribute_segments(adata).set_index("segment")
+    segments = mt.get.table(adata, "attribute", "segments").set_index("segment")
     assert segments.loc[["boq", "eoq"], "attribution"].eq(0).all()
     # All tokens count alike here: shares are those of the tokens, but for marks and genes without weight.
     assert abs(segments.loc["query", "share"] / segments.loc["query", "share_of_tokens"] - 1) < 0.4
@@ -372,7 +375,7 @@ def test_a_genes_attributions(cells):
     gene = common_gene(adata)
     model, feature = plant(vocab, {(1, 2): 1.0}, gene=gene)
     mt.tl.attribute(adata, model, readout=gene, n_steps=8)
-    genes = mt.get.attribute(adata)
+    genes = mt.get.table(adata, "attribute")
     assert genes.attrs["unit"] == "nats"
     assert not ((genes["gene"] == gene) & (genes["part"] == "query")).any()
     sign = np.sign(feature[[model.vocab[name] for name in genes["gene"]]])
@@ -383,8 +386,8 @@ def test_a_genes_attributions(cells):
 
 @needs_captum
 @pytest.mark.slow
-def test_attributions_that_do_not_add_up_are_said(cells):
-    """Ledger: completeness is checked, not assumed."""
+def test_attributions_that_do_not_add_up_are_said(cells, monkeypatch):
+    """Completeness is checked, not assumed."""
     adata, vocab = cells
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     shape |= {"max_position_embeddings": 16, "initializer_range": 0.8}
@@ -394,10 +397,12 @@ def test_attributions_that_do_not_add_up_are_said(cells):
     with pytest.warns(UserWarning, match=r"Attributions miss .* of what they should add up to"):
         mt.tl.attribute(adata, model, n_steps=1, n_prompts=4)
     rough = adata.uns["attribute"]["params"]["relative_residual"]
-    mt.tl.attribute(adata, model, n_steps=200, n_prompts=4, tolerance=rough / 2)
+    monkeypatch.setattr(module, "_TOLERANCE", rough / 2)
+    mt.tl.attribute(adata, model, n_steps=200, n_prompts=4)
     assert adata.uns["attribute"]["params"]["relative_residual"] < rough / 2
+    monkeypatch.setattr(module, "_TOLERANCE", 100)
     for baseline in ("mask", "pad"):
-        mt.tl.attribute(adata, model, n_steps=2, n_prompts=3, baseline=baseline, tolerance=100)
+        mt.tl.attribute(adata, model, n_steps=2, n_prompts=3, baseline=baseline)
 
 
 @needs_captum
@@ -414,7 +419,7 @@ def test_rank_alone_is_not_called_a_gene(cells, plain, monkeypatch):
 
     monkeypatch.setattr(module, "integrated_gradients", fake)
     mt.tl.attribute(adata, plain)
-    genes = mt.get.attribute(adata)
+    genes = mt.get.table(adata, "attribute")
     assert genes.attrs["rank_correlation"] < -0.5
     tested = genes[genes["p_value"].notna()]
     assert len(tested) > 60
@@ -438,7 +443,7 @@ def test_nothing_is_called_too_often():
 
 
 def test_units_are_donors_and_few_are_not_tested():
-    """Ledger P4 and "not tested is not negative": prompts of two donors give no p value, however many."""
+    """Not tested is not negative: prompts of two donors give no p value, however many."""
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"donor": np.repeat(["a", "b"], 50), "query": [f"cell{i}" for i in range(100)]})
     few = donor_mean(rng.normal(1, 0.1, (100, 1)), table)
@@ -468,13 +473,15 @@ def test_models_that_cannot_tell_time(cells):
             with pytest.raises(ValueError, match="cannot tell time|reads no prompts"):
                 function(adata, model)
     mt.tl.ablate_heads(adata, stage_1, readout="likelihood", donor_key="donor_id", n_prompts=20)
-    effects = mt.get.ablate_heads(adata)
+    effects = mt.get.table(adata, "ablate_heads")
     assert effects["unit"].tolist() == ["donor", "donor"]
     assert effects["n_prompts"].tolist() == [20, 20]
-    score = mt.tl.log_likelihood(adata, stage_1, copy=True).obs["log_likelihood"]
+    score = on_copy(mt.tl.log_likelihood, adata, stage_1).obs["log_likelihood"]
     mt.tl.ablate_heads(adata, stage_1, readout="likelihood", n_prompts=None)
-    np.testing.assert_allclose(mt.get.ablate_heads(adata)["value_intact"].iloc[0], score.mean(), rtol=1e-5)
-    assert mt.get.ablate_heads(adata)["unit"].iloc[0] == "query cell"
+    np.testing.assert_allclose(
+        mt.get.table(adata, "ablate_heads")["value_intact"].iloc[0], score.mean(), rtol=1e-5
+    )
+    assert mt.get.table(adata, "ablate_heads")["unit"].iloc[0] == "query cell"
     with pytest.raises(ValueError, match="reads no prompts, so key="):
         mt.tl.ablate_heads(adata, stage_1, readout="likelihood", key="prompts")
     with pytest.raises(ValueError, match="donor_key is for models"):
@@ -488,12 +495,12 @@ def test_prompts_that_ask_for_cells(cells, two):
     with pytest.raises(ValueError, match="ask for cells"):
         mt.tl.ablate_heads(adata, model)
     mt.tl.ablate_heads(adata, model, readout="likelihood", heads=[(1, 2)])
-    assert mt.get.ablate_heads(adata)["change"].abs().iloc[0] > 0
+    assert mt.get.table(adata, "ablate_heads")["change"].abs().iloc[0] > 0
 
 
 def test_what_is_refused(cells, two):
     adata, (model, _) = cells[0], two
-    with pytest.raises(ValueError, match="There is no how='none'"):
+    with pytest.raises(ValueError, match="There is no how 'none'"):
         mt.tl.ablate_heads(adata, model, how="none")
     with pytest.raises(
         ValueError, match=r"There is no head \(0, 4\); this model has layers 0..2 and heads 0..3"
@@ -503,7 +510,7 @@ def test_what_is_refused(cells, two):
         mt.tl.ablate_heads(adata, model, heads=[])
     with pytest.raises(ValueError, match="n_prompts must be at least 2"):
         mt.tl.ablate_heads(adata, model, n_prompts=1)
-    with pytest.raises(ValueError, match="There is no level='heads'"):
+    with pytest.raises(ValueError, match="There is no level 'heads'"):
         mt.tl.patch(adata, model, level="heads")
     with pytest.raises(KeyError, match="neither an ablation"):
         mt.tl.patch(adata, model, corrupted="nothing")
@@ -537,7 +544,7 @@ def test_figures(cells, two):
     ax = mt.pl.ablate_heads(adata)
     grid = ax.images[0].get_array()
     assert grid.shape == (LAYERS, HEADS)
-    effects = mt.get.ablate_heads(adata).set_index(["layer", "head"])
+    effects = mt.get.table(adata, "ablate_heads").set_index(["layer", "head"])
     assert grid[1, 2] == effects.loc[(1, 2), "error_change"]
     assert (
         mt.pl.ablate_heads(adata, value="change").images[0].get_array()[0, 1] == effects.loc[(0, 1), "change"]

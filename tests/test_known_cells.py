@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.pp._design import get_labels, known_cells
@@ -106,7 +107,7 @@ def test_a_donor_of_several_times_has_one_place_among_donors(cells, moved):
     for adata in (cells, moved):
         adata.obs["visit"] = adata.obs["age_months"] + 300 * (adata.obs_names.str[-1].astype(int) % 2)
     chosen = [
-        mt.pp.hold_out(adata, donor_key="donor_id", donors=0.4, time_key="visit", copy=True).uns["hold_out"]
+        on_copy(mt.pp.hold_out, adata, donor_key="donor_id", donors=0.4, time_key="visit").uns["hold_out"]
         for adata in (cells, moved)
     ]
     assert list(chosen[0]["params"]["donors"]) == list(chosen[1]["params"]["donors"])

@@ -177,18 +177,14 @@ def test_gene_embeddings_are_means_over_cells(model, sequences):
 
 
 @pytest.mark.parametrize("shape", ["217m", "1b"])
-def test_rope_of_the_published_shapes(shape, shared):
+def test_rope_of_the_published_shapes(shape, parity):
     """Inverse frequencies equal those of the original's own scaling (parity group rope_llama3_scaling)."""
-    import json
-
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     from maxtoki_toolkit.models.build import SHAPES
 
-    groups = json.loads((shared / "reference" / "parity_cases.json").read_text())["groups"]
-    cases = next(group["cases"] for group in groups if group["id"] == "rope_llama3_scaling")
-    for case in cases:
+    for case in parity["rope_llama3_scaling"]["cases"]:
         if case["head_dim"] != SHAPES[shape]["head_dim"]:
             continue
         keys = (
@@ -216,7 +212,7 @@ def test_half_precision_reads_the_same_time():
     found = []
     for model in (exact, half):
         mt.tl.predict_timelapse(adata, model)
-        found.append(mt.get.timelapse(adata)["predicted"].to_numpy())
+        found.append(mt.get.table(adata, "timelapse")["predicted"].to_numpy())
     assert half.hf.dtype == torch.bfloat16
     assert np.corrcoef(*found)[0, 1] > 0.999
     assert np.abs(found[0] - found[1]).max() < 0.05 * np.abs(found[0]).max()

@@ -1,4 +1,4 @@
-"""Generated cells: what the simple way without a cache writes, and only what a cell can hold."""
+"""Generated cells: what the baseline without a cache writes, and only what a cell can hold."""
 
 import numpy as np
 import pytest

@@ -70,7 +70,7 @@ def all_sites(model):
 
 
 def test_zero_delta_edit_is_the_clean_run_bit_by_bit(model):
-    """Ledger L005, L011, L015: an edit that changes nothing changed the result."""
+    """An edit that changes nothing does not change the result."""
     clean = logits(model)
     for site in all_sites(model):
         assert torch.equal(logits(model, [(site, lambda x: x)]), clean), site
@@ -79,7 +79,7 @@ def test_zero_delta_edit_is_the_clean_run_bit_by_bit(model):
 
 
 def test_scaling_by_one_is_nothing_and_by_two_is_not(model):
-    """Ledger: a steer with alpha = 1 is a no-op."""
+    """Steering with alpha = 1 is a no-op."""
     clean = logits(model)
     for site in all_sites(model):
         assert torch.equal(logits(model, [(site, lambda x: 1.0 * x)]), clean)
@@ -88,7 +88,7 @@ def test_scaling_by_one_is_nothing_and_by_two_is_not(model):
 
 
 def test_two_edits_compose(model):
-    """Ledger L012: AB is not B. In one list, and context within context; the order counts."""
+    """AB is not B. In one list, and context within context; the order counts."""
     site = Site(1, "output")
     double, shift = (site, lambda x: 2 * x), (site, lambda x: x + torch.linspace(0, 1, x.shape[-1]))
     both = logits(model, [double, shift])
@@ -101,7 +101,7 @@ def test_two_edits_compose(model):
 
 
 def test_an_edit_at_one_layer_changes_the_next(model):
-    """Ledger: no empty layer after the source; and the input of block l + 1 is the output of block l."""
+    """No empty layer after the source; and the input of block l + 1 is the output of block l."""
     sites = [Site(layer, part) for layer in range(3) for part in ("input", "output")]
     with torch.inference_mode():
         with captured(model, sites) as clean:
@@ -274,7 +274,7 @@ def test_out_of_memory_halves_the_batch(model, sequences, monkeypatch):
 
 
 def test_the_null_changes_as_much_elsewhere(model, sequences):
-    """Ledger L033: a null that never moved. And it must be of the same size."""
+    """The null moves. And it is of the same size."""
     parts, read = layout(sequences, VOCAB), token_readout(model, 9)
     found = ablate(model, sequences, parts, read, [[(1, 2)], [(0, 0), (0, 1)]], "zero", seed=3)
     assert ((found.null - found.intact[:, None]) != 0).all()

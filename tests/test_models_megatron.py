@@ -262,11 +262,9 @@ def test_files_in_one_folder(folder, model, tmp_path):
     assert is_megatron(flat)
 
 
-def test_rope_parity(shared, tmp_path):
+def test_rope_parity(parity, tmp_path):
     """Inverse frequencies after reading, of Megatron's scaling and of transformers'."""
-    groups = json.loads((shared / "reference" / "parity_cases.json").read_text())["groups"]
-    cases = next(group["cases"] for group in groups if group["id"] == "rope_llama3_scaling")
-    for i, case in enumerate(cases):
+    for i, case in enumerate(parity["rope_llama3_scaling"]["cases"]):
         rope = {"rope_type": "llama3"} | {key: case[key] for key in LLAMA3 if key in case}
         model = make_model(
             head_dim=case["head_dim"],
@@ -285,9 +283,8 @@ def test_rope_parity(shared, tmp_path):
         assert torch.equal(found, ROPE_INIT_FUNCTIONS["llama3"](model.hf.config, "cpu")[0])
 
 
-def test_qkv_parity(shared):
-    groups = json.loads((shared / "reference" / "parity_cases.json").read_text())["groups"]
-    (case,) = next(group["cases"] for group in groups if group["id"] == "qkv_layout")
+def test_qkv_parity(parity):
+    (case,) = parity["qkv_layout"]["cases"]
     heads, groups = case["num_heads"], case["num_groups"]
     rows = torch.arange(len(case["row_order"])).unsqueeze(1)
     parts = split_qkv(rows, heads, groups)

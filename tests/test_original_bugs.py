@@ -1,7 +1,6 @@
-"""Each known defect of the original that concerns prompts, batches, time heads and vocabularies, by its code.
+"""Each known defect of the original that concerns prompts, batches, time heads and vocabularies, one a test.
 
-The codes are those of the specification of the original's behaviour. Defects of perturbation, generation and
-conversion are tested with those parts.
+A docstring says what the original does. Defects of perturbation, generation and conversion are tested with those parts.
 """
 
 import anndata
@@ -83,16 +82,16 @@ def adata():
     return AnnData(np.zeros((60, 1), np.float32), obs=obs)
 
 
-def test_b1_prompts_can_be_written(adata, tmp_path):
-    """B1: no blueprint can be written, for it holds NumPy arrays, and a broken JSON file is left."""
+def test_prompts_can_be_written(adata, tmp_path):
+    """No blueprint can be written, for it holds NumPy arrays, and a broken JSON file is left."""
     mt.pp.sample_prompts(adata, time_key="age", groupby="cell_type", n_prompts=20)
     adata.write_h5ad(tmp_path / "prompts.h5ad")
     table = anndata.read_h5ad(tmp_path / "prompts.h5ad").uns["prompts"]["prompts"]
     pd.testing.assert_frame_equal(table, adata.uns["prompts"]["prompts"], check_dtype=False)
 
 
-def test_b4_a_prompt_that_ends_at_eoq_is_read(model, cells, vocab):
-    """B4: a prompt that ends at `<eoq>` raises IndexError; users append a number, which is never read."""
+def test_a_prompt_that_ends_at_eoq_is_read(model, cells, vocab):
+    """A prompt that ends at `<eoq>` raises IndexError; users append a number, which is never read."""
     prompts = make_prompts(8)
     written = write_prompts(prompts, cells, vocab, max_length=64, answer=False).sequences
     assert (written.tokens[written.indptr[1:] - 1] == vocab["<eoq>"]).all()
@@ -103,16 +102,16 @@ def test_b4_a_prompt_that_ends_at_eoq_is_read(model, cells, vocab):
     np.testing.assert_array_equal(again.tokens, written.tokens)
 
 
-def test_b5_a_vocabulary_without_times(base, cells):
-    """B5: the base dictionary with prompts raises `KeyError: '<eoq>'`; here the message says what is missing."""
+def test_a_vocabulary_without_times(base, cells):
+    """The base dictionary with prompts raises `KeyError: '<eoq>'`; here the message says what is missing."""
     with pytest.raises(
         ValueError, match="has no time tokens: it is that of a model without temporal training"
     ):
         write_prompts(make_prompts(2), cells, base, max_length=64)
 
 
-def test_b6_times_are_added_once(vocab):
-    """B6: adding lapses to a dictionary that has them gives one id to several tokens."""
+def test_times_are_added_once(vocab):
+    """Adding lapses to a dictionary that has them gives one id to several tokens."""
     with pytest.raises(ValueError, match="has time tokens already"):
         vocab.with_times(-1, 1)
     with pytest.raises(ValueError, match="one id to several tokens"):
@@ -130,8 +129,8 @@ def one_loss(model, cells, vocab, prompts, *, loss="mse", scale=1.0, **settings)
         return module(**PromptCollator(cells, vocab, max_length=64)(prompts))
 
 
-def test_s1_scale_and_penalty_are_used_and_stored(model, cells, vocab, tmp_path):
-    """S1: the scale and the penalty that are set do nothing, and what was trained with "ce" is read times 200."""
+def test_scale_and_penalty_are_used_and_stored(model, cells, vocab, tmp_path):
+    """The scale and the penalty that are set do nothing, and what was trained with "ce" is read times 200."""
     prompts = make_prompts(4)
     plain = one_loss(model, cells, vocab, prompts)
     lapse = torch.from_numpy(prompts.lapse).float()
@@ -150,8 +149,8 @@ def test_s1_scale_and_penalty_are_used_and_stored(model, cells, vocab, tmp_path)
     np.testing.assert_allclose(read_lapses(loaded, written)[0], plain["predicted"], rtol=1e-5)
 
 
-def test_s2_positions_are_stretched_as_in_training(base, tmp_path):
-    """S2: predictions are made with a RoPE factor of 8, whatever the model was trained with."""
+def test_positions_are_stretched_as_in_training(base, tmp_path):
+    """Predictions are made with a RoPE factor of 8, whatever the model was trained with."""
     longer = mt.models.extend_model(
         mt.models.build_model(SHAPE, base), base.with_times(-1, 1), max_length=192
     )
@@ -161,8 +160,8 @@ def test_s2_positions_are_stretched_as_in_training(base, tmp_path):
     torch.testing.assert_close(loaded.hf.model.rotary_emb.inv_freq, longer.hf.model.rotary_emb.inv_freq)
 
 
-def test_s3_the_first_tokens_of_an_answer_are_learned(cells, vocab):
-    """S3: `<eoq>` -> `<bos>` and `<bos>` -> first gene are never trained, though generation starts there."""
+def test_the_first_tokens_of_an_answer_are_learned(cells, vocab):
+    """`<eoq>` -> `<bos>` and `<bos>` -> first gene are never trained, though generation starts there."""
     prompts = make_prompts(20, timelapse=False)
     batch = PromptCollator(cells, vocab, max_length=64)(prompts)
     for row, query in enumerate(prompts.query):
@@ -172,8 +171,8 @@ def test_s3_the_first_tokens_of_an_answer_are_learned(cells, vocab):
         assert (batch["labels"][row] != IGNORED).sum() == len(answer)
 
 
-def test_s4_a_prompt_that_does_not_fit_keeps_its_answer(cells, vocab):
-    """S4: prompts that are too long are cut on the right: the answer is lost and nothing is learned."""
+def test_a_prompt_that_does_not_fit_keeps_its_answer(cells, vocab):
+    """Prompts that are too long are cut on the right: the answer is lost and nothing is learned."""
     prompts = Prompts(*(np.array(field) for field in ([[5, 4]], [3], [[1]], [2], [False])))
     whole = write_prompts(prompts, cells, vocab, max_length=64).sequences.tokens.tolist()
     clipped = write_prompts(prompts, cells, vocab, max_length=len(whole) - 3)
@@ -183,8 +182,8 @@ def test_s4_a_prompt_that_does_not_fit_keeps_its_answer(cells, vocab):
         PromptCollator(cells, vocab, max_length=len(whole) - 4)(prompts)
 
 
-def test_s5_a_cell_of_one_gene_is_a_cell(model, cells, vocab):
-    """S5: an answer of one gene is taken for a lapse (as whatever has one learned token or none)."""
+def test_a_cell_of_one_gene_is_a_cell(model, cells, vocab):
+    """An answer of one gene is taken for a lapse (as whatever has one learned token or none)."""
     for row in (0, 1):
         prompts = Prompts(*(np.array(field) for field in ([[5, 4]], [row], [[1]], [2], [False])))
         batch = PromptCollator(cells, vocab, max_length=64)(prompts)
@@ -194,8 +193,8 @@ def test_s5_a_cell_of_one_gene_is_a_cell(model, cells, vocab):
         assert result["loss"] == result["cell_loss"][0] > 0
 
 
-def test_s7_balance_acts_on_shares():
-    """S7: balance mixes counts of cells with shares, so it does next to nothing unless it is 1."""
+def test_balance_acts_on_shares():
+    """Balance mixes counts of cells with shares, so it does next to nothing unless it is 1."""
 
     def share(counts, balance):
         group = np.repeat([0, 1], counts)
@@ -210,8 +209,8 @@ def test_s7_balance_acts_on_shares():
     assert share([900, 100], 1.0) == pytest.approx(0.5, abs=0.015)
 
 
-def test_s8_s9_prompts_know_their_cells_by_name(adata):
-    """S8: a blueprint made by data set is filled from the data sets in a row. S9: it holds rows of a filtered table.
+def test_prompts_know_their_cells_by_name(adata):
+    """A blueprint made by data set is filled from the data sets in a row. It holds rows of a filtered table.
 
     Both give wrong cells without a word. Here cells are found by name, and missed where they are gone.
     """
@@ -230,8 +229,8 @@ def test_s8_s9_prompts_know_their_cells_by_name(adata):
         read_prompts(table, gone, gone)
 
 
-def test_s10_no_cell_is_context_and_query():
-    """S10: a cell can be context and query of one prompt, which is then copied; donors are not held out."""
+def test_no_cell_is_context_and_query():
+    """A cell can be context and query of one prompt, which is then copied; donors are not held out."""
     time = np.array([1, 1, 2, 2, 3])
     both = np.ones(5, bool)
     for mode in ("query", "anywhere"):
@@ -241,8 +240,8 @@ def test_s10_no_cell_is_context_and_query():
         assert (drawn.context != drawn.query[:, None]).all()
 
 
-def test_s10_donors_are_held_out(adata):
-    """S10: donors are not held out; here prompts keep to one side."""
+def test_donors_are_held_out(adata):
+    """Donors are not held out; here prompts keep to one side."""
     mt.pp.hold_out(adata, donor_key="donor", donors=0.5)
     sets = [set(adata.obs.loc[adata.obs[side], "donor"]) for side in ("train", "held_out_donors")]
     assert not sets[0] & sets[1]
@@ -254,8 +253,8 @@ def test_s10_donors_are_held_out(adata):
     assert adata.obs["held_out_donors"].to_numpy()[drawn.query].all()
 
 
-def test_s11_predictions_come_in_the_order_of_the_prompts(model, cells, vocab):
-    """S11: a row without `<eoq>` shifts all that follow, and files of predictions are put in alphabetical order."""
+def test_predictions_come_in_the_order_of_the_prompts(model, cells, vocab):
+    """A row without `<eoq>` shifts all that follow, and files of predictions are put in alphabetical order."""
     written = write_prompts(make_prompts(25), cells, vocab, max_length=64, answer=False).sequences
     together, _ = read_lapses(temporal(model), written, max_tokens=60)
     for i in range(25):
@@ -264,8 +263,8 @@ def test_s11_predictions_come_in_the_order_of_the_prompts(model, cells, vocab):
         assert together[i] == pytest.approx(alone[0], abs=1e-4)
 
 
-def test_s12_there_are_no_padded_columns(model, vocab):
-    """S12: embeddings are padded to a multiple of 128, and the columns without a token count as non-numeric."""
+def test_there_are_no_padded_columns(model, vocab):
+    """Embeddings are padded to a multiple of 128, and the columns without a token count as non-numeric."""
     logits = torch.zeros(1, vocab.size)
     _, p_non_numeric = expected_value(logits, vocab)
     assert p_non_numeric.item() == pytest.approx(1 - len(vocab.time_ids) / vocab.size)
@@ -277,8 +276,8 @@ def vocab_with_gap(vocab):
     return mt.models.Vocabulary({**vocab.tokens, "<eoq>": vocab.size + 5}, vocab.medians)
 
 
-def test_s13_predictions_are_lapses_one_a_prompt(model, cells, vocab):
-    """S13: mean predictions are divided by all positions, and "time tokens" are ids, joined along a wrong axis."""
+def test_predictions_are_lapses_one_a_prompt(model, cells, vocab):
+    """Mean predictions are divided by all positions, and "time tokens" are ids, joined along a wrong axis."""
     written = write_prompts(make_prompts(7), cells, vocab, max_length=64, answer=False).sequences
     lapse, p_non_numeric = read_lapses(temporal(model), written)
     assert lapse.shape == p_non_numeric.shape == (7,)
@@ -288,8 +287,8 @@ def test_s13_predictions_are_lapses_one_a_prompt(model, cells, vocab):
     assert predicted.isnan().tolist() == [False] * 3 + [True] * 4
 
 
-def test_s15_pad_is_never_a_label(cells, vocab):
-    """S15: 0 is the label that is ignored, and also what the last gene is trained to predict."""
+def test_pad_is_never_a_label(cells, vocab):
+    """0 is the label that is ignored, and also what the last gene is trained to predict."""
     prompts = make_prompts(20)._replace(timelapse=np.arange(20) % 2 == 0)
     labels = PromptCollator(cells, vocab, max_length=64)(prompts)["labels"]
     assert vocab["<pad>"] not in labels
@@ -300,8 +299,8 @@ def test_s15_pad_is_never_a_label(cells, vocab):
     assert (labels != IGNORED).sum() == len(cells.tokens) - len(examples)
 
 
-def test_s16_ids_need_not_be_in_order(base):
-    """S16: the number of tokens is taken for the next id and for the size of the embedding."""
+def test_ids_need_not_be_in_order(base):
+    """The number of tokens is taken for the next id and for the size of the embedding."""
     shuffled = {token: 3 * number + 1 for token, number in reversed(base.tokens.items())}
     vocab = mt.models.Vocabulary(shuffled, base.medians)
     times = vocab.with_times(-2, 2)
@@ -312,8 +311,8 @@ def test_s16_ids_need_not_be_in_order(base):
     assert longer.hf.get_input_embeddings().num_embeddings == times.size
 
 
-def test_s17_tasks_depend_on_the_seed_alone(adata):
-    """S17: the task of a prompt is drawn from a global generator when it is written, and not recorded."""
+def test_tasks_depend_on_the_seed_alone(adata):
+    """The task of a prompt is drawn from a global generator when it is written, and not recorded."""
     group, time = np.zeros(60, int), adata.obs["age"].to_numpy()
     both = np.ones(60, bool)
 

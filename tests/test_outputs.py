@@ -12,7 +12,7 @@ import pytest
 import maxtoki_toolkit as mt
 from maxtoki_toolkit._files import atomic
 from maxtoki_toolkit._outputs import MARK, check_output, claim, new_output, read_mark
-from maxtoki_toolkit.get._effects_file import is_written, write_effects
+from maxtoki_toolkit.results.effects_file import find_effects, write_effects
 
 JOB = {"input": "a", "k": (1, 2)}
 
@@ -286,20 +286,20 @@ def test_effects_of_another_screen_or_of_the_user_stay(tmp_path):
     path, table = tmp_path / "effects.csv", pd.DataFrame({"gene": ["a"], "effect": [1.0]})
     path.write_text("theirs")
     with pytest.raises(ValueError, match="exists and is no screen"):
-        is_written(path, {"mode": "delete"}, overwrite=True)
+        find_effects(path, {"mode": "delete"}, overwrite=True)
     path.unlink()
     write_effects(path, table, {"mode": "delete"}, "months")
-    assert is_written(path, {"mode": "delete"})
+    assert find_effects(path, {"mode": "delete"})
     with pytest.raises(ValueError, match=r"other settings or data \(mode\).*overwrite=True"):
-        is_written(path, {"mode": "shift"})
-    assert not is_written(path, {"mode": "shift"}, overwrite=True)
+        find_effects(path, {"mode": "shift"})
+    assert not find_effects(path, {"mode": "shift"}, overwrite=True)
     # Killed between the note and the table: it is made again.
     written = path.read_bytes()
     path.unlink()
-    assert not is_written(path, {"mode": "delete"})
+    assert not find_effects(path, {"mode": "delete"})
     path.write_bytes(written + b"b,2.0,months\n")
     with pytest.raises(ValueError, match="has changed since it was written"):
-        is_written(path, {"mode": "delete"}, overwrite=True)
+        find_effects(path, {"mode": "delete"}, overwrite=True)
     (tmp_path / "effects.csv.json").write_text("[]")
     with pytest.raises(ValueError, match=r"effects\.csv\.json exists and is of no screen"):
-        is_written(path, {"mode": "delete"}, overwrite=True)
+        find_effects(path, {"mode": "delete"}, overwrite=True)

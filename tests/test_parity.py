@@ -1,26 +1,19 @@
-"""The original's own inputs and outputs (`reference/parity_cases.json` of the development data).
+"""What the original makes of our inputs (`data/parity.json`), and of its own where the development data are.
 
 Groups about rank value encoding, dictionaries and the model's shape. Where this package differs on purpose,
 the case says so and asserts the difference.
 """
 
-import json
-
 import anndata
 import numpy as np
 import pytest
+from helpers import on_copy
 from scipy.sparse import csr_matrix
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.models.sequences import cell_sequences
 from maxtoki_toolkit.models.vocabulary import _as_time
 from maxtoki_toolkit.pp._rank import rank_csr
-
-
-@pytest.fixture(scope="module")
-def parity(shared):
-    content = json.loads((shared / "reference" / "parity_cases.json").read_text())
-    return {group["id"]: group for group in content["groups"]}
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +140,7 @@ def test_rank_value_encoding(parity, published):
         adata = cells_of(case)
         mapping = {key: gene for key, gene in run.get("mapping", {}).items() if isinstance(gene, str)}
         # The original drops cells without genes and shifts the others; here they are an error to act on.
-        mapped = mt.pp.map_genes(adata, published, gene_key="ensembl_id", mapping=mapping, copy=True)
+        mapped = on_copy(mt.pp.map_genes, adata, published, gene_key="ensembl_id", mapping=mapping)
         known = mapped.var["ensembl_id"].isin(published.genes).to_numpy()
         empty = np.asarray(adata.X[:, known].sum(axis=1)).ravel() == 0
         if empty.any():

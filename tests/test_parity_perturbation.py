@@ -1,10 +1,8 @@
-"""The original's own inputs and outputs: edits of cells, scores of the likelihood, and screens.
+"""What the original makes of edits of cells, scores of the likelihood, and screens (`data/parity.json`, and its own inputs).
 
 Deviations: cells are edited in their whole ranking before they are cut, an absent gene is reported and has no effect instead of 0, and a
 combination of a knock-out and an overexpression is two edits, one after the other.
 """
-
-import json
 
 import numpy as np
 import pytest
@@ -14,12 +12,6 @@ from maxtoki_toolkit.models.edits import edit_cells
 from maxtoki_toolkit.models.prompts import Prompts, write_prompts
 from maxtoki_toolkit.models.sequences import Sequences
 from maxtoki_toolkit.models.vocabulary import Vocabulary, _as_time
-
-
-@pytest.fixture(scope="module")
-def groups(shared):
-    content = json.loads((shared / "reference" / "parity_cases.json").read_text())
-    return {group["id"]: group for group in content["groups"]}
 
 
 def as_sequences(cells):
@@ -37,14 +29,14 @@ def edited(rank, genes, mode):
 
 
 @pytest.mark.parametrize(("group", "mode"), [("knockout", "delete"), ("overexpress", "overexpress")])
-def test_edits(groups, group, mode):
-    for case in groups[group]["cases"]:
+def test_edits(parity, group, mode):
+    for case in parity[group]["cases"]:
         assert edited(case["rank"], case["genes"], mode) == case["expected"]
 
 
-def test_specs(groups):
-    tokens = {"GENE3": 7, "GENE7": 11}
-    for case in groups["perturb_specs"]["cases"]:
+def test_specs(parity):
+    tokens = parity["perturb_specs"]["token_dictionary"]
+    for case in parity["perturb_specs"]["cases"]:
         rank, metadata = case["rank"], case["metadata"]
         for key, mode in [("gene", "delete"), ("knockouts", "delete"), ("overexpressions", "overexpress")]:
             if metadata.get(key):
@@ -52,14 +44,14 @@ def test_specs(groups):
         assert rank == case["expected"]
 
 
-def test_cells_keep_their_marks(groups):
-    for case in groups["strip_wrap"]["cases"]:
+def test_cells_keep_their_marks(parity):
+    for case in parity["strip_wrap"]["cases"]:
         rank = case["stripped"]
         assert edited(rank, 99, "delete") == rank
         assert [2, *rank, 3] == case["rewrapped"]
 
 
-def test_scoring_prompt(groups, monkeypatch):
+def test_scoring_prompt(parity, monkeypatch):
     """The target follows the edited cell, and its genes alone are scored."""
     from maxtoki_toolkit.tl import _edit_readouts
 
@@ -72,7 +64,7 @@ def test_scoring_prompt(groups, monkeypatch):
         return found
 
     monkeypatch.setattr(_edit_readouts, "token_log_likelihoods", record)
-    for case in groups["scoring_prompt"]["cases"]:
+    for case in parity["scoring_prompt"]["cases"]:
         cell, target = as_sequences([[2, *case["context"], 3]]), as_sequences([[2, *case["target"], 3]])
         mean = _edit_readouts.read_likelihoods(None, cell, target)
         expected = case["expected"]
@@ -82,9 +74,9 @@ def test_scoring_prompt(groups, monkeypatch):
         assert mean.tolist() == [(n - 1) / 2]
 
 
-def test_score(groups):
+def test_score(parity):
     """The sum of the log-probabilities, from the logits before each token."""
-    for case in groups["score_logprob"]["cases"]:
+    for case in parity["score_logprob"]["cases"]:
         start, end = case["target_start"], case["target_end"]
         if start < 1:
             assert "error" in case["expected"]
@@ -96,12 +88,12 @@ def test_score(groups):
         assert np.mean(chosen) == pytest.approx(value["mean_logprob"], rel=1e-5)
 
 
-def test_screen_dataset(groups):
+def test_screen_dataset(parity):
     """Unedited prompt, then each edit, pair by pair; without the placeholder that the original writes after `<eoq>`."""
-    for case in groups["screen_dataset"]["cases"]:
+    for case in parity["screen_dataset"]["cases"]:
         tokens = {
             _as_time(str(token)): number
-            for token, number in groups["screen_dataset"]["token_dictionary"].items()
+            for token, number in parity["screen_dataset"]["token_dictionary"].items()
         }
         genes = [token for token in tokens if isinstance(token, str) and not token.startswith("<")]
         vocab = Vocabulary(tokens, dict.fromkeys(genes, 1.0))
@@ -122,9 +114,9 @@ def test_screen_dataset(groups):
         assert written == [row[:-1] for row in case["input_ids"]]
 
 
-def test_screen_predictions(groups):
+def test_screen_predictions(parity):
     """The effect is the edited prompt's prediction less that of the same pair unedited."""
-    for case in groups["screen_predictions"]["cases"]:
+    for case in parity["screen_predictions"]["cases"]:
         for row, predicted in zip(case["expected"], case["preds"], strict=True):
             base = next(
                 other

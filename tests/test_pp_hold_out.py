@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
 
@@ -140,7 +141,7 @@ def test_what_is_recorded_survives_a_file(adata, tmp_path):
 
 
 def test_copy(adata):
-    other = mt.pp.hold_out(adata, donor_key="donor", copy=True)
+    other = on_copy(mt.pp.hold_out, adata, donor_key="donor")
     assert set(COLUMNS) <= set(other.obs)
     assert not set(COLUMNS) & set(adata.obs)
 
@@ -169,3 +170,22 @@ def test_refusals(adata, settings, error, message):
         mt.pp.hold_out(adata, **{"donor_key": "donor", **settings})
     assert not adata.uns
     assert not set(COLUMNS) & set(adata.obs)
+
+
+def test_coverage_marks_what_is_held_out():
+    """A field a type and time; one line where some cells are held out, two where all are."""
+    cells = mt.datasets.aging_atlas(600, 12, n_genes=500)
+    mt.pp.hold_out(cells, donor_key="donor_id", donors=0.0, groups={"cell_type": ["macrophage"]})
+    fig = mt.pl.coverage(cells, time_key="age_months", groupby="cell_type", study_key="batch")
+    panels = [ax for ax in fig.axes if ax.get_title()]
+    assert [ax.get_title().split(" ")[0] for ax in panels] == sorted(cells.obs["batch"].unique())
+    assert fig.get_supxlabel() == "age (years)"
+    types = [text.get_text() for text in panels[0].get_yticklabels()]
+    for ax, (_, part) in zip(panels, cells.obs.groupby("batch", observed=True), strict=True):
+        shown = np.ma.filled(ax.collections[0].get_array(), np.nan)
+        assert np.nansum(shown) == len(part)
+        per_type = part["cell_type"].value_counts().reindex(types).to_numpy()
+        assert (np.nansum(shown, axis=1) == np.nan_to_num(per_type)).all()
+        rows = [round(np.mean(line.get_ydata())) for line in ax.lines]
+        fields = np.isfinite(shown[types.index("macrophage")]).sum()
+        assert rows == [types.index("macrophage")] * 2 * fields

@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
+from helpers import on_copy
 from scipy import stats
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit.pp._turnover import fit_lines, rank_scores, two_lines
+from maxtoki_toolkit.stats.turnover import fit_lines, rank_scores, two_lines
 
 N_TURNING, N_RISING, N_GENES = 12, 12, 120
 
@@ -43,14 +44,14 @@ def test_planted_turns_are_found(donor_key):
     # Cells are evidence of their own only where donors do not differ.
     adata = course(donor_sd=0 if donor_key is None else 0.15)
     mt.pp.holdout_intervals(adata, time_key="time", donor_key=donor_key, n_bins=7)
-    genes = mt.get.turning_genes(adata)
+    genes = mt.get.table(adata, "holdout_intervals", "genes")
     planted = {f"g{i}" for i in range(N_TURNING)}
     assert len(planted & set(genes["gene"])) >= 0.8 * N_TURNING
     assert (~genes["gene"].isin(planted)).mean() <= 0.1
     number = genes["gene"].str[1:].astype(int)
     right = np.where(number % 2 == 0, "peak", "dip") == genes["direction"]
     assert right[genes["gene"].isin(planted)].all()
-    found = mt.get.holdout_intervals(adata)
+    found = mt.get.table(adata, "holdout_intervals")
     (chosen,) = found[found["held_out"]].itertuples()
     assert chosen.first <= 60
     assert chosen.last >= 40
@@ -69,7 +70,7 @@ def test_what_only_levels_off_does_not_turn():
     adata = course(seed=1)
     mt.pp.holdout_intervals(adata, time_key="time", donor_key="donor", intervals=0)
     levelling = {f"g{i}" for i in range(N_TURNING, N_TURNING + N_RISING)}
-    assert not levelling & set(mt.get.turning_genes(adata)["gene"])
+    assert not levelling & set(mt.get.table(adata, "holdout_intervals", "genes")["gene"])
     assert adata.obs["train"].all()
 
 
@@ -78,7 +79,7 @@ def test_nothing_planted_nothing_found():
     for seed in range(8):
         adata = course(seed=seed, planted=False, n_cells=8)
         mt.pp.holdout_intervals(adata, time_key="time", donor_key="donor", intervals=0, n_permutations=1)
-        found += len(mt.get.turning_genes(adata)) > 0
+        found += len(mt.get.table(adata, "holdout_intervals", "genes")) > 0
     assert found <= 1
     with pytest.raises(ValueError, match="genes turn over in only 0 of 6"):
         mt.pp.holdout_intervals(adata, time_key="time", donor_key="donor", n_permutations=0)
@@ -121,7 +122,7 @@ def test_a_time_course_of_few_times():
     """Donors at all times: cells of the interval are held out, not the donors."""
     adata = course(per_donor=True)
     mt.pp.holdout_intervals(adata, time_key="time", donor_key="donor", groupby="kind", n_permutations=1)
-    found = mt.get.holdout_intervals(adata)
+    found = mt.get.table(adata, "holdout_intervals")
     assert found["first"].tolist() == found["last"].tolist() == [20, 40, 60, 80] * 2
     assert set(found["group"]) == {"a", "b"}
     assert found.loc[found["held_out"], "first"].isin([40, 60]).all()
@@ -131,17 +132,19 @@ def test_a_time_course_of_few_times():
 
 def test_named_intervals_and_files(tmp_path):
     adata = course()
-    result = mt.pp.holdout_intervals(
-        adata, time_key="time", intervals=[(40, 60), (70, 80)], n_permutations=1, copy=True
+    result = on_copy(
+        mt.pp.holdout_intervals, adata, time_key="time", intervals=[(40, 60), (70, 80)], n_permutations=1
     )
     assert "held_out" not in adata.obs
-    assert mt.get.holdout_intervals(result)["held_out"].all()
+    assert mt.get.table(result, "holdout_intervals")["held_out"].all()
     assert (
         result.obs["held_out"] == (adata.obs["time"].between(40, 60) | adata.obs["time"].between(70, 80))
     ).all()
     result.write_h5ad(tmp_path / "cells.h5ad")
     read = anndata.read_h5ad(tmp_path / "cells.h5ad")
-    pd.testing.assert_frame_equal(mt.get.holdout_intervals(read), mt.get.holdout_intervals(result))
+    pd.testing.assert_frame_equal(
+        mt.get.table(read, "holdout_intervals"), mt.get.table(result, "holdout_intervals")
+    )
     # What was found can be given to hold_out, with donors.
     times = [tuple(pair) for pair in read.uns["hold_out"]["params"]["times"]]
     mt.pp.hold_out(read, donor_key="donor", time_key="time", times=times)
@@ -173,10 +176,10 @@ def test_scores_of_ranks():
 def test_myoblasts():
     """Real cells: which genes peak or dip within three days is known of a few."""
     adata = mt.datasets.load("myoblast_timecourse")
-    vocab = mt.models.Vocabulary.from_anndata(mt.pp.map_genes(adata, copy=True), force=True)
+    vocab = mt.models.Vocabulary.from_anndata(on_copy(mt.pp.map_genes, adata), force=True)
     mt.pp.rank_value_encode(adata, vocab, force=True)
     mt.pp.holdout_intervals(adata, time_key="Hours", n_permutations=5)
-    found = mt.get.holdout_intervals(adata)
+    found = mt.get.table(adata, "holdout_intervals")
     assert found["first"].tolist() == [24, 48]
     assert found["n_turning"].max() > 20
     assert found["n_turning_null"].max() <= 1

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
 
@@ -46,7 +47,7 @@ def test_ids_versions_and_mixtures(ids):
     mt.pp.map_genes(adata)
     assert adata.var["ensembl_id"].tolist() == [ids[0], ids[1], ids[2], ids[3], "ENSG00000185960", ""]
     assert status(adata) == ["matched", "versioned", "matched", "matched", "versioned", "dropped"]
-    report = mt.get.gene_report(adata)["n_genes"]
+    report = mt.get.table(adata, "map_genes")["n_genes"]
     assert report[["genes", "matched", "versioned", "retired", "dropped"]].tolist() == [6, 3, 2, 0, 1]
 
 
@@ -55,7 +56,7 @@ def test_tokens(ids, vocab):
     mt.pp.map_genes(adata, vocab)
     assert adata.var["token_id"].tolist() == [*range(4, 12), -1, -1]
     assert status(adata)[-2:] == ["dropped", "dropped"]
-    assert mt.get.gene_report(adata).loc["in_vocabulary", "n_genes"] == 8
+    assert mt.get.table(adata, "map_genes").loc["in_vocabulary", "n_genes"] == 8
 
 
 def test_the_best_column_is_found_and_gaps_are_filled(ids):
@@ -103,7 +104,7 @@ def test_duplicates_share_an_id_and_the_first_has_the_token(ids, vocab):
     mt.pp.map_genes(adata, vocab)
     assert adata.var["ensembl_id"].tolist() == [ids[0]] * 3 + [ids[2]]
     assert adata.var["token_id"].tolist() == [4, -1, -1, 6]
-    assert mt.get.gene_report(adata).loc["duplicated", "n_genes"] == 2
+    assert mt.get.table(adata, "map_genes").loc["duplicated", "n_genes"] == 2
     assert adata.n_vars == 4
 
 
@@ -193,7 +194,7 @@ def test_wrong_column_and_wrong_vocabulary(vocab):
 
 def test_copy_leaves_the_original_alone(vocab):
     adata = make(NAMES)
-    result = mt.pp.map_genes(adata, vocab, copy=True)
+    result = on_copy(mt.pp.map_genes, adata, vocab)
     assert "token_id" in result.var
     assert "token_id" not in adata.var
 

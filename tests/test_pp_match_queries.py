@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.pp.sample_prompts import read_prompts
@@ -151,7 +152,7 @@ def test_without_groups_and_donors(healthy, sick):
 
 
 def test_copy_and_missing_columns(healthy, sick):
-    other = mt.pp.match_queries(healthy, sick, tolerance=60, copy=True)
+    other = on_copy(mt.pp.match_queries, healthy, sick, tolerance=60)
     assert "matched_prompts" in other.uns
     assert "matched_prompts" not in healthy.uns
     for column in ("age", "cell_type", "donor"):

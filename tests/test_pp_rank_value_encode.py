@@ -4,6 +4,7 @@ import anndata
 import numpy as np
 import pytest
 from anndata import AnnData
+from helpers import on_copy
 from scipy.sparse import csc_matrix, csr_matrix
 
 import maxtoki_toolkit as mt
@@ -146,7 +147,7 @@ def test_unsorted_and_repeated_entries(vocab):
 def test_layer_and_copy(adata, vocab):
     adata.layers["counts"] = adata.X.copy()
     adata.X = adata.X.log1p()
-    result = mt.pp.rank_value_encode(adata, vocab, layer="counts", copy=True)
+    result = on_copy(mt.pp.rank_value_encode, adata, vocab, layer="counts")
     assert "rank" not in adata.layers
     np.testing.assert_array_equal(
         result.layers["rank"].toarray(), oracle(adata.layers["counts"].toarray(), medians_of(vocab, 320))

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.pp._design import get_groups, get_mask, get_times
@@ -134,7 +135,7 @@ def test_cells_without_a_group_are_left_out(adata):
 def test_copy_and_key(adata):
     assert mt.pp.sample_prompts(adata, **SETTINGS, key_added="mine") is None
     assert list(adata.uns) == ["mine"]
-    other = mt.pp.sample_prompts(adata, **SETTINGS, copy=True)
+    other = on_copy(mt.pp.sample_prompts, adata, **SETTINGS)
     assert "prompts" in other.uns
     assert "prompts" not in adata.uns
 
@@ -148,7 +149,7 @@ def test_copy_and_key(adata):
         ({"queries": "held_out"}, KeyError, r"Did not find \.obs\['held_out'\]"),
         ({"task": "both"}, ValueError, "There is no task 'both'; choose from timelapse, cell"),
         ({"n_prompts": 0}, ValueError, "n_prompts must be at least 1, got 0"),
-        ({"zero_lapse": "no"}, ValueError, "no zero_lapse 'no'"),
+        ({"sampling": mt.pp.PromptSampling(zero_lapse="no")}, ValueError, "no zero_lapse 'no'"),
         ({"context_size": 0}, ValueError, "context_size must be"),
         ({"groupby": "donor"}, ValueError, "No group has cells at 2 or more times"),
         (

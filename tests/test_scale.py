@@ -45,7 +45,7 @@ def model(folder):
     return mt.load_model(folder / "model", device="cpu")
 
 
-@pytest.fixture(scope="module", params=SIZES)
+@pytest.fixture(scope="module", params=[SIZES[0], pytest.param(SIZES[1], marks=pytest.mark.slow)])
 def cells(request, model):
     adata = atlas(request.param)
     mt.pp.rank_value_encode(adata, model)
@@ -144,16 +144,17 @@ def test_commands_on_50_000_cells(folder):
 def test_embedding_and_its_neighbours(cells, model):
     mt.tl.embed(cells, model)
     mt.tl.neighbor_purity(cells, model, groupby="cell_type")
-    scores = mt.get.neighbor_purity(cells).set_index("embedding")
+    scores = mt.get.table(cells, "neighbor_purity").set_index("embedding")
     assert (scores["n_cells"] == cells.n_obs).all()
     assert scores.loc["PCA", "purity"] > scores.loc["chance", "purity"]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("cells", SIZES[1:], indirect=True)
 def test_doublets(cells, model):
     mt.tl.doublets(cells, model, features=["expression", "size"])
     assert cells.obs["doublet_probability"].between(0, 1).all()
-    assert np.isfinite(mt.get.doublet_scores(cells)["auroc"]).all()
+    assert np.isfinite(mt.get.table(cells, "doublets", "scores")["auroc"]).all()
 
 
 @pytest.mark.filterwarnings("ignore:Variable names are not unique")

@@ -6,6 +6,7 @@ import importlib
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.models.sequences import Sequences
@@ -105,14 +106,14 @@ def test_each_changes_what_it_says(cells, written):
 
 def test_nothing_changed_is_no_effect(cells):
     adata, model = cells
-    found = mt.tl.ablate_prompt(adata, model, ablations=["intact", "shuffle_genes"], copy=True)
-    effects = mt.get.ablation(found).set_index("ablation")
+    found = on_copy(mt.tl.ablate_prompt, adata, model, ablations=["intact", "shuffle_genes"])
+    effects = mt.get.table(found, "ablate_prompt").set_index("ablation")
     assert effects.loc["intact", ["difference", "difference_low", "difference_high"]].tolist() == [0, 0, 0]
     assert effects.loc["intact", "p_value"] == 1
     assert effects.loc["shuffle_genes", "difference"] != 0
     assert mt.pl.ablation(found).get_title().startswith("60 prompts, ")
     # An ablation is the same beside others.
-    alone = mt.tl.ablate_prompt(adata, model, ablations=["shuffle_genes"], copy=True)
+    alone = on_copy(mt.tl.ablate_prompt, adata, model, ablations=["shuffle_genes"])
     table, other = (a.uns["ablate_prompt"]["prompts"]["shuffle_genes"] for a in (found, alone))
     np.testing.assert_allclose(table, other, rtol=1e-4)
 
@@ -121,7 +122,7 @@ def test_nothing_changed_is_no_effect(cells):
 def test_effects_are_of_donors(cells, monkeypatch, shift, called):
     """Errors that differ between donors by chance are no effect; errors that grow for all of them are."""
     adata, model = cells
-    prompts = mt.get.prompts(adata)
+    prompts = mt.get.table(adata, "prompts")
     rng = np.random.default_rng(1)
     donor = prompts["donor"].astype("category").cat.codes.to_numpy()
     of_donor = rng.normal(0, 50, donor.max() + 1)
@@ -130,8 +131,8 @@ def test_effects_are_of_donors(cells, monkeypatch, shift, called):
     monkeypatch.setattr(
         module, "read_lapses", lambda *_, **__: (prompts["lapse"].to_numpy() + next(answers), None)
     )
-    found = mt.tl.ablate_prompt(adata, model, ablations=["mask_query"], copy=True)
-    (effect,) = mt.get.ablation(found).to_dict("records")
+    found = on_copy(mt.tl.ablate_prompt, adata, model, ablations=["mask_query"])
+    (effect,) = mt.get.table(found, "ablate_prompt").to_dict("records")
     assert (effect["p_value"] < 0.05) == called
     assert (effect["difference_low"] > 0) == called
 
@@ -165,8 +166,8 @@ def test_what_is_refused(cells):
         mt.tl.ablate_prompt(adata, model, ablations=["shuffle"])
     with pytest.raises(ValueError, match="share must be between 0 and 1"):
         mt.tl.ablate_prompt(adata, model, share=1.0)
-    other = mt.pp.sample_prompts(
-        adata, time_key="age_months", groupby="cell_type", task="cell", n_prompts=5, copy=True
+    other = on_copy(
+        mt.pp.sample_prompts, adata, time_key="age_months", groupby="cell_type", task="cell", n_prompts=5
     )
     with pytest.raises(ValueError, match="ask for the lapse"):
         mt.tl.ablate_prompt(other, model)
@@ -186,7 +187,7 @@ def test_shuffling_and_masking_hurt_the_demo_model():
     mt.tl.ablate_prompt(
         adata, model, ablations=["shuffle_context", "shuffle_query", "mask_context", "mask_query"]
     )
-    effects = mt.get.ablation(adata).set_index("ablation")
+    effects = mt.get.table(adata, "ablate_prompt").set_index("ablation")
     assert (effects["difference"] > 0).all()
     # Of 24 donors, masking is seen; shuffling costs the demo model less.
     masked = effects.loc[["mask_context", "mask_query"]]

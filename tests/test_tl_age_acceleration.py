@@ -8,37 +8,33 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
 
-SETTINGS = {
+COLUMNS = {
     "condition_key": "condition",
     "control": "control",
     "time_key": "age_months",
     "donor_key": "donor_id",
-    "groupby": "cell_type",
 }
 TRUTH = {"accelerated_15y": 15, "accelerated_5y": 5, "accelerated_3y": 3, "resilient": 0}
-SHAPE = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 128,
-}
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:maxtoki_toolkit", "ignore::UserWarning:tests")
 
 
+def accelerate(adata, model, *, groupby="cell_type", n_cells=20, n_contexts=4, **settings):
+    """Match the donors of some cells, and estimate."""
+    matching = {name: settings.pop(name) for name in ("match_by", "tolerance", *COLUMNS) if name in settings}
+    mt.pp.match_ages(adata, **COLUMNS | matching)
+    sampling = mt.tl.AgeSampling(n_cells=n_cells, n_contexts=n_contexts)
+    mt.tl.age_acceleration(adata, model, groupby=groupby, sampling=sampling, **settings)
+
+
 @pytest.fixture(scope="module")
-def model():
+def model(tiny_clock):
     """A model that has what it takes to tell time, but has learned nothing."""
-    adata = mt.datasets.aging_atlas(200, 10, n_genes=500)
-    mt.pp.map_genes(adata)
-    vocab = mt.models.Vocabulary.from_anndata(adata)
-    small = mt.models.build_model(SHAPE, vocab)
-    longer = mt.models.extend_model(small, vocab.with_times(-900, 900), max_length=512)
-    return dataclasses.replace(longer, time_head=mt.models.TimeHead("expectation"))
+    return tiny_clock
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +57,7 @@ def three(atlas):
 @pytest.fixture
 def oracle(monkeypatch):
     """Reads the biological age, shrunk to 0.6 and with noise of donors and cells; remembers what it was asked."""
-    module = importlib.import_module("maxtoki_toolkit.tl.age_acceleration")
+    module = importlib.import_module("maxtoki_toolkit.tl._contexts")
     write, asked = module.write_prompts, []
 
     def listen(prompts, *args, **settings):
@@ -89,16 +85,15 @@ def oracle(monkeypatch):
 
 def test_what_is_asked(three, model, oracle):
     asked = oracle(three)
-    result = mt.tl.age_acceleration(
+    result = on_copy(
+        accelerate,
         three,
         model,
-        **SETTINGS,
         match_by="sex",
         n_cells=3,
         n_contexts=4,
         baselines=False,
         tolerance=60,
-        copy=True,
     )
     (prompts,) = asked
     obs = three.obs
@@ -128,11 +123,9 @@ def test_what_is_asked(three, model, oracle):
 
 def test_planted_conditions_are_found(three, model, oracle):
     oracle(three)
-    result = mt.tl.age_acceleration(
-        three, model, **SETTINGS, n_cells=10, n_contexts=2, baselines=False, copy=True
-    )
+    result = on_copy(accelerate, three, model, n_cells=10, n_contexts=2, baselines=False)
     assert "age_acceleration" not in three.uns
-    effects = mt.get.age_acceleration(result)
+    effects = mt.get.table(result, "age_acceleration")
     assert effects.attrs["unit"] == "years"
     whole = effects[effects["group"] == "all"].set_index("condition")
     for condition, years in TRUTH.items():
@@ -141,7 +134,7 @@ def test_planted_conditions_are_found(three, model, oracle):
     assert whole.loc["resilient", "conclusion"] == "not distinguishable from controls"
     assert whole["age_slope"].between(0.5, 0.7).all()
     assert whole.loc["accelerated_15y", "raw"] == pytest.approx(0.6 * 15, abs=2.5)
-    donors = mt.get.donor_acceleration(result)
+    donors = mt.get.table(result, "age_acceleration", "donors")
     mine = donors[(donors["group"] == "all") & (donors["condition"] == "accelerated_15y")]
     assert mine.groupby("case")["acceleration"].mean().diff().iloc[1] == pytest.approx(15, abs=4)
     figure = mt.pl.age_acceleration(result, truth=TRUTH)
@@ -161,10 +154,8 @@ def test_a_seed_gives_the_same_in_any_batches(atlas, model, monkeypatch):
     found = []
     for size in (None, 2000):
         monkeypatch.setattr(mt.settings, "max_tokens", size)
-        result = mt.tl.age_acceleration(
-            few, model, **SETTINGS, n_cells=4, n_contexts=2, n_permutations=99, copy=True
-        )
-        found.append(mt.get.age_acceleration(result))
+        result = on_copy(accelerate, few, model, n_cells=4, n_contexts=2)
+        found.append(mt.get.table(result, "age_acceleration"))
     assert set(found[0]["predictor"]) == {"MaxToki", "ridge_embedding", "ridge_expression"}
     # A model of random weights has slopes near 0, over which rounding is large.
     pd.testing.assert_frame_equal(*found, rtol=0.05, atol=0.01)
@@ -181,7 +172,7 @@ def test_older_patients_are_matched(atlas, model, oracle):
     part = atlas[atlas.obs["donor_id"].isin(kept)].copy()
     part.obs["condition"] = np.where(part.obs["condition"] == "control", "control", "sick")
     oracle(part)
-    mt.tl.age_acceleration(part, model, **SETTINGS, n_cells=4, n_contexts=2, baselines=False, tolerance=24)
+    accelerate(part, model, n_cells=4, n_contexts=2, baselines=False, tolerance=24)
     balance = part.uns["age_acceleration"]["balance"].iloc[0]
     assert abs(balance["difference_after"]) < abs(balance["difference_before"])
     matching = part.uns["age_acceleration"]["matching"]
@@ -201,15 +192,13 @@ def test_what_cannot_be_concluded_is_said(atlas, model, oracle):
     oracle(part, slope=0.0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        mt.tl.age_acceleration(
-            part, model, **SETTINGS, batch_key="batch", n_cells=3, n_contexts=2, baselines=False, tolerance=60
-        )
+        accelerate(part, model, batch_key="batch", n_cells=3, n_contexts=2, baselines=False, tolerance=60)
     text = " ".join(part.uns["age_acceleration"]["params"]["warnings"])
     assert text == " ".join(str(w.message) for w in caught if w.category is UserWarning)
     assert "have no control of like age" in text
     assert "are in batches without any control" in text
     assert "The age of controls is not read from" in text
-    effects = mt.get.age_acceleration(part)
+    effects = mt.get.table(part, "age_acceleration")
     assert effects["effect_low"].isna().mean() > 0.8
     assert not effects["conclusion"].str.contains("older").any()
 
@@ -221,7 +210,7 @@ def test_depth_is_matched(atlas, model, oracle):
     genes, sick = part.obs["n_genes_ranked"], part.obs["condition"] == "sick"
     part = part[~sick | (genes < genes.quantile(0.6))].copy()
     asked = oracle(part)
-    mt.tl.age_acceleration(part, model, **SETTINGS, n_cells=4, n_contexts=2, baselines=False)
+    accelerate(part, model, n_cells=4, n_contexts=2, baselines=False)
     queries = part.obs.iloc[np.unique(asked[0].query)]
     depth = queries.groupby("condition", observed=True)["n_genes_ranked"].mean()
     before = part.obs.groupby("condition", observed=True)["n_genes_ranked"].mean()
@@ -233,22 +222,21 @@ def test_what_is_refused(atlas, model, oracle):
     few = atlas.uns["donors"].groupby("condition").head(2)["donor_id"]
     part = atlas[atlas.obs["donor_id"].isin(few)].copy()
     with pytest.raises(ValueError, match="No condition has 3 donors and 3 controls of like age"):
-        mt.tl.age_acceleration(part, model, **SETTINGS, tolerance=2000)
+        accelerate(part, model, tolerance=2000)
     with pytest.raises(ValueError, match="min_donors must be at least 2"):
-        mt.tl.age_acceleration(part, model, **SETTINGS, min_donors=1)
+        accelerate(part, model, min_donors=1)
     with pytest.raises(ValueError, match="Need donors of condition 'healthy'"):
-        mt.tl.age_acceleration(atlas, model, **SETTINGS | {"control": "healthy"})
+        accelerate(atlas, model, control="healthy")
     with pytest.raises(ValueError, match="has several ages, conditions or strata"):
-        mt.tl.age_acceleration(atlas, model, **SETTINGS, match_by="cell_type")
+        accelerate(atlas, model, match_by="cell_type")
     stage1 = dataclasses.replace(model, time_head=None)
     with pytest.raises(ValueError, match="cannot tell time"):
-        mt.tl.age_acceleration(atlas, stage1, **SETTINGS)
+        accelerate(atlas, stage1)
 
 
 def test_matching_alone():
     adata = mt.datasets.aging_atlas(400, 40, n_genes=500)
-    settings = {k: v for k, v in SETTINGS.items() if k != "groupby"}
-    mt.pp.match_ages(adata, **settings, match_by=["sex"], tolerance=36)
+    mt.pp.match_ages(adata, **COLUMNS, match_by=["sex"], tolerance=36)
     donors = adata.uns["matched_ages"]["donors"]
     ages = donors.set_index(["condition", "donor"])
     for row in donors[donors["case"]].itertuples():
@@ -260,7 +248,7 @@ def test_matching_alone():
     balance = adata.uns["matched_ages"]["balance"]
     assert (balance["n_condition_after"] <= balance["n_condition_before"]).all()
     with pytest.raises(ValueError, match="tolerance must be at least 0"):
-        mt.pp.match_ages(adata, **settings, tolerance=-1)
+        mt.pp.match_ages(adata, **COLUMNS, tolerance=-1)
 
 
 @pytest.mark.slow
@@ -270,8 +258,8 @@ def test_the_demo_model_ranks_the_conditions():
     adata = mt.datasets.aging_atlas(4000, 80, seed=11)
     mt.pp.map_genes(adata, model)
     mt.pp.rank_value_encode(adata, model)
-    mt.tl.age_acceleration(adata, model, **SETTINGS, n_cells=6, n_contexts=2, baselines=False)
-    effects = mt.get.age_acceleration(adata)
+    accelerate(adata, model, n_cells=6, n_contexts=2, baselines=False)
+    effects = mt.get.table(adata, "age_acceleration")
     whole = effects[(effects["group"] == "all") & (effects["predictor"] == "MaxToki")].set_index("condition")
     for condition, years in TRUTH.items():
         assert whole.loc[condition, "effect_low"] < years < whole.loc[condition, "effect_high"]
@@ -284,9 +272,7 @@ def test_the_demo_model_ranks_the_conditions():
 
 def test_results_survive_a_file(three, model, oracle, tmp_path):
     oracle(three)
-    result = mt.tl.age_acceleration(
-        three, model, **SETTINGS, n_cells=2, n_contexts=2, baselines=False, copy=True
-    )
+    result = on_copy(accelerate, three, model, n_cells=2, n_contexts=2, baselines=False)
     result.write_h5ad(tmp_path / "cells.h5ad")
-    read = mt.get.age_acceleration(anndata.read_h5ad(tmp_path / "cells.h5ad"))
-    pd.testing.assert_frame_equal(read, mt.get.age_acceleration(result))
+    read = mt.get.table(anndata.read_h5ad(tmp_path / "cells.h5ad"), "age_acceleration")
+    pd.testing.assert_frame_equal(read, mt.get.table(result, "age_acceleration"))

@@ -1,15 +1,18 @@
 """Differential ranking: planted turns are met by cells that have them, not by a line, and by nothing else."""
 
+import importlib
+
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from helpers import on_copy
 from scipy import stats
 
 import maxtoki_toolkit as mt
+from maxtoki_toolkit.stats.rank_change import contrast, interpolate
 from maxtoki_toolkit.tl._generated import about_generated
-from maxtoki_toolkit.tl._rank_change import contrast, interpolate
 
 SHAPE = {
     "hidden_size": 16,
@@ -20,6 +23,14 @@ SHAPE = {
 }
 N_TURNING = 30
 SETTINGS = {"time_key": "time", "donor_key": "donor", "intervals": ((20, 34), (42, 58)), "n_top": 20}
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """Enough for all but what is asked of `compared`, which is made before."""
+    module = importlib.import_module("maxtoki_toolkit.tl.differential_rank")
+    monkeypatch.setattr(module, "N_BOOTSTRAP", 5)
+    monkeypatch.setattr(module, "N_PERMUTATIONS", 99)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +68,7 @@ def simulate(names, *, planted=True, seed=0, n_donors=40, n_cells=12):
 
 @pytest.fixture(scope="module")
 def model(names):
-    adata = mt.pp.map_genes(simulate(names), copy=True)
+    adata = on_copy(mt.pp.map_genes, simulate(names))
     return mt.models.build_model(SHAPE, mt.models.Vocabulary.from_anndata(adata))
 
 
@@ -80,11 +91,11 @@ def others(names, model):
 @pytest.fixture(scope="module")
 def compared(cells, others, model):
     known = ~cells.obs["time"].between(10, 90)
-    return mt.tl.differential_rank(cells, model, generated=others, known=known, **SETTINGS, copy=True)
+    return on_copy(mt.tl.differential_rank, cells, model, generated=others, known=known, **SETTINGS)
 
 
 def test_planted_turns_are_met(compared, names):
-    genes = mt.get.differential_rank(compared)
+    genes = mt.get.table(compared, "differential_rank")
     planted = genes["gene"].isin(names[:N_TURNING])
     assert genes["turning"].sum() >= 10
     assert (planted & genes["turning"]).sum() >= 0.8 * genes["turning"].sum()
@@ -93,7 +104,7 @@ def test_planted_turns_are_met(compared, names):
     truth = np.where(names.get_indexer(top["gene"]) % 2 == 0, 1, -1)
     assert (np.sign(top["generated_change"]) == truth).mean() >= 0.8
     assert (np.sign(top["interpolated_change"]) == truth).mean() <= 0.5
-    scores = mt.get.differential_rank_scores(compared).set_index("predictor")
+    scores = mt.get.table(compared, "differential_rank", "scores").set_index("predictor")
     ours, line = scores.loc["generated"], scores.loc["interpolation"]
     assert ours["pearson_low"] > line["pearson_high"]
     assert ours["p_value"] == pytest.approx(0.002)
@@ -110,16 +121,14 @@ def test_planted_turns_are_met(compared, names):
 
 def test_changes_are_those_of_the_ranks(cells, others, model):
     """Against ranks counted out, cell by cell."""
-    params = mt.tl.differential_rank(
+    params = on_copy(
+        mt.tl.differential_rank,
         cells,
         model,
         generated=others,
         **SETTINGS | {"donor_key": None},
-        n_bootstrap=2,
-        n_permutations=1,
-        copy=True,
     )
-    table = mt.get.differential_rank(params).set_index("gene")
+    table = mt.get.table(params, "differential_rank").set_index("gene")
     absent = params.uns["differential_rank"]["params"]["absent_rank"]
     dense = cells.layers["rank"].toarray().astype(int)
     dense[(dense == 0) | (dense > absent)] = absent
@@ -145,9 +154,9 @@ def test_nothing_planted_nothing_found(names, model):
         true, made = (simulate(names, planted=False, seed=2 * seed + i, n_cells=6) for i in (0, 1))
         for adata in (true, made):
             mt.pp.rank_value_encode(adata, model)
-        mt.tl.differential_rank(true, model, generated=made, **SETTINGS, n_bootstrap=2, n_permutations=99)
-        called += (mt.get.differential_rank(true)["true_q_value"] < 0.05).any()
-        p_values += mt.get.differential_rank_scores(true)["p_value"].iloc[0] <= 0.05
+        mt.tl.differential_rank(true, model, generated=made, **SETTINGS)
+        called += (mt.get.table(true, "differential_rank")["true_q_value"] < 0.05).any()
+        p_values += mt.get.table(true, "differential_rank", "scores")["p_value"].iloc[0] <= 0.05
     assert called <= 1
     assert p_values <= 1
 
@@ -162,8 +171,8 @@ def test_cells_that_do_not_change_are_seen(cells, model, kind):
     made.obs["n_genes_ranked"] = some.obs["n_genes_ranked"].to_numpy()[take]
     made.obs["time"] = np.resize([25, 50], 200)
     made.uns = {"rank_value_encode": cells.uns["rank_value_encode"]}
-    found = mt.tl.differential_rank(cells, model, generated=made, **SETTINGS, copy=True)
-    ours = mt.get.differential_rank_scores(found).set_index("predictor").loc["generated"]
+    found = on_copy(mt.tl.differential_rank, cells, model, generated=made, **SETTINGS)
+    ours = mt.get.table(found, "differential_rank", "scores").set_index("predictor").loc["generated"]
     assert ours["unit_generated"] == "cell"
     if kind == "average":
         assert np.isnan(ours["pearson"])
@@ -174,7 +183,8 @@ def test_cells_that_do_not_change_are_seen(cells, model, kind):
 
 
 def test_values_and_groups(cells, others, model):
-    found = mt.tl.differential_rank(
+    found = on_copy(
+        mt.tl.differential_rank,
         cells,
         model,
         generated=others,
@@ -182,16 +192,13 @@ def test_values_and_groups(cells, others, model):
         intervals=("middle", "late"),
         groupby="kind",
         donor_key="donor",
-        n_bootstrap=5,
-        n_permutations=9,
-        copy=True,
     )
-    scores = mt.get.differential_rank_scores(found)
+    scores = mt.get.table(found, "differential_rank", "scores")
     assert scores["group"].unique().tolist() == ["a", "b"]
     # Values have no order: no trend, and no line.
     assert "interpolation" not in set(scores["predictor"])
     assert scores["sign_turning"].isna().all()
-    cells_compared = mt.get.compared_cells(found)
+    cells_compared = mt.get.table(found, "differential_rank", "cells")
     late = cells_compared[(cells_compared["source"] == "true") & (cells_compared["interval"] == 2)]["cell"]
     assert set(cells.obs.loc[late, "stage"]) == {"late"}
     assert cells_compared["group"].value_counts().index.tolist() in (["a", "b"], ["b", "a"])
@@ -208,7 +215,7 @@ def test_what_prompts_say_of_generated_cells(cells):
         context_size=(1, 3),
         n_prompts=20,
     )
-    table = mt.get.prompts(adata)
+    table = mt.get.table(adata, "prompts")
     obs = table[["lapse", "group", "donor"]].copy()
     obs.insert(0, "prompt", np.arange(20).astype(str))
     obs["lapse"] += 5
@@ -260,7 +267,7 @@ def test_what_is_refused(cells, others, model):
     with pytest.raises(KeyError, match="Did not find .obs\\['time'\\] of the generated cells"):
         run(generated=AnnData(obs=others.obs[["donor"]]))
     with pytest.raises(KeyError, match="Did not find .uns\\['differential_rank'\\]"):
-        mt.get.differential_rank(cells)
+        mt.get.table(cells, "differential_rank")
 
 
 def test_figures_and_files(compared, others, tmp_path):
@@ -282,7 +289,9 @@ def test_figures_and_files(compared, others, tmp_path):
         mt.pl.differential_rank_heatmap(compared, generated=others[:5].copy())
     compared.write_h5ad(tmp_path / "cells.h5ad")
     read = anndata.read_h5ad(tmp_path / "cells.h5ad")
-    pd.testing.assert_frame_equal(mt.get.differential_rank(read), mt.get.differential_rank(compared))
+    pd.testing.assert_frame_equal(
+        mt.get.table(read, "differential_rank"), mt.get.table(compared, "differential_rank")
+    )
 
 
 @pytest.mark.slow
@@ -298,20 +307,19 @@ def test_the_planted_atlas():
     model = mt.models.build_model({**SHAPE, "max_position_embeddings": 1024}, vocab)
     mt.pp.rank_value_encode(adata, model)
     half = adata.obs["donor_id"].isin(ages.sort_values().index[::2])
+    adata, others = adata[~half].copy(), adata[half].copy()
     mt.tl.differential_rank(
         adata,
         model,
-        generated=adata[half].copy(),
+        generated=others,
         time_key="age",
         donor_key="donor_id",
         groupby="cell_type",
         intervals=((340, 460), (540, 680)),
-        use=~half,
         known=~adata.obs["age"].between(340, 899),
         n_top=50,
-        n_bootstrap=20,
     )
-    genes = mt.get.differential_rank(adata).merge(
+    genes = mt.get.table(adata, "differential_rank").merge(
         planted, left_on=["gene", "group"], right_on=["ensembl_id", "cell_type"]
     )
     top = genes[genes["top"] != ""]
@@ -334,17 +342,15 @@ def test_myoblasts():
     model = mt.models.build_model({**SHAPE, "max_position_embeddings": 4096}, vocab)
     mt.pp.rank_value_encode(adata, model, force=True)
     half = np.random.default_rng(0).random(adata.n_obs) < 0.5
+    adata, others = adata[~half].copy(), adata[half].copy()
     mt.tl.differential_rank(
         adata,
         model,
-        generated=adata[half].copy(),
+        generated=others,
         time_key="Hours",
         intervals=(24, 48),
-        use=~half,
         known=(adata.obs["Hours"] != 24).to_numpy(),
-        n_bootstrap=20,
-        n_permutations=99,
     )
-    scores = mt.get.differential_rank_scores(adata).set_index("predictor")
+    scores = mt.get.table(adata, "differential_rank", "scores").set_index("predictor")
     assert scores.loc["generated", "p_value"] <= 0.01
     assert scores.loc["generated", "pearson"] > scores.loc["interpolation", "pearson"]

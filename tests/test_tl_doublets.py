@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
+from helpers import on_copy
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit.tl._binary_scores import at_odds, auroc_ap, calibration_error
+from maxtoki_toolkit.stats.binary_scores import at_odds, auroc_ap, calibration_error
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 SETTINGS = {"groupby": "cell_type", "donor_key": "donor_id"}
@@ -20,6 +21,12 @@ SETTINGS = {"groupby": "cell_type", "donor_key": "donor_id"}
 def few_trees(monkeypatch):
     """Enough for all but what is asked of `judged`, which is made before."""
     monkeypatch.setattr(importlib.import_module("maxtoki_toolkit.tl.doublets"), "N_TREES", 25)
+
+
+def judge(adata, model, **settings):
+    """Look for doublets, with settings of the simulation among the others."""
+    simulation, others = mt.pp.DoubletSimulation.split(settings)
+    mt.tl.doublets(adata, model, simulation=simulation, **others)
 
 
 def prepare(n_cells, n_donors, **settings):
@@ -42,11 +49,11 @@ def atlas():
 @pytest.fixture(scope="module")
 def judged(atlas):
     adata, model = atlas
-    return mt.tl.doublets(adata, model, truth_key="planted", same_type=1.0, **SETTINGS, copy=True)
+    return on_copy(judge, adata, model, truth_key="planted", same_type=1.0, **SETTINGS)
 
 
 def test_planted_doublets_are_found(judged):
-    scores = mt.get.doublet_scores(judged)
+    scores = mt.get.table(judged, "doublets", "scores")
     truth = scores[scores["set"] == "truth"].set_index("detector")
     assert truth.loc["detector", "auroc"] > 0.85
     assert truth.loc["scrublet", "auroc_lead_low"] > 0
@@ -58,14 +65,14 @@ def test_planted_doublets_are_found(judged):
     assert simulated.loc[("same type", "detector"), "calibration_error"] < 0.07
     assert (scores["unit"] == "donor").all()
     assert (scores["n_units"] <= 12).all()
-    cells = mt.get.doublets(judged).query("population == 'cells'")
+    cells = mt.get.table(judged, "doublets").query("population == 'cells'")
     called = (cells["score"] > 0.5).groupby(cells["truth"]).mean()
     assert called["doublet"] > 0.6
     assert called["singlet"] < 0.3
 
 
 def test_permuted_labels_find_nothing(judged):
-    scores = mt.get.doublet_scores(judged)
+    scores = mt.get.table(judged, "doublets", "scores")
     null = scores[scores["detector"] == "permuted labels"].iloc[0]
     assert null["auroc"] == pytest.approx(0.5, abs=0.06)
     assert null["auroc_low"] < 0.5 + 0.03
@@ -74,7 +81,7 @@ def test_permuted_labels_find_nothing(judged):
 
 
 def test_tables_agree_with_each_other(judged):
-    cells, scores = mt.get.doublets(judged), mt.get.doublet_scores(judged)
+    cells, scores = mt.get.table(judged, "doublets"), mt.get.table(judged, "doublets", "scores")
     assert cells.attrs["folds"] == "donors"
     own = cells[cells["population"] == "cells"].set_index("cell").loc[judged.obs_names]
     np.testing.assert_array_equal(own["probability"], judged.obs["doublet_probability"])
@@ -98,7 +105,7 @@ def test_tables_agree_with_each_other(judged):
     )
     brier = brier_score_loss(cells["population"] == "doublets", cells["score"], sample_weight=weight)
     assert row.loc["detector", "brier"] == pytest.approx(brier)
-    singlets = mt.get.singlet_fraction(judged).set_index("population")
+    singlets = mt.get.table(judged, "doublets", "singlets").set_index("population")
     assert singlets.loc["cells", "singlet_fraction"] == pytest.approx((own["score"] < 0.5).mean())
     assert (singlets["ci_low"] <= singlets["singlet_fraction"]).all()
     assert (singlets["singlet_fraction"] <= singlets["ci_high"]).all()
@@ -113,7 +120,9 @@ def test_figures(judged):
         assert pr.get_ylabel() == "precision"
         assert "at " in reliability.get_xlabel()
         assert histogram.get_ylabel() == "cells (%)"
-        rows = mt.get.doublet_scores(judged).query("set == @scored_on and detector == 'detector'")
+        rows = mt.get.table(judged, "doublets", "scores").query(
+            "set == @scored_on and detector == 'detector'"
+        )
         area = rows.iloc[-1]["auroc"]
         (line,) = [x for x in roc.lines if str(x.get_label()).startswith("detector")]
         assert np.trapezoid(line.get_ydata(), line.get_xdata()) == pytest.approx(area)
@@ -123,14 +132,14 @@ def test_neither_order_nor_what_is_judged_beside_matters(atlas):
     adata, model = atlas
     few = adata[:150].copy()
     settings = {**SETTINGS, "donor_key": None, "features": ["ranks", "size"]}
-    found = mt.tl.doublets(few, model, **settings, copy=True)
+    found = on_copy(judge, few, model, **settings)
     order = np.random.default_rng(0).permutation(150)
-    shuffled = mt.tl.doublets(few[order].copy(), model, **settings, copy=True)
+    shuffled = on_copy(judge, few[order].copy(), model, **settings)
     np.testing.assert_array_equal(
         shuffled.obs["doublet_probability"], found.obs["doublet_probability"].to_numpy()[order]
     )
-    assert mt.get.doublets(found).attrs["folds"] == "cells"
-    assert set(mt.get.doublet_scores(found)["unit"]) == {"cell"}
+    assert mt.get.table(found, "doublets").attrs["folds"] == "cells"
+    assert set(mt.get.table(found, "doublets", "scores")["unit"]) == {"cell"}
 
 
 @pytest.mark.parametrize("counted", [pytest.param(True, marks=pytest.mark.slow), False])
@@ -139,7 +148,9 @@ def test_queries(atlas, counted):
     adata, model = atlas
     few, other = adata[:300].copy(), adata[300:400].copy()
     other.obs_names = "other " + other.obs_names
-    made = mt.pp.simulate_doublets(other, groupby="cell_type", same_type=0.0)
+    made = mt.pp.simulate_doublets(
+        other, groupby="cell_type", simulation=mt.pp.DoubletSimulation(same_type=0.0)
+    )
     mt.pp.rank_value_encode(made, model)
     queries = AnnData(
         sp.vstack([other.X, made.X], format="csr"),
@@ -150,23 +161,23 @@ def test_queries(atlas, counted):
     )
     if not counted:
         queries.X = None
-    result = mt.tl.doublets(few, model, groupby="cell_type", queries=queries, copy=True)
+    result = on_copy(judge, few, model, groupby="cell_type", queries=queries)
     used = result.uns["doublets"]["params"]["features"]
     assert used == (["embedding", "ranks", "expression", "size"] if counted else ["embedding", "ranks"])
-    asked = mt.get.doublets(result).query("population == 'queries'")
+    asked = mt.get.table(result, "doublets").query("population == 'queries'")
     assert asked["cell"].tolist() == queries.obs_names.tolist()
     assert asked["fold"].isna().all()
     assert roc_auc_score(np.arange(200) >= 100, asked["score"]) > (0.85 if counted else 0.75)
-    singlets = mt.get.singlet_fraction(result).set_index("population").loc["queries"]
+    singlets = mt.get.table(result, "doublets", "singlets").set_index("population").loc["queries"]
     assert singlets["n_cells"] == 200
     assert singlets["unit"] == "cell"
     assert singlets["singlet_fraction"] == (asked["score"] < 0.5).mean()
     if counted:
         return
     with pytest.raises(ValueError, match="The queries have no counts, so 'size' is not known"):
-        mt.tl.doublets(few, model, queries=queries, features=["ranks", "size"])
+        judge(few, model, queries=queries, features=["ranks", "size"])
     with pytest.raises(ValueError, match="300 queries have the name of a cell"):
-        mt.tl.doublets(few, model, queries=few)
+        judge(few, model, queries=few)
 
 
 def test_cells_with_ranks_alone(atlas):
@@ -175,8 +186,8 @@ def test_cells_with_ranks_alone(atlas):
         X=None, obs=adata.obs[:100].copy(), var=adata.var, layers={"rank": adata.layers["rank"][:100]}
     )
     few.uns = {"rank_value_encode": adata.uns["rank_value_encode"]}
-    mt.tl.doublets(few, model, kind="ranks", groupby="cell_type")
-    assert set(mt.get.doublet_scores(few)["detector"]) == {"detector", "permuted labels"}
+    judge(few, model, kind="ranks", groupby="cell_type")
+    assert set(mt.get.table(few, "doublets", "scores")["detector"]) == {"detector", "permuted labels"}
     assert len(mt.pl.doublets(few).axes) == 4
 
 
@@ -196,7 +207,7 @@ def test_no_cell_is_judged_by_what_it_had_a_part_in(atlas, monkeypatch):
 
     monkeypatch.setattr(module, "describe", listen)
     monkeypatch.setattr(module, "_cross_fit", remember)
-    result = mt.tl.doublets(adata[:200].copy(), model, features=["ranks"], donor_key="donor_id", copy=True)
+    result = on_copy(judge, adata[:200].copy(), model, features=["ranks"], donor_key="donor_id")
     items, *described = seen
     n = 200
     assert len(described) == items.fold.max() * (items.fold.max() + 1) / 2
@@ -225,10 +236,10 @@ def test_truth_is_used_for_scoring_only(atlas):
     few = adata[:60].copy()
     few.obs["label"] = pd.Categorical(np.array(["Singlet", "Doublet", "Negative"])[np.arange(60) % 3])
     settings = {"features": ["ranks"], "groupby": "cell_type"}
-    plain = mt.tl.doublets(few, model, **settings, copy=True)
-    known = mt.tl.doublets(few, model, **settings, truth_key="label", copy=True)
+    plain = on_copy(judge, few, model, **settings)
+    known = on_copy(judge, few, model, **settings, truth_key="label")
     np.testing.assert_array_equal(plain.obs["doublet_probability"], known.obs["doublet_probability"])
-    scores = mt.get.doublet_scores(known).query("set == 'truth'")
+    scores = mt.get.table(known, "doublets", "scores").query("set == 'truth'")
     assert (scores["n_doublets"] == 20).all()
     assert (scores["n_cells"] == 20).all()
     with pytest.raises(ValueError, match="Nothing was scored on 'truth'"):
@@ -253,7 +264,7 @@ def test_refusals(atlas, settings, error, message):
     adata, model = atlas
     few = adata[:60].copy()
     with pytest.raises(error, match=message):
-        mt.tl.doublets(few, model, **settings)
+        judge(few, model, **settings)
     assert "doublets" not in few.uns
     assert "doublet" not in few.obs
 
@@ -261,11 +272,11 @@ def test_refusals(atlas, settings, error, message):
 def test_too_few(atlas):
     adata, model = atlas
     with pytest.raises(ValueError, match="40 cells are too few"):
-        mt.tl.doublets(adata[:40].copy(), model)
+        judge(adata[:40].copy(), model)
     logged = adata[:60].copy()
     logged.X = logged.X.log1p()
     with pytest.raises(ValueError, match="looks log-normalised"):
-        mt.tl.doublets(logged, model)
+        judge(logged, model)
 
 
 @pytest.mark.slow
@@ -279,13 +290,13 @@ def test_hashtags(source, monkeypatch):
     model = mt.load_model("demo")
     mt.pp.map_genes(adata, model, min_overlap=0.0)
     mt.pp.rank_value_encode(adata, model)
-    mt.tl.doublets(
+    judge(
         adata,
         model,
         truth_key="doublet_true_labels",
         features=["ranks", "expression", "size"],
         expected_rate=0.1,
     )
-    scores = mt.get.doublet_scores(adata).query("set == 'truth'").set_index("detector")
+    scores = mt.get.table(adata, "doublets", "scores").query("set == 'truth'").set_index("detector")
     assert scores.loc["scrublet", "auroc_lead_low"] > 0
     assert scores.loc["scrublet", "average_precision_lead"] > 0

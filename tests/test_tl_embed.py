@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
 
@@ -66,7 +67,7 @@ def test_truncation_keeps_the_highest_ranked(cells, model):
 
 
 def test_key_layer_and_copy(cells, model):
-    result = mt.tl.embed(cells, model, layer=0, key_added="X_tokens", genes=True, copy=True)
+    result = on_copy(mt.tl.embed, cells, model, layer=0, key_added="X_tokens", genes=True)
     assert "X_tokens" not in cells.obsm
     table = model.hf.get_input_embeddings().weight.detach().numpy()
     token = cells.var["token_id"].to_numpy()
@@ -117,12 +118,12 @@ def test_neighbor_purity_planted_and_null(cells, model):
     cells.obs["shuffled"] = rng.permutation(cells.obs["planted"])
     cells.obsm["X_maxtoki"] = rng.normal(label[:, None] * 10, 1, (cells.n_obs, 32)).astype(np.float32)
     mt.tl.neighbor_purity(cells, model, groupby="planted")
-    table = mt.get.neighbor_purity(cells).set_index("embedding")
+    table = mt.get.table(cells, "neighbor_purity").set_index("embedding")
     assert table.loc["MaxToki", "purity"] == 1
     assert table.loc["PCA", "difference"] > 0.2
     assert table.loc["chance", "purity"] == pytest.approx(0.5, abs=0.02)
     mt.tl.neighbor_purity(cells, model, groupby="shuffled")
-    table = mt.get.neighbor_purity(cells).set_index("embedding")
+    table = mt.get.table(cells, "neighbor_purity").set_index("embedding")
     row = table.loc["chance"]
     assert row["difference_low"] < 0.03
     assert row["difference_high"] > -0.03
@@ -138,7 +139,7 @@ def test_neighbor_purity_counts_neighbours(cells, model):
     np.fill_diagonal(distance, np.inf)
     nearest = np.argsort(distance, axis=1)[:30, :5]
     expected = (labels[nearest] == labels[:30, None]).mean()
-    table = mt.get.neighbor_purity(cells).set_index("embedding")
+    table = mt.get.table(cells, "neighbor_purity").set_index("embedding")
     assert table.loc["MaxToki", "purity"] == pytest.approx(expected)
     assert table.loc["MaxToki", "n_cells"] == 30
     assert table.loc["MaxToki", "ci_low"] <= expected <= table.loc["MaxToki", "ci_high"]

@@ -12,8 +12,8 @@ import maxtoki_toolkit as mt
 from maxtoki_toolkit.models import attention
 from maxtoki_toolkit.models.attention import pair_classes, place_steps, stream_pairs
 from maxtoki_toolkit.models.sequences import Sequences
+from maxtoki_toolkit.stats.regulons import Ranked, permuted_edges, scorable, score_regulons
 from maxtoki_toolkit.tl._cells import get_sequences
-from maxtoki_toolkit.tl._regulons import Ranked, permuted_edges, scorable, score_regulons
 
 PLANTED, NEARBY, UNIFORM = (0, 0), (0, 1), (0, 2)
 SIZE = 16  # of a head
@@ -116,7 +116,7 @@ def found(made):
 
 
 def scores(adata, key="gene_network", group="a"):
-    table = mt.get.gene_network_scores(adata, key=key)
+    table = mt.get.table(adata, key, "scores")
     return table[table["group"] == group].set_index("predictor")
 
 
@@ -135,7 +135,7 @@ def test_planted_edges_are_recovered(found, made):
             assert (row["n_edges"] == N_REGULONS * N_TARGETS) == (key != "directed")
     # Nobody planted coexpression.
     assert 0.35 < scores(found).loc["coexpression", "auroc"] < 0.65
-    edges = mt.get.gene_network(found, group="a", key="directed").head(30)
+    edges = mt.get.table(found, "directed").query("group == 'a'").head(30)
     pairs = list(zip(edges["source"], edges["target"], strict=True))
     assert np.mean([pair in planted for pair in pairs]) > 0.95
     assert edges["known"].tolist() == [pair in planted for pair in pairs]
@@ -149,8 +149,8 @@ def test_planted_edges_are_recovered(found, made):
 
 
 def test_without_direction_each_pair_is_there_once(found):
-    edges = mt.get.gene_network(found, group="a")
-    assert not mt.get.gene_network(found).attrs["directed"]
+    edges = mt.get.table(found, "gene_network").query("group == 'a'")
+    assert not edges.attrs["directed"]
     pairs = [frozenset(p) for p in zip(edges["source"], edges["target"], strict=True)]
     assert len(set(pairs)) == len(pairs)
     matrix = found.uns["gene_network"]["matrix"]
@@ -160,7 +160,7 @@ def test_without_direction_each_pair_is_there_once(found):
     assert not np.array_equal(*(found.uns["directed"]["matrix"][[0, 0]] * [[[1]], [[0]]]))
 
 
-def test_P2_places_alone_make_no_edges(found):
+def test_places_alone_make_no_edges(found):
     """The sum of weights finds genes that stand next to each other; what is left over the expectation does not."""
     for group in ("a", "b"):
         near = scores(found, "near", group)
@@ -250,7 +250,7 @@ def test_scores_are_those_of_sklearn():
             assert precision[p, s] == pytest.approx(average_precision_score(truth, score))
 
 
-def test_P1_the_null_moves_and_keeps_degrees():
+def test_the_null_moves_and_keeps_degrees():
     rng = np.random.default_rng(0)
     pairs = rng.random((12, 60)) < 0.9
     edges = pairs & (rng.random((12, 60)) < np.linspace(0.05, 0.5, 60))
@@ -263,7 +263,7 @@ def test_P1_the_null_moves_and_keeps_degrees():
     assert len({one.tobytes() for one in drawn}) == 20
 
 
-def test_P1_regulons_that_mean_nothing_are_called_at_the_stated_rate():
+def test_regulons_that_mean_nothing_are_called_at_the_stated_rate():
     """Targets differ in how many sources they have, and a predictor that knows it has a high AUROC, which is no finding."""
     rng = np.random.default_rng(1)
     p, auroc = [], []
@@ -323,7 +323,7 @@ def test_planted_drivers_of_the_atlas_are_coexpressed():
     model = mt.models.build_model(shape, mt.models.Vocabulary.from_anndata(adata))
     mt.pp.rank_value_encode(adata, model)
     mt.tl.gene_network(adata, model, donor_key="donor_id", n_cells=30, regulons=regulons, n_permutations=199)
-    table = mt.get.gene_network_scores(adata).set_index("predictor")
+    table = mt.get.table(adata, "gene_network", "scores").set_index("predictor")
     assert table.loc["coexpression", "auroc"] > 0.55
     assert table.loc["coexpression", "q_value"] < 0.05
     assert table.loc["attention", "q_value"] > 0.05
@@ -333,9 +333,9 @@ def test_planted_drivers_of_the_atlas_are_coexpressed():
 def test_results_survive_a_file(found, tmp_path):
     found.write_h5ad(tmp_path / "a.h5ad")
     read = anndata.read_h5ad(tmp_path / "a.h5ad")
-    for name in ("gene_network", "gene_network_scores"):
-        f = getattr(mt.get, name)
-        pd.testing.assert_frame_equal(f(read), f(found), check_dtype=False)
+    for name in ("edges", "scores", "groups", "genes"):
+        again, expected = (mt.get.table(adata, "gene_network", name) for adata in (read, found))
+        pd.testing.assert_frame_equal(again, expected, check_dtype=False)
     assert len(mt.pl.gene_network(read).axes) == 2
 
 
@@ -352,15 +352,13 @@ def test_few_cells_and_no_counts(made):
     adata = adata.copy()
     adata.obs["kind"] = np.where(np.arange(adata.n_obs) < 4, "few", "many")
     del adata.X
-    mt.tl.gene_network(
-        adata, model, groupby="kind", n_cells=60, regulons=regulons, n_edges=5, n_permutations=99
-    )
+    mt.tl.gene_network(adata, model, groupby="kind", n_cells=60, regulons=regulons, n_permutations=99)
     result = adata.uns["gene_network"]
     assert result["params"]["expression"] == "ranks"
     assert result["groups"]["n_pairs"].tolist()[0] == 0
-    assert mt.get.gene_network(adata)["group"].tolist() == ["many"] * 5
-    assert set(mt.get.gene_network_scores(adata)["group"]) == {"many"}
-    assert mt.get.gene_network_scores(adata)["n_donors"].eq(0).all()
+    assert set(mt.get.table(adata, "gene_network")["group"]) == {"many"}
+    assert set(mt.get.table(adata, "gene_network", "scores")["group"]) == {"many"}
+    assert mt.get.table(adata, "gene_network", "groups")["n_donors"].eq(0).all()
 
 
 def test_what_is_refused(made):
@@ -382,12 +380,10 @@ def test_what_is_refused(made):
     refuse("must be a DataFrame", TypeError, regulons={"source": []})
     refuse("None of the 48 edges", regulons=regulons.assign(weight=0))
     refuse("No group has 3 sources with 3 targets", regulons=regulons.head(10))
-    refuse("lower min_cells", n_cells=5, min_cells=10)
+    refuse("is read together in 10 cells", n_cells=5)
     with pytest.raises(KeyError, match="Run mt.tl.gene_network"):
-        mt.get.gene_network(adata)
+        mt.get.table(adata, "gene_network")
     assert "gene_network" not in adata.uns
     mt.tl.gene_network(adata, model, n_cells=20)
-    with pytest.raises(KeyError, match="made without regulons"):
-        mt.get.gene_network_scores(adata)
-    with pytest.raises(KeyError, match="There is no group 'x'"):
-        mt.get.gene_network(adata, group="x")
+    with pytest.raises(KeyError, match="lacks 'scores', which mt.tl.gene_network.*with regulons"):
+        mt.get.table(adata, "gene_network", "scores")

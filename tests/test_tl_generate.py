@@ -30,7 +30,7 @@ def cells(model):
 
 def test_cells_after_a_lapse(cells, model, tmp_path):
     found = mt.tl.generate(cells, model, n_samples=3, max_genes=30)
-    table = mt.get.prompts(cells)
+    table = mt.get.table(cells, "prompts")
     assert found.n_obs == 15
     assert found.obs["prompt"].tolist() == [str(i) for i in range(5) for _ in range(3)]
     assert found.obs["sample"].tolist() == [0, 1, 2] * 5

@@ -1,31 +1,26 @@
 """Are generated cells real ones? True cells in their place pass, cells of another kind do not."""
 
-import dataclasses
+import importlib
 
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import on_copy
 from scipy import sparse
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit.tl._classify import score_labels, shuffle_genes
+from maxtoki_toolkit.stats.classification import score_labels, shuffle_genes
 
-SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 KEYS = {"groupby": "cell_type", "donor_key": "donor_id"}
 AGES = {"time_key": "age_months", "donor_key": "donor_id"}
 
 
 @pytest.fixture(scope="module")
-def model():
+def model(tiny_clock):
     """A model that has the genes and reads 126 of a cell; what it learned does not matter here."""
-    adata = mt.datasets.aging_atlas(200, 10, n_genes=500)
-    mt.pp.map_genes(adata)
-    vocab = mt.models.Vocabulary.from_anndata(adata)
-    small = mt.models.build_model({**SHAPE, "max_position_embeddings": 128}, vocab)
-    longer = mt.models.extend_model(small, vocab.with_times(-900, 900), max_length=512)
-    return dataclasses.replace(longer, time_head=mt.models.TimeHead("expectation"))
+    return tiny_clock
 
 
 def prepare(adata, model, n_prompts=240):
@@ -40,7 +35,7 @@ def prepare(adata, model, n_prompts=240):
         n_prompts=n_prompts,
         contexts="held_out",
         queries="held_out",
-        balance=1,
+        sampling=mt.pp.PromptSampling(balance=1),
         **KEYS,
     )
     return adata
@@ -55,7 +50,7 @@ def atlas(model):
 
 def as_generated(adata, rows):
     """True cells that pass for the generated ones, one a prompt."""
-    table = mt.get.prompts(adata)
+    table = mt.get.table(adata, "prompts")
     obs = {
         "prompt": table.index.astype(str).to_numpy(),
         "lapse": table["lapse"].to_numpy(),
@@ -71,7 +66,7 @@ def as_generated(adata, rows):
 def others(adata, *, same_age=False, another_type=False, seed=0):
     """Held-out cells of the type that each prompt asks for (or another), and of its age, but not its query."""
     rng = np.random.default_rng(seed)
-    table = mt.get.prompts(adata)
+    table = mt.get.table(adata, "prompts")
     of_cell, age = adata.obs["cell_type"].to_numpy(dtype=str), adata.obs["age_months"].to_numpy()
     held_out, query = adata.obs["held_out"].to_numpy(), adata.obs_names.get_indexer(table["query"])
     types = np.unique(of_cell)
@@ -88,7 +83,7 @@ def others(adata, *, same_age=False, another_type=False, seed=0):
 
 
 def last_context(adata):
-    table = mt.get.prompts(adata)
+    table = mt.get.table(adata, "prompts")
     contexts = table[[c for c in table if c.startswith("context_")]].to_numpy(dtype=object)
     return adata.obs_names.get_indexer([[name for name in row if name][-1] for row in contexts])
 
@@ -121,17 +116,22 @@ def average(adata, generated):
 
 
 def concordance(adata, model, generated, **settings):
-    result = mt.tl.annotation_concordance(
-        adata, model, generated=generated, **KEYS, **{"n_permutations": 99} | settings, copy=True
+    result = on_copy(
+        mt.tl.annotation_concordance,
+        adata,
+        model,
+        generated=generated,
+        **KEYS,
+        **{"n_permutations": 99} | settings,
     )
-    return mt.get.annotation_concordance(result).set_index("cells"), result
+    return mt.get.table(result, "annotation_concordance").set_index("cells"), result
 
 
 def ages(adata, model, generated, **settings):
-    result = mt.tl.age_match(
-        adata, model, generated=generated, **AGES, **{"groupby": "cell_type"} | settings, copy=True
+    result = on_copy(
+        mt.tl.generated_ages, adata, model, generated=generated, **AGES, **{"groupby": "cell_type"} | settings
     )
-    return mt.get.age_match(result).query("group == 'all'").set_index("cells"), result
+    return mt.get.table(result, "generated_ages").query("group == 'all'").set_index("cells"), result
 
 
 def test_scores_of_labels():
@@ -175,11 +175,15 @@ def test_true_cells_of_the_type_reach_the_ceiling(atlas, model):
     shares = scores[["accuracy", "accuracy_low", "accuracy_high", "macro_f1"]]
     assert ((shares >= 0) & (shares <= 1)).all(axis=None)
 
-    matrix, cells = mt.get.annotation_matrix(result), mt.get.annotations(result)
+    matrix, cells = mt.get.annotation_matrix(result), mt.get.table(result, "annotation_concordance", "cells")
     assert matrix.to_numpy().sum() == len(cells) == 240
     assert np.trace(matrix.to_numpy()) / 240 == pytest.approx(scores.loc["generated", "accuracy"])
-    assert (cells["prompted"] == mt.get.prompts(atlas)["group"].to_numpy()).all()
-    types = mt.get.annotation_types(result).query("cells == 'generated'").set_index("type")
+    assert (cells["prompted"] == mt.get.table(atlas, "prompts")["group"].to_numpy()).all()
+    types = (
+        mt.get.table(result, "annotation_concordance", "types")
+        .query("cells == 'generated'")
+        .set_index("type")
+    )
     for name in matrix.index:
         assert types.loc[name, "recall"] == pytest.approx(matrix.loc[name, name] / matrix.loc[name].sum())
         assert types.loc[name, "precision"] == pytest.approx(matrix.loc[name, name] / matrix[name].sum())
@@ -224,14 +228,14 @@ def test_going_on_with_cells_and_without_donors(atlas, model):
     rest = atlas.copy()
     del rest.uns["prompts"]
     mt.tl.annotation_concordance(rest, model, generated=generated, groupby="cell_type", n_permutations=9)
-    scores = mt.get.annotation_concordance(rest).set_index("cells")
+    scores = mt.get.table(rest, "annotation_concordance").set_index("cells")
     assert (scores["unit"] == "prompt").all()
     assert (scores["n_units"] == part.n_obs).all()
     assert rest.uns["annotation_concordance"]["params"]["n_train_cells"] == rest.n_obs - part.n_obs
     assert scores.loc["query", "accuracy"] == scores.loc["context", "accuracy"]
     assert scores.loc["generated", "accuracy"] > 0.8
     with pytest.raises(ValueError, match="no age was asked for"):
-        mt.tl.age_match(rest, model, generated=generated, **AGES)
+        mt.tl.generated_ages(rest, model, generated=generated, **AGES)
 
 
 def test_a_classifier_learns_from_true_cells_only(atlas, model):
@@ -245,7 +249,7 @@ def test_a_classifier_learns_from_true_cells_only(atlas, model):
     }
     for name, generated in kinds.items():
         mt.tl.train_on_generated(atlas, model, generated=generated, **KEYS, n_permutations=10)
-        found[name] = mt.get.train_on_generated(atlas).set_index("training")
+        found[name] = mt.get.table(atlas, "train_on_generated").set_index("training")
     real = found["real"]
     assert real.loc["true", "macro_f1"] > 0.9
     assert real.loc["generated", "difference_low"] > -0.05
@@ -263,7 +267,7 @@ def test_a_classifier_learns_from_true_cells_only(atlas, model):
     assert real["n_test_cells"].nunique() == 1
     assert real.loc["true", "n_test_cells"] == (~atlas.obs["held_out"]).sum()
 
-    donors = mt.get.train_on_generated_donors(atlas)
+    donors = mt.get.table(atlas, "train_on_generated", "donors")
     assert donors.groupby("training")["n_cells"].sum().eq(real.loc["true", "n_test_cells"]).all()
     held_out = set(atlas.obs.loc[atlas.obs["held_out"], "donor_id"])
     assert not held_out & set(donors["donor"])
@@ -282,16 +286,16 @@ def test_ages_of_true_cells_are_found(atlas, model):
     assert copied.loc["generated", "r"] < right.loc["generated", "r"] / 2
     assert copied.loc["generated", "p_value"] > 0.01
 
-    cells = mt.get.read_ages(result)
+    cells = mt.get.table(result, "age_match", "cells")
     assert cells.attrs["unit"] == "months"
-    np.testing.assert_array_equal(cells["prompted"], mt.get.prompts(atlas)["time"])
+    np.testing.assert_array_equal(cells["prompted"], mt.get.table(atlas, "prompts")["time"])
     assert np.corrcoef(cells["prompted"], cells["generated"])[0, 1] == pytest.approx(
         right.loc["generated", "r"]
     )
-    groups = mt.get.age_match(result).query("group != 'all'")
+    groups = mt.get.table(result, "generated_ages").query("group != 'all'")
     assert (groups["q_value"] >= groups["p_value"]).all()
     assert right["q_value"].isna().all()
-    clocks = result.uns["age_match"]["clocks"]
+    clocks = result.uns["generated_ages"]["clocks"]
     assert (clocks["n_donors"] <= 20).all()
 
 
@@ -299,7 +303,7 @@ def test_ages_of_true_cells_are_found(atlas, model):
 def test_cells_of_any_age_are_not_matched(atlas, model):
     p_values = []
     for seed in range(5):
-        found, _ = ages(atlas, model, as_generated(atlas, others(atlas, seed=seed)), groupby=None, rng=seed)
+        found, _ = ages(atlas, model, as_generated(atlas, others(atlas, seed=seed)), groupby=[], rng=seed)
         p_values.append(found.loc["generated", "p_value"])
     assert np.mean(np.array(p_values) < 0.05) <= 0.4
     assert np.mean(p_values) > 0.15
@@ -325,19 +329,19 @@ def test_any_time_unit_without_donors(atlas, model):
     days.uns["prompts"]["prompts"][["lapse", "lapse_0", "lapse_1", "time"]] *= 2
     days.uns["prompts"]["params"]["donor_key"] = ""
     generated = as_generated(days, others(atlas, same_age=True))
-    mt.tl.age_match(days, model, generated=generated, time_key="day", donor_key=None)
-    scores = mt.get.age_match(days).set_index("cells")
+    mt.tl.generated_ages(days, model, generated=generated, time_key="day", groupby=[])
+    scores = mt.get.table(days, "generated_ages").set_index("cells")
     assert (scores["unit"] == "query cell").all()
     assert scores.loc["generated", "r"] > 0.2
 
 
-def test_a_seed_repeats_and_use_leaves_out(atlas, model):
+def test_a_seed_repeats_and_a_part_is_enough(atlas, model):
     generated = as_generated(atlas, others(atlas))
     first, one = concordance(atlas, model, generated, rng=5)
     again, _ = concordance(atlas, model, generated, rng=5)
     pd.testing.assert_frame_equal(first, again)
     few = np.arange(atlas.n_obs) % 2 == 0
-    _, half = concordance(atlas, model, generated, use=few)
+    _, half = concordance(atlas[few | atlas.obs["held_out"]].copy(), model, generated)
     n_all, n_half = (r.uns["annotation_concordance"]["params"]["n_train_cells"] for r in (one, half))
     assert n_half == (few & ~atlas.obs["held_out"]).sum() < n_all
     # A part of the generated cells can be looked at, in any order.
@@ -348,7 +352,7 @@ def test_a_seed_repeats_and_use_leaves_out(atlas, model):
 def test_what_is_refused(atlas, model):
     generated = as_generated(atlas, others(atlas))
     with pytest.raises(ValueError, match="None is left|none is left to compare with"):
-        mt.tl.annotation_concordance(atlas, model, generated=generated, use="held_out", **KEYS)
+        mt.tl.annotation_concordance(atlas[atlas.obs["held_out"]].copy(), model, generated=generated, **KEYS)
     with pytest.raises(KeyError, match="should come from mt.tl.generate"):
         mt.tl.annotation_concordance(atlas, model, generated=atlas, **KEYS)
     with pytest.raises(TypeError, match="Expected an AnnData"):
@@ -361,8 +365,10 @@ def test_what_is_refused(atlas, model):
     mt.pp.sample_prompts(other, time_key="age_months", groupby="cell_type", task="cell", n_prompts=240, rng=1)
     with pytest.raises(ValueError, match="not generated from these prompts"):
         mt.tl.train_on_generated(other, model, generated=generated, **KEYS)
+    elsewhere = generated.copy()
+    elsewhere.uns["generate"] = {"params": {"prompts": "nope"}}
     with pytest.raises(KeyError, match="sample_prompts"):
-        mt.tl.age_match(atlas, model, generated=generated, key="nope", **AGES)
+        mt.tl.generated_ages(atlas, model, generated=elsewhere, **AGES)
     rare = atlas[(atlas.obs["cell_type"] != generated.obs["group"].iloc[0]) | atlas.obs["held_out"]].copy()
     with pytest.raises(ValueError, match="have no true cell of donors without a part"):
         mt.tl.annotation_concordance(rare, model, generated=generated, **KEYS)
@@ -371,18 +377,17 @@ def test_what_is_refused(atlas, model):
         mt.tl.train_on_generated(atlas, model, generated=one, **KEYS)
     with pytest.raises(ValueError, match="n_permutations must be at least 1"):
         mt.tl.train_on_generated(atlas, model, generated=generated, **KEYS, n_permutations=0)
+    one_more = atlas[atlas.obs["held_out"] | (atlas.obs["donor_id"] == apart(atlas))].copy()
     with pytest.raises(ValueError, match="a clock needs 3"):
-        mt.tl.age_match(
-            atlas, model, generated=generated, **AGES, use=(atlas.obs["donor_id"] == apart(atlas)).to_numpy()
-        )
+        mt.tl.generated_ages(one_more, model, generated=generated, **AGES, groupby=[])
     wrong = atlas.copy()
     wrong.obs["age_months"] += (np.arange(wrong.n_obs) % 7).astype(int)
     with pytest.raises(ValueError, match="Give the time_key that the prompts were drawn with"):
-        mt.tl.age_match(wrong, model, generated=generated, **AGES)
+        mt.tl.generated_ages(wrong, model, generated=generated, **AGES)
     stranger = generated.copy()
     stranger.uns["generate"] = {"params": {"model_sha256": "0"}}
     with pytest.raises(ValueError, match="Another model"):
-        mt.tl.age_match(atlas, model, generated=stranger, **AGES)
+        mt.tl.generated_ages(atlas, model, generated=stranger, **AGES)
 
 
 def apart(adata):
@@ -395,7 +400,7 @@ def test_figures(atlas, model, tmp_path):
     cells = atlas.copy()
     mt.tl.annotation_concordance(cells, model, generated=generated, **KEYS, n_permutations=9)
     mt.tl.train_on_generated(cells, model, generated=generated, **KEYS, n_permutations=2)
-    mt.tl.age_match(cells, model, generated=generated, **AGES)
+    mt.tl.generated_ages(cells, model, generated=generated, **AGES)
     cells.write_h5ad(tmp_path / "cells.h5ad")
     cells = anndata.read_h5ad(tmp_path / "cells.h5ad")
 
@@ -408,12 +413,65 @@ def test_figures(atlas, model, tmp_path):
     for measure in ("macro_f1", "accuracy"):
         ax = mt.pl.train_on_generated(cells, measure=measure)
         heights = [patch.get_height() for patch in ax.patches]
-        np.testing.assert_allclose(heights, mt.get.train_on_generated(cells)[measure])
+        np.testing.assert_allclose(heights, mt.get.table(cells, "train_on_generated")[measure])
     with pytest.raises(ValueError, match="There is no measure"):
         mt.pl.train_on_generated(cells, measure="auc")
 
-    figure = mt.pl.age_match(cells)
-    read = mt.get.read_ages(cells)
+    figure = mt.pl.generated_ages(cells)
+    read = mt.get.table(cells, "generated_ages", "cells")
     for ax, name in zip(figure.axes, ["generated", "query", "context"], strict=True):
         np.testing.assert_allclose(ax.collections[0].get_offsets()[:, 1], read[name])
     assert "months" in figure.axes[0].get_xlabel()
+
+
+@pytest.fixture(scope="module")
+def small(model):
+    adata = mt.datasets.aging_atlas(1800, 30, n_genes=500, seed=3)
+    common = adata.obs["cell_type"].value_counts().index[:3]
+    return prepare(adata[adata.obs["cell_type"].isin(common)].copy(), model, n_prompts=150)
+
+
+def evaluate(adata, model, generated, **settings):
+    """The summary by measure, and the cells with all results."""
+    result = on_copy(mt.tl.evaluate_generated, adata, model, generated=generated, **settings)
+    return mt.get.table(result, "evaluate_generated").set_index("measure"), result
+
+
+def test_evaluation_tells_good_cells_from_bad_ones(small, model, monkeypatch, tmp_path):
+    """True cells of the type and age asked for are near 1 throughout; cells of another type, genes shuffled, near 0."""
+    monkeypatch.setattr(importlib.import_module("maxtoki_toolkit.tl.doublets"), "N_TREES", 25)
+    cells = as_generated(small, others(small, same_age=True))
+    good, result = evaluate(small, model, cells, intervals=((200, 620), (621, 1200)))
+    assert (good.drop(index="pearson")["place"] > 0.6).all()
+    # All audits have left their own results, and the summary repeats them.
+    scores = mt.get.table(result, "annotation_concordance").set_index("cells")
+    row = good.loc["accuracy"]
+    assert (row["value"], row["best"], row["worst"]) == tuple(
+        scores.loc[["generated", "query", "permuted"], "accuracy"]
+    )
+    assert (row["low"], row["high"]) == tuple(scores.loc["generated", ["accuracy_low", "accuracy_high"]])
+    singlets = mt.get.table(result, "doublets", "singlets").set_index("population")["singlet_fraction"]
+    assert good.loc["singlet_fraction", "value"] == singlets["queries"]
+    assert (
+        len(good.loc[["pearson"]]) == mt.get.table(result, "differential_rank", "scores")["group"].nunique()
+    )
+    result.write_h5ad(tmp_path / "cells.h5ad")
+    ax = mt.pl.evaluate_generated(anndata.read_h5ad(tmp_path / "cells.h5ad"))
+    assert len(ax.get_yticklabels()) == len(good)
+
+    wrong = shuffled(as_generated(small, others(small, another_type=True)))
+    unlabelled = small.copy()
+    del unlabelled.obs["train"]
+    with pytest.warns(UserWarning, match="generation_diversity: Did not find .obs"):
+        bad, result = evaluate(unlabelled, model, wrong)
+    assert (bad.loc[["accuracy", "macro_f1"], "place"] < 0.2).all()
+    assert bad.loc["r", "place"] < good.loc["r", "place"]
+    left_out = result.uns["evaluate_generated"]["params"]["left_out"]
+    assert set(left_out) == {"generation_diversity", "differential_rank"}
+
+
+def test_no_evaluation_of_another_models_cells(small, model):
+    cells = as_generated(small, others(small))
+    cells.uns["generate"] = {"params": {"model_sha256": "0"}}
+    with pytest.raises(ValueError, match="Another model"):
+        mt.tl.evaluate_generated(small, model, generated=cells)

@@ -14,9 +14,7 @@ from maxtoki_toolkit.models.attention import attention_statistics, stream_attent
 from maxtoki_toolkit.models.prompts import write_prompts
 from maxtoki_toolkit.models.sequences import Sequences
 from maxtoki_toolkit.pp.sample_prompts import read_prompts
-from maxtoki_toolkit.tl._cells import get_sequences
-from maxtoki_toolkit.tl._head_sums import donor_sums
-from maxtoki_toolkit.tl._matched_sets import (
+from maxtoki_toolkit.stats.matched_sets import (
     log2_ratio,
     make_strata,
     null_ratios,
@@ -25,6 +23,8 @@ from maxtoki_toolkit.tl._matched_sets import (
     two_sided,
     usable,
 )
+from maxtoki_toolkit.tl._cells import get_sequences
+from maxtoki_toolkit.tl._head_sums import donor_sums
 from maxtoki_toolkit.tl._tokens import could_attend, evenly_given, token_parts
 from maxtoki_toolkit.tl.head_profiles import _test as profile_test
 from maxtoki_toolkit.tl.head_segments import _compare
@@ -109,9 +109,9 @@ def read(made):
     return adata
 
 
-def test_P6_positive_control_a_head_made_for_a_gene_set_is_found_and_no_other(read, made):
+def test_a_head_made_for_a_gene_set_is_found_and_no_other(read, made):
     mt.tl.head_enrichment(read, gene_set="planted")
-    table = mt.get.head_enrichment(read)
+    table = mt.get.table(read, "head_enrichment")
     assert table["name"].tolist() == HEADS
     assert table.index[table["q_value"] < 0.05].tolist() == [SET]
     row = table.loc[SET]
@@ -124,17 +124,15 @@ def test_P6_positive_control_a_head_made_for_a_gene_set_is_found_and_no_other(re
     assert abs(table.loc[NEARBY, "log2_ratio"]) < 0.1
     # The same genes, given by name.
     mt.tl.head_enrichment(read, gene_set=made[2], key_added="again")
-    pd.testing.assert_frame_equal(
-        mt.get.head_enrichment(read, key="again"), table, check_exact=False, rtol=1e-12
-    )
+    pd.testing.assert_frame_equal(mt.get.table(read, "again"), table, check_exact=False, rtol=1e-12)
     ax = mt.pl.head_enrichment(read)
     assert "1 of 6 heads" in ax.get_title(loc="left")
 
 
-def test_P6_positive_control_a_head_made_for_lapses_is_found_and_no_other(read):
+def test_a_head_made_for_lapses_is_found_and_no_other(read):
     for attending in ("all", "last"):
         mt.tl.head_segments(read, attending=attending)
-        table = mt.get.head_segments(read).set_index(["segment", "head"])
+        table = mt.get.table(read, "head_segments").set_index(["segment", "head"])
         found = table.index[table["specialised"]].tolist()
         # `<bos>` of the later cells is one of the marks.
         assert set(found) - {("special", FIRST)} == {("lapses", LAPSES)}
@@ -345,11 +343,11 @@ def test_parts_of_tokens(made):
     np.testing.assert_array_equal(could_attend(sequences)[:3], sequences.lengths[0] - np.arange(3))
 
 
-def test_P1_the_null_really_moves(read):
+def test_the_null_really_moves(read):
     """Membership is exchanged, within strata alone, and the null has a spread (L033: a null that never shuffled)."""
     mt.tl.head_enrichment(read, gene_set="planted")
     assert read.uns["head_enrichment"]["params"]["share_exchanged"] > 0.7
-    table = mt.get.head_enrichment(read)
+    table = mt.get.table(read, "head_enrichment")
     assert table.loc[SET, "null_sd"] > 0.1
     rng = np.random.default_rng(0)
     strata = make_strata(rng.normal(size=(300, 3)))
@@ -366,7 +364,7 @@ def test_P1_the_null_really_moves(read):
     assert (drawn != member).any(axis=1).all()
 
 
-def test_P2_what_position_and_expression_explain_is_not_called():
+def test_what_position_and_expression_explain_is_not_called():
     """A set of highly ranked genes: much raw mass, and a ratio of 1 among genes like them."""
     rng = np.random.default_rng(0)
     rank = rng.random(1000)
@@ -387,20 +385,20 @@ def test_P2_what_position_and_expression_explain_is_not_called():
     np.testing.assert_allclose(found, np.log2(rates[member].mean(axis=0) / np.mean(outside, axis=0)))
 
 
-def test_L021_a_head_that_treats_all_genes_alike_is_no_finding(read):
+def test_a_head_that_treats_all_genes_alike_is_no_finding(read):
     """It has p = 1, not a small or missing one from rounding."""
     for gene_set in ("planted", "TF"):
         mt.tl.head_enrichment(read, gene_set=gene_set, n_permutations=199)
-        assert (mt.get.head_enrichment(read).loc[[UNIFORM, 5], "p_value"] == 1).all()
+        assert (mt.get.table(read, "head_enrichment").loc[[UNIFORM, 5], "p_value"] == 1).all()
     mt.tl.head_profiles(read, n_permutations=199)
-    heads = mt.get.head_specificity(read)
+    heads = mt.get.table(read, "head_profiles", "heads")
     assert (heads.loc[[UNIFORM, 5], "p_value"] == 1).all()
     assert heads["p_value"].notna().all()
     mt.tl.head_similarity(read)
     assert mt.get.head_similarity(read).query("head_1 == 'L0H1' or head_2 == 'L0H1'").shape == (5, 7)
 
 
-def test_P4_donors_are_the_units(read):
+def test_donors_are_the_units(read):
     """Many prompts of two donors that differ say less than the prompts suggest."""
     rng = np.random.default_rng(0)
     by_donor = np.repeat(rng.normal(0, 0.05, 8), 50)[:, None]
@@ -464,8 +462,8 @@ def test_one_prompt(read):
 
 def test_profiles_of_a_gene_set_and_their_figure(read):
     mt.tl.head_profiles(read, statistic="planted", n_permutations=199)
-    table = mt.get.head_profiles(read)
-    assert table.attrs == {"unit": "log2 ratio", "statistic": "planted"}
+    table = mt.get.table(read, "head_profiles")
+    assert table.attrs == table.attrs | {"unit": "log2 ratio", "statistic": "planted"}
     assert len(table) == 6 * read.obs["cell_type"].nunique()
     figure = mt.pl.head_profiles(read)
     assert figure.axes[0].get_ylabel() == "specificity"
@@ -509,17 +507,20 @@ def test_large_sums_go_to_a_store(made, tmp_path, monkeypatch):
         mt.tl.head_enrichment(adata)
 
 
-def test_P10_results_survive_a_file(read, tmp_path):
+def test_results_survive_a_file(read, tmp_path):
     read = read.copy()
     mt.tl.head_enrichment(read, n_permutations=99)
     mt.tl.head_segments(read)
     read.write_h5ad(tmp_path / "cells.h5ad")
     again = anndata.read_h5ad(tmp_path / "cells.h5ad")
-    for get in (mt.get.attention, mt.get.head_enrichment, mt.get.head_segments):
-        pd.testing.assert_frame_equal(get(again), get(read), check_dtype=False)
+    pd.testing.assert_frame_equal(mt.get.attention(again), mt.get.attention(read), check_dtype=False)
+    for key in ("head_enrichment", "head_segments"):
+        found, expected = (mt.get.table(adata, key) for adata in (again, read))
+        pd.testing.assert_frame_equal(found, expected, check_dtype=False)
+        assert found.attrs == expected.attrs
     mt.tl.head_enrichment(again, n_permutations=99)
     pd.testing.assert_frame_equal(
-        mt.get.head_enrichment(again), mt.get.head_enrichment(read), check_dtype=False
+        mt.get.table(again, "head_enrichment"), mt.get.table(read, "head_enrichment"), check_dtype=False
     )
     params = again.uns["attention"]["params"]
     assert {"model", "model_sha256", "seed", "version", "n_truncated", "n_cells", "dtype"} <= set(params)
@@ -531,7 +532,7 @@ def test_without_donors_cells_are_in_blocks(made):
     mt.tl.attention(adata, model, n_cells=80, gene_sets={"planted": members})
     assert adata.uns["attention"]["units"].shape == (20, 3)
     mt.tl.head_enrichment(adata, gene_set="planted", n_permutations=199)
-    table = mt.get.head_enrichment(adata)
+    table = mt.get.table(adata, "head_enrichment")
     assert table.attrs["unit_of_inference"] == "block of cells"
     assert table["log2_ratio_low"].notna().all()
     assert table["p_value"].idxmin() == SET
@@ -580,7 +581,7 @@ def test_what_is_refused(made, read):
 
 
 @pytest.mark.slow
-def test_P1_nothing_planted_is_called_at_the_stated_rate(read):
+def test_nothing_planted_is_called_at_the_stated_rate(read):
     """Sets drawn within strata, groups permuted within donors, and differences of donors around none."""
     rng = np.random.default_rng(0)
     genes = read.uns["attention"]["genes"]
@@ -617,7 +618,7 @@ def test_P1_nothing_planted_is_called_at_the_stated_rate(read):
 
 
 @pytest.mark.slow
-def test_P8_what_the_demo_model_does_replicates_between_donors():
+def test_what_the_demo_model_does_replicates_between_donors():
     model = mt.load_model("demo", device="cpu")
     adata = mt.datasets.aging_atlas(1200, 20, seed=21)
     mt.pp.map_genes(adata, model)
@@ -626,7 +627,7 @@ def test_P8_what_the_demo_model_does_replicates_between_donors():
     mt.tl.head_similarity(adata)
     assert adata.uns["head_similarity"]["heads"]["reliability"].median() > 0.7
     mt.tl.head_enrichment(adata)
-    table = mt.get.head_enrichment(adata)
+    table = mt.get.table(adata, "head_enrichment")
     assert table.attrs["replication_r"] > 0.5
     assert table.attrs["replication_sign"] > 0.6
     assert table.loc[table["q_value"] < 0.05, "same_sign"].all()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.demo import held_out_nuclei
@@ -23,7 +24,7 @@ def cells(model):
 
 
 def test_it_is_the_mean_over_the_genes_that_are_read(cells, model, monkeypatch):
-    found = mt.tl.log_likelihood(cells, model, copy=True)
+    found = on_copy(mt.tl.log_likelihood, cells, model)
     ranks = cells.layers["rank"][4].toarray()[0]
     order = np.argsort(np.where(ranks > 0, ranks, 65_535), kind="stable")[: model.cell_length - 2]
     tokens = torch.tensor([2, *cells.var["token_id"].to_numpy()[order][: (ranks > 0).sum()], 3])
@@ -32,7 +33,7 @@ def test_it_is_the_mean_over_the_genes_that_are_read(cells, model, monkeypatch):
     expected = p[torch.arange(len(tokens) - 2), tokens[1:-1]].mean()
     assert found.obs["log_likelihood"].iloc[4] == pytest.approx(expected.item(), abs=1e-4)
     monkeypatch.setattr(mt.settings, "max_tokens", 200)
-    small = mt.tl.log_likelihood(cells, model, copy=True)
+    small = on_copy(mt.tl.log_likelihood, cells, model)
     np.testing.assert_allclose(small.obs["log_likelihood"], found.obs["log_likelihood"], atol=1e-4)
 
 
@@ -45,8 +46,8 @@ def test_cells_that_were_held_out_are_likelier_than_shuffled_ones(cells, model):
     shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     untrained = mt.models.build_model({**shape, "max_position_embeddings": 128}, model.vocab)
     for m, better in ((model, True), (untrained, False)):
-        real = mt.tl.log_likelihood(cells, m, copy=True).obs["log_likelihood"].to_numpy()
-        other = mt.tl.log_likelihood(shuffled, m, copy=True).obs["log_likelihood"].to_numpy()
+        real = on_copy(mt.tl.log_likelihood, cells, m).obs["log_likelihood"].to_numpy()
+        other = on_copy(mt.tl.log_likelihood, shuffled, m).obs["log_likelihood"].to_numpy()
         if better:
             assert (real > other + 0.5).all()
         else:

@@ -13,19 +13,15 @@ import torch
 import maxtoki_toolkit as mt
 from maxtoki_toolkit import _progress
 
-SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 KEYS = ["prompt", "gene", "k"]
-module = importlib.import_module("maxtoki_toolkit.tl.perturb")
+module = importlib.import_module("maxtoki_toolkit.tl._screen")
 
 
 @pytest.fixture(scope="module")
-def model():
+def model(tiny_model):
     """A model that has what it takes to tell time, but has learned nothing; it reads 40 genes of a cell."""
-    adata = mt.datasets.aging_atlas(200, 10, n_genes=500)
-    mt.pp.map_genes(adata)
-    vocab = mt.models.Vocabulary.from_anndata(adata)
-    small = mt.models.build_model({**SHAPE, "max_position_embeddings": 128}, vocab)
-    longer = mt.models.extend_model(small, vocab.with_times(-900, 900), max_length=256)
+    times = tiny_model.vocab.with_times(-900, 900)
+    longer = mt.models.extend_model(tiny_model, times, max_length=256)
     torch.manual_seed(0)
     head = mt.models.TimeHead("linear", hidden_size=16, scale=100.0)
     torch.nn.init.normal_(head.linear.weight)
@@ -43,8 +39,12 @@ def cells(model):
 
 
 def screen(adata, model, **settings):
+    """Effects; with settings of `mt.tl.Cells`, of single cells."""
+    on, others = mt.tl.Cells.split(settings)
+    if len(others) < len(settings):
+        settings = {**others, "on": on}
     mt.tl.perturb(adata, model, **settings)
-    return mt.get.perturbation(adata)
+    return mt.get.table(adata, "perturbation")
 
 
 def query_of(adata, effects, row):
@@ -66,7 +66,7 @@ def test_the_effect_is_that_of_the_edited_prompt(model, cells):
     effects = screen(cells, model, genes="all", mode="delete")
     assert effects["took_effect"].all()
     mt.tl.predict_timelapse(cells, model)
-    intact = mt.get.timelapse(cells)["predicted"]
+    intact = mt.get.table(cells, "timelapse")["predicted"]
     for i in (0, 17, 60):
         row = effects.iloc[i]
         edited = cells.copy()
@@ -80,7 +80,7 @@ def test_the_effect_is_that_of_the_edited_prompt(model, cells):
         edited.uns["prompts"]["prompts"] = prompts
         edited.uns["prompts"]["params"]["queries_elsewhere"] = True
         mt.tl.predict_timelapse(edited, model, queries=copy)
-        predicted = mt.get.timelapse(edited)["predicted"].iloc[0]
+        predicted = mt.get.table(edited, "timelapse")["predicted"].iloc[0]
         # Without the gene, the cell's counts sum to less, which changes no rank.
         assert predicted == pytest.approx(row["value"], abs=2e-3)
         assert row["value_intact"] == pytest.approx(intact.iloc[row["prompt"]], abs=2e-3)
@@ -186,7 +186,7 @@ def test_controls_are_like_their_genes(model, cells):
 def test_one_bar(model, cells, tmp_path, monkeypatch, tokens, path):
     """That of the parts, from those that were done; where there is one part, that of the reading in it."""
     monkeypatch.setattr(module, "_TOKENS", tokens)
-    bars, n_made, part = [], [], module._Screen.part
+    bars, n_made, part = [], [], module.Screen.part
 
     def progress(iterable=None, *, total, initial, disable, **_):
         bars.append((initial, total, disable))
@@ -200,12 +200,12 @@ def test_one_bar(model, cells, tmp_path, monkeypatch, tokens, path):
         return part(self, number)
 
     monkeypatch.setattr(module, "progress", progress)
-    monkeypatch.setattr(module._Screen, "part", stopped)
+    monkeypatch.setattr(module.Screen, "part", stopped)
     ask = {"genes": "all", "path": path and tmp_path / path}
     if tokens == 4000:
         with pytest.raises(KeyboardInterrupt):
             mt.tl.perturb(cells, model, **ask)
-        monkeypatch.setattr(module._Screen, "part", part)
+        monkeypatch.setattr(module.Screen, "part", part)
     mt.tl.perturb(cells, model, **ask)
     n_parts, again = n_made[0], 2 if path else 0
     expected = [(0, 1, True)] if tokens > 4000 else [(0, n_parts, False), (again, n_parts, False)]
@@ -219,7 +219,7 @@ def test_a_killed_screen_goes_on(model, cells, tmp_path, monkeypatch, suffix):
     monkeypatch.setattr(module, "_TOKENS", 4000)
     whole = screen(cells, model, genes="all", path=tmp_path / f"whole.{suffix}")
     path, made = tmp_path / f"effects.{suffix}", []
-    part = module._Screen.part
+    part = module.Screen.part
 
     def killed(self, number):
         if len(made) == 2:
@@ -228,7 +228,7 @@ def test_a_killed_screen_goes_on(model, cells, tmp_path, monkeypatch, suffix):
         return part(self, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._Screen, "part", killed)
+        patch.setattr(module.Screen, "part", killed)
         with pytest.raises(KeyboardInterrupt):
             mt.tl.perturb(cells, model, genes="all", path=path)
     folder = tmp_path / f"effects.{suffix}.parts"
@@ -242,7 +242,7 @@ def test_a_killed_screen_goes_on(model, cells, tmp_path, monkeypatch, suffix):
         mt.tl.perturb(cells, model, genes="all", mode="delete", path=path)
     after = []
     monkeypatch.setattr(
-        module._Screen, "part", lambda self, number: after.append(number) or part(self, number)
+        module.Screen, "part", lambda self, number: after.append(number) or part(self, number)
     )
     found = screen(cells, model, genes="all", path=path)
     assert not set(after) & set(made)
@@ -261,7 +261,7 @@ def test_a_killed_screen_goes_on(model, cells, tmp_path, monkeypatch, suffix):
     assert json.loads((tmp_path / f"effects.{suffix}.json").read_text())["recipe"]["mode"] == "inhibit"
     path.write_bytes(b"")
     with pytest.raises(ValueError, match="has changed"):
-        mt.get.perturbation(cells)
+        mt.get.table(cells, "perturbation")
 
 
 @pytest.mark.parametrize("target", [None, "young"])
@@ -290,9 +290,8 @@ def test_a_model_without_time(model, cells):
     stage1 = dataclasses.replace(model, time_head=None)
     with pytest.raises(ValueError, match="cannot tell time"):
         mt.tl.perturb(cells, stage1, genes="all")
-    mt.tl.perturb(
-        cells, stage1, genes="all", readout="likelihood", use=cells.obs_names.isin(cells.obs_names[:3])
-    )
+    few = mt.tl.Cells(use=cells.obs_names.isin(cells.obs_names[:3]))
+    mt.tl.perturb(cells, stage1, genes="all", readout="likelihood", on=few)
     assert cells.uns["perturbation"]["params"]["readout"] == "likelihood"
 
 
@@ -313,7 +312,7 @@ def test_a_model_without_time(model, cells):
         ({"genes": []}, ValueError, "no gene to edit"),
         ({"genes": [("FOXO3", "FOXO3")]}, ValueError, "one gene twice"),
         ({"genes": ["FOXO3", "FOXO3"]}, ValueError, "asked for twice"),
-        ({"target": "sex"}, ValueError, "are for single cells"),
+        ({"on": mt.tl.Cells(target="sex")}, ValueError, "are for single cells"),
         ({"readout": "embedding", "on": "both"}, ValueError, "no context"),
         ({"key": "nothing"}, KeyError, "sample_prompts"),
         ({"path": "effects.txt"}, ValueError, "must end with"),

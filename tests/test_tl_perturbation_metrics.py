@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit.tl._response_scores import discrimination
+from maxtoki_toolkit.stats.response_scores import discrimination
 
 N_GENES, EACH = 60, 80
 NAMES = ["control", "a", "b", "c"]
@@ -43,7 +43,7 @@ def simulate(seed=0, *, common=1.0, own=1.0, noise=0.5):
 
 
 def scores(adata, perturbation="all"):
-    table = mt.get.perturbation_metrics(adata)
+    table = mt.get.table(adata, "perturbation_metrics")
     return table[table["perturbation"] == perturbation].set_index(["method", "score"])
 
 
@@ -57,7 +57,7 @@ def test_against_scipy():
     guess = perfect.copy()
     guess.X = guess.X + rng.normal(size=guess.shape).astype(np.float32)
     mt.tl.perturbation_metrics(true, predicted=guess, **SETTINGS)
-    table = mt.get.perturbation_metrics(true)
+    table = mt.get.table(true, "perturbation_metrics")
     found = table[(table["method"] == "prediction") & (table["perturbation"] == "b")].set_index("score")[
         "value"
     ]
@@ -145,14 +145,19 @@ def test_layers_and_rows_agree():
     rows = np.maximum(pd.Index(NAMES[1:]).get_indexer(true.obs["drug"]), 0)
     true.layers["guess"] = perfect.X[rows]
     mt.tl.perturbation_metrics(true, predicted={"layer": "guess", "rows": perfect}, train="train", **SETTINGS)
-    wide = mt.get.perturbation_metrics(true, wide=True)
+    wide = by_method(true)
     np.testing.assert_allclose(wide.loc["layer"], wide.loc["rows"], rtol=1e-5)
     order = np.random.default_rng(0).permutation(true.n_obs)
     mixed = true[order].copy()
     mt.tl.perturbation_metrics(
         mixed, predicted={"layer": "guess", "rows": perfect}, train="train", **SETTINGS
     )
-    np.testing.assert_allclose(mt.get.perturbation_metrics(mixed, wide=True), wide, rtol=1e-5)
+    np.testing.assert_allclose(by_method(mixed), wide, rtol=1e-5)
+
+
+def by_method(adata):
+    table = mt.get.table(adata, "perturbation_metrics").query("perturbation == 'all'")
+    return table.pivot(index="method", columns="score", values="value")
 
 
 def test_discrimination_by_hand():
@@ -177,7 +182,7 @@ def test_refusals():
     with pytest.raises(KeyError, match="drugs"):
         mt.tl.perturbation_metrics(true, predicted=perfect, perturbation_key="drugs", control="control")
     with pytest.raises(KeyError, match=r"Run mt.tl.perturbation_metrics"):
-        mt.get.perturbation_metrics(true)
+        mt.get.table(true, "perturbation_metrics")
 
 
 def test_scales_that_differ_are_noticed():

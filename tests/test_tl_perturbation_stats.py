@@ -9,8 +9,8 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit._results import write_result
-from maxtoki_toolkit.tl._matched_null import matched_null, moderated_error, null_df, storey, two_sided_p
+from maxtoki_toolkit.results.store import write_result
+from maxtoki_toolkit.stats.matched_null import matched_null, moderated_error, null_df, storey, two_sided_p
 
 N_GENES, N_DONORS, N_CELLS = 300, 20, 3
 ID = [f"ENSG{i:011d}" for i in range(N_GENES)]
@@ -58,13 +58,13 @@ def screened(rng, *, planted=(), strength=0.0, noise="normal", groups=("a",), la
 
 def stats_of(adata, **settings):
     mt.tl.perturbation_stats(adata, **settings)
-    return mt.get.perturbation_stats(adata)
+    return mt.get.table(adata, "perturbation_stats")
 
 
 def test_means_over_donors():
     rng = np.random.default_rng(0)
     adata = screened(rng, groups=("a", "b"), lapses=True)
-    effects, table = stats_of(adata), mt.get.perturbation(adata)
+    effects, table = stats_of(adata), mt.get.table(adata, "perturbation")
     assert effects.attrs["unit"] == "years"
     assert effects["group"].drop_duplicates().tolist() == ["all", "a", "b"]
     for group in ("all", "b"):
@@ -124,7 +124,7 @@ def test_controls():
     adata = screened(rng)
     names = adata.uns["perturbation"]["genes"]["gene"].tolist()
     mt.tl.perturbation_stats(adata, housekeeping=names[:5])
-    controls = mt.get.perturbation_controls(adata).set_index("genes")
+    controls = mt.get.table(adata, "perturbation_stats", "controls").set_index("genes")
     assert controls.loc["housekeeping", "n_genes"] == 5
     assert controls.loc["absent", "n_genes"] == 0
     assert controls.loc["all", "n_known"] == N_GENES
@@ -221,10 +221,10 @@ class TestSlopes:
         """Ages in years, whole or not, give the slopes of months; in the wrong unit they are noticed."""
         atlas.obs["years"] = atlas.obs["age_months"] / 12
         mt.tl.expression_age_slope(atlas, **self.SETTINGS)
-        expected = mt.get.expression_age_slope(atlas)
+        expected = mt.get.table(atlas, "expression_age_slope")
         years = {**self.SETTINGS, "time_key": "years"}
         mt.tl.expression_age_slope(atlas, **years, time_unit="years")
-        pd.testing.assert_frame_equal(mt.get.expression_age_slope(atlas), expected)
+        pd.testing.assert_frame_equal(mt.get.table(atlas, "expression_age_slope"), expected)
         with pytest.raises(ValueError, match="in years by its name, but is taken for months: pass time_unit"):
             mt.tl.expression_age_slope(atlas, **years)
 
@@ -232,7 +232,7 @@ class TestSlopes:
         import statsmodels.formula.api as smf
 
         mt.tl.expression_age_slope(atlas, **self.SETTINGS, covariates=["sex", "batch"])
-        slopes = mt.get.expression_age_slope(atlas)
+        slopes = mt.get.table(atlas, "expression_age_slope")
         row = slopes[slopes["group"] == "fibroblast"].set_index("gene").iloc[40]
         cells = atlas[atlas.obs["cell_type"] == "fibroblast"]
         sums = pd.DataFrame(cells.X.toarray()).groupby(cells.obs["donor_id"].astype(str).to_numpy()).sum()
@@ -252,7 +252,7 @@ class TestSlopes:
 
     def test_planted_genes_are_found_and_others_not(self, atlas):
         mt.tl.expression_age_slope(atlas, **self.SETTINGS, covariates="sex")
-        slopes = mt.get.expression_age_slope(atlas)
+        slopes = mt.get.table(atlas, "expression_age_slope")
         truth = atlas.uns["truth"]["age_genes"].query("direction != 'turnover'")
         both = slopes.merge(truth, left_on=["gene", "group"], right_on=["ensembl_id", "cell_type"])
         called = both[both["q_value"] < 0.05]
@@ -260,7 +260,7 @@ class TestSlopes:
         assert (np.sign(called["slope"]) == np.sign(called["log2_fold"])).all()
         null = mt.datasets.aging_atlas(4000, 30, n_genes=500, seed=3, null=True)
         mt.tl.expression_age_slope(null, **self.SETTINGS, covariates="sex")
-        nothing = mt.get.expression_age_slope(null)
+        nothing = mt.get.table(null, "expression_age_slope")
         assert 0.03 < (nothing["p_value"].dropna() < 0.05).mean() < 0.08
 
     def test_refusals(self, atlas):
@@ -286,7 +286,7 @@ class TestConcordance:
         rng = np.random.default_rng(seed)
         adata = screened(rng)
         mt.tl.perturbation_stats(adata)
-        effects = mt.get.perturbation_stats(adata)
+        effects = mt.get.table(adata, "perturbation_stats")
         slope = (-follow * effects["effect"] + rng.normal(0, effects["effect"].std(), N_GENES)).to_numpy()
         table = effects[["gene", "symbol", "group"]].assign(
             slope=slope, q_value=np.where(np.abs(slope) > 0.3, 0.01, 1)
@@ -298,11 +298,11 @@ class TestConcordance:
     def test_found_where_it_is(self):
         adata = self.both(0, follow=3)
         mt.tl.perturbation_concordance(adata, n_permutations=300)
-        found = mt.get.perturbation_concordance(adata).set_index("genes")
+        found = mt.get.table(adata, "perturbation_concordance").set_index("genes")
         assert found.loc["all", "share"] > 0.8
         assert found.loc["all", "rho"] > 0.6
         assert found.loc["ageing", "q_value"] < 0.05
-        genes = mt.get.concordant_genes(adata)
+        genes = mt.get.table(adata, "perturbation_concordance", "genes")
         assert (genes["concordant"] == (np.sign(genes["effect"]) != np.sign(genes["slope"]))).all()
 
     def test_not_found_where_it_is_not(self):
@@ -310,7 +310,9 @@ class TestConcordance:
         for seed in range(12):
             adata = self.both(seed, follow=0)
             mt.tl.perturbation_concordance(adata, n_permutations=199)
-            p.append(mt.get.perturbation_concordance(adata).set_index("genes").loc["all", "rho_p_value"])
+            p.append(
+                mt.get.table(adata, "perturbation_concordance").set_index("genes").loc["all", "rho_p_value"]
+            )
         assert (np.array(p) < 0.05).sum() <= 2
         assert stats.kstest(p, "uniform").pvalue > 0.01
 
@@ -352,7 +354,7 @@ def cells():
     rare = (table["gene"] == ID[7]) & (table["group"] == "b") & ~table["donor"].isin(["D00", "D01"])
     screen["effects"] = table[~rare & (table["gene"] != ID[8])]
     mt.tl.perturbation_stats(adata)
-    slopes = mt.get.perturbation_stats(adata)[["gene", "symbol", "group"]]
+    slopes = mt.get.table(adata, "perturbation_stats")[["gene", "symbol", "group"]]
     slopes = slopes[slopes["group"] != "all"].assign(n_donors=N_DONORS, p_value=0.001, q_value=0.01)
     slopes["slope"] = np.where(slopes["gene"] == ID[9], np.nan, 0.5)
     slopes["slope_low"], slopes["slope_high"] = slopes["slope"] - 1, slopes["slope"] + 1
@@ -369,7 +371,7 @@ class TestTargetEvidence:
 
     def test_values_are_those_of_the_analyses(self, cells):
         found = mt.get.target_evidence(cells)
-        effects = mt.get.perturbation_stats(cells)
+        effects = mt.get.table(cells, "perturbation_stats")
         all_cells = effects[effects["group"] == "all"].set_index("gene")
         top = all_cells.loc[found["gene"].unique()]
         assert set(top.index) == set(all_cells["z"].abs().nlargest(15).index)
@@ -420,7 +422,7 @@ class TestTargetEvidence:
     def test_groups_of_a_table_where_the_screen_has_none(self):
         adata = screened(np.random.default_rng(0), groups=("all",))
         mt.tl.perturbation_stats(adata)
-        slopes = mt.get.perturbation_stats(adata)[["gene", "symbol", "group"]].assign(slope=1.0)
+        slopes = mt.get.table(adata, "perturbation_stats")[["gene", "symbol", "group"]].assign(slope=1.0)
         write_result(adata, "expression_age_slope", {"unit": "log2 expression per year"}, slopes=slopes)
         table = pd.DataFrame({"gene": ID[:2], "effect": 1.0, "group": ["x", "y"]})
         found = mt.get.target_evidence(adata, tables={"own": table})

@@ -3,12 +3,17 @@
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit.tl._age_intervals import calibrate, reach
+from maxtoki_toolkit.stats.age_intervals import calibrate, reach
 from maxtoki_toolkit.tl._contexts import draw_contexts
 
-SETTINGS = {"time_key": "age_months", "donor_key": "donor_id", "n_contexts": 2, "context_size": 2}
+SETTINGS = {
+    "time_key": "age_months",
+    "donor_key": "donor_id",
+    "sampling": mt.tl.AgeSampling(n_contexts=2, context_size=2),
+}
 
 
 def simulate(rng, n_donors, slope=0.5, donor_sd=30.0, cell_sd=60.0, n_cells=(1, 30)):
@@ -78,14 +83,14 @@ def test_contexts_are_of_distinct_donors_and_ages_in_any_order():
     rng = np.random.default_rng(0)
     donor = np.repeat([f"d{i}" for i in range(9)], 4)
     time = np.repeat(np.arange(9) // 2 * 12, 4)
-    names = np.array([f"cell{i}" for i in range(36)], dtype=object)
-    settings = {"group": "T cell", "n": 12, "size": 3, "seed": 0}
-    contexts = draw_contexts(np.arange(36), donor, time, names, **settings)
+    names = np.array([f"cell{i}" for i in range(36)])
+    settings = {"n": 12, "size": 3, "seed": [0, 7]}
+    contexts = draw_contexts(np.argsort(names), donor, time, **settings)
     counts = pd.Series(donor[np.concatenate(contexts)]).value_counts().reindex(np.unique(donor)).fillna(0)
     assert all(len(set(time[c])) == len(set(donor[c])) == 3 for c in contexts)
     assert counts.max() - counts.min() <= 3
     order = rng.permutation(36)
-    again = draw_contexts(np.arange(36), donor[order], time[order], names[order], **settings)
+    again = draw_contexts(np.argsort(names[order]), donor[order], time[order], **settings)
     assert [list(names[c]) for c in contexts] == [list(names[order][c]) for c in again]
 
 
@@ -106,11 +111,11 @@ def atlas(model):
 
 @pytest.fixture(scope="module")
 def read(atlas, model):
-    return mt.tl.predict_age(atlas, model, **SETTINGS, groupby="cell_type", reference="control", copy=True)
+    return on_copy(mt.tl.predict_age, atlas, model, **SETTINGS, groupby="cell_type", reference="control")
 
 
 def test_every_cell_has_an_age_or_its_group_a_reason(read):
-    groups = mt.get.age_calibration(read).set_index("group")
+    groups = mt.get.table(read, "predict_age", "groups").set_index("group")
     for group, part in read.obs.groupby("cell_type", observed=True):
         if groups.loc[group, "reason"] == "":
             assert part["predicted_age"].notna().all()
@@ -121,7 +126,7 @@ def test_every_cell_has_an_age_or_its_group_a_reason(read):
 
 
 def test_donors_are_means_of_their_cells(read):
-    donors = mt.get.predicted_ages(read)
+    donors = mt.get.table(read, "predict_age")
     assert donors.attrs["unit"] == "months"
     row = donors[donors["predicted"].notna()].iloc[0]
     cells = read.obs[(read.obs["donor_id"] == row["donor"]) & (read.obs["cell_type"] == row["group"])]
@@ -133,8 +138,8 @@ def test_donors_are_means_of_their_cells(read):
 
 def test_order_of_the_cells_does_not_matter(atlas, model, read):
     order = np.random.default_rng(0).permutation(atlas.n_obs)
-    again = mt.tl.predict_age(
-        atlas[order].copy(), model, **SETTINGS, groupby="cell_type", reference="control", copy=True
+    again = on_copy(
+        mt.tl.predict_age, atlas[order].copy(), model, **SETTINGS, groupby="cell_type", reference="control"
     )
     expected = read.obs["predicted_age"].loc[again.obs_names]
     assert again.obs["predicted_age"].to_numpy() == pytest.approx(expected.to_numpy(), abs=0.01, nan_ok=True)
@@ -147,14 +152,14 @@ def test_a_reference_elsewhere_is_the_same_reference(atlas, model, read):
     mt.tl.predict_age(others, model, **SETTINGS, groupby="cell_type", reference=controls)
     expected = read.obs["predicted_age"].loc[others.obs_names]
     assert others.obs["predicted_age"].to_numpy() == pytest.approx(expected.to_numpy(), abs=0.01, nan_ok=True)
-    assert mt.get.predicted_ages(others)["known"].isna().all()
+    assert mt.get.table(others, "predict_age")["known"].isna().all()
 
 
 def test_groups_without_reference_have_a_reason(atlas, model):
     adata = atlas.copy()
     adata.obs["control"] &= adata.obs["cell_type"] != "monocyte"
     mt.tl.predict_age(adata, model, **SETTINGS, groupby="cell_type", reference="control")
-    groups = mt.get.age_calibration(adata).set_index("group")
+    groups = mt.get.table(adata, "predict_age", "groups").set_index("group")
     assert groups.loc["monocyte", "reason"].startswith("0 reference donors")
     assert adata.obs.loc[adata.obs["cell_type"] == "monocyte", "predicted_age"].isna().all()
 
@@ -172,7 +177,6 @@ def test_ages_that_are_not_known_are_asked_for(atlas, model):
     ("change", "message"),
     [
         ({"coverage": 1.0}, "coverage must be"),
-        ({"n_contexts": 0}, "n_contexts must be at least 1"),
         ({"reference": np.zeros(3, bool)}, "reference must be"),
     ],
 )
@@ -181,7 +185,12 @@ def test_bad_input_is_refused(atlas, model, change, message):
         mt.tl.predict_age(atlas, model, **SETTINGS | change, groupby="cell_type")
 
 
+def test_sampling_is_checked():
+    with pytest.raises(ValueError, match="n_contexts must be at least 1"):
+        mt.tl.AgeSampling(n_contexts=0)
+
+
 def test_figure_names_what_is_not_read(read):
     figure = mt.pl.predicted_ages(read)
-    groups = mt.get.age_calibration(read)
+    groups = mt.get.table(read, "predict_age", "groups")
     assert len(figure.axes) == max((groups["reason"].str.contains("not read|needed") == False).sum(), 1)  # noqa: E712

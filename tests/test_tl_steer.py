@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from helpers import on_copy
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.models.edits import cut_cells, edit_cells
-from maxtoki_toolkit.tl._steer_target import get_steered
+from maxtoki_toolkit.tl._steering import get_steered
 
 N_GENES = 30
 GENES = [f"ENSG{i:011d}" for i in range(N_GENES)]
@@ -67,7 +68,7 @@ def cells(model):
 
 SETS = {
     "readout": "embedding",
-    "reference": "perturbed",
+    "target": "perturbed",
     "donor_key": "donor",
     "genes": [f"g{i}" for i in range(12)],
     "n_cells": None,
@@ -75,22 +76,36 @@ SETS = {
     "n_anchors": 3,
 }
 RANKS = {
-    **SETS,
-    "method": "ranks",
+    "readout": "embedding",
+    "target": "perturbed",
+    "donor_key": "donor",
+    "steers": True,
     "genes": ["g20"],
     "mode": "overexpress",
     "n_steps": 16,
     "n_chains": 2,
     "block_size": 4,
     "n_cells": 12,
+    "n_anchors": 3,
 }
+
+
+def call(cells, model, **settings):
+    """Search sets, or steer cells, with settings by their names, on a copy."""
+    steers = settings.pop("steers", False)
+    recipe, function = (
+        (mt.tl.CellSampling, mt.tl.steer_cells) if steers else (mt.tl.GeneSetSearch, mt.tl.search_gene_sets)
+    )
+    made, settings = recipe.split(settings)
+    on, settings = mt.tl.Cells.split(settings)
+    return on_copy(function, cells, model, on=on, **{"sampling" if steers else "search": made}, **settings)
 
 
 def steer(cells, model, **settings):
     """Short chains, which have not converged and say so."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The chains have not converged")
-        return mt.tl.steer(cells, model, copy=True, **settings)
+        return call(cells, model, **settings)
 
 
 def shift_by_hand(cells, model, names, genes, mode):
@@ -98,13 +113,11 @@ def shift_by_hand(cells, model, names, genes, mode):
     steered = get_steered(
         cells,
         model,
+        mt.tl.Cells(use=cells.obs_names.isin(names), target="perturbed"),
         readout="embedding",
-        use=cells.obs_names.isin(names),
-        reference="perturbed",
         n_cells=None,
         n_anchors=3,
         key=None,
-        donor_key=None,
         rng=0,
     )
     token = model.vocab.token_id(genes)
@@ -124,14 +137,14 @@ def shift_by_hand(cells, model, names, genes, mode):
 
 def test_chains_that_have_not_converged_say_so(cells, model):
     with pytest.warns(UserWarning, match=r"The chains have not converged \(R-hat [\d.]+, 1.1 at most"):
-        mt.tl.steer(cells, model, copy=True, **RANKS)
+        call(cells, model, **RANKS)
 
 
 def test_a_shift_is_what_it_says(cells, model):
     """The estimates are of the donors held out, and are those of the edit by hand."""
     found = steer(cells, model, method="greedy", max_size=2, **SETS)
-    effects, genes = mt.get.steer(found), mt.get.steer_genes(found)
-    params = found.uns["steer"]["params"]
+    effects, genes = mt.get.table(found, "gene_sets"), mt.get.steer_genes(found, key="gene_sets")
+    params = found.uns["gene_sets"]["params"]
     assert (params["n_searched"], params["n_judged"]) == (12, 12)
     first = effects.iloc[0]
     assert first["genes"] == genes.iloc[0]["gene"]  # greedy takes the best one first
@@ -139,7 +152,7 @@ def test_a_shift_is_what_it_says(cells, model):
     assert effects["kind"].tolist() == ["found", "found", "best singles", "best singles"]
     # All cells that may be steered, so that both parts are known.
     every = steer(cells, model, method="greedy", max_size=1, **{**SETS, "n_cells": None, "held_out": 0})
-    row = mt.get.steer(every).iloc[0]
+    row = mt.get.table(every, "gene_sets").iloc[0]
     names = cells.obs_names[cells.obs["control"]]
     by_hand = np.mean(shift_by_hand(cells, model, names, [row["genes"]], "delete"))
     assert row["shift"] == pytest.approx(by_hand, abs=1e-4)
@@ -149,7 +162,9 @@ def test_a_shift_is_what_it_says(cells, model):
 def test_a_wider_beam_is_no_worse(cells, model):
     best = []
     for method in ("greedy", "beam"):
-        effects = mt.get.steer(steer(cells, model, method=method, max_size=3, beam_width=8, **SETS))
+        effects = mt.get.table(
+            steer(cells, model, method=method, max_size=3, beam_width=8, **SETS), "gene_sets"
+        )
         effects = effects[(effects["kind"] == "found") & (effects["size"] == 3)]
         best.append(effects["searched_shift"].max())
         assert effects["q_value"].notna().all()
@@ -166,7 +181,8 @@ def test_genes_that_no_cell_has(cells, model):
         row[row > 0] = np.argsort(np.argsort(row[row > 0])) + 1
     lacking.layers["rank"] = sp.csr_matrix(X)
     lacking.obs["n_genes_ranked"] = (X > 0).sum(axis=1)
-    genes = mt.get.steer_genes(steer(lacking, model, method="greedy", max_size=1, **SETS)).set_index("symbol")
+    found = steer(lacking, model, method="greedy", max_size=1, **SETS)
+    genes = mt.get.steer_genes(found, key="gene_sets").set_index("symbol")
     assert np.isnan(genes.loc["g3", "shift"])
     assert not genes.loc["g3", "took_effect"]
     assert genes.drop("g3")["shift"].notna().all()
@@ -176,9 +192,9 @@ def test_genes_that_no_cell_has(cells, model):
 
 def test_chains_over_sets(cells, model):
     """The draws favour what scores well; the empty set is where the first chain starts, with a score of exactly 0."""
-    settings = {**SETS, "method": "sets", "n_steps": 60, "max_size": 2, "temperature": 2}
+    settings = {**SETS, "method": "metropolis", "n_steps": 60, "max_size": 2, "temperature": 2}
     found = steer(cells, model, **settings)
-    trace, genes = mt.get.steer_trace(found), mt.get.steer_genes(found)
+    trace, genes = mt.get.table(found, "gene_sets", "trace"), mt.get.steer_genes(found, key="gene_sets")
     assert trace.groupby("chain").size().tolist() == [61] * 4
     first = trace[(trace["chain"] == 0) & (trace["step"] == 0)].iloc[0]
     assert (first["log_target"], first["size"]) == (0, 0)
@@ -188,18 +204,20 @@ def test_chains_over_sets(cells, model):
         trace[trace["step"] == 0]["log_target"].mean(),
     )
     assert late > early
-    params = found.uns["steer"]["params"]
+    params = found.uns["gene_sets"]["params"]
     assert params["rhat"] > 0.9
     assert params["effective_size"] > 1
-    pd.testing.assert_frame_equal(mt.get.steer(steer(cells, model, **settings)), mt.get.steer(found))
+    pd.testing.assert_frame_equal(
+        mt.get.table(steer(cells, model, **settings), "gene_sets"), mt.get.table(found, "gene_sets")
+    )
     weighed = steer(cells, model, **{**settings, "n_steps": 4, "likelihood_weight": 1.0})
-    assert (mt.get.steer_genes(weighed)["shift"] != genes["shift"]).any()
+    assert (mt.get.steer_genes(weighed, key="gene_sets")["shift"] != genes["shift"]).any()
 
 
 def test_held_genes_stay(cells, model):
     """At the top, at each draw; deleted genes never come back; the layers hold what the tables say."""
     found = steer(cells, model, **RANKS)
-    steered = mt.get.steer_cells(found)["cell"]
+    steered = mt.get.table(found, "steer", "cells")["cell"]
     ranks = pd.DataFrame(found.layers["steer_rank"].toarray(), found.obs_names, found.var["symbol"])
     assert (ranks.loc[steered, "g20"] == 1).all()
     assert (ranks.loc[~ranks.index.isin(steered)] == 0).all().all()
@@ -219,11 +237,11 @@ def test_held_genes_stay(cells, model):
 def test_nothing_is_nothing(cells, model):
     """No gene held and no step taken: each cell as it was, to the last number."""
     found = steer(cells, model, **{**RANKS, "genes": None, "n_steps": 0})
-    rows = found.obs_names.get_indexer(mt.get.steer_cells(found)["cell"])
+    rows = found.obs_names.get_indexer(mt.get.table(found, "steer", "cells")["cell"])
     np.testing.assert_array_equal(
         found.layers["steer_rank"][rows].toarray(), cells.layers["rank"][rows].toarray()
     )
-    table = mt.get.steer_cells(found)
+    table = mt.get.table(found, "steer", "cells")
     for measure in ("log_likelihood", "distance"):
         for state in ("abrupt", "unsteered", "steered"):
             np.testing.assert_allclose(table[f"{measure}_{state}"], table[f"{measure}_start"], rtol=1e-6)
@@ -233,12 +251,14 @@ def test_nothing_is_nothing(cells, model):
 def test_cells_are_on_their_own(cells, model):
     """A cell is steered alike in any company and order."""
     found = steer(cells, model, **{**RANKS, "use": "control", "n_cells": None})
-    some = mt.get.steer_cells(found)["cell"].to_numpy()[[5, 2, 9]]
+    some = mt.get.table(found, "steer", "cells")["cell"].to_numpy()[[5, 2, 9]]
     part = cells[cells.obs["perturbed"] | cells.obs_names.isin(some)].copy()
     part = part[np.r_[np.arange(part.n_obs - 3), part.n_obs - 1, part.n_obs - 3, part.n_obs - 2]].copy()
     other = steer(part, model, **{**RANKS, "use": "control", "n_cells": None})
     columns = ["log_likelihood_steered", "distance_steered", "acceptance"]
-    one, two = (mt.get.steer_cells(x).set_index("cell").loc[some, columns] for x in (found, other))
+    one, two = (
+        mt.get.table(x, "steer", "cells").set_index("cell").loc[some, columns] for x in (found, other)
+    )
     np.testing.assert_allclose(one, two, atol=1e-4)
     np.testing.assert_array_equal(
         other[some].layers["steer_rank"].toarray(), found[some].layers["steer_rank"].toarray()
@@ -252,7 +272,7 @@ def test_likelihood_of_reference_cells(cells, model):
     model = dataclasses.replace(model, cell_length=32)
     found = steer(cells, model, **{**RANKS, "readout": "likelihood", "n_steps": 2, "n_cells": 3})
     assert found.uns["steer"]["params"]["unit"] == "nats a gene"
-    table = mt.get.steer_cells(found)
+    table = mt.get.table(found, "steer", "cells")
     assert (table["distance_start"] > 0).all()
     assert table["distance_abrupt"].notna().all()
 
@@ -262,14 +282,14 @@ def test_refusals(cells, model):
         ({"method": "annealing"}, "no method"),
         ({"readout": "happiness"}, "no readout"),
         ({"mode": "double"}, "no mode"),
-        ({"reference": None}, "needs cells"),
+        ({"target": None}, "needs cells"),
         ({"use": "perturbed"}, "led to itself"),
         ({"genes": ["g1", "g1"]}, "twice"),
         ({"genes": []}, "no gene to edit"),
         ({"burn_in": 1.0}, "burn_in"),
         ({"strength": 0}, "strength"),
         ({"n_cells": 1}, "cannot be divided"),
-        ({"readout": "timelapse", "reference": None}, "cannot tell time"),
+        ({"readout": "timelapse", "target": None}, "cannot tell time"),
     ]:
         with pytest.raises(ValueError, match=message):
             steer(cells, model, **{**SETS, **settings})
@@ -277,14 +297,14 @@ def test_refusals(cells, model):
         steer(cells, model, **{**SETS, "genes": ["g99"]})
     found = steer(cells, model, method="greedy", max_size=1, **SETS)
     with pytest.raises(ValueError, match="no chains"):
-        mt.get.steer_trace(found)
-    with pytest.raises(ValueError, match="no steered cells"):
-        mt.get.steer_cells(found)
+        mt.get.table(found, "gene_sets", "trace")
+    with pytest.raises(KeyError, match=r"Run mt.tl.steer_cells"):
+        mt.get.table(found, "steer", "cells")
 
 
 def test_figures(cells, model):
-    assert len(mt.pl.steer(steer(cells, model, method="beam", max_size=2, **SETS)).axes) == 2
-    axes = mt.pl.steer(steer(cells, model, **RANKS)).axes
+    assert len(mt.pl.search_gene_sets(steer(cells, model, method="beam", max_size=2, **SETS)).axes) == 2
+    axes = mt.pl.steer_cells(steer(cells, model, **RANKS)).axes
     assert len(axes) == 3
     assert "log-likelihood" in axes[0].get_ylabel()
 
@@ -314,23 +334,16 @@ def test_steered_cells_are_likelier_and_nearer_than_edits(tmp_path):
     both.uns["rank_value_encode"] = train.uns["rank_value_encode"]
     both.obs["anchor"] = both.obs["perturbed"] & both.obs_names.isin(train.obs_names)
     both.obs["led"] = both.obs["control"] & both.obs_names.isin(test.obs_names)
-    mt.tl.steer(
+    mt.tl.steer_cells(
         both,
         model,
-        method="ranks",
-        readout="embedding",
-        reference="anchor",
-        use="led",
         genes=["g20"],
         mode="overexpress",
-        n_cells=12,
-        n_steps=300,
-        n_chains=2,
-        proposal="position",
-        strength=30,
-        donor_key="donor",
+        readout="embedding",
+        on=mt.tl.Cells(use="led", target="anchor", donor_key="donor"),
+        sampling=mt.tl.CellSampling.of(n_cells=12, n_steps=300, n_chains=2, proposal="position", strength=30),
     )
-    effects = mt.get.steer(both).set_index(["measure", "state"])
+    effects = mt.get.table(both, "steer").set_index(["measure", "state"])
     steered = effects.xs("steered", level="state")
     assert steered.loc["log_likelihood", "difference_low"] > 0  # likelier than the edit alone
     assert steered.loc["distance", "difference_high"] < 0  # and nearer to the target

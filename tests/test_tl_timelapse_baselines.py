@@ -59,11 +59,7 @@ def planted():
 
 
 def overall(adata):
-    return (
-        mt.get.timelapse_scores(adata, key="timelapse_baselines")
-        .query("group == 'all'")
-        .set_index("predictor")
-    )
+    return mt.get.table(adata, "timelapse_baselines").query("group == 'all'").set_index("predictor")
 
 
 def test_clocks_find_planted_time(planted):
@@ -80,14 +76,14 @@ def test_clocks_find_planted_time(planted):
     clocks = planted[0].uns["timelapse_baselines"]["clocks"].query("baseline == 'ridge_expression'")
     assert "all" in clocks["group"].tolist()
     assert "B cell" not in clocks["group"].tolist()
-    groups = mt.get.timelapse_scores(planted[0], key="timelapse_baselines").set_index(["predictor", "group"])
+    groups = mt.get.table(planted[0], "timelapse_baselines").set_index(["predictor", "group"])
     assert groups.loc[("ridge_expression", "B cell"), "r"] > 0.8
 
 
 def test_clocks_find_nothing_in_shuffled_time():
     adata, model = prepare(plant(1, shuffled=True))
     mt.tl.timelapse_baselines(adata, model, embedding=False)
-    assert "ridge_embedding" not in mt.get.timelapse(adata, key="timelapse_baselines")
+    assert "ridge_embedding" not in mt.get.table(adata, "timelapse_baselines", "prompts")
     for name in ["ridge_expression", "sgd_expression"]:
         row = overall(adata).loc[name]
         assert row["r_null_low"] < row["r"] < row["r_null_high"]
@@ -122,14 +118,15 @@ def test_most_common():
 def test_tested_cells_are_not_seen(planted):
     """Other counts in one tested cell change the prompts of that cell, and no other."""
     adata, model = planted[0].copy(), planted[1]
-    before = mt.get.timelapse(adata, key="timelapse_baselines")
+    before = mt.get.table(adata, "timelapse_baselines", "prompts")
     cell = before["query"].iloc[0]
     place = adata.obs_names.get_loc(cell)
     changed = adata.X.toarray()
     changed[place] *= np.random.default_rng(0).integers(1, 900, adata.n_vars)
     adata.layers["changed"] = sp.csr_matrix(changed)
-    mt.tl.timelapse_baselines(adata, model, layer="changed", embedding=False)
-    after = mt.get.timelapse(adata, key="timelapse_baselines")
+    adata.uns["rank_value_encode"]["params"]["layer"] = "changed"
+    mt.tl.timelapse_baselines(adata, model, embedding=False)
+    after = mt.get.table(adata, "timelapse_baselines", "prompts")
     touched = (before[["query", "context_0", "context_1", "context_2"]] == cell).any(axis=1)
     for name in ["ridge_expression", "sgd_expression", "most_common"]:
         np.testing.assert_array_equal(after.loc[~touched, name], before.loc[~touched, name])
@@ -139,17 +136,17 @@ def test_tested_cells_are_not_seen(planted):
 def test_queries_elsewhere(planted):
     """Query cells in an AnnData of their own, with genes in another order, give the same."""
     adata, model = planted[0].copy(), planted[1]
-    table = mt.get.timelapse(adata)
+    table = mt.get.table(adata, "timelapse")
     contexts = set(table[["context_0", "context_1", "context_2"]].to_numpy().ravel())
     table = table[~table["query"].isin(contexts)]
     adata.uns["timelapse"]["prompts"] = table
     mt.tl.timelapse_baselines(adata, model)
-    expected = mt.get.timelapse(adata, key="timelapse_baselines")
+    expected = mt.get.table(adata, "timelapse_baselines", "prompts")
     away = adata.obs_names.isin(table["query"])
     queries, rest = adata[away].copy(), adata[~away].copy()
     queries = queries[:, ::-1].copy()
     mt.tl.timelapse_baselines(rest, model, queries=queries)
-    found = mt.get.timelapse(rest, key="timelapse_baselines")
+    found = mt.get.table(rest, "timelapse_baselines", "prompts")
     for name in module.BASELINES:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-2)
     with pytest.raises(KeyError, match="query cells are elsewhere"):

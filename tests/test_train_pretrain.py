@@ -9,6 +9,7 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix
 
 import maxtoki_toolkit as mt
+from maxtoki_toolkit.models.costs import Shape, flops
 from maxtoki_toolkit.train.corpus import IGNORED, Corpus, Example, NextGeneCollator
 
 SHAPE = {
@@ -118,6 +119,12 @@ def test_pretraining_learns_the_order(encoded, vocab, tmp_path):
     losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     # A uniform guess is ln 44 = 3.8 nats; of a fixed order only the kind of the cell is unknown, once in 21.
     assert losses[-1] < 0.4 < 1 < losses[0]
+    # What was computed: operations a token are those of the shape, for cells of 20 genes and two marks.
+    steps = [entry for entry in log if "loss" in entry]
+    shape = Shape.of(model.hf.config)
+    for entry in steps:
+        rate = entry["tokens_per_second"] * flops(shape, [22], training=True) / 22
+        assert entry["tflop_per_second"] * 1e12 == pytest.approx(rate, rel=0.02, abs=1e8)
     assert model.sha256
     assert not model.hf.training
     card = json.loads((tmp_path / "run" / "model" / "maxtoki.json").read_text())

@@ -87,7 +87,7 @@ class TestHeads:
         adata, _ = made
         tables = _head_tables.head_tables(adata)
         grid = _head_tables.grid_of(tables, _head_tables.ENRICHMENT, "TF", "all")
-        expected = mt.get.head_enrichment(adata)
+        expected = mt.get.table(adata, "head_enrichment")
         np.testing.assert_allclose(grid["value"], expected["log2_ratio"])
         assert (grid["called"] == (expected["q_value"] < 0.05)).all()
         sink = _head_tables.grid_of(tables, _head_tables.SINK, "single cells", "B cell")
@@ -95,7 +95,7 @@ class TestHeads:
         np.testing.assert_allclose(sink["value"], found["sink"])
         lapses = _head_tables.grid_of(tables, _head_tables.PART, "lapses", "all")
         np.testing.assert_allclose(
-            lapses["value"], mt.get.head_segments(adata).query("segment == 'lapses'")["log2_ratio"]
+            lapses["value"], mt.get.table(adata, "head_segments").query("segment == 'lapses'")["log2_ratio"]
         )
         # A list of genes is called by its key.
         assert _head_views.choices(tables, _head_tables.ENRICHMENT) == ["TF", "mine"]
@@ -200,7 +200,7 @@ class TestCell:
     def test_time_is_that_of_predict_timelapse(self, made):
         adata, model = made
         mt.tl.predict_timelapse(adata, model)
-        for row in mt.get.timelapse(adata).head(4).itertuples():
+        for row in mt.get.table(adata, "timelapse").head(4).itertuples():
             prompt = cells.cell_prompts(adata, row.query, "prompts").loc[int(row.Index)]
             assert prompt["own"]
             assert prompt["lapse"] == row.lapse
@@ -212,8 +212,8 @@ class TestCell:
     def test_borrowed_contexts(self, made):
         """Of the same group, without the cell itself; the lapse is to this cell."""
         adata, _ = made
-        queries = set(mt.get.prompts(adata)["query"])
-        grouped = set(mt.get.prompts(adata)["group"])
+        queries = set(mt.get.table(adata, "prompts")["query"])
+        grouped = set(mt.get.table(adata, "prompts")["group"])
         name = next(n for n in adata.obs_names if n not in queries and adata.obs["cell_type"][n] in grouped)
         found = cells.cell_prompts(adata, name, "prompts")
         assert len(found)
@@ -234,7 +234,7 @@ class TestCell:
 
     def test_an_edit_that_the_model_does_not_read_changes_nothing(self, made):
         adata, model = made
-        query = mt.get.prompts(adata)["query"].iloc[0]
+        query = mt.get.table(adata, "prompts")["query"].iloc[0]
         prompt = cells.cell_prompts(adata, query, "prompts").iloc[0]
         genes = cells.ranked_genes(adata, query)
         n = cells.n_read(model)
@@ -269,7 +269,7 @@ class TestExplore:
         p = parts(explorer)
         start = p["result"].value
         assert "predicted lapse (months)" in start
-        assert p["name"].value == mt.get.prompts(adata)["query"].iloc[0]
+        assert p["name"].value == mt.get.table(adata, "prompts")["query"].iloc[0]
         token = p["genes"].value
         p["place"].value = 40
         p["move"].click()

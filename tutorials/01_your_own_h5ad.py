@@ -95,7 +95,7 @@ adata.n_obs
 # %%
 model = mt.load_model("demo")
 mt.pp.map_genes(adata, model)
-mt.get.gene_report(adata)
+mt.get.table(adata, "map_genes")
 
 # %% [markdown]
 # ## 3. Rank the genes of each cell
@@ -164,7 +164,9 @@ if label in adata.obs:
     mt.pl.neighbor_purity(adata)
 
 # %%
-mt.get.neighbor_purity(adata).round(3) if label in adata.obs else "no labels, so nothing to score against"
+mt.get.table(adata, "neighbor_purity").round(
+    3
+) if label in adata.obs else "no labels, so nothing to score against"
 
 # %% [markdown]
 # For the nuclei of the package this flatters the model, which was trained on 630 of the 700. On the 70 that it has not

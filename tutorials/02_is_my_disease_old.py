@@ -117,13 +117,21 @@ mt.pp.map_genes(adata, model)
 mt.pp.rank_value_encode(adata, model)
 
 
-def accelerate(cells, **changes):
-    """Run with our settings, put the warnings into the table, not on the screen, and return it."""
-    settings = {"groupby": "cell_type", "n_cells": n_read, "n_contexts": 1, "rng": 3, "baselines": False}
+def accelerate(cells, *, n_cells=n_read, batch_key=None, baselines=False, **changes):
+    """Match and run with our settings, put the warnings into the table, not on the screen, and return it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        mt.tl.age_acceleration(cells, model, **(columns | settings | changes))
-    return mt.get.age_acceleration(cells)
+        mt.pp.match_ages(cells, **(columns | changes))
+        mt.tl.age_acceleration(
+            cells,
+            model,
+            groupby="cell_type",
+            batch_key=batch_key,
+            baselines=baselines,
+            sampling=mt.tl.AgeSampling(n_cells=n_cells, n_contexts=1),
+            rng=3,
+        )
+    return mt.get.table(cells, "age_acceleration")
 
 
 effects = accelerate(adata, batch_key="batch", baselines=True)
@@ -145,7 +153,7 @@ for note in effects.attrs["warnings"]:
 # **Look at the donors.** A point is a donor: the age that is read from the cells, against the true age. Is it all patients, or one?
 
 # %%
-table = mt.get.donor_acceleration(adata)
+table = mt.get.table(adata, "age_acceleration", "donors")
 table = table[(table["predictor"] == "MaxToki") & (table["group"] == "fibroblast")]
 figure, axes = plt.subplots(1, len(truth) - 1, figsize=(10, 2.9), sharey=True, layout="constrained")
 conditions = sorted(set(truth) - {"control"}, key=truth.get)
@@ -222,7 +230,7 @@ rng = np.random.default_rng(0)
 patients = rng.permutation(donors.index[donors["condition"] == "accelerated_15y"].to_numpy())
 cohorts = [patients[:3], patients[3:6], patients[6:9], patients[:5], patients[5:], patients]
 fewer = pd.concat(
-    [accelerate(fibroblasts, use=is_control | obs["donor_id"].isin(cohort)) for cohort in cohorts],
+    [accelerate(fibroblasts[is_control | obs["donor_id"].isin(cohort)].copy()) for cohort in cohorts],
     ignore_index=True,
 )
 
@@ -261,7 +269,7 @@ fewer[
 # %%
 two = is_control | obs["donor_id"].isin(patients[:2])
 try:
-    accelerate(fibroblasts, use=two)
+    accelerate(fibroblasts[two].copy())
 except ValueError as error:
     print(error)
 
@@ -295,7 +303,9 @@ pd.concat([by_donor.assign(unit="donor"), by_cell.assign(unit="cell")]).set_inde
 # "patients" anew, 300 times, and test. 5% should have p < 0.05:
 
 # %%
-cells = mt.get.donor_acceleration(people).query("group == 'all'").sample(frac=1, random_state=0)
+cells = (
+    mt.get.table(people, "age_acceleration", "donors").query("group == 'all'").sample(frac=1, random_state=0)
+)
 cells["owner"] = owner.reindex(cells["donor"]).to_numpy()
 false_calls = []
 for n_cells in (1, 3, 7, 14):
@@ -343,8 +353,9 @@ obs = adata.obs
 clinic = obs["condition"].isin(["control", "resilient"]) & ~obs["donor_id"].isin([*too_few, *young])
 clinic &= obs["cell_type"] != "B cell"
 
-everybody = accelerate(adata, use=clinic, tolerance=12 * 100)  # nobody is left out
-read = mt.get.donor_acceleration(adata).query("group == 'all'")
+patients = adata[clinic].copy()
+everybody = accelerate(patients, tolerance=12 * 100)  # nobody is left out
+read = mt.get.table(patients, "age_acceleration", "donors").query("group == 'all'")
 sides = read.groupby("case")[["time", "read"]].mean().round(1)
 sides.index = ["controls", "patients"]
 sides.columns = ["mean age", "mean age read"]
@@ -357,8 +368,8 @@ sides
 # A fine effect, and all of it is age: nothing was planted. Now with the function, without and with matching:
 
 # %%
-matched = accelerate(adata, use=clinic)
-mt.pl.matched_ages(adata, key="age_acceleration")
+matched = accelerate(patients)
+mt.pl.matched_ages(patients)
 both = pd.concat([everybody.assign(tolerance="none"), matched.assign(tolerance="5 years")])
 both = both[both["group"] == "all"]
 both.set_index("tolerance")[["raw", *shown[4:]]].round(3)
@@ -378,7 +389,7 @@ for name, result in (("no matching", everybody), ("matched", matched)):
 years = obs["age_months"] / 12
 apart = ((obs["condition"] == "control") & (years < 50)) | ((obs["condition"] == "resilient") & (years > 60))
 try:
-    accelerate(adata, use=apart)
+    accelerate(adata[apart].copy())
 except ValueError as error:
     print(error)
 
@@ -479,21 +490,19 @@ if path:
     clock = mt.load_model(own_model)
     mt.pp.map_genes(mine, clock)
     mt.pp.rank_value_encode(mine, clock)  # refuses normalised values
-    mt.tl.age_acceleration(
+    mt.pp.match_ages(
         mine,
-        clock,
         condition_key=condition_key,
         control=control,
         time_key=time_key,
         donor_key=donor_key,
-        groupby=groupby,
         match_by=match_by,
-        batch_key=batch_key or None,
         tolerance=tolerance,
     )
-    mt.pl.matched_ages(mine, key="age_acceleration")
+    mt.pl.matched_ages(mine)
+    mt.tl.age_acceleration(mine, clock, groupby=groupby, batch_key=batch_key or None)
     mt.pl.age_acceleration(mine)
-    mt.get.age_acceleration(mine).to_csv(output, index=False)
+    mt.get.table(mine, "age_acceleration").to_csv(output, index=False)
 
 # %% [markdown]
 # A model that cannot tell time is refused. The published weights get this message, and so does any without temporal training:
@@ -502,7 +511,7 @@ if path:
 shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 untrained = mt.models.build_model(shape, model.vocab)
 try:
-    mt.tl.age_acceleration(adata, untrained, **columns, groupby="cell_type")
+    mt.tl.age_acceleration(adata, untrained, groupby="cell_type")
 except ValueError as error:
     print(error)
 

@@ -94,7 +94,7 @@ columns = [
     "average_precision",
     "calibration_error",
 ]
-mt.get.doublet_scores(adata)[columns].round(3)
+mt.get.table(adata, "doublets", "scores")[columns].round(3)
 
 # %% [markdown]
 # - `auroc`: the probability that a doublet scores higher than a cell; 0.5 is chance. Doublets of one type are the hard ones.
@@ -163,12 +163,12 @@ mt.tl.doublets(
     atlas,
     model,
     groupby="cell_type",
-    same_type=1.0,
     donor_key="donor_id",
     truth_key="planted",
     features=["ranks", "expression", "size"],
+    simulation=mt.pp.DoubletSimulation(same_type=1.0),
 )
-truth = mt.get.doublet_scores(atlas).query("set == 'truth'")
+truth = mt.get.table(atlas, "doublets", "scores").query("set == 'truth'")
 truth[
     ["detector", "auroc", "auroc_low", "auroc_high", "average_precision", "n_doublets", "n_units", "unit"]
 ].round(3)
@@ -183,8 +183,9 @@ truth[
 #
 # ```python
 # cells = mt.tl.generate(adata, model)
-# mt.tl.doublets(adata, model, queries=cells, kind="ranks", features=["ranks"], groupby="cell_type")
-# mt.get.singlet_fraction(adata)
+# how = mt.pp.DoubletSimulation(kind="ranks")
+# mt.tl.doublets(adata, model, queries=cells, simulation=how, features=["ranks"], groupby="cell_type")
+# mt.get.table(adata, "doublets", "singlets")
 # ```
 #
 # ## What to take home

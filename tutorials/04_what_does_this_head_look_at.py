@@ -147,7 +147,7 @@ results = {}
 for name, gene_set in sets.items():
     where = f"head_enrichment_{name}"
     mt.tl.head_enrichment(adata, gene_set=gene_set, n_permutations=n_permutations, rng=seed, key_added=where)
-    results[name] = mt.get.head_enrichment(adata, key=where)
+    results[name] = mt.get.table(adata, where)
 
 figure, axes = plt.subplots(1, 3, figsize=(11, 2.9), layout="constrained")
 for ax, name in zip(axes, sets, strict=True):
@@ -222,7 +222,7 @@ mt.tl.head_segments(adata, rng=seed)
 mt.pl.head_segments(adata)
 
 # %%
-segments = mt.get.head_segments(adata)
+segments = mt.get.table(adata, "head_segments")
 segments.groupby("segment", sort=False).agg(
     heads=("name", "size"),
     specialised=("specialised", "sum"),
@@ -249,7 +249,7 @@ pairs = [
     tuple(heads.set_index("name").loc[name, ["layer", "head"]]) for name in dict.fromkeys(chosen.values())
 ]
 mt.tl.ablate_heads(adata, model, heads=pairs, n_prompts=n_ablated, rng=seed)
-effects = mt.get.ablate_heads(adata)
+effects = mt.get.table(adata, "ablate_heads")
 effects.insert(
     0,
     "looks at",

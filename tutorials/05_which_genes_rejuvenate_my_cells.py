@@ -49,7 +49,7 @@ mt.pp.sample_prompts(
     context_size=1,
     rng=1,
 )
-mt.get.prompts(adata).head(3)
+mt.get.table(adata, "prompts").head(3)
 
 # %% [markdown]
 # ## 2. One gene, looked at closely
@@ -62,7 +62,7 @@ read = (ranks <= 126).mean().nlargest(60).index[30]
 rows = {}
 for mode, k in [("inhibit", None), ("delete", None), ("shift", -20), ("activate", 20), ("overexpress", None)]:
     mt.tl.perturb(adata, model, genes=[read], mode=mode, k=k)
-    table = mt.get.perturbation(adata)
+    table = mt.get.table(adata, "perturbation")
     took = table[table["took_effect"]]
     rows[mode] = {
         "cells with the gene": int(table["present"].sum()),
@@ -87,7 +87,7 @@ pd.DataFrame(rows).transpose().round(2)
 # %%
 mt.tl.perturb(adata, model, genes="all", mode="inhibit")
 mt.tl.perturbation_stats(adata)
-stats = mt.get.perturbation_stats(adata)
+stats = mt.get.table(adata, "perturbation_stats")
 ax = mt.pl.perturbation(adata, group="fibroblast")
 
 # %% [markdown]
@@ -109,7 +109,7 @@ print(f"q_value < 0.05: {(tested['q_value'] < 0.05).sum()}")
 # Controls come with it. Housekeeping genes should do nothing in particular, and absent genes nothing at all:
 
 # %%
-mt.get.perturbation_controls(adata).drop(columns="k").round(3)
+mt.get.table(adata, "perturbation_stats", "controls").drop(columns="k").round(3)
 
 # %% [markdown]
 # ## 4. Were they the right genes?
@@ -147,7 +147,7 @@ ax = mt.pl.perturbation_concordance(adata)
 
 # %%
 columns = ["group", "genes", "n_genes", "share", "null_low", "null_high", "p_value", "rho", "rho_p_value"]
-mt.get.perturbation_concordance(adata)[columns].round(3)
+mt.get.table(adata, "perturbation_concordance")[columns].round(3)
 
 # %% [markdown]
 # Where they agree, that is **one** line of evidence, seen twice: the model learned its ages from the same rise and fall of expression. Agreement says that the model has learned. It does not say that
@@ -179,7 +179,7 @@ tested.groupby(kinds)["z"].agg(genes="size", median_size=lambda z: z.abs().media
 # ## 6. Your own data
 #
 # You need a model that tells the time of **your** cells and was trained on none of these donors: the published weights cannot, and the demo model's years mean nothing outside the simulation. [Tell
-# time](../docs/how_to.md#tell-time) says how to train one. Without it, `readout="likelihood"` or `readout="embedding"` with a `target` (young cells, say) asks whether an edit leads towards these; that is no time.
+# time](../docs/how_to.md#tell-time) says how to train one. Without it, `readout="likelihood"` or `readout="embedding"` with target cells (`on=mt.tl.Cells(target="young")`, say) asks whether an edit leads towards these; that is no time.
 #
 # On a cluster, or for all genes of many cells: `maxtoki screen -c screen.yaml`, which goes on where it was stopped.
 
@@ -201,7 +201,7 @@ if path:
     mt.pp.sample_prompts(mine, time_key=time_key, groupby=groupby, donor_key=donor_key, n_prompts=n_prompts)
     mt.tl.perturb(mine, clock, genes="all", mode="inhibit", path=output)
     mt.tl.perturbation_stats(mine)
-    mt.get.perturbation_stats(mine).to_csv("screen_stats.csv", index=False)
+    mt.get.table(mine, "perturbation_stats").to_csv("screen_stats.csv", index=False)
     mt.pl.perturbation(mine)
     mt.pl.perturbation_volcano(mine)
 

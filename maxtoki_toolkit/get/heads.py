@@ -7,11 +7,8 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import read_result
-from ._head_sums import gene_sums, head_table
-from ._table import read_table
-
-_ATTENTION = "mt.tl.attention(adata, model)"
+from ..results.head_sums import gene_sums, head_table
+from ..results.store import read_result
 
 
 def attention(adata: AnnData, *, key: str = _keys.ATTENTION) -> pd.DataFrame:
@@ -45,14 +42,18 @@ def attention(adata: AnnData, *, key: str = _keys.ATTENTION) -> pd.DataFrame:
 
     Examples
     --------
-    >>> import anndata, maxtoki_toolkit as mt
-    >>> try:
-    ...     mt.get.attention(anndata.AnnData())
-    ... except KeyError as error:
-    ...     print(error.args[0])
-    Did not find .uns['attention']. Run mt.tl.attention(adata, model) first.
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.tl.attention(adata, model, donor_key="donor_id", n_cells=3)
+    >>> table = mt.get.attention(adata)
+    >>> shares = table.query("kind == 'segment'").groupby("name")["mass"].sum()
+    >>> shares.round(3).unique().tolist()
+    [1.0]
     """
-    result = read_result(adata, key, _ATTENTION)
+    result = read_result(adata, key)
     params, units = result["params"], result["units"].reset_index(drop=True)
     parts = [str(p) for p in params["segments"]] + [str(p) for p in params["gene_sets"]]
     kind = ["segment"] * len(params["segments"]) + ["gene set"] * len(params["gene_sets"])
@@ -129,14 +130,17 @@ def attention_genes(
 
     Examples
     --------
-    >>> import anndata, maxtoki_toolkit as mt
-    >>> try:
-    ...     mt.get.attention_genes(anndata.AnnData(), layer=0, head=0)
-    ... except KeyError as error:
-    ...     print(error.args[0])
-    Did not find .uns['attention']. Run mt.tl.attention(adata, model) first.
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.tl.attention(adata, model, donor_key="donor_id", n_cells=3)
+    >>> genes = mt.get.attention_genes(adata, layer=0, head=1)
+    >>> genes["rate"].is_monotonic_decreasing
+    True
     """
-    result = read_result(adata, key, _ATTENTION)
+    result = read_result(adata, key)
     row = head_row(result["params"], layer, head)
     sums, units = gene_sums(result), result["units"]["group"].astype(str).to_numpy()
     used = np.flatnonzero(np.ones(len(units), bool) if group is None else units == group)
@@ -180,14 +184,18 @@ def prompt_attention(
 
     Examples
     --------
-    >>> import anndata, maxtoki_toolkit as mt
-    >>> try:
-    ...     mt.get.prompt_attention(anndata.AnnData(), layer=0, head=0)
-    ... except KeyError as error:
-    ...     print(error.args[0])
-    Did not find .uns['prompt_attention']. Run mt.tl.attention(adata, model, key='prompts') first.
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=6, donor_key="donor_id")
+    >>> mt.tl.attention(adata, model, key="prompts")
+    >>> tokens = mt.get.prompt_attention(adata, layer=1, head=2)
+    >>> round(float(tokens["last"].sum()), 3)
+    1.0
     """
-    result = read_result(adata, key, "mt.tl.attention(adata, model, key='prompts')")
+    result = read_result(adata, key)
     row = head_row(result["params"], layer, head)
     if "tokens" not in result:
         raise ValueError("No example was kept. Run mt.tl.attention with n_examples of 1 or more.")
@@ -205,164 +213,6 @@ def prompt_attention(
     table["mean_received"] = table["received"] / table.pop("could_attend")
     table["last"] = np.asarray(result["last"])[mine, row]
     return table
-
-
-def head_enrichment(adata: AnnData, *, key: str = _keys.HEAD_ENRICHMENT) -> pd.DataFrame:
-    """Attention of each head to a gene set beside matched genes.
-
-    Parameters
-    ----------
-    adata
-        Cells with a result of `mt.tl.head_enrichment`.
-    key
-        Key in `.uns`.
-
-    Returns
-    -------
-    One row a head; how well the heads replicate over donor halves is in `.attrs` (`replication_r`, the correlation over
-    heads, and `replication_sign`, the share of equal signs):
-
-    `layer`, `head`, `name`
-        Which head.
-    `log2_ratio`, `log2_ratio_low`, `log2_ratio_high`
-        Log2 ratio of the set's mean rate to that of matched genes, with its 95% interval over donors.
-    `raw`
-        Log2 ratio of mean attention per token, without matching anything.
-    `null_mean`, `null_sd`, `p_value`, `q_value`
-        Ratios of permuted members; two-sided p; corrected for the heads.
-    `half_1`, `half_2`, `same_sign`
-        The ratio in two halves of the donors.
-
-    Examples
-    --------
-    >>> import anndata, maxtoki_toolkit as mt
-    >>> try:
-    ...     mt.get.head_enrichment(anndata.AnnData())
-    ... except KeyError as error:
-    ...     print(error.args[0])
-    Did not find .uns['head_enrichment']. Run mt.tl.head_enrichment(adata) first.
-    """
-    function = "mt.tl.head_enrichment(adata)"
-    table = read_table(adata, key, "heads", function).reset_index(drop=True)
-    params = read_result(adata, key, function)["params"]
-    names = (
-        "gene_set",
-        "replication_r",
-        "replication_sign",
-        "n_genes_compared",
-        "n_units",
-        "unit_of_inference",
-    )
-    table.attrs |= {name: params[name] for name in names}
-    return table
-
-
-def head_segments(adata: AnnData, *, key: str = _keys.HEAD_SEGMENTS) -> pd.DataFrame:
-    """Attention of each head to the parts of prompts.
-
-    Parameters
-    ----------
-    adata
-        Cells with a result of `mt.tl.head_segments`.
-    key
-        Key in `.uns`.
-
-    Returns
-    -------
-    One row a head and part; whose attention it is in `.attrs["attending"]`:
-
-    `layer`, `head`, `name`, `segment`
-        Which head; "context", "lapses", "query" or "special".
-    `mass`, `expected`, `evenly`
-        Share of the attention; if tokens at the same distance got equal parts; of a head that attends to all alike.
-    `log2_ratio`, `log2_ratio_low`, `log2_ratio_high`
-        Log2 of `mass` over `expected`, with its 95% interval over donors.
-    `log2_evenly`
-        Log2 of `mass` over `evenly`.
-    `p_value`, `q_value`, `specialised`
-        Two-sided, of `log2_ratio`; corrected for heads and parts; whether q < 0.05 and the ratio is at least 1.25.
-    `n_prompts`, `n_units`
-        Prompts, and how many donors (or blocks of cells) their queries are of.
-
-    Examples
-    --------
-    >>> import anndata, maxtoki_toolkit as mt
-    >>> try:
-    ...     mt.get.head_segments(anndata.AnnData())
-    ... except KeyError as error:
-    ...     print(error.args[0])
-    Did not find .uns['head_segments']. Run mt.tl.head_segments(adata) first.
-    """
-    function = "mt.tl.head_segments(adata)"
-    table = read_table(adata, key, "heads", function).reset_index(drop=True)
-    params = read_result(adata, key, function)["params"]
-    table.attrs |= {name: params[name] for name in ("attending", "unit_of_inference")}
-    return table
-
-
-def head_profiles(adata: AnnData, *, key: str = _keys.HEAD_PROFILES) -> pd.DataFrame:
-    """What each head does in each group of cells.
-
-    Parameters
-    ----------
-    adata
-        Cells with a result of `mt.tl.head_profiles`.
-    key
-        Key in `.uns`.
-
-    Returns
-    -------
-    One row a head and group; what is compared is in `.attrs["statistic"]`, its unit in `.attrs["unit"]`:
-
-    `layer`, `head`, `name`, `group`
-        Which head and group.
-    `value`
-        The statistic, without what the number of tokens and the donors explain.
-    `difference`, `difference_low`, `difference_high`
-        Its difference from the donors' means, with the 95% interval over donors.
-    `p_value`, `q_value`
-        Two-sided, permuting groups within donors; corrected for all heads and groups.
-    `n_units`
-        Donors (or cells, where none is known) with cells of the group.
-
-    Examples
-    --------
-    >>> import anndata, maxtoki_toolkit as mt
-    >>> try:
-    ...     mt.get.head_profiles(anndata.AnnData())
-    ... except KeyError as error:
-    ...     print(error.args[0])
-    Did not find .uns['head_profiles']. Run mt.tl.head_profiles(adata) first.
-    """
-    return _profiles(adata, key, "profiles")
-
-
-def head_specificity(adata: AnnData, *, key: str = _keys.HEAD_PROFILES) -> pd.DataFrame:
-    """How specific each head is to groups of cells.
-
-    Parameters
-    ----------
-    adata
-        Cells with a result of `mt.tl.head_profiles`.
-    key
-        Key in `.uns`.
-
-    Returns
-    -------
-    One row a head: `specificity`, the share of variance between groups (0-1), with `null_mean` and `null_sd` of
-    permuted groups, `p_value` (one-sided) and `q_value` (corrected for the heads); `top_group`, which differs most; `r_length`,
-    the correlation of the uncorrected profile with the log of the groups' number of tokens.
-
-    Examples
-    --------
-    >>> import anndata, maxtoki_toolkit as mt
-    >>> try:
-    ...     mt.get.head_specificity(anndata.AnnData())
-    ... except KeyError as error:
-    ...     print(error.args[0])
-    Did not find .uns['head_profiles']. Run mt.tl.head_profiles(adata) first.
-    """
-    return _profiles(adata, key, "heads")
 
 
 def head_similarity(adata: AnnData, *, key: str = _keys.HEAD_SIMILARITY) -> pd.DataFrame:
@@ -383,14 +233,17 @@ def head_similarity(adata: AnnData, *, key: str = _keys.HEAD_SIMILARITY) -> pd.D
 
     Examples
     --------
-    >>> import anndata, maxtoki_toolkit as mt
-    >>> try:
-    ...     mt.get.head_similarity(anndata.AnnData())
-    ... except KeyError as error:
-    ...     print(error.args[0])
-    Did not find .uns['head_similarity']. Run mt.tl.head_similarity(adata) first.
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.tl.attention(adata, model, donor_key="donor_id", n_cells=3)
+    >>> mt.tl.head_similarity(adata)
+    >>> mt.get.head_similarity(adata).columns.tolist()[:3]
+    ['head_1', 'head_2', 'similarity']
     """
-    result = read_result(adata, key, "mt.tl.head_similarity(adata)")
+    result = read_result(adata, key)
     heads = result["heads"].reset_index(drop=True)
     order = np.argsort(heads["order"].to_numpy(), kind="stable")
     names, reliability = heads["name"].to_numpy(dtype=object)[order], heads["reliability"].to_numpy()[order]
@@ -411,10 +264,3 @@ def head_row(params: dict, layer: int, head: int) -> int:
             f"There is no head {head} in layer {layer}: the model has {n_layers} layers of {n_heads} heads, counted from 0."
         )
     return layer * n_heads + head
-
-
-def _profiles(adata: AnnData, key: str, name: str) -> pd.DataFrame:
-    function = "mt.tl.head_profiles(adata)"
-    table = read_table(adata, key, name, function).reset_index(drop=True)
-    table.attrs["statistic"] = str(read_result(adata, key, function)["params"]["statistic"])
-    return table

@@ -9,8 +9,8 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._correction import benjamini_hochberg
-from .perturbation import expression_age_slope, perturbation_stats
+from ..results.store import read_table
+from ..stats.fdr import benjamini_hochberg
 
 PERTURBATION, EXPRESSION = "perturbation", "expression"
 _VALUES = ["effect", "effect_low", "effect_high", "p_value", "q_value", "n"]
@@ -53,7 +53,7 @@ def target_evidence(
 
     Returns
     -------
-    One row a gene, group and evidence; `.attrs` are those of `mt.get.perturbation_stats`:
+    One row a gene, group and evidence; `.attrs` are those of the effects:
 
     `gene`, `symbol`, `group`
         Which gene, in which group of cells: those of the screen, and "all" for evidence that knows no groups.
@@ -77,14 +77,21 @@ def target_evidence(
 
     Examples
     --------
-    >>> import anndata, maxtoki_toolkit as mt
-    >>> try:
-    ...     mt.get.target_evidence(anndata.AnnData())
-    ... except KeyError as error:
-    ...     print(error.args[0])
-    Did not find .uns['perturbation_stats']. Run mt.tl.perturbation_stats(adata) first.
+    >>> import maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.map_genes(adata, model)
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby=None, n_prompts=2, context_size=1, donor_key="donor_id")
+    >>> mt.tl.perturb(adata, model, genes=["CD74", "FTL", "TPT1"])
+    >>> mt.tl.perturbation_stats(adata, min_donors=2)
+    >>> mt.tl.expression_age_slope(adata, time_key="age_months", donor_key="donor_id")
+    >>> evidence = mt.get.target_evidence(adata, genes=["CD74", "FTL"])
+    >>> evidence[["symbol", "evidence"]].drop_duplicates().to_numpy().tolist()
+    [['CD74', 'perturbation'], ['FTL', 'perturbation'], ['CD74', 'expression'], ['FTL', 'expression']]
     """
-    effects, slopes = perturbation_stats(adata, key=key), expression_age_slope(adata, key=slopes_key)
+    effects = read_table(adata, key, "effects")
+    slopes = read_table(adata, slopes_key, "slopes")
     about, slope_unit = dict(effects.attrs), slopes.attrs["unit"]
     effects = _screened(effects, k, int(adata.uns[key]["params"]["min_donors"]))
     names = effects.drop_duplicates("gene").set_index("gene")["symbol"]

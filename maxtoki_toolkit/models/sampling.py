@@ -66,9 +66,8 @@ def metropolis(
 ) -> Iterator[Step]:
     """Sample orders of genes x with probability proportional to exp((log p(x) - weight energy(x)) / temperature).
 
-    log p is the model's log-likelihood, so that without energy, at temperature 1, the target is exactly what the model
-    expects of
-    a cell of this length in which the clamped genes stand where they stand.
+    log p is the model's log-likelihood, so that without energy, at temperature 1, the target is exactly what
+    the model expects of a cell of this length in which the clamped genes stand where they stand.
 
     Parameters
     ----------
@@ -82,15 +81,14 @@ def metropolis(
         Where to begin is drawn evenly from the free places, whatever the state; from there
 
         "block"
-            the genes of up to `block_size` free places are drawn anew, one after the other, each from the model's
-            distribution given
-            those above it, among the allowed genes that stand nowhere else in the cell;
+            the genes of up to `block_size` free places are drawn anew, one after the other, each from the
+            model's distribution given those above it, among the allowed genes that stand nowhere else in the
+            cell;
         "suffix"
             the same down to the next clamped place, or the end of the cell;
         "position"
-            one gene is drawn, among the allowed genes that stand neither above nor in a clamped place. If it stands
-            further down
-            the two change places, otherwise it takes the other's.
+            one gene is drawn, among the allowed genes that stand neither above nor in a clamped place. If it
+            stands further down the two change places, otherwise it takes the other's.
     block_size
         Places of a block.
     energy

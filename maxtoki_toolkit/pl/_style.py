@@ -9,6 +9,8 @@ from functools import wraps
 from matplotlib import rcParams
 from matplotlib.text import Text
 
+from ._docs import fill
+
 # Okabe and Ito's palette, by what a colour stands for in this package.
 MODEL, BASELINE, NULL = "#0072B2", "#E69F00", "#999999"
 _EIGHT = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
@@ -28,8 +30,12 @@ def category_colors(n: int) -> list[str]:
     return [godsnot_102[i % len(godsnot_102)] for i in range(n)]
 
 
-def as_written(draw: Callable) -> Callable:
-    """Have a function draw all text as it is: a dollar sign in a name of the user's begins no formula."""
+def drawing(draw: Callable) -> Callable:
+    """What functions that draw have in common: shared parts of their docstrings, and text that is drawn as it is.
+
+    (A dollar sign in a name of the user's begins no formula.)
+    """
+    draw.__doc__ = fill(draw)
 
     @wraps(draw)
     def drawn(*args, **settings):

@@ -8,13 +8,13 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import ablate_heads as get_effects
-from ._style import MODEL, NULL, as_written, clean
+from ..results.store import read_table
+from ._style import MODEL, NULL, clean, drawing
 
 _HOW = {"zero": "heads set to 0", "mean": "heads at their mean", "resample": "heads of another prompt"}
 
 
-@as_written
+@drawing
 def ablate_heads(
     adata: AnnData, *, value: str | None = None, key: str = _keys.ABLATE_HEADS, ax: Axes | None = None
 ) -> Axes:
@@ -22,15 +22,12 @@ def ablate_heads(
 
     Parameters
     ----------
-    adata
-        Cells with a result.
+    {adata}
     value
-        Column of `mt.get.ablate_heads` to draw: "change", "error_change" (the default for "timelapse") or "size". The greedy
+        Column of `mt.get.table(adata, "ablate_heads")` to draw: "change", "error_change" (the default for "timelapse") or "size". The greedy
         search is drawn by "size".
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {key}
+    {ax}
 
     Returns
     -------
@@ -52,7 +49,7 @@ def ablate_heads(
     """
     import matplotlib.pyplot as plt
 
-    effects = get_effects(adata, key=key)
+    effects = read_table(adata, key, "effects")
     unit, readout = effects.attrs["unit"], effects.attrs["readout"]
     greedy = effects.attrs["search"] == "greedy"
     value = value or ("size" if greedy else "error_change" if readout == "timelapse" else "change")

@@ -7,8 +7,8 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import ablation as get_effects
-from ._style import MODEL, as_written, clean
+from ..results.store import read_table
+from ._style import MODEL, clean, drawing
 
 _LABELS = {
     "intact": "nothing changed",
@@ -26,18 +26,15 @@ _LABELS = {
 }
 
 
-@as_written
+@drawing
 def ablation(adata: AnnData, *, key: str = _keys.ABLATION, ax: Axes | None = None) -> Axes:
     """Draw by how much each ablation of the prompt changes the error.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.ablate_prompt`.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {adata}
+    {key}
+    {ax}
 
     Returns
     -------
@@ -58,7 +55,7 @@ def ablation(adata: AnnData, *, key: str = _keys.ABLATION, ax: Axes | None = Non
     """
     import matplotlib.pyplot as plt
 
-    effects = get_effects(adata, key=key)
+    effects = read_table(adata, key, "effects")
     place = np.arange(len(effects))
     if ax is None:
         _, ax = plt.subplots(figsize=(5.6, 1.0 + 0.3 * len(effects)), layout="constrained")

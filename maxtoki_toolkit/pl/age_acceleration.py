@@ -7,8 +7,8 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import age_acceleration as get_effects
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ..results.store import read_table
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 
 _LABELS = {
     "MaxToki": "MaxToki",
@@ -19,7 +19,7 @@ _NOTE = {"fontsize": 7, "va": "center", "bbox": {"facecolor": "white", "edgecolo
 _COLORS = {"MaxToki": MODEL, "ridge_embedding": NULL, "ridge_expression": BASELINE}
 
 
-@as_written
+@drawing
 def age_acceleration(
     adata: AnnData, *, truth: dict[str, float] | None = None, key: str = _keys.AGE_ACCELERATION
 ) -> Figure:
@@ -27,12 +27,10 @@ def age_acceleration(
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.age_acceleration`.
+    {adata}
     truth
         Effect of each condition, where it is known, as in a simulation.
-    key
-        Key in `.uns`.
+    {key}
 
     Returns
     -------
@@ -46,16 +44,16 @@ def age_acceleration(
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.tl.age_acceleration(
-    ...     adata, model, condition_key="condition", control="control", time_key="age_months", donor_key="donor_id",
-    ...     groupby=None, n_cells=2, n_contexts=1, baselines=False)
+    >>> mt.pp.match_ages(
+    ...     adata, condition_key="condition", control="control", time_key="age_months", donor_key="donor_id")
+    >>> mt.tl.age_acceleration(adata, model, sampling=mt.tl.AgeSampling(n_cells=2, n_contexts=1), baselines=False)
     >>> len(mt.pl.age_acceleration(adata).axes)
     4
     """
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    effects = get_effects(adata, key=key)
+    effects = read_table(adata, key, "effects")
     unit = effects.attrs["unit"]
     conditions, groups, predictors = (
         list(dict.fromkeys(effects[c])) for c in ("condition", "group", "predictor")

@@ -7,25 +7,22 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import annotation_concordance as get_scores
 from ..get import annotation_matrix
-from ._style import as_written, with_interval
+from ..results.store import read_table
+from ._style import drawing, with_interval
 
 _FEW = 16  # types up to which there is room for numbers
 
 
-@as_written
+@drawing
 def annotation_concordance(adata: AnnData, *, key: str = _keys.CONCORDANCE, ax: Axes | None = None) -> Axes:
     """Draw the types that a classifier gives to generated cells.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.annotation_concordance`.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {adata}
+    {key}
+    {ax}
 
     Returns
     -------
@@ -50,7 +47,7 @@ def annotation_concordance(adata: AnnData, *, key: str = _keys.CONCORDANCE, ax: 
     """
     import matplotlib.pyplot as plt
 
-    scores = get_scores(adata, key=key).set_index("cells")
+    scores = read_table(adata, key, "scores").set_index("cells")
     counts = annotation_matrix(adata, key=key)
     percent = 100 * counts.div(counts.sum(axis=1), axis=0).to_numpy()
     n_rows, n_columns = counts.shape
@@ -65,7 +62,7 @@ def annotation_concordance(adata: AnnData, *, key: str = _keys.CONCORDANCE, ax: 
     total = counts.sum(axis=1)
     ax.set_xticks(range(n_columns), counts.columns, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(n_rows), [f"{name} ({n:,})" for name, n in zip(counts.index, total, strict=True)])
-    what = " and ".join(name.replace("_", " ") for name in adata.uns[key]["params"]["groupby"])
+    what = " and ".join(name.replace("_", " ") for name in scores.attrs["groupby"])
     ax.set(xlabel=f"annotated {what}", ylabel=f"prompted {what} (cells)")
     ax.tick_params(labelsize=8.5, length=0)
     ax.set_xticks(np.arange(n_columns + 1) - 0.5, minor=True)

@@ -7,11 +7,11 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import attribute as get_attributions
-from ._style import BASELINE, MODEL, as_written, clean
+from ..results.store import read_table
+from ._style import BASELINE, MODEL, clean, drawing
 
 
-@as_written
+@drawing
 def attribute(
     adata: AnnData,
     *,
@@ -25,18 +25,15 @@ def attribute(
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.attribute`.
+    {adata}
     part
         "query", "context" or "cell"; by default the query, or the cell where there are no prompts.
     n_genes
         Genes to show.
     min_prompts
         Show genes that are in at least so many prompts.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {key}
+    {ax}
 
     Returns
     -------
@@ -64,7 +61,7 @@ def attribute(
     """
     import matplotlib.pyplot as plt
 
-    genes = get_attributions(adata, key=key)
+    genes = read_table(adata, key, "genes")
     attrs = genes.attrs
     part = part or ("query" if (genes["part"] == "query").any() else "cell")
     shown = genes[(genes["part"] == part) & (genes["n_prompts"] >= min_prompts)].head(n_genes)

@@ -9,13 +9,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..get import corpus_composition as get_corpus_composition
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 
 _SEXES = {"female": MODEL, "male": BASELINE, "unknown": NULL}
 _BEFORE, _UNKNOWN = "before\nbirth", "not\nknown"
 
 
-@as_written
+@drawing
 def corpus_composition(source: str | Path | pd.DataFrame, *, n_tissues: int = 15) -> Figure:
     """Draw the cells of each tissue of a corpus, and its donors by age and sex.
 

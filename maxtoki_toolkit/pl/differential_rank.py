@@ -7,17 +7,16 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import differential_rank as get_changes
-from ..get import differential_rank_scores as get_scores
-from ..get.results import symbols
+from .._features import symbols
+from ..results.store import read_table
 from ._labels import label_points
-from ._style import NULL, as_written, clean, with_interval
+from ._style import NULL, clean, drawing, with_interval
 
 # Blue and vermilion are told apart without full colour vision.
 _TOP = {"up": "#D55E00", "down": "#0072B2"}
 
 
-@as_written
+@drawing
 def differential_rank(
     adata: AnnData,
     *,
@@ -30,16 +29,13 @@ def differential_rank(
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.differential_rank`.
+    {adata}
     group
         Group to draw, by default the first.
     n_named
         Genes to name on either side, those that truly change most.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {key}
+    {ax}
 
     Returns
     -------
@@ -65,7 +61,8 @@ def differential_rank(
     """
     import matplotlib.pyplot as plt
 
-    changes, scores = get_changes(adata, key=key), get_scores(adata, key=key)
+    changes = read_table(adata, key, "genes")
+    scores = read_table(adata, key, "scores")
     group = pick_group(changes["group"], group)
     changes = changes[changes["group"] == group]
     scores = scores[scores["group"] == group].set_index("predictor")

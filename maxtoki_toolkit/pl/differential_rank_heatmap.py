@@ -8,15 +8,14 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
+from .._features import find_genes
 from .._validate import require_rank
-from ..get import compared_cells
-from ..get import differential_rank as get_changes
-from ..get.results import find_genes
-from ._style import as_written
+from ..results.store import read_table
+from ._style import drawing
 from .differential_rank import pick_group
 
 
-@as_written
+@drawing
 def differential_rank_heatmap(
     adata: AnnData,
     *,
@@ -43,8 +42,7 @@ def differential_rank_heatmap(
         Cells of each interval, true and generated, drawn at random.
     rng
         Seed of that draw.
-    key
-        Key in `.uns`.
+    {key}
 
     Returns
     -------
@@ -73,7 +71,8 @@ def differential_rank_heatmap(
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
 
-    changes, cells = get_changes(adata, key=key), compared_cells(adata, key=key)
+    changes = read_table(adata, key, "genes")
+    cells = read_table(adata, key, "cells")
     group = pick_group(changes["group"], group)
     changes = changes[(changes["group"] == group) & (changes["top"] != "")]
     changes = changes.sort_values("true_change", ascending=False, kind="stable")

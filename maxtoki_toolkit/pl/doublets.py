@@ -8,10 +8,9 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import doublet_scores
-from ..get import doublets as get_cells
-from ..tl._binary_scores import at_odds, calibration
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ..results.store import read_table
+from ..stats.binary_scores import at_odds, calibration
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 
 _COLORS = {"detector": MODEL, "scrublet": BASELINE, "permuted labels": NULL}
 _STYLES = {"all": "-", "any": "-", "same type": "-", "cross type": (0, (4, 2))}
@@ -19,18 +18,16 @@ _FEW = 0.005  # share of the cells that a bin needs to be drawn
 _POPULATIONS = {"cells": "0.25", "doublets": "#D55E00", "queries": "#009E73"}
 
 
-@as_written
+@drawing
 def doublets(adata: AnnData, *, scored_on: str = "simulated", key: str = _keys.DOUBLETS) -> Figure:
     """Draw how well doublets are told, and which cells look like them.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.doublets`.
+    {adata}
     scored_on
         "simulated" doublets (held out), or the "truth".
-    key
-        Key in `.uns`.
+    {key}
 
     Returns
     -------
@@ -55,7 +52,8 @@ def doublets(adata: AnnData, *, scored_on: str = "simulated", key: str = _keys.D
     """
     import matplotlib.pyplot as plt
 
-    cells, scores = get_cells(adata, key=key), doublet_scores(adata, key=key)
+    cells = read_table(adata, key, "cells")
+    scores = read_table(adata, key, "scores")
     scores = scores[(scores["set"] == scored_on) & (scores["detector"] != "permuted labels")]
     if scores.empty:
         raise ValueError(f"Nothing was scored on {scored_on!r}. Give truth_key to mt.tl.doublets.")

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from .. import _keys
 from ..get import encoding_report as get_encoding_report
-from ..get import gene_report as get_gene_report
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ..results.store import read_table
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 
 _FATES = {
     "matched": "named",
@@ -19,7 +19,7 @@ _FATES = {
 }
 
 
-@as_written
+@drawing
 def encoding_report(adata: AnnData, *, max_genes: int | None = None) -> Figure:
     """Draw how many genes were named, and how many genes of each cell were ranked.
 
@@ -46,7 +46,7 @@ def encoding_report(adata: AnnData, *, max_genes: int | None = None) -> Figure:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    report = get_gene_report(adata)["n_genes"]
+    report = read_table(adata, _keys.MAP_GENES, "report")["n_genes"]
     summary = get_encoding_report(adata)
     fates = [fate for fate in _FATES if report.get(fate, 0) > 0]
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")

@@ -7,8 +7,8 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import gene_network_scores as get_scores
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ..results.store import read_table
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 
 _LABELS = {
     "attention": "attention over expectation",
@@ -23,7 +23,7 @@ _LABELS = {
 _COLUMNS = 4
 
 
-@as_written
+@drawing
 def gene_network(adata: AnnData, *, key: str = _keys.GENE_NETWORK) -> Figure:
     """Draw the AUROC of attention and its baselines against known regulons.
 
@@ -31,8 +31,7 @@ def gene_network(adata: AnnData, *, key: str = _keys.GENE_NETWORK) -> Figure:
     ----------
     adata
         Cells with a result of `mt.tl.gene_network(adata, model, regulons=...)`.
-    key
-        Key in `.uns`.
+    {key}
 
     Returns
     -------
@@ -41,20 +40,22 @@ def gene_network(adata: AnnData, *, key: str = _keys.GENE_NETWORK) -> Figure:
 
     Examples
     --------
-    >>> import maxtoki_toolkit as mt
-    >>> adata = mt.datasets.aging_atlas(600, 10)
-    >>> regulons = adata.uns["truth"]["drivers"].rename(columns={"tf": "source"})
+    >>> import numpy as np, pandas as pd, maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(300, 10)
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.tl.gene_network(
-    ...     adata, model, donor_key="donor_id", n_cells=40, min_cells=3, regulons=regulons, n_permutations=99)
+    >>> often = adata.var_names[np.argsort(-adata.layers["rank"].getnnz(axis=0))]
+    >>> regulons = pd.DataFrame({"source": np.repeat(often[:3], 5), "target": often[3:18]})
+    >>> mt.tl.gene_network(adata, model, donor_key="donor_id", n_cells=5, regulons=regulons, n_permutations=99)
     >>> len(mt.pl.gene_network(adata).axes)
     1
     """
     import matplotlib.pyplot as plt
 
-    table = get_scores(adata, key=key)
+    table = read_table(adata, key, "scores")
+    groups = read_table(adata, key, "groups")[["group", "n_cells", "n_donors"]]
+    table = table.merge(groups, on="group", how="left")
     groups, predictors = (list(dict.fromkeys(table[c])) for c in ("group", "predictor"))
     columns = min(len(groups), _COLUMNS)
     lines = -(-len(groups) // columns)

@@ -7,8 +7,8 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import generation_diversity as get_scores
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ..results.store import read_table
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 
 _SCORES = {
     "nearer": "nearer to training\ncells than true cells",
@@ -27,16 +27,14 @@ _CELLS = {
 }
 
 
-@as_written
+@drawing
 def generation_diversity(adata: AnnData, *, key: str = _keys.DIVERSITY) -> Figure:
     """Draw how generated cells lie among training cells and true cells, group by group.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.generation_diversity`.
-    key
-        Key in `.uns`.
+    {adata}
+    {key}
 
     Returns
     -------
@@ -58,7 +56,7 @@ def generation_diversity(adata: AnnData, *, key: str = _keys.DIVERSITY) -> Figur
     """
     import matplotlib.pyplot as plt
 
-    scores = get_scores(adata, key=key)
+    scores = read_table(adata, key, "scores")
     groups = list(dict.fromkeys(scores["group"]))
     fig, axes = plt.subplots(
         1, len(_SCORES), figsize=(10, 1.6 + 0.62 * len(groups)), sharey=True, layout="constrained"

@@ -7,23 +7,20 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import head_enrichment as get_enrichment
+from ..results.store import read_table
 from ._heads import as_grid, draw_grid
-from ._style import as_written
+from ._style import drawing
 
 
-@as_written
+@drawing
 def head_enrichment(adata: AnnData, *, key: str = _keys.HEAD_ENRICHMENT, ax: Axes | None = None) -> Axes:
     """Draw how much more each head looks at a gene set than at matched genes.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.head_enrichment`.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {adata}
+    {key}
+    {ax}
 
     Returns
     -------
@@ -43,7 +40,7 @@ def head_enrichment(adata: AnnData, *, key: str = _keys.HEAD_ENRICHMENT, ax: Axe
     """
     import matplotlib.pyplot as plt
 
-    table = get_enrichment(adata, key=key)
+    table = read_table(adata, key, "heads")
     values = as_grid(table, "log2_ratio")
     called = as_grid(table, "q_value") < 0.05
     if ax is None:

@@ -7,22 +7,19 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import head_profiles as get_profiles
-from ..get import head_specificity
+from ..results.store import read_table
 from ._heads import DIVERGING
-from ._style import as_written
+from ._style import drawing
 
 
-@as_written
+@drawing
 def head_profiles(adata: AnnData, *, key: str = _keys.HEAD_PROFILES) -> Figure:
     """Draw the profile of each head over the groups, like heads and like groups side by side.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.head_profiles`.
-    key
-        Key in `.uns`.
+    {adata}
+    {key}
 
     Returns
     -------
@@ -45,7 +42,8 @@ def head_profiles(adata: AnnData, *, key: str = _keys.HEAD_PROFILES) -> Figure:
     import matplotlib.pyplot as plt
     from scipy.cluster.hierarchy import dendrogram
 
-    table, heads = get_profiles(adata, key=key), head_specificity(adata, key=key)
+    table = read_table(adata, key, "profiles")
+    heads = read_table(adata, key, "heads")
     difference = table.pivot(index="group", columns="name", values="difference").dropna(how="all")
     called = table.pivot(index="group", columns="name", values="q_value").loc[difference.index] < 0.05
     scale = difference.std(axis=0).to_numpy()

@@ -7,21 +7,19 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import head_segments as get_segments
+from ..results.store import read_table
 from ._heads import as_grid, draw_grid, segment_color, segment_label
-from ._style import as_written, clean
+from ._style import clean, drawing
 
 
-@as_written
+@drawing
 def head_segments(adata: AnnData, *, key: str = _keys.HEAD_SEGMENTS) -> Figure:
     """Draw what each head gives to the parts of prompts, and where that is more than its distance explains.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.head_segments`.
-    key
-        Key in `.uns`.
+    {adata}
+    {key}
 
     Returns
     -------
@@ -44,7 +42,7 @@ def head_segments(adata: AnnData, *, key: str = _keys.HEAD_SEGMENTS) -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    table = get_segments(adata, key=key)
+    table = read_table(adata, key, "heads")
     parts = list(dict.fromkeys(table["segment"]))
     names = table["name"][table["segment"] == parts[0]].tolist()
     heads_per_layer, n_layers = int(table["head"].max()) + 1, int(table["layer"].max()) + 1

@@ -9,21 +9,18 @@ from matplotlib.axes import Axes
 from .. import _keys
 from ..get import head_similarity as get_similarity
 from ._heads import DIVERGING
-from ._style import as_written
+from ._style import drawing
 
 
-@as_written
+@drawing
 def head_similarity(adata: AnnData, *, key: str = _keys.HEAD_SIMILARITY, ax: Axes | None = None) -> Axes:
     """Draw how alike heads are in the genes they look at, like heads side by side.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.head_similarity`.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {adata}
+    {key}
+    {ax}
 
     Returns
     -------

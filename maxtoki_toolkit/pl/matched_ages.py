@@ -7,12 +7,12 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from .._results import read_result
 from ..pp._columns import unit_in_name
-from ._style import BASELINE, MODEL, as_written, clean
+from ..results.store import read_result
+from ._style import BASELINE, MODEL, clean, drawing
 
 
-@as_written
+@drawing
 def matched_ages(adata: AnnData, *, key: str = _keys.MATCHED_AGES, ax: Axes | None = None) -> Axes:
     """Draw the ages of the donors of each condition beside those of the controls.
 
@@ -20,10 +20,8 @@ def matched_ages(adata: AnnData, *, key: str = _keys.MATCHED_AGES, ax: Axes | No
     ----------
     adata
         Cells with a result of `mt.pp.match_ages`, or of `mt.tl.age_acceleration` (`key="age_acceleration"`).
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {key}
+    {ax}
 
     Returns
     -------
@@ -40,7 +38,7 @@ def matched_ages(adata: AnnData, *, key: str = _keys.MATCHED_AGES, ax: Axes | No
     """
     import matplotlib.pyplot as plt
 
-    result = read_result(adata, key, "mt.pp.match_ages(adata, ...)")
+    result = read_result(adata, key)
     table = result["matching" if "matching" in result else "donors"]
     conditions = list(dict.fromkeys(table["condition"]))
     # A model says what the unit of a column is, or its name does.

@@ -6,11 +6,11 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import neighbor_purity as get_neighbor_purity
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ..results.store import read_table
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 
 
-@as_written
+@drawing
 def neighbor_purity(adata: AnnData, *, key: str = _keys.PURITY, ax: Axes | None = None) -> Axes:
     """Draw the scores of `mt.tl.neighbor_purity`.
 
@@ -18,10 +18,8 @@ def neighbor_purity(adata: AnnData, *, key: str = _keys.PURITY, ax: Axes | None 
     ----------
     adata
         Scored cells.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {key}
+    {ax}
 
     Returns
     -------
@@ -40,8 +38,8 @@ def neighbor_purity(adata: AnnData, *, key: str = _keys.PURITY, ax: Axes | None 
     """
     import matplotlib.pyplot as plt
 
-    table = get_neighbor_purity(adata, key=key)
-    params = adata.uns[key]["params"]
+    table = read_table(adata, key, "scores")
+    params = table.attrs
     if ax is None:
         _, ax = plt.subplots(figsize=(3.6, 3.4), layout="constrained")
     color = {"MaxToki": MODEL, "PCA": BASELINE}

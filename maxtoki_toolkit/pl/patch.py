@@ -7,9 +7,9 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import patch as get_effects
+from ..results.store import read_table
 from ._heads import segment_label
-from ._style import as_written, clean
+from ._style import clean, drawing
 
 _LEVELS = {
     "residual": "blocks before",
@@ -19,18 +19,15 @@ _LEVELS = {
 }
 
 
-@as_written
+@drawing
 def patch(adata: AnnData, *, key: str = _keys.PATCH, ax: Axes | None = None) -> Axes:
     """Draw which states bring the clean reading back.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.patch`.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {adata}
+    {key}
+    {ax}
 
     Returns
     -------
@@ -51,7 +48,7 @@ def patch(adata: AnnData, *, key: str = _keys.PATCH, ax: Axes | None = None) -> 
     """
     import matplotlib.pyplot as plt
 
-    effects = get_effects(adata, key=key)
+    effects = read_table(adata, key, "effects")
     level = effects.attrs["level"]
     of_head = level == "head"
     rows = effects[["layer", "head"]].drop_duplicates().to_numpy()

@@ -7,8 +7,8 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import perturbation_stats as get_effects
-from ._style import MODEL, NULL, as_written, clean
+from ..results.store import read_table
+from ._style import MODEL, NULL, clean, drawing
 
 WORDS = {
     "inhibit": "inhibition",
@@ -55,7 +55,7 @@ def pick(effects, group: str | None = None, k: int | None = None, *, known: str 
     return rows[rows["group"] == ("all" if "all" in set(rows["group"]) else rows["group"].iloc[0])]
 
 
-@as_written
+@drawing
 def perturbation(
     adata: AnnData,
     *,
@@ -69,18 +69,14 @@ def perturbation(
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.perturbation_stats`.
+    {adata}
     group
         Group of cells; by default "all", or the first with an effect.
-    k
-        Ranks, where there are several; by default the most.
+    {k}
     n_genes
         Genes to draw: half from each end.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {key}
+    {ax}
 
     Returns
     -------
@@ -102,7 +98,7 @@ def perturbation(
     """
     import matplotlib.pyplot as plt
 
-    effects = get_effects(adata, key=key)
+    effects = read_table(adata, key, "effects")
     part = pick(effects, group, k)
     group = part["group"].iloc[0]
     measured = part[part["n_null"] > 0] if (part["n_null"] > 0).any() else part

@@ -7,14 +7,13 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import concordant_genes
-from ..get import perturbation_concordance as get_concordance
+from ..results.store import read_table
 from ._labels import label_points
-from ._style import MODEL, NULL, as_written, clean
+from ._style import MODEL, NULL, clean, drawing
 from .perturbation import WORDS
 
 
-@as_written
+@drawing
 def perturbation_concordance(
     adata: AnnData,
     *,
@@ -27,16 +26,13 @@ def perturbation_concordance(
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.perturbation_concordance`.
+    {adata}
     group
         Group of cells; the first by default.
     n_labels
         Genes to name: those with the largest products of effect and slope.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {key}
+    {ax}
 
     Returns
     -------
@@ -60,7 +56,8 @@ def perturbation_concordance(
     """
     import matplotlib.pyplot as plt
 
-    genes, scores = concordant_genes(adata, key=key), get_concordance(adata, key=key)
+    genes = read_table(adata, key, "genes")
+    scores = read_table(adata, key, "concordance")
     group = group or scores["group"].iloc[0]
     part = genes[genes["group"] == group]
     if not len(part):

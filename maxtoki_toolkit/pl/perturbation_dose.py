@@ -10,12 +10,12 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import perturbation_stats as get_effects
-from ._style import NULL, as_written, category_colors, clean
+from ..results.store import read_table
+from ._style import NULL, category_colors, clean, drawing
 from .perturbation import effect_label, pick
 
 
-@as_written
+@drawing
 def perturbation_dose(
     adata: AnnData,
     *,
@@ -34,10 +34,8 @@ def perturbation_dose(
         Symbols, Ensembl ids or names of sets; by default the five with the largest effects.
     group
         Group of cells; by default "all", or the first.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {key}
+    {ax}
 
     Returns
     -------
@@ -58,7 +56,7 @@ def perturbation_dose(
     """
     import matplotlib.pyplot as plt
 
-    effects = get_effects(adata, key=key)
+    effects = read_table(adata, key, "effects")
     group = pick(effects, group)["group"].iloc[0]
     part = effects[(effects["group"] == group) & (effects["matched_to"] == "")]
     if part["k"].nunique() < 2:

@@ -7,12 +7,12 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import perturbation_stats as get_effects
-from ._style import as_written
+from ..results.store import read_table
+from ._style import drawing
 from .perturbation import effect_label
 
 
-@as_written
+@drawing
 def perturbation_heatmap(
     adata: AnnData,
     *,
@@ -25,16 +25,12 @@ def perturbation_heatmap(
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.perturbation_stats`.
-    k
-        Ranks, where there are several; by default the most.
+    {adata}
+    {k}
     n_genes
         Genes to draw: those that lie furthest from matched genes in any group.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {key}
+    {ax}
 
     Returns
     -------
@@ -55,7 +51,7 @@ def perturbation_heatmap(
     """
     import matplotlib.pyplot as plt
 
-    effects = get_effects(adata, key=key)
+    effects = read_table(adata, key, "effects")
     effects = effects[effects["matched_to"] == ""]
     if k is not None and k not in set(effects["k"]):
         raise KeyError(f"There is no k {k!r}; there are {', '.join(map(str, dict.fromkeys(effects['k'])))}.")

@@ -7,8 +7,8 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import perturbation_metrics as get_scores
-from ._style import BASELINE, MODEL, as_written, clean
+from ..results.store import read_table
+from ._style import BASELINE, MODEL, clean, drawing
 
 _LABELS = {
     "pearson_control": "Pearson r, change\nfrom control",
@@ -23,7 +23,7 @@ _LABELS = {
 }
 
 
-@as_written
+@drawing
 def perturbation_metrics(
     adata: AnnData, *, perturbation: str = "all", key: str = _keys.PERTURBATION_METRICS
 ) -> Figure:
@@ -31,12 +31,10 @@ def perturbation_metrics(
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.perturbation_metrics`.
+    {adata}
     perturbation
         Which one; "all" for the mean over all.
-    key
-        Key in `.uns`.
+    {key}
 
     Returns
     -------
@@ -53,7 +51,7 @@ def perturbation_metrics(
     """
     import matplotlib.pyplot as plt
 
-    table = get_scores(adata, key=key)
+    table = read_table(adata, key, "scores")
     if perturbation not in set(table["perturbation"]):
         raise KeyError(
             f"Did not find the perturbation {perturbation!r}; there are {table['perturbation'].unique().tolist()}."

@@ -7,13 +7,13 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import perturbation_stats as get_effects
+from ..results.store import read_table
 from ._labels import label_points
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 from .perturbation import effect_label, pick
 
 
-@as_written
+@drawing
 def perturbation_volcano(
     adata: AnnData,
     *,
@@ -27,8 +27,7 @@ def perturbation_volcano(
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.perturbation_stats`.
+    {adata}
     group
         Group of cells; by default "all", or the first with p values.
     k
@@ -37,8 +36,7 @@ def perturbation_volcano(
         Genes to name, those with the smallest p.
     interactive
         Whether to return a figure of plotly (`pip install plotly`), which names a gene under the pointer.
-    key
-        Key in `.uns`.
+    {key}
 
     Returns
     -------
@@ -58,7 +56,7 @@ def perturbation_volcano(
     >>> mt.pl.perturbation_volcano(adata).axes[0].get_ylabel()
     '-log10 p, against matched genes'
     """
-    effects = get_effects(adata, key=key)
+    effects = read_table(adata, key, "effects")
     part = pick(effects, group, k, known="p_value").sort_values("p_value", kind="stable")
     group = part["group"].iloc[0]
     y = -np.log10(part["p_value"].clip(lower=1e-300).to_numpy())

@@ -9,21 +9,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .. import _keys, get
-from ._style import BASELINE, MODEL, clean
+from .. import _keys
+from ..results.store import read_table
+from ._style import BASELINE, MODEL, clean, drawing
 
 _ACROSS = 3  # panels in a row
 
 
+@drawing
 def predicted_ages(adata: AnnData, *, key: str = _keys.PREDICT_AGE) -> Figure:
     """Draw the age that is read of each donor against the known one, a panel for each group of cells.
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.predict_age`.
-    key
-        Key in `.uns`.
+    {adata}
+    {key}
 
     Returns
     -------
@@ -48,7 +48,7 @@ def predicted_ages(adata: AnnData, *, key: str = _keys.PREDICT_AGE) -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    donors, groups = get.predicted_ages(adata, key=key), get.age_calibration(adata, key=key)
+    donors, groups = (read_table(adata, key, name) for name in ("donors", "groups"))
     shown = groups[groups["group"].isin(donors.loc[donors["predicted"].notna(), "group"])]
     n = max(len(shown), 1)
     across = min(n, _ACROSS)

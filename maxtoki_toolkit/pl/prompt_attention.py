@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from .. import _keys
 from ..get import prompt_attention as get_tokens
 from ._heads import segment_color, segment_label
-from ._style import as_written, clean
+from ._style import clean, drawing
 
 
-@as_written
+@drawing
 def prompt_attention(
     adata: AnnData,
     *,
@@ -26,8 +26,7 @@ def prompt_attention(
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.attention`.
+    {adata}
     layer, head
         Which head, both counted from 0.
     example

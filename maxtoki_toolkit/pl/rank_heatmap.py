@@ -10,15 +10,15 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
+from .._features import find_genes, symbols
 from .._validate import require_rank
-from ..get.results import find_genes, symbols
 from ..pp._design import known_cells
-from ._style import as_written, category_colors
+from ._style import category_colors, drawing
 
 _MOST_GROUPS = 30  # more have no room for their names
 
 
-@as_written
+@drawing
 def rank_heatmap(
     adata: AnnData,
     *,

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from .. import _keys
 from ..get import target_evidence as get_evidence
 from ..get.target_evidence import EXPRESSION, PERTURBATION
-from ._style import as_written
+from ._style import drawing
 from .perturbation import WORDS, effect_label
 
 _CELL = 0.27  # inches between dots
@@ -23,7 +23,7 @@ _SMALLEST, _LARGEST = 12, 190  # areas of dots, in square points
 _CAP = 4  # -log10 q of the largest dot
 
 
-@as_written
+@drawing
 def target_evidence(
     adata: AnnData,
     *,
@@ -47,8 +47,7 @@ def target_evidence(
         How many genes, where none are given.
     group
         Group of cells in which the genes are chosen; by default "all", or the first.
-    k
-        Ranks, where there are several; by default the most.
+    {k}
     tables
         Further evidence, a table a name; see `mt.get.target_evidence`.
     key, slopes_key

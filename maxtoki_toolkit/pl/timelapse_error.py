@@ -7,8 +7,8 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import timelapse, timelapse_scores
-from ._style import BASELINE, MODEL, as_written, clean, with_interval
+from ..results.store import read_table
+from ._style import BASELINE, MODEL, clean, drawing, with_interval
 
 _LABELS = {
     "ridge_embedding": "ridge on\nembeddings",
@@ -18,18 +18,15 @@ _LABELS = {
 }
 
 
-@as_written
+@drawing
 def timelapse_error(adata: AnnData, *, key: str = _keys.BASELINES, ax: Axes | None = None) -> Axes:
     """Draw how far off the predicted lapses are, for the model and each baseline.
 
     Parameters
     ----------
-    adata
-        Cells with baselines (`mt.tl.timelapse_baselines`).
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {adata}
+    {key}
+    {ax}
 
     Returns
     -------
@@ -54,7 +51,8 @@ def timelapse_error(adata: AnnData, *, key: str = _keys.BASELINES, ax: Axes | No
     """
     import matplotlib.pyplot as plt
 
-    table, scores = timelapse(adata, key=key), timelapse_scores(adata, key=key)
+    table = read_table(adata, key, "prompts")
+    scores = read_table(adata, key, "scores")
     scores = scores[scores["group"] == "all"].set_index("predictor")
     errors = [
         (table["predicted" if name == "MaxToki" else name] - table["lapse"]).abs().to_numpy()

@@ -7,13 +7,13 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import timelapse, timelapse_scores
-from ._style import BASELINE, MODEL, as_written, category_colors, clean, with_interval
+from ..results.store import read_table
+from ._style import BASELINE, MODEL, category_colors, clean, drawing, with_interval
 
 _MANY = 5000  # prompts from which on points would hide each other
 
 
-@as_written
+@drawing
 def timelapse_scatter(
     adata: AnnData, *, key: str = _keys.TIMELAPSE, color: str | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -21,15 +21,12 @@ def timelapse_scatter(
 
     Parameters
     ----------
-    adata
-        Cells with predicted prompts (`mt.tl.predict_timelapse`).
-    key
-        Key in `.uns`.
+    {adata}
+    {key}
     color
-        Column of `mt.get.timelapse` to colour the points by, e.g. "group". Without it, more than 5,000 prompts are
+        Column of `mt.get.table(adata, "timelapse")` to colour the points by, e.g. "group". Without it, more than 5,000 prompts are
         counted in hexagons.
-    ax
-        Axes to draw on.
+    {ax}
 
     Returns
     -------
@@ -56,7 +53,8 @@ def timelapse_scatter(
     from matplotlib.colors import ListedColormap
     from matplotlib.ticker import MaxNLocator
 
-    table, scores = timelapse(adata, key=key), timelapse_scores(adata, key=key)
+    table = read_table(adata, key, "prompts")
+    scores = read_table(adata, key, "scores")
     unit = table.attrs["unit"]
     score = scores[(scores["predictor"] == "MaxToki") & (scores["group"] == "all")].iloc[0]
     if color is not None and color not in table:

@@ -7,9 +7,8 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..get import train_on_generated as get_scores
-from ..get import train_on_generated_donors
-from ._style import BASELINE, MODEL, NULL, as_written, clean
+from ..results.store import read_table
+from ._style import BASELINE, MODEL, NULL, clean, drawing
 
 _MEASURES = {"macro_f1": "macro-F1", "accuracy": "accuracy"}
 _TRUE = "#009E73"
@@ -23,7 +22,7 @@ _LOOKS = {
 }
 
 
-@as_written
+@drawing
 def train_on_generated(
     adata: AnnData,
     *,
@@ -35,14 +34,11 @@ def train_on_generated(
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.train_on_generated`.
+    {adata}
     measure
         "macro_f1" or "accuracy".
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {key}
+    {ax}
 
     Returns
     -------
@@ -64,7 +60,8 @@ def train_on_generated(
     >>> mt.pp.hold_out(adata, donor_key="donor_id", donors=0.5, time_key="age_months")
     >>> mt.pp.sample_prompts(
     ...     adata, time_key="age_months", groupby="cell_type", donor_key="donor_id", task="cell", n_prompts=6,
-    ...     context_size=1, contexts="held_out", queries="held_out", balance=1)
+    ...     context_size=1, contexts="held_out", queries="held_out",
+    ...     sampling=mt.pp.PromptSampling(balance=1))
     >>> cells = mt.tl.generate(adata, model, max_genes=10)
     >>> mt.tl.train_on_generated(
     ...     adata, model, generated=cells, groupby="cell_type", donor_key="donor_id", n_permutations=2)
@@ -75,7 +72,8 @@ def train_on_generated(
 
     if measure not in _MEASURES:
         raise ValueError(f"There is no measure {measure!r}; choose from {', '.join(_MEASURES)}.")
-    scores, donors = get_scores(adata, key=key), train_on_generated_donors(adata, key=key)
+    scores = read_table(adata, key, "scores")
+    donors = read_table(adata, key, "donors")
     if ax is None:
         _, ax = plt.subplots(figsize=(5.2, 4.0), layout="constrained")
     place = np.arange(len(scores))

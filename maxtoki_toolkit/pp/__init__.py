@@ -3,25 +3,31 @@
 from .._doors import guard
 from .encode_file import encode_file
 from .encode_files import encode_files
+from .harmonize_cell_types import harmonize_cell_types
 from .hold_out import hold_out
 from .holdout_intervals import holdout_intervals
 from .import_samples import import_samples
 from .map_genes import map_genes
+from .map_orthologs import map_orthologs
 from .match_ages import match_ages
 from .match_queries import match_queries
 from .parse_age import parse_age
 from .rank_value_encode import rank_value_encode
 from .read_cells import read_cells
-from .sample_prompts import sample_prompts
-from .simulate_doublets import simulate_doublets
+from .sample_prompts import PromptSampling, sample_prompts
+from .simulate_doublets import DoubletSimulation, simulate_doublets
 
 __all__ = [
+    "DoubletSimulation",
+    "PromptSampling",
     "encode_file",
     "encode_files",
+    "harmonize_cell_types",
     "hold_out",
     "holdout_intervals",
     "import_samples",
     "map_genes",
+    "map_orthologs",
     "match_ages",
     "match_queries",
     "parse_age",

@@ -13,7 +13,7 @@ import pandas as pd
 # The names of CELLxGENE's schema and other common ones, the likeliest first; case and separators do not count.
 _NAMES = {
     "donor_key": "donor_id donor donor_name patient_id patient individual_id individual subject_id subject participant_id participant",
-    "time_key": "age_months age_in_months age_years age_in_years age_yrs age_yr development_stage age donor_age hours days weeks",
+    "time_key": "age_months age_in_months age_years age_in_years age_yrs age_yr development_stage developmental_stage development_stage_ontology_term_id age donor_age hours days weeks",
     "cell_type_key": "cell_type cell_types cell_type_name cell_ontology_class cell_annotation annotation cell_label predicted_cell_type majority_voting",
     "condition_key": "condition disease disease_state disease_status diagnosis case_control status treatment stim",
     "sex_key": "sex gender donor_sex sex_inferred",
@@ -53,7 +53,7 @@ def guess_columns(obs: pd.DataFrame, roles: Iterable[str] = tuple(_NAMES)) -> di
     found = {}
     for role in roles:
         columns = [places[_plain(name)] for name in _NAMES[role].split() if _plain(name) in places]
-        usable = [column for column in columns if _is_usable(obs[column], role)]
+        usable = [column for column in columns if _is_usable(obs, column, role)]
         if usable:
             found[role] = usable[0]
     return found
@@ -71,6 +71,9 @@ def guess_unit(column: pd.Series) -> str | None:
     if named or not pd.api.types.is_numeric_dtype(column):
         return named or "months"
     if _plain(column.name) not in ("age", "donorage"):
+        return None
+    if column.max() > 12 * LIFE:
+        # Bands such as "31-35" that lost their dash, or days.
         return None
     return "years" if column.max() <= LIFE else "months"
 
@@ -171,18 +174,19 @@ def _plain(name: object) -> str:
     return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
 
-def _is_usable(column: pd.Series, role: str) -> bool:
+def _is_usable(obs: pd.DataFrame, column: str, role: str) -> bool:
     if role == "time_key":
-        return _times(column).nunique() > 1
-    return column.nunique() > (role in _DIFFER)
+        return _times(obs, column).nunique() > 1
+    return obs[column].nunique() > (role in _DIFFER)
 
 
-def _times(column: pd.Series) -> pd.Series:
+def _times(obs: pd.DataFrame, name: str) -> pd.Series:
     """Times of a column of numbers, or of text that has ages in it."""
+    column = obs[name]
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
         return column.dropna()
     if pd.api.types.is_datetime64_any_dtype(column):
         return pd.Series(dtype=float)
-    from .parse_age import read_terms
+    from .parse_age import read_terms, species_of
 
-    return read_terms(column, "months")["age"].dropna()
+    return read_terms(column, "months", species=species_of(obs))["age"].dropna()

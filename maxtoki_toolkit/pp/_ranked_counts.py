@@ -15,6 +15,7 @@ from ._counts import counts_hint, get_counts
 
 # What `.uns["rank_value_encode"]` calls `.X`, and cells that a model wrote, which have no counts.
 _X, _GENERATED = "X", "generated"
+_ELSEWHERE = ": say where the counts are now (layer=, here or in mt.pp.rank_value_encode)"
 
 
 def source_of(adata: AnnData, layer: str | None) -> tuple[str | None, bool]:
@@ -26,7 +27,7 @@ def source_of(adata: AnnData, layer: str | None) -> tuple[str | None, bool]:
     return source, bool(params.get("force", False)) and source == ranked
 
 
-def has_counts(adata: AnnData, layer: str | None) -> bool:
+def has_counts(adata: AnnData, layer: str | None = None) -> bool:
     """Whether the matrix that `ranked_counts` reads is there."""
     try:
         return get_counts(adata, source_of(adata, layer)[0]) is not None
@@ -64,28 +65,29 @@ def ranked_counts(
     except KeyError as error:
         if layer is not None:
             raise
-        raise KeyError(
-            f"{error.args[0]} The cells were ranked from it: say where the counts are now (layer=)."
-        ) from None
+        raise KeyError(f"{error.args[0]} The cells were ranked from it{_ELSEWHERE}.") from None
     counts = sp.csr_matrix(counts[rows])
     check_counts(counts, force=force and not whole, hint=counts_hint(adata, source))
     return sum_genes(counts, gene_columns(adata.var))
 
 
 def counts_or_none(
-    adata: AnnData, layer: str | None, rows: np.ndarray | slice = slice(None), *, instead: str
+    adata: AnnData, rows: np.ndarray | slice = slice(None), *, instead: str
 ) -> sp.csr_matrix | None:
-    """Read the counts, or return `None` where there are none; warn of what is done `instead` where what was ranked is gone."""
-    if layer is None and adata.X is None and not has_counts(adata, layer):
+    """Read the counts that were ranked; where they are gone, warn of what is done `instead` and return `None`."""
+    if adata.X is None and not has_counts(adata, None):
         return None
     try:
-        return ranked_counts(adata, layer, rows)
+        return ranked_counts(adata, None, rows)
     except (KeyError, ValueError) as error:
-        if layer is not None:
-            raise
-        reason = error.args[0]
-    where = "" if "layer=" in reason else " Say where the counts are: layer=."
-    warnings.warn(f"{instead}: {reason}{where}", UserWarning, stacklevel=5)
+        # Who calls this has no `layer` to say where they are.
+        reason = error.args[0].replace(_ELSEWHERE, "")
+    warnings.warn(
+        f"{instead}: {reason} The counts that the cells were ranked from must be where they were then: put them back, or "
+        "rank again (mt.pp.rank_value_encode with layer=).",
+        UserWarning,
+        stacklevel=5,
+    )
     return None
 
 

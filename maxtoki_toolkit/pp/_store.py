@@ -16,8 +16,8 @@ from anndata import AnnData
 from .. import _keys
 from .._counts import check_columns, check_counts
 from .._progress import hidden
-from .._results import writable
 from ..models.vocabulary import Vocabulary
+from ..results.store import writable
 from ._chunks import require_complete
 from ._counts import RAW, hint_of, iter_csr
 from ._formats import H5AD, ZARR, kind_of, read_whole

@@ -35,12 +35,12 @@ def encode_file(
     Parameters
     ----------
     path
-        Raw counts: `.h5ad`, `.zarr`, or what `mt.pp.read_cells` reads. What is stored by gene (CSC), in 10x files or by anndata
-        before 0.7 is read into memory.
+        Raw counts: `.h5ad`, `.zarr`, or what `mt.pp.read_cells` reads. What is stored by gene (CSC), in 10x
+        files or by anndata before 0.7 is read into memory.
     output
         `.h5ad` or `.zarr` to write: `.obs`, `.var`, `.layers["rank"]` and `.uns`, no counts. It appears when
-        it is complete; a failure leaves nothing behind. If it is there already, from this input with these settings, nothing is
-        done.
+        it is complete; a failure leaves nothing behind. If it is there already, from this input with these
+        settings, nothing is done.
     model
         A model or a `Vocabulary`.
     layer, force, chunk_size
@@ -48,13 +48,14 @@ def encode_file(
     gene_key, min_overlap
         As in `mt.pp.map_genes`.
     overwrite
-        Replace what this function has written to `output` from another input or with other settings. Anything else that is there
-        stays in any case.
+        Replace what this function has written to `output` from another input or with other settings. Anything
+        else that is there stays in any case.
 
     Raises
     ------
     ValueError
-        If something else is at `output`, or `output` is the input, the file is cut short, holds no raw counts, or a cell expresses no gene of the vocabulary.
+        If something else is at `output`, or `output` is the input, the file is cut short, holds no raw
+        counts, or a cell expresses no gene of the vocabulary.
 
     Examples
     --------

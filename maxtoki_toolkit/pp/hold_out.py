@@ -9,7 +9,8 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_obs, write_result
+from .._ontology import kinds_of, match
+from ..results.store import write_obs, write_result
 from ._columns import as_labels
 from ._design import get_labels, get_times, known_cells
 
@@ -23,8 +24,7 @@ def hold_out(
     times: Sequence[tuple[int, int]] = (),
     groups: Mapping[str, str | Sequence[str] | Sequence[int]] | None = None,
     rng: int = 0,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Mark the cells that training must not see, donor by donor.
 
     Parameters
@@ -39,15 +39,15 @@ def hold_out(
         Column of `.obs` with the time, and ranges (first, last) to hold out. A donor with any cell in a range is
         held out whole.
     groups
-        Values of columns of `.obs` to hold out in all donors, e.g. {"cell_type": ["Microglia"]}.
+        Values of columns of `.obs` to hold out in all donors, e.g. {"cell_type": ["Microglia"]}. A value that the
+        column lacks may be a term of the Cell Ontology, by name or id ("CL:0000084"): all labels that name a kind of it
+        are held out, a whole lineage.
     rng
         Seed.
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes boolean columns of `.obs`: `train`; `held_out`; and what of it is
+    `None`. Writes boolean columns of `.obs`: `train`; `held_out`; and what of it is
     held out for which reason, without overlap: `held_out_groups` (any donor), then `held_out_times` and
     `held_out_donors`. The counts are in `.uns["hold_out"]`. Cells without a donor, a time or a value of a column of
     `groups` might be of a donor that is held out: they are in none of these, `train` neither.
@@ -71,11 +71,11 @@ def hold_out(
         raise ValueError("Give time_key, the column that the held-out times refer to.")
     given, (adata, rows) = adata, known_cells(adata, donor_key, time_key, list(groups or {}))
     donor = get_labels(adata, donor_key)
-    by_group = np.zeros(adata.n_obs, dtype=bool)
+    by_group, held = np.zeros(adata.n_obs, dtype=bool), {}
     for column, values in (groups or {}).items():
-        found, wanted = as_labels(adata.obs[column].astype(object)), as_labels(values)
-        if unknown := sorted(set(wanted) - set(found)):
-            raise ValueError(f".obs[{column!r}] has no {unknown[0]!r}; it has {sorted(set(found))}.")
+        found = as_labels(adata.obs[column].astype(object))
+        wanted = [label for value in as_labels(values) for label in _labels_of(value, set(found), column)]
+        held[column] = sorted(set(wanted))
         by_group |= np.isin(found, wanted)
     time = None if time_key is None else get_times(adata, time_key)
     by_time = np.zeros(adata.n_obs, dtype=bool)
@@ -98,7 +98,7 @@ def hold_out(
     if held_out.all():
         raise ValueError("Everything is held out: nothing is left to train on.")
 
-    adata = given.copy() if copy else given
+    adata = given
     parts = {
         "train": ~held_out,
         "held_out": held_out,
@@ -113,11 +113,24 @@ def hold_out(
     params = {"donor_key": donor_key, "donors": sorted(chosen), "time_key": time_key, "seed": rng}
     params |= {
         "times": [list(pair) for pair in times],
-        "groups": {k: list(v) for k, v in (groups or {}).items()},
+        "groups": held,
     }
     counts = {f"n_cells_{name}": int(mask.sum()) for name, mask in parts.items()}
     write_result(adata, _keys.HOLD_OUT, {**params, **counts, "n_left_out": adata.n_obs - len(rows)})
-    return adata if copy else None
+
+
+def _labels_of(value: str, labels: set[str], column: str) -> list[str]:
+    """The value if the column has it, else the labels of the column that name a kind of that cell."""
+    if value in labels:
+        return [value]
+    named = match(value)
+    kinds = kinds_of(named.term) if named.sure else set()
+    # A label that names a kind of the cell only without its surface markers is one all the more.
+    if found := [label for label in labels if match(label).term in kinds - {""}]:
+        return found
+    raise ValueError(
+        f".obs[{column!r}] has no {value!r}; it has {sorted(labels)}, and none names a kind of such a cell."
+    )
 
 
 def _names(values: str | Sequence) -> list[str]:

@@ -14,9 +14,9 @@ from anndata import AnnData
 from .. import _keys
 from .._features import gene_columns, gene_features, type_columns
 from .._reference import gene_table
-from .._results import write_result
 from .._validate import require_adata
 from ..models.vocabulary import Vocabulary
+from ..results.store import write_result
 from ._vocabulary import as_vocabulary
 
 _ENSEMBL = re.compile(r"(ENSG\d{11})(\.\d+)?(?:_PAR_Y)?", re.IGNORECASE)
@@ -24,6 +24,7 @@ _ENSEMBL = re.compile(r"(ENSG\d{11})(\.\d+)?(?:_PAR_Y)?", re.IGNORECASE)
 STATUS = ("matched", "versioned", "retired", "dropped")
 # Features of another species that are no oversight.
 _FEW, _SOME = 0.05, 10
+_ORTHOLOGS = "Map them to human orthologues: mt.pp.map_orthologs(adata, model, species=...)."
 _GENOME = r"(?i:(?:GRC[a-z]\d+|hg\d\d|mm\d\d?|rn\d)(?:[._-]\w+?)??)_+"
 
 
@@ -34,8 +35,7 @@ def map_genes(
     gene_key: str | None = None,
     mapping: Mapping[str, str] | None = None,
     min_overlap: float = 0.1,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Find the Ensembl id, and the token, of every gene.
 
     Gene symbols, Ensembl ids, Ensembl ids with a version, or a mixture of them are looked up offline in
@@ -56,12 +56,10 @@ def map_genes(
         authors' `ensembl_mapping_dict_v1.json` has this form.
     min_overlap
         Share of the genes that has to be found, in the vocabulary if one is given.
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes
+    `None`. Writes
 
     `.var["ensembl_id"]`
         Ensembl id without version, "" where unknown. **Several columns may share an id**: their counts
@@ -75,7 +73,9 @@ def map_genes(
     `.var["ensembl_id_given"]`, ...
         What was in a column of one of these names before, where it was something else.
     `.uns["map_genes"]`
-        Counts of all this, see `mt.get.gene_report`.
+        The table `report`, a row a fate, with its `n_genes`: all "genes"; "matched", "versioned", "retired" and
+        "dropped", which add up to them; "duplicated", columns that share a gene with an earlier one; and
+        "in_vocabulary".
 
     Raises
     ------
@@ -103,7 +103,6 @@ def map_genes(
         min_overlap=min_overlap,
         earlier=earlier,
     )
-    adata = adata.copy() if copy else adata
     for name in (_keys.ENSEMBL_ID, _keys.GENE_STATUS, _keys.TOKEN_ID):
         if name not in var:
             continue
@@ -112,7 +111,6 @@ def map_genes(
             adata.var[f"{name}_given"] = adata.var[name]
         adata.var[name] = var[name]
     write_result(adata, _keys.MAP_GENES, params, report=gene_report(var))
-    return adata if copy else None
 
 
 def resolve_genes(
@@ -144,8 +142,13 @@ def resolve_genes(
     known = frozenset() if vocab is None else frozenset(vocab.genes)
     given = pd.Series(mapping or {}, dtype=object)
     # Ids that were given in `ensembl_id`, or by a mapping, are not looked up anew: the column is ours by now.
-    keep_ids = gene_key is None and not mapping and bool((earlier or {}).get("keep_ids", False))
-    table, names, best, score = _name_genes(var[is_gene], known, given, gene_key, keep_ids=keep_ids)
+    earlier = earlier or {}
+    keep_ids = gene_key is None and not mapping and bool(earlier.get("keep_ids", False))
+    # The names of another species' genes are none of human ones, though some look like them (H19).
+    fill_gaps = gene_key is None and not (keep_ids and earlier.get("species"))
+    table, names, best, score = _name_genes(
+        var[is_gene], known, given, gene_key, keep_ids=keep_ids, fill_gaps=fill_gaps
+    )
 
     var = var.copy()
     ids, status = np.full(len(var), "", dtype=object), np.full(len(var), "dropped", dtype=object)
@@ -176,6 +179,7 @@ def resolve_genes(
         "min_overlap": min_overlap,
         "keep_ids": keep_ids or gene_key is not None or len(given) > 0 or best == _keys.ENSEMBL_ID,
         "genes_sha256": vocab.genes_sha256 if vocab else "",
+        **({"species": earlier["species"]} if keep_ids and earlier.get("species") else {}),
     }
 
 
@@ -186,10 +190,16 @@ def find_tokens(var: pd.DataFrame, vocab: Vocabulary) -> np.ndarray:
 
 
 def _name_genes(
-    var: pd.DataFrame, known: frozenset[str], given: pd.Series, gene_key: str | None, *, keep_ids: bool
+    var: pd.DataFrame,
+    known: frozenset[str],
+    given: pd.Series,
+    gene_key: str | None,
+    *,
+    keep_ids: bool,
+    fill_gaps: bool,
 ) -> tuple[pd.DataFrame, dict[str, pd.Series], str, dict[str, int]]:
     """Ensembl id of each gene; the columns that name genes, the one that was used, and how many each names."""
-    names = _name_columns(var)
+    names = name_columns(var)
     if gene_key is not None and gene_key not in names:
         raise KeyError(f"Did not find .var[{gene_key!r}]. Columns with text: {sorted(names)}.")
     symbols = _symbol_table(known)
@@ -209,7 +219,7 @@ def _name_genes(
             score[best] = int((before["id"] != "").sum())
         else:
             found["before"] = before
-    if gene_key is None:
+    if fill_gaps:
         for other in found.values():
             # A gene that one column cannot name may be named by another: old ids by their symbol.
             gap = table["gap"] & ~other["gap"] & (other["id"] != "")
@@ -238,7 +248,7 @@ def gene_report(var: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"n_genes": list(rows.values())}, index=list(rows))
 
 
-def _name_columns(var: pd.DataFrame) -> dict[str, pd.Series]:
+def name_columns(var: pd.DataFrame) -> dict[str, pd.Series]:
     """All columns of `var` that may name genes, the index among them."""
     own = {_keys.ENSEMBL_ID, _keys.GENE_STATUS} if _keys.GENE_STATUS in var else set()
     columns = {"index": var.index.to_series()}
@@ -267,13 +277,16 @@ def _lookup(names: pd.Series, known: frozenset[str], symbols: pd.Series, mapping
     parts = parts.where(parts[0].notna(), of_cut)
     is_id = parts[0].notna()
     stem = parts[0].where(is_id, "").str.upper()
-    retired = is_id & ~stem.isin(known | set(gene_table()["ensembl_id"]))
+    # Sets are asked name by name: `isin` would turn them, tens of thousands of ids, into arrays at every call.
+    in_known = stem.map(known.__contains__).astype(bool)
+    retired = is_id & ~in_known & ~stem.map(_current_ids().__contains__).astype(bool)
     by_symbol = _first(_find(symbols, names), _find(symbols, cut))
 
     # The authors' mapping has upper-case keys; names in mixed case must match as they are (Actb is no ACTB).
     given = _first(_find(mapping, names), _find(mapping, stem))
     # A vocabulary knows its own ids best; the mapping may merge or rename any other.
-    use_given = (given != "") & ~(is_id & stem.isin(known)) & (given.isin(known) if known else True)
+    allowed = given.map(known.__contains__).astype(bool) if known else True
+    use_given = (given != "") & ~(is_id & in_known) & allowed
     ids = stem.where(is_id, by_symbol).mask(use_given, given)
     return pd.DataFrame(
         {
@@ -286,6 +299,12 @@ def _lookup(names: pd.Series, known: frozenset[str], symbols: pd.Series, mapping
             "gap": (ids == "") | (retired & ~use_given),
         }
     )
+
+
+@lru_cache(maxsize=1)
+def _current_ids() -> frozenset[str]:
+    """Ensembl ids of GENCODE."""
+    return frozenset(gene_table()["ensembl_id"])
 
 
 @lru_cache(maxsize=4)
@@ -349,7 +368,7 @@ def _likely_cause(
         found = genome.value_counts().index.tolist()
         human = next((name for name in found if re.match("(?i)GRCh|hg", name)), None)
         how = (
-            "they are of no human genome. Map them to human orthologues first."
+            f"they are of no human genome. {_ORTHOLOGS}"
             if human is None
             else "keep the genes of the human genome, and the cells that are human, and cut the prefix: "
             f"adata = adata[:, adata.var_names.str.startswith({human!r})].copy(); "
@@ -358,9 +377,9 @@ def _likely_cause(
         return f"{where} holds {examples}: names with the genome before them ({', '.join(found)}); {how}"
     species = _other_species(names)
     if (species == "mouse").mean() > 0.3:
-        return f"{where} holds {examples}: these look like mouse genes. Map them to human orthologues first."
+        return f"{where} holds {examples}: these look like mouse genes. {_ORTHOLOGS}"
     if (other := species[species != ""]).size > 0.2 * len(names):
-        return f"{where} holds {examples}: ids of another species ({other.mode()[0]}). Map them to human orthologues first."
+        return f"{where} holds {examples}: ids of another species ({other.mode()[0]}). {_ORTHOLOGS}"
     if names.str.fullmatch(r"\d+").mean() > 0.5:
         return (
             f"{where} holds numbers ({examples}): a numeric index or Entrez ids, and no other column names human genes. "

@@ -9,10 +9,10 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
-from .._validate import require_unique_names
+from ..results.store import write_result
 from ._columns import find_comparison
-from ._design import get_groups, get_labels, get_times, known_cells
+from ._design import as_list, get_groups, get_labels, get_times, known_cells
+from .parse_age import time_in_numbers
 
 
 def match_ages(
@@ -24,9 +24,7 @@ def match_ages(
     donor_key: str | None = None,
     match_by: str | Sequence[str] | None = None,
     tolerance: int = 60,
-    key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Find the donors of each condition that have controls of their age, and these controls.
 
     Parameters
@@ -34,31 +32,28 @@ def match_ages(
     adata
         Cells.
     condition_key, control
-        Column of `.obs` with the condition of each donor, and the value that controls have. These and the next two are
-        guessed from the names in `.obs` where they are `None`, with a warning that says which were taken.
+        Column of `.obs` with the condition of each donor, and the value that controls have. These and the
+        next two are guessed from the names in `.obs` where they are `None`, with a warning that says which
+        were taken.
     time_key
-        Column of `.obs` with the age, in whole units.
+        Column of `.obs` with the age, in whole units; text is read by `mt.pp.parse_age` into a column whose name ends in "_months".
     donor_key
         Column of `.obs` with the donor.
     match_by
         Columns of `.obs` in which a donor and its controls agree, e.g. "sex".
     tolerance
         Largest difference in age, in the unit of `time_key` (60 months by default).
-    key_added
-        Key in `.uns`, by default "matched_ages".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes to `.uns["matched_ages"]`
+    `None`. Writes to `.uns["matched_ages"]`
 
     `donors`
-        One row a condition and donor, controls included: `condition`, `donor`, `case` (whether the donor has the
-        condition), `age`, `stratum` (values of `match_by`), `n_matches`, and `matched`.
+        One row a condition and donor, controls included: `condition`, `donor`, `case` (whether the donor has
+        the condition), `age`, `stratum` (values of `match_by`), `n_matches`, and `matched`.
     `balance`
-        One row a condition: donors before and after, their mean ages, and the standardised difference between them
-        (over the standard deviation of both sides before matching).
+        One row a condition: donors before and after, their mean ages, and the standardised difference between
+        them (over the standard deviation of both sides before matching).
 
     Raises
     ------
@@ -68,7 +63,8 @@ def match_ages(
     Notes
     -----
     Every control within the tolerance of a donor is a match, so controls are used more than once and none is drawn by
-    chance. What difference in age is left within the tolerance is for `mt.tl.age_acceleration` to adjust for.
+    chance. `mt.tl.age_acceleration` compares these donors, and adjusts for what difference in age is left within the
+    tolerance.
 
     Examples
     --------
@@ -79,31 +75,20 @@ def match_ages(
     >>> adata.uns["matched_ages"]["balance"]["condition"].tolist()
     ['accelerated_15y', 'accelerated_3y', 'accelerated_5y', 'resilient']
     """
-    require_unique_names(adata)
     condition_key, control, time_key, donor_key = find_comparison(
         adata.obs, condition_key, control, time_key, donor_key
     )
-    columns = [match_by] if isinstance(match_by, str) else list(match_by or [])
-    donors = donor_table(
-        adata,
-        condition_key=condition_key,
-        control=control,
-        time_key=time_key,
-        donor_key=donor_key,
-        match_by=columns,
-    )
-    table = match_donors(donors, control, tolerance)
-    adata = adata.copy() if copy else adata
-    params = {
+    time_key = time_in_numbers(adata, time_key, "months")
+    columns = {
         "condition_key": condition_key,
         "control": control,
         "time_key": time_key,
         "donor_key": donor_key,
-        "match_by": columns,
-        "tolerance": tolerance,
+        "match_by": as_list(match_by),
     }
-    write_result(adata, key_added or _keys.MATCHED_AGES, params, donors=table, balance=age_balance(table))
-    return adata if copy else None
+    table = match_donors(donor_table(adata, **columns), control, tolerance)
+    params = {**columns, "tolerance": tolerance}
+    write_result(adata, _keys.MATCHED_AGES, params, donors=table, balance=age_balance(table))
 
 
 def donor_table(
@@ -145,8 +130,6 @@ def donor_table(
 
 def match_donors(donors: pd.DataFrame, control: str, tolerance: float) -> pd.DataFrame:
     """The donors of each condition and all controls, with how many of the other side are like them."""
-    if tolerance < 0:
-        raise ValueError(f"tolerance must be at least 0, got {tolerance}.")
     controls = donors[donors["condition"] == control]
     parts = []
     for condition, cases in donors[donors["condition"] != control].groupby("condition"):

@@ -6,8 +6,8 @@ import numpy as np
 from anndata import AnnData
 
 from .. import _keys
-from .._results import read_result, write_result
 from .._validate import require_unique_names
+from ..results.store import read_result, write_result
 from ._design import get_groups, get_labels, get_mask, get_times, known_cells
 from ._sampling import Pool
 
@@ -21,8 +21,7 @@ def match_queries(
     rng: int = 0,
     key: str | None = None,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Replace the query of each prompt by a cell of another AnnData, of the same group and time.
 
     With patients' cells in `queries` and the prompts' contexts of controls, the difference between what is
@@ -35,21 +34,20 @@ def match_queries(
     queries
         Cells to draw the new queries from, with the same columns in `.obs`.
     tolerance
-        Largest difference between the times of the old query and the new, in the unit of time; `None` for any.
+        Largest difference between the times of the old query and the new, in the unit of time; `None` for
+        any.
     use
         Which cells of `queries` to use: boolean column of its `.obs`, or one boolean a cell.
     rng
         Seed; prompt i depends on it and i only.
     key, key_added
         Keys in `.uns` of the prompts to read ("prompts") and to write ("matched_prompts").
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["matched_prompts"]["prompts"]`: the prompts for which a cell was found,
-    with `query` a cell of `queries`, `time` and `lapse` its own, `old_query`, `old_lapse`, and `prompt`, the
-    row of the old prompt. How many found none is in `params`.
+    `None`. Writes the table `prompts` to `.uns["matched_prompts"]`: the prompts for which a cell was found
+    (columns as of `mt.pp.sample_prompts`), with `query` a cell of `queries`, `time` and `lapse` its own,
+    `old_query`, `old_lapse`, and `prompt`, the row of the old prompt. How many found none is in `params`.
 
     Raises
     ------
@@ -68,18 +66,17 @@ def match_queries(
     >>> healthy = adata[adata.obs["condition"] == "control"].copy()
     >>> mt.pp.sample_prompts(healthy, time_key="age_months", groupby="cell_type", n_prompts=50)
     >>> mt.pp.match_queries(healthy, sick, tolerance=36)
-    >>> (mt.get.prompts(healthy, key="matched_prompts")["lapse"] - mt.get.prompts(
-    ...     healthy, key="matched_prompts")["old_lapse"]).abs().max() <= 36
+    >>> (mt.get.table(healthy, "matched_prompts")["lapse"] - mt.get.table(...     healthy, "matched_prompts")["old_lapse"]).abs().max() <= 36
     np.True_
     """
     require_unique_names(queries)
     stored = read_result(adata, key or _keys.PROMPTS, "mt.pp.sample_prompts(adata, ...)")
     params, table = stored["params"], stored["prompts"].copy()
     time_key, columns, donor_key = params["time_key"], list(params["groupby"]), params["donor_key"]
-    given, (queries, kept) = queries, known_cells(queries, time_key, columns, donor_key or None)
-    code, names = get_groups(queries, columns)
-    time = get_times(queries, time_key)
-    pool = Pool.build(code, time, len(names), get_mask(given, use, "use")[kept])
+    cells, rows = known_cells(queries, time_key, columns, donor_key or None)
+    code, names = get_groups(cells, columns)
+    time = get_times(cells, time_key)
+    pool = Pool.build(code, time, len(names), get_mask(queries, use, "use")[rows])
     if not len(pool.cells):
         raise ValueError(
             "No cell of the queries is left: use= leaves out, or the columns of the groups are missing for, all of them."
@@ -109,13 +106,11 @@ def match_queries(
 
     table = table[found].rename_axis("prompt").reset_index()
     table["old_query"], table["old_lapse"] = table["query"], table["lapse"]
-    table["query"] = queries.obs_names.to_numpy(dtype=object)[chosen]
+    table["query"] = cells.obs_names.to_numpy(dtype=object)[chosen]
     table["lapse"] = table["lapse"] + time[chosen] - table["time"]
     table["time"] = time[chosen]
     if donor_key:
-        table["donor"] = get_labels(queries, donor_key)[chosen]
-    adata = adata.copy() if copy else adata
+        table["donor"] = get_labels(cells, donor_key)[chosen]
     params = {**params, "queries_elsewhere": True, "tolerance": tolerance, "match_seed": rng}
     params |= {"n_unmatched": int((~found).sum()), "n_prompts": len(table)}
-    write_result(adata, key_added or _keys.MATCHED, params, prompts=table)
-    return adata if copy else None
+    write_result(adata, _keys.MATCHED, params, key_added=key_added, prompts=table)

@@ -11,10 +11,10 @@ from .. import _keys
 from .._counts import check_counts
 from .._features import gene_columns
 from .._progress import progress
-from .._results import is_ours, require_free, write_obs, write_result
 from .._settings import settings
 from .._validate import require_unique_names
 from ..models.vocabulary import Vocabulary
+from ..results.store import is_ours, require_free, write_obs, write_result
 from ._counts import counts_hint, get_counts, iter_csr
 from ._rank import rank_csr
 from ._ranked_counts import sum_genes
@@ -29,8 +29,7 @@ def rank_value_encode(
     layer: str | None = None,
     force: bool = False,
     chunk_size: int = 2048,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Rank the genes of each cell by expression over the gene's median.
 
     Parameters
@@ -47,12 +46,10 @@ def rank_value_encode(
         FPKM): their order within a cell is that of the counts. A logarithm changes the order.
     chunk_size
         Cells a block. The result does not depend on it.
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Runs `mt.pp.map_genes` if that was not done for this vocabulary, and writes
+    Nothing. Runs `mt.pp.map_genes` if that was not done for this vocabulary, and writes
 
     `.layers["rank"]`
         CSR uint16, cells x genes: 1 for the highest ranked gene of the cell, absent where the gene is not
@@ -90,7 +87,6 @@ def rank_value_encode(
     vocab = as_vocabulary(model)
     require_unique_names(adata)
     counts = get_counts(adata, layer)
-    adata = adata.copy() if copy else adata
     if not _is_mapped(adata, vocab):
         map_genes(adata, vocab)
     # The first column of a gene may have been filtered away since.
@@ -123,7 +119,6 @@ def rank_value_encode(
     adata.layers[_keys.RANK] = ranks
     params = {"genes_sha256": vocab.genes_sha256, "layer": layer or "X", "force": force}
     write_result(adata, _keys.ENCODING, params)
-    return adata if copy else None
 
 
 def _is_mapped(adata: AnnData, vocab: Vocabulary) -> bool:

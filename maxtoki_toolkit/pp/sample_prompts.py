@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
+from .._recipes import Checked
 from .._validate import require_unique_names
 from ..models.prompts import Prompts
-from ._design import get_groups, get_labels, get_mask, get_times, known_cells
+from ..results.store import write_result
+from ._design import as_list, get_groups, get_labels, get_mask, get_times, known_cells
 from ._sampling import Sampler
 
 TASKS = ("timelapse", "cell")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSampling(Checked):
+    """How cells and times of a prompt are drawn; `mt.train.TemporalPrompts` has the same settings.
+
+    Attributes
+    ----------
+    zero_lapse
+        "never": the query's time is that of no context cell; "query": it may be; "anywhere": two cells of the
+        context may also share a time. No cell is ever both context and query.
+    forward
+        Whether times never decrease within a prompt. Otherwise contexts are in random order, and lapses may
+        be negative.
+    balance
+        From 0, groups are drawn as often as they have cells, to 1, all equally often.
+    """
+
+    zero_lapse: str = "query"
+    forward: bool = False
+    balance: float = 0.1
 
 
 def sample_prompts(
@@ -28,14 +51,11 @@ def sample_prompts(
     context_size: int | tuple[int, int] = (2, 3),
     contexts: str | Sequence[bool] | None = None,
     queries: str | Sequence[bool] | None = None,
-    zero_lapse: str = "query",
-    forward: bool = False,
-    balance: float = 0.1,
     donor_key: str | None = None,
+    sampling: PromptSampling | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Draw prompts: context cells of one group at several times, and a query cell of that group.
 
     Parameters
@@ -52,33 +72,40 @@ def sample_prompts(
     n_prompts
         Prompts to draw.
     context_size
-        Context cells a prompt, or the fewest and the most. They are at distinct times (see `zero_lapse`); a
-        group with fewer times gives shorter prompts.
+        Context cells a prompt, or the fewest and the most. They are at distinct times (see
+        `mt.pp.PromptSampling`); a group with fewer times gives shorter prompts.
     contexts, queries
         Cells that may serve as context, and as query: boolean column of `.obs`, or one boolean a cell. All by
         default. With `mt.pp.hold_out`, `queries="held_out_donors"` and `contexts="held_out"` keep training
         cells out of the prompts.
-    zero_lapse
-        "never": the query's time is that of no context cell; "query": it may be; "anywhere": two cells of the
-        context may also share a time. No cell is ever both context and query.
-    forward
-        Whether times never decrease within a prompt. Otherwise contexts are in random order, and lapses may
-        be negative.
-    balance
-        From 0, groups are drawn as often as they have cells, to 1, all equally often.
     donor_key
         Column of `.obs` with the donor, kept for donor-level intervals.
+    sampling
+        How cells and times are drawn: `mt.pp.PromptSampling(balance=1)` for all groups equally often.
     rng
-        Seed. Prompt i depends on the seed, the cells and i only, not on how many are drawn or how the cells are
-        ordered.
+        Seed. Prompt i depends on the seed, the cells and i only, not on how many are drawn or how the cells
+        are ordered.
     key_added
         Key in `.uns`, by default "prompts".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["prompts"]["prompts"]`, see `mt.get.prompts`.
+    `None`. Writes the table `prompts` to `.uns["prompts"]`, a row a prompt:
+
+    `context_0`, `context_1`, ...
+        Names of the context cells, in order; "" after the last one.
+    `lapse_0`, `lapse_1`, ...
+        Time from each context cell to the next, in the unit of the cells' times; NaN after the last one.
+    `query`
+        Name of the query cell.
+    `lapse`
+        Time from the last context cell to the query, in the same unit; negative if the query is earlier.
+    `group`
+        What all cells of the prompt agree in: the values of the grouping columns, joined by " | ".
+    `time`
+        Time of the query cell.
+    `donor`, `donor_0`, `donor_1`, ...
+        Donor of the query and of each context cell, if `donor_key` was given.
 
     Raises
     ------
@@ -98,57 +125,55 @@ def sample_prompts(
     >>> import maxtoki_toolkit as mt
     >>> adata = mt.datasets.aging_atlas(300, 10, n_genes=500)
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=20)
-    >>> mt.get.prompts(adata).columns[:3].tolist()
+    >>> mt.get.table(adata, "prompts").columns[:3].tolist()
     ['context_0', 'context_1', 'context_2']
     """
     require_unique_names(adata)
     if task not in TASKS:
         raise ValueError(f"There is no task {task!r}; choose from {', '.join(TASKS)}.")
-    if n_prompts < 1:
-        raise ValueError(f"n_prompts must be at least 1, got {n_prompts}.")
     size = (context_size, context_size) if isinstance(context_size, int) else tuple(context_size)
-    given, (adata, kept) = adata, known_cells(adata, time_key, groupby, donor_key)
-    group, names = get_groups(adata, groupby)
-    time = get_times(adata, time_key)
+    how = {name: getattr(sampling or PromptSampling(), name) for name in PromptSampling.names()}
+    cells, rows = known_cells(adata, time_key, groupby, donor_key)
+    group, names = get_groups(cells, groupby)
+    time = get_times(cells, time_key)
     sampler = Sampler(
         group,
         time,
-        contexts=get_mask(given, contexts, "contexts")[kept],
-        queries=get_mask(given, queries, "queries")[kept],
+        contexts=get_mask(adata, contexts, "contexts")[rows],
+        queries=get_mask(adata, queries, "queries")[rows],
         context_size=size,
-        zero_lapse=zero_lapse,
-        forward=forward,
-        balance=balance,
         seed=rng,
+        **how,
     )
     drawn = sampler.draw(0, n_prompts)
-    table = prompt_table(drawn, adata, adata)
+    table = prompt_table(drawn, cells, cells)
     table["group"] = np.array(names, dtype=object)[group[drawn.query]]
     table["time"] = time[drawn.query]
     if donor_key is not None:
-        donor = np.append(get_labels(adata, donor_key), "")
+        donor = np.append(get_labels(cells, donor_key), "")
         table["donor"] = donor[drawn.query]
-        for i, rows in enumerate(drawn.context.T):
-            table[f"donor_{i}"] = donor[rows]
-    adata = given.copy() if copy else given
+        for i, context in enumerate(drawn.context.T):
+            table[f"donor_{i}"] = donor[context]
     params = {
         "time_key": time_key,
-        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
+        "groupby": as_list(groupby),
         "task": task,
         "n_prompts": n_prompts,
-        "n_left_out": adata.n_obs - len(kept),
+        "n_left_out": adata.n_obs - len(rows),
         "context_size": size,
-        "contexts": contexts if isinstance(contexts, str) else ("all" if contexts is None else "mask"),
-        "queries": queries if isinstance(queries, str) else ("all" if queries is None else "mask"),
-        "zero_lapse": zero_lapse,
-        "forward": forward,
-        "balance": balance,
+        "contexts": _named(contexts),
+        "queries": _named(queries),
+        **how,
         "donor_key": donor_key,
         "seed": rng,
         "queries_elsewhere": False,
     }
-    write_result(adata, key_added or _keys.PROMPTS, params, prompts=table)
-    return adata if copy else None
+    write_result(adata, _keys.PROMPTS, params, key_added=key_added, prompts=table)
+
+
+def _named(mask: str | Sequence[bool] | None) -> str:
+    """What parameters say of a mask, which would be too long for them."""
+    return mask if isinstance(mask, str) else "all" if mask is None else "mask"
 
 
 def prompt_table(prompts: Prompts, adata: AnnData, queries: AnnData) -> pd.DataFrame:

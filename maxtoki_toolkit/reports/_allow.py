@@ -168,7 +168,7 @@ def _why_not(
                 f"no cell has {', '.join(map(repr, missing))} in .obs[{column!r}] ({key}), which has {has}"
             )
         elif key == "time_key":
-            reasons += _bad_times(obs[column], values.get("time_unit", "months"))
+            reasons += _bad_times(obs, column, values.get("time_unit", "months"))
         elif key == "donor_key" and not _is_optional(known[key]) and obs[column].nunique() < 2:
             reasons.append(
                 f"all cells are of one donor in .obs[{column!r}] ({key}), and others have to be held out"
@@ -218,10 +218,11 @@ def _is_optional(parameter: Parameter) -> bool:
     return '""' in parameter.help
 
 
-def _bad_times(column: pd.Series, unit: str) -> list[str]:
+def _bad_times(obs: pd.DataFrame, time_key: str, unit: str) -> list[str]:
     """Why a column holds no times."""
+    column = obs[time_key]
     try:
-        times = whole_times(column, unit)
+        times = whole_times(obs, time_key, unit)
         times = times[np.isfinite(times)]
         if not len(times):
             return [f"no age can be read from .obs[{column.name!r}] (first: {column.iloc[0]!r}) (time_key)"]

@@ -13,7 +13,7 @@ from anndata import AnnData
 from ..models.model import MaxTokiModel
 from ..pp._columns import has_values
 from ..pp._design import as_times
-from ..pp.parse_age import read_terms
+from ..pp.parse_age import read_terms, species_of
 from ..pp.read_cells import read_cells as read_file
 
 _TO_MONTHS = {"years": 12.0, "months": 1.0}
@@ -72,7 +72,7 @@ def read_cells(
         raise ValueError(
             f".obs has no column {time_key!r} (time_key). It has {', '.join(map(repr, adata.obs))}."
         )
-    times = whole_times(adata.obs[time_key], time_unit)
+    times = whole_times(adata.obs, time_key, time_unit)
     times = np.rint(times * unit_factor(time_unit, model.time_head.unit)) if model is not None else times
     known = np.isfinite(times)
     if not known.any():
@@ -90,8 +90,9 @@ def read_cells(
     return adata
 
 
-def whole_times(column: pd.Series, unit: str) -> np.ndarray:
+def whole_times(obs: pd.DataFrame, time_key: str, unit: str) -> np.ndarray:
     """Times of a column, NaN where there are none; ages in text as whole numbers of a unit, numbers as they are."""
+    column = obs[time_key]
     if pd.api.types.is_numeric_dtype(column):
         return column.to_numpy(dtype=float, na_value=np.nan)
     numbers = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(dtype=float)
@@ -99,9 +100,9 @@ def whole_times(column: pd.Series, unit: str) -> np.ndarray:
         return numbers
     if unit not in ("years", "months", "weeks", "days"):
         raise ValueError(
-            f".obs[{column.name!r}] is text, which is read as ages, and those are not told in {unit}."
+            f".obs[{time_key!r}] is text, which is read as ages, and those are not told in {unit}."
         )
-    ages = read_terms(column, unit).set_index("term")["age"]
+    ages = read_terms(column, unit, species=species_of(obs)).set_index("term")["age"]
     text = column.astype(object)
     return np.rint(text.where(text.notna(), "").astype(str).map(ages).to_numpy(dtype=float))
 

@@ -11,9 +11,8 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._features import gene_columns
+from .._features import SYMBOL_KEYS, gene_columns, symbols
 from .._reference import gene_table
-from ..get.results import SYMBOL_KEYS, symbols
 from ..models.model import MaxTokiModel
 
 ALL = "all"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -12,6 +14,15 @@ from .. import _keys
 from .._validate import require_rank, require_tokens, require_unique_names
 from ..models.model import MaxTokiModel, require_model
 from ..models.sequences import Sequences, cell_sequences
+from ..pp._design import get_mask
+from .recipes import Cells
+
+
+def among_known(on: Cells | None, adata: AnnData, known: np.ndarray) -> Cells:
+    """The same cells, as booleans of those rows of the AnnData that are known."""
+    on = on or Cells()
+    masks = {name: mask for name in ("use", "target") if (mask := getattr(on, name)) is not None}
+    return replace(on, **{name: get_mask(adata, mask, name)[known] for name, mask in masks.items()})
 
 
 def get_sequences(adata: AnnData, model: MaxTokiModel, *, max_length: int | None = None) -> Sequences:

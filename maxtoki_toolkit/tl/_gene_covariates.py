@@ -10,28 +10,25 @@ from scipy.stats import rankdata
 
 from .. import _keys
 from ..pp._ranked_counts import counts_or_none
+from ..stats.expression import per_ten_thousand
 
 COVARIATES = ("mean_rank", "detection", "expression")
 
 
-def gene_covariates(
-    adata: AnnData, layer: str | None = None, *, weight: np.ndarray | None = None
-) -> pd.DataFrame:
+def gene_covariates(adata: AnnData, *, weight: np.ndarray | None = None) -> pd.DataFrame:
     """Covariates of the genes that have a token, by Ensembl id.
 
     Parameters
     ----------
     adata
         Rank-encoded cells.
-    layer
-        Layer with the raw counts; by default what was ranked. Where these are no counts or not there, the expression is left out.
     weight
         How often each cell counts.
 
     Returns
     -------
     `mean_rank` in the cells that have the gene (NaN for none), `detection` (share of the cells), `expression` (mean
-    counts per 10,000).
+    counts per 10,000 of what was ranked; left out where that is not there, or no counts).
     """
     weight = np.ones(adata.n_obs) if weight is None else weight
     column = np.flatnonzero(adata.var[_keys.TOKEN_ID].to_numpy() >= 0)
@@ -46,13 +43,9 @@ def gene_covariates(
     )
     table["mean_rank"] = np.where(n > 0, total / np.maximum(n, 1), np.nan)
     table["detection"] = n / weight.sum()
-    counts = counts_or_none(
-        adata, layer, instead="Genes are matched on rank and detection, not on expression"
-    )
+    counts = counts_or_none(adata, instead="Genes are matched on rank and detection, not on expression")
     if counts is not None:
-        counts = counts.astype(np.float64)
-        depth = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1e-12)
-        table["expression"] = ((weight / depth) @ counts)[column] * 1e4 / weight.sum()
+        table["expression"] = (weight @ per_ten_thousand(counts, np.float64))[column] / weight.sum()
     return table
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from .._results import read_result
-from ..get._head_sums import gene_sums
+from ..results.head_sums import gene_sums
+from ..results.store import read_result
 
 FLAT = 1e-5  # what differs by less does so by rounding
 

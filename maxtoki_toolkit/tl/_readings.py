@@ -10,8 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import read_result
-from ..get.results import find_genes
+from .._features import find_genes
 from ..models.layout import Layout, layout
 from ..models.model import MaxTokiModel, require_model
 from ..models.prompts import Prompts, write_prompts
@@ -20,6 +19,7 @@ from ..models.sequences import Sequences
 from ..models.timelapse import require_temporal
 from ..pp._design import get_labels
 from ..pp.sample_prompts import read_prompts
+from ..results.store import read_result
 from ._cells import get_sequences
 from ._time_unit import check_unit
 
@@ -105,8 +105,9 @@ def get_readings(
 ) -> Readings:
     """Write prompts (or take cells) up to the token that the reading is made at.
 
-    "timelapse" and functions of the logits are read at the end of the prompt (`<eoq>`); "likelihood" from the first to the
-    last gene of the query cell; a gene where it stands in the query cell. Prompts without the gene are left out.
+    "timelapse" and functions of the logits are read at the end of the prompt (`<eoq>`); "likelihood" from the
+    first to the last gene of the query cell; a gene where it stands in the query cell. Prompts without the
+    gene are left out.
     """
     if prompts is None:
         rows = adata.obs_names.get_indexer(table["query"])

@@ -10,17 +10,16 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._correction import benjamini_hochberg
-from .._results import write_result
+from .._names import require_choice
 from ..models.ablation import HOW, Ablated, ablate, mean_activations
 from ..models.hooks import n_heads, n_layers
 from ..models.layout import n_classes, place_classes
-from ..models.model import MaxTokiModel, require_model
+from ..models.model import MaxTokiModel
 from ..pp._design import known_cells
-from ._paired import donor_mean, unit_name
+from ..results.store import write_result
+from ..stats.donors import donor_mean, unit_name
+from ..stats.fdr import benjamini_hochberg
 from ._readings import Readings, draw_partners, get_prompts, get_readings
-
-SEARCHES = ("exhaustive", "greedy")
 
 
 def ablate_heads(
@@ -31,15 +30,13 @@ def ablate_heads(
     readout: str | Callable = "timelapse",
     how: str = "mean",
     heads: Sequence | None = None,
-    search: str = "exhaustive",
-    max_heads: int = 5,
+    max_heads: int | None = None,
     n_random: int = 20,
     n_prompts: int | None = 200,
     donor_key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Read the same prompts with attention heads ablated.
 
     Parameters
@@ -58,20 +55,21 @@ def ablate_heads(
         "likelihood"
             Mean log-probability of the query cell's genes, given what comes before each.
         a gene
-            Log-probability of this gene at its place in the query cell (symbol, Ensembl id or `.var_names`); prompts whose
-            query cell lacks it are left out.
+            Log-probability of this gene at its place in the query cell (symbol, Ensembl id or `.var_names`);
+            prompts whose query cell lacks it are left out.
         a function
             Of the logits after the prompt (torch tensor, prompts x vocabulary), to one number a prompt.
     how
-        What the head hands on instead: "zero"; "mean", its mean over the prompts at like places; "resample", what it makes of
-        another prompt at the same place, drawn for each prompt.
+        What the head hands on instead: "zero"; "mean", its mean over the prompts at like places; "resample",
+        what it makes of another prompt at the same place, drawn for each prompt.
     heads
-        Heads, as pairs of layer and head (from 0), or lists of such pairs that are ablated together. All heads, one at a
-        time, by default.
-    search
-        "exhaustive": each of `heads`; "greedy": the heads that together do most, one added at a time.
-    max_heads, n_random
-        For "greedy": largest set, and random sets of each size beside it.
+        Heads, as pairs of block and head (from 0), or lists of such pairs that are ablated together. All
+        heads, one at a time, by default.
+    max_heads
+        Look for the heads that together do most, one added at a time (greedy), up to so many. By default each
+        of `heads` is ablated.
+    n_random
+        Random sets of each size beside those of the greedy search.
     n_prompts
         Prompts to read, drawn at random where there are more; `None` for all.
     donor_key
@@ -80,13 +78,36 @@ def ablate_heads(
         Seed of what is drawn.
     key_added
         Key in `.uns`, by default "ablate_heads".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["ablate_heads"]["effects"]`, one row a head or set, or for "greedy" one row a step; see
-    `mt.get.ablate_heads`.
+    `None`. Writes the table `effects` to `.uns["ablate_heads"]`, a row a head or set of heads, or for
+    "greedy" a row a step; readings are in `params["unit"]`:
+
+    `heads`, `layer`, `head`, `n_heads`
+        Which heads ("L0H1+L2H3"); layer and head, -1 for several; how many.
+    `value_intact`, `change`, `change_low`, `change_high`
+        Mean reading of the model as it is; mean change without the heads, with its 95% interval over donors.
+    `p_value`, `q_value`
+        Two-sided t test of that change with the error of the interval (jackknife over donors); corrected for
+        all rows.
+    `size`, `size_low`, `size_high`, `null_size`
+        Mean size of the change, whatever its sign, with its interval; that of a change as large in a random
+        direction.
+    `excess`, `excess_low`, `excess_high`
+        The difference of these two, with its interval over donors.
+    `removed`
+        Length of what the ablation changes in the residual stream, relative to the stream's.
+    `share_changed`
+        Share of the prompts that are read differently at all.
+    `mean_error_intact`, `error_change`, `error_change_low`, `error_change_high`, `error_p_value`, `error_q_value`
+        For "timelapse": mean absolute error, and what the ablation adds to it.
+    `n_prompts`, `n_units`, `unit`
+        Prompts, and how many donors (or query cells, where no donor is known) their queries are of.
+    `added`, `size_chosen_on`, `random_size`, `random_low`, `random_high`, `random_p_value`, `n_random`
+        For "greedy": the head added in this step; the size on the donors it was chosen on (`size` is on the
+        others); that of random sets of as many heads, with the middle 95% of them, and the share of them that
+        do as much.
 
     Raises
     ------
@@ -95,18 +116,19 @@ def ablate_heads(
 
     Notes
     -----
-    A head is ablated at all tokens, before the output projection. Effects are paired by prompt; intervals and p values (two-sided,
-    t test) leave out each donor in turn, as those of `mt.tl.ablate_prompt` do, and `q_value` corrects for the heads
-    (Benjamini and Hochberg). "mean" keeps what the head always adds, so that less breaks for being unlike anything seen in
-    training. The mean is over tokens of one segment of the prompt and one octave of the rank (places 0, 1-2, 3-6, 7-14 and so on;
-    the last by itself): heads do different things for contexts and queries, high and low ranks, and finer classes would have too few
-    tokens.
+    A head is ablated at all tokens, before the output projection. Effects are paired by prompt; intervals and p values
+    (two-sided, t test) leave out each donor in turn, as those of `mt.tl.ablate_prompt` do, and `q_value` corrects for
+    the heads (Benjamini and Hochberg). "mean" keeps what the head always adds, so that less breaks for being unlike
+    anything seen in training. The mean is over tokens of one segment of the prompt and one octave of the rank (places 0,
+    1-2, 3-6, 7-14 and so on; the last by itself): heads do different things for contexts and queries, high and low
+    ranks, and finer classes would have too few tokens.
 
     The null of each head changes the residual stream by as much, at every token, in a random direction (one a
-    prompt and layer): `null_size`. The trivial explanation, that some heads simply write more, is in `removed`.
+    prompt and block): `null_size`. The trivial explanation, that some heads simply write more, is in
+    `removed`.
 
-    "greedy" chooses on half the donors and is scored on the others, beside random sets, so that the curve does not reward
-    the choice itself; donors of contexts may be on both sides.
+    The greedy search chooses on half the donors and is scored on the others, beside random sets, so that the
+    curve does not reward the choice itself; donors of contexts may be on both sides.
 
     Examples
     --------
@@ -117,24 +139,20 @@ def ablate_heads(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=4, donor_key="donor_id")
     >>> mt.tl.ablate_heads(adata, model, heads=[(0, 1), [(2, 0), (3, 0)]])
-    >>> mt.get.ablate_heads(adata)["heads"].tolist()
+    >>> mt.get.table(adata, "ablate_heads")["heads"].tolist()
     ['L0H1', 'L2H0+L3H0']
     """
-    require_model(model)
-    _require_choice("how", how, HOW)
-    _require_choice("search", search, SEARCHES)
-    if max_heads < 1 or n_random < 1:
-        raise ValueError(f"max_heads and n_random must be at least 1, got {max_heads} and {n_random}.")
+    require_choice("how", how, HOW)
     sets = _sets(heads, model)
-    if search == "greedy" and any(len(some) > 1 for some in sets):
-        raise ValueError('search="greedy" makes sets itself: give heads as pairs of layer and head.')
-    given, (adata, _) = adata, known_cells(adata, donor_key)
-    drawn = get_prompts(adata, model, readout, key=key, n_prompts=n_prompts, rng=rng, donor_key=donor_key)
+    if max_heads and any(len(some) > 1 for some in sets):
+        raise ValueError("The search for max_heads makes sets itself: give heads as pairs of layer and head.")
+    cells, _ = known_cells(adata, donor_key)
+    drawn = get_prompts(cells, model, readout, key=key, n_prompts=n_prompts, rng=rng, donor_key=donor_key)
 
     def prepare(rows: np.ndarray) -> tuple[Readings, Callable[..., Ablated]]:
-        table, prompts, cells = drawn
+        table, prompts, read = drawn
         prompts = None if prompts is None else prompts[rows]
-        readings = get_readings(adata, model, readout, table.iloc[rows], prompts, cells)
+        readings = get_readings(cells, model, readout, table.iloc[rows], prompts, read)
         sequences, parts = readings.sequences, readings.parts
         sources = {}
         if how == "mean":
@@ -154,31 +172,24 @@ def ablate_heads(
             seed=rng,
         )
 
-    if search == "greedy":
+    if max_heads:
         readings, effects = _greedy(drawn[0], prepare, sets, max_heads=max_heads, n_random=n_random, seed=rng)
     else:
         readings, read = prepare(np.arange(len(drawn[0])))
         effects = _effects(readings, read(sets), sets, rng)
-    adata = given.copy() if copy else given
     params = {
         "readout": readings.readout,
         "time_read_as": drawn[0].attrs.get("time_read_as", ""),
         "unit": readings.unit,
         "how": how,
-        "search": search,
+        "search": "greedy" if max_heads else "exhaustive",
         "n_layers": n_layers(model),
         "n_heads": n_heads(model),
         "n_prompts": len(readings.table),
         "donors": unit_name(readings.table),
         "seed": rng,
     }
-    write_result(adata, key_added or _keys.ABLATE_HEADS, {**model.params, **params}, effects=effects)
-    return adata if copy else None
-
-
-def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"There is no {name}={value!r}; choose from {', '.join(choices)}.")
+    write_result(adata, _keys.ABLATE_HEADS, {**model.params, **params}, key_added=key_added, effects=effects)
 
 
 def _sets(heads: Sequence | None, model: MaxTokiModel) -> list[list[tuple[int, int]]]:
@@ -259,8 +270,8 @@ def _greedy(
     choosing = table[unit].isin(names[: len(names) // 2]).to_numpy()
     if min(choosing.sum(), (~choosing).sum()) < 2:
         raise ValueError(
-            f'search="greedy" chooses on half of the {unit_name(table)}s and scores on the others; {len(names)} are too few. '
-            "Give more prompts."
+            f"The greedy search chooses on half of the {unit_name(table)}s and scores on the others; "
+            f"{len(names)} are too few. Give more prompts."
         )
     _, choose = prepare(np.flatnonzero(choosing))
     readings, score = prepare(np.flatnonzero(~choosing))

@@ -10,8 +10,6 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
-from .._results import read_result, write_result
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences
@@ -19,10 +17,11 @@ from ..models.timelapse import read_lapses, require_temporal
 from ..models.vocabulary import Vocabulary
 from ..pp._design import known_cells
 from ..pp.sample_prompts import read_prompts
+from ..results.store import read_result, write_result
+from ..stats.donors import jackknife_error, jackknife_interval, left_out, unit_name
+from ..stats.fdr import benjamini_hochberg
 from ._cells import get_sequences
-from ._paired import unit_name
 from ._time_unit import check_unit
-from ._timelapse_scores import jackknife_error, jackknife_interval, left_out
 
 INTACT = "intact"
 ABLATIONS = (
@@ -49,8 +48,7 @@ def ablate_prompt(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Predict the lapses of the same prompts with parts of them shuffled, masked, replaced or left out.
 
     Parameters
@@ -82,13 +80,30 @@ def ablate_prompt(
         Seed.
     key_added
         Key in `.uns`, by default "ablate_prompt".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["ablate_prompt"]` with the tables `prompts` (a column of predictions for "intact"
-    and each ablation) and `effects`; see `mt.get.ablation`.
+    `None`. Writes to `.uns["ablate_prompt"]` the tables
+
+    `effects`
+        A row an ablation; errors are in `params["unit"]`:
+
+        `ablation`
+            What was done.
+        `mean_error`, `mean_error_intact`
+            Mean absolute error of the lapse with the ablation and without.
+        `difference`, `difference_low`, `difference_high`
+            Mean of the paired differences (positive: the ablation hurts), with its 95% interval over donors.
+        `r`, `r_intact`
+            Correlation of predicted and true lapses, with the ablation and without.
+        `p_value`, `q_value`
+            Two-sided t test with the error of that interval (jackknife over donors); corrected for the
+            ablations.
+        `n_prompts`, `n_units`, `unit`
+            Prompts, and how many donors (or query cells, where no donor is known) their queries are of.
+
+    `prompts`
+        The prompts, with a column of predictions for "intact" and each ablation.
 
     Raises
     ------
@@ -102,7 +117,8 @@ def ablate_prompt(
     side; `q_value` corrects for the ablations (Benjamini and Hochberg). The paper shuffles genes
     and masks context and query; how many prompts, and its test, are not known to us.
 
-    Prompts that are too long for the model lose genes of their first cell; of a shuffled cell these are random ones.
+    Prompts that are too long for the model lose genes of their first cell; of a shuffled cell these are
+    random ones.
 
     Examples
     --------
@@ -113,7 +129,7 @@ def ablate_prompt(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=6, donor_key="donor_id")
     >>> mt.tl.ablate_prompt(adata, model, ablations=["intact", "shuffle_genes"])
-    >>> mt.get.ablation(adata).set_index("ablation").loc["intact", "difference"]
+    >>> mt.get.table(adata, "ablate_prompt").set_index("ablation").loc["intact", "difference"]
     np.float64(0.0)
     """
     require_temporal(model)
@@ -126,8 +142,8 @@ def ablate_prompt(
     if params["task"] != "timelapse" or params["queries_elsewhere"]:
         raise ValueError("Ablations need prompts that ask for the lapse to query cells of the same AnnData.")
     read_as = check_unit(params["time_key"], table["time"], model.time_head.unit)
-    given, (adata, _) = adata, known_cells(adata)
-    cells, prompts = get_sequences(adata, model), read_prompts(table, adata, adata)
+    known, _ = known_cells(adata)
+    cells, prompts = get_sequences(known, model), read_prompts(table, known, known)
     table[INTACT] = _predict(model, prompts, cells, cells)
     for name in dict.fromkeys(ablations):
         # Each has numbers of its own, whatever else is asked for.
@@ -135,7 +151,6 @@ def ablate_prompt(
         changed = ablated(name, prompts, cells, model.vocab, share, np.random.default_rng(seed))
         table[name] = _predict(model, *changed, lapses=name != "drop_lapses")
 
-    adata = given.copy() if copy else given
     result = {
         "unit": model.time_head.unit,
         "ablations": list(ablations),
@@ -148,12 +163,12 @@ def ablate_prompt(
     }
     write_result(
         adata,
-        key_added or _keys.ABLATION,
+        _keys.ABLATION,
         {**model.params, **result},
+        key_added=key_added,
         prompts=table,
         effects=_effects(table, list(dict.fromkeys(ablations)), rng),
     )
-    return adata if copy else None
 
 
 def _predict(

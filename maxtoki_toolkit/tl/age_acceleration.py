@@ -12,110 +12,120 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._correction import benjamini_hochberg
 from .._progress import progress
-from .._results import write_result
-from .._validate import require_rank, require_unique_names
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
-from ..models.prompts import Prompts, write_prompts
-from ..models.timelapse import read_lapses, require_temporal
-from ..pp._columns import find_comparison
-from ..pp._design import get_groups, get_labels, get_mask, get_times, known_cells
+from ..models.sequences import Sequences
+from ..models.timelapse import require_temporal
+from ..pp._design import as_list, get_groups, get_labels, get_times, known_cells
 from ..pp.match_ages import age_balance, donor_table, match_donors
+from ..results.store import read_result, write_result
+from ..stats.clocks import cross_fitted_ages
+from ..stats.fdr import benjamini_hochberg
+from ..stats.mixed_model import Readings, estimate_effect
 from ._cells import count_truncated, get_sequences
-from ._clock import cross_fitted_ages, log_expression
-from ._effects import Readings, estimate_effect
+from ._contexts import AgeSampling, draw_contexts, read_ages
+from ._expression import log_expression
 from ._time_unit import check_unit
 
 # Numbers of genes are compared in fifths of the cells.
 _DEPTHS = 5
 # Differences of more than this many standard deviations between matched donors are warned of.
 _IMBALANCE = 0.25
+# Permutations of the donors: p values of 0.05 are known to 0.005.
+N_PERMUTATIONS = 2000
 
 
 def age_acceleration(
     adata: AnnData,
     model: MaxTokiModel,
     *,
-    condition_key: str | None = None,
-    control: str | None = None,
-    time_key: str | None = None,
-    donor_key: str | None = None,
     groupby: str | Sequence[str] | None = None,
-    match_by: str | Sequence[str] | None = None,
     batch_key: str | None = None,
-    tolerance: int = 60,
-    use: str | Sequence[bool] | None = None,
-    n_cells: int = 20,
-    n_contexts: int = 4,
-    context_size: int = 3,
     min_donors: int = 3,
-    n_permutations: int = 2000,
+    sampling: AgeSampling | None = None,
     baselines: bool = True,
-    layer: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Estimate by how many years the cells of a condition look older than controls of the same age.
 
-    Cells of controls with their ages are the context, and a cell of a patient or of another control is the query.
-    What the model reads as its age, less what it reads from controls of that age, is the acceleration.
+    Cells of controls with their ages are the context, and a cell of a patient or of another control is the
+    query. What the model reads as its age, less what it reads from controls of that age, is the acceleration.
 
     Parameters
     ----------
     adata
-        Rank-encoded cells of both sides, of donors that the model was not trained on.
+        Rank-encoded cells of both sides, of donors that the model was not trained on. `mt.pp.match_ages` says
+        which columns hold conditions, ages (in the whole units that the model tells) and donors, and who is
+        compared with whom.
     model
         A model with temporal training.
-    condition_key, control
-        Column of `.obs` with the condition of each donor, and the value that controls have. These and the next two are
-        guessed from the names in `.obs` where they are `None`, with a warning that says which were taken.
-    time_key
-        Column of `.obs` with the age, in the whole units that the model tells.
-    donor_key
-        Column of `.obs` with the donor.
     groupby
-        Columns of `.obs` in which all cells of a prompt agree, e.g. "cell_type"; an effect is estimated for each
-        group, and for all together.
-    match_by
-        Columns of `.obs` in which donors and their controls agree, e.g. "sex".
+        Columns of `.obs` in which all cells of a prompt agree, e.g. "cell_type"; an effect is estimated for
+        each group, and for all together.
     batch_key
         Column of `.obs` with the batch, to warn where conditions and batches cannot be told apart.
-    tolerance
-        Largest difference in age between a donor and a control, in the unit of `time_key`; see `mt.pp.match_ages`.
-    use
-        Which cells to use: boolean column of `.obs`, or one boolean a cell.
-    n_cells
-        Query cells of each donor and group, at most, drawn so that both sides have cells of like numbers of genes.
-    n_contexts
-        Contexts that each query cell is read after; all cells of a group get the same ones, but for those with cells
-        of its own donor.
-    context_size
-        Context cells, of controls of distinct ages.
     min_donors
         Fewest donors on either side, after matching; never below 2.
-    n_permutations
-        Permutations of the donors for each p.
+    sampling
+        Query cells of each donor and group, drawn so that both sides have cells of like numbers of genes, and
+        contexts of controls that they are read after, for all cells of a group the same:
+        `mt.tl.AgeSampling(n_cells=8, n_contexts=2)`.
     baselines
         Whether to estimate the same from ridge regression of age on expression and on the model's embedding.
-    layer
-        Layer with the raw counts for the baselines; by default what was ranked.
     rng
         Seed.
     key_added
         Key in `.uns`, by default "age_acceleration".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["age_acceleration"]` with the tables `effects`, `donors`, `matching` and
-    `balance`; see `mt.get.age_acceleration`. `params["warnings"]` has in words what stands in the way of a conclusion.
+    `None`. Writes to `.uns["age_acceleration"]`, beside `params["warnings"]`, what stands in the way of a
+    conclusion, the tables
+
+    `effects`
+        A row a predictor, condition and group, in `params["unit"]`:
+
+        `predictor`, `condition`, `group`
+            "MaxToki" or a baseline; the condition; the group of cells, "all" for all together.
+        `effect`, `effect_low`, `effect_high`
+            Years by which controls would have to be older to be read alike, with its 95% interval over
+            donors; NaN where no age is read from the controls.
+        `raw`
+            Difference in the age that is read, at the same age: shrunk by `age_slope`.
+        `age_slope`, `age_slope_low`, `age_slope_high`
+            Age read per age, 1 for a perfect clock, with its 95% interval.
+        `p_value`, `q_value`
+            Two-sided, permuting donors; corrected for the groups (or, for "all", the conditions) of a
+            predictor.
+        `context_sd`
+            Standard deviation of the effect between contexts (NaN for "all" and the baselines, which have
+            none).
+        `n_donors_condition`, `n_donors_control`, `n_cells_condition`, `n_cells_control`
+            Matched donors and their query cells.
+        `method`, `conclusion`
+            How it was estimated, and what may be said.
+
+    `donors`
+        A row a predictor, condition, group and donor, controls included:
+
+        `predictor`, `condition`, `group`, `donor`, `case`
+            Whose effect, of which comparison; whether the donor has the condition.
+        `time`, `read`
+            Age of the donor, and the mean age that is read from the cells.
+        `acceleration`
+            How much older the donor looks than a control of that age.
+        `n_cells`
+            Query cells.
+
+    `matching`, `balance`
+        Who is compared with whom, as of `mt.pp.match_ages` (`donors`, `balance`).
 
     Raises
     ------
+    KeyError
+        If the donors are not matched.
     ValueError
         If the model has no temporal training, donors have several ages or conditions, or no condition has
         `min_donors` matched donors on both sides.
@@ -123,10 +133,13 @@ def age_acceleration(
     Notes
     -----
     The paper takes the mean difference between the lapses that are predicted for patients and for controls of the same
-    age. That difference is `raw`. A model that reads age with a slope below 1 shrinks it by that slope, so the effect here is
-    the difference over the slope, in years of control ageing, from a mixed model with donors as random intercepts
-    (`params["method"]`: what stands in where it does not converge); its interval is Fieller's. p values are two-sided, by
-    permuting donors, and `q_value` corrects for the groups and conditions of a predictor (Benjamini and Hochberg).
+    age. That difference is `raw`. A model that reads age with a slope below 1 shrinks it by that slope, so the effect here
+    is the difference over the slope, in years of control ageing, from a mixed model with donors as random intercepts
+    (`params["method"]`: what stands in where it does not converge); its interval is Fieller's. p values are two-sided,
+    by 2,000 permutations of the donors, and `q_value` corrects for the groups and conditions of a predictor (Benjamini and
+    Hochberg).
+
+    Donors are matched anew as `mt.pp.match_ages` was told to, so that `adata` may have been subset since.
 
     The effect is that of the condition **and of all that goes with it**: treatment, tissue handling, batch.
 
@@ -137,101 +150,79 @@ def age_acceleration(
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.tl.age_acceleration(
-    ...     adata, model, condition_key="condition", control="control", time_key="age_months", donor_key="donor_id",
-    ...     groupby=None, n_cells=2, n_contexts=1, baselines=False)
-    >>> mt.get.age_acceleration(adata)["condition"].tolist()
+    >>> mt.pp.match_ages(
+    ...     adata, condition_key="condition", control="control", time_key="age_months", donor_key="donor_id")
+    >>> mt.tl.age_acceleration(adata, model, sampling=mt.tl.AgeSampling(n_cells=2, n_contexts=1), baselines=False)
+    >>> mt.get.table(adata, "age_acceleration")["condition"].tolist()
     ['accelerated_3y', 'accelerated_5y', 'accelerated_15y', 'resilient']
     """
     require_temporal(model)
-    require_unique_names(adata)
-    require_rank(adata)
-    condition_key, control, time_key, donor_key = find_comparison(
-        adata.obs, condition_key, control, time_key, donor_key
-    )
-    for name, value, least in [
-        ("n_cells", n_cells, 1),
-        ("n_contexts", n_contexts, 1),
-        ("context_size", context_size, 1),
-        ("min_donors", min_donors, 2),
-    ]:
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
-    columns = [match_by] if isinstance(match_by, str) else list(match_by or [])
-    keys = (condition_key, time_key, donor_key, groupby, columns, batch_key)
-    given, (adata, kept) = adata, known_cells(adata, *keys)
-    used = get_mask(given, use, "use")[kept]
-    donors = donor_table(
-        adata[used],
-        condition_key=condition_key,
-        control=control,
-        time_key=time_key,
-        donor_key=donor_key,
-        match_by=columns,
-    )
-    matching = match_donors(donors, control, tolerance)
-    enough = _enough(matching, min_donors)
-    cells = _cells(adata, donors, donor_key, time_key, groupby, used, control)
-    read_as = check_unit(time_key, cells.time[cells.donor >= 0], model.time_head.unit)
-    queries, overlap = _draw_queries(cells, matching, n_cells, rng)
-    drawn = [
-        _draw_contexts(cells, group, n_contexts, context_size, rng) for group in range(len(cells.groups))
+    sampling = sampling or AgeSampling()
+    design = read_result(adata, _keys.MATCHED_AGES, "mt.pp.match_ages(adata, condition_key=..., ...)")[
+        "params"
     ]
+    columns = {name: design[name] for name in ("condition_key", "control", "time_key", "donor_key")}
+    columns["match_by"] = list(design["match_by"])
+    control, time_key, donor_key = (columns[name] for name in ("control", "time_key", "donor_key"))
+    asked = (columns["condition_key"], time_key, donor_key, groupby, columns["match_by"], batch_key)
+    known, _ = known_cells(adata, *asked)
+    donors = donor_table(known, **columns)
+    matching = match_donors(donors, control, design["tolerance"])
+    enough = _enough(matching, min_donors)
+    sequences = get_sequences(known, model)
+    cells = _cells(known, donors, donor_key, time_key, groupby, control)
+    read_as = check_unit(time_key, cells.time[cells.donor >= 0], model.time_head.unit)
+    queries, overlap = _draw_queries(cells, matching, sampling.n_cells, rng)
 
-    readings = {"MaxToki": _read(adata, model, cells, queries, drawn)}
+    readings = {"MaxToki": _read(model, sequences, cells, queries, sampling, rng)}
     if baselines:
-        readings |= _baselines(adata, model, cells, queries, layer, rng)
+        features = {
+            "ridge_embedding": embed_sequences(model, sequences.take(queries)).cells,
+            "ridge_expression": log_expression([(known, queries)], np.flatnonzero(cells.control[queries])),
+        }
+        readings |= _baselines(features, cells, queries, rng)
     factor = {"months": 12.0}.get(model.time_head.unit, 1.0)
-    unit = "years" if model.time_head.unit == "months" else model.time_head.unit
     effects, by_donor = _effects(
-        readings, cells, queries, matching[matching["condition"].isin(enough)], factor, n_permutations, rng
+        readings, cells, queries, matching[matching["condition"].isin(enough)], factor, rng
     )
     balance = age_balance(matching)
     notes = _warnings(matching, balance, effects, enough, overlap, min_donors)
     if batch_key is not None:
-        notes += _batches(adata[used], matching, donor_key, batch_key)
+        notes += _batches(known, matching, donor_key, batch_key)
     for note in notes:
         warnings.warn(note, stacklevel=2)
 
-    truncated = count_truncated(adata, model)
-    adata = given.copy() if copy else given
     params = {
-        "unit": unit,
-        "condition_key": condition_key,
-        "control": control,
-        "time_key": time_key,
+        **columns,
+        "unit": "years" if model.time_head.unit == "months" else model.time_head.unit,
         "time_read_as": read_as,
-        "donor_key": donor_key,
-        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
-        "match_by": columns,
-        "tolerance": tolerance,
-        "n_cells": n_cells,
-        "n_contexts": n_contexts,
-        "context_size": context_size,
-        "n_permutations": n_permutations,
+        "groupby": as_list(groupby),
+        "tolerance": design["tolerance"],
+        **sampling.flat(),
+        "n_permutations": N_PERMUTATIONS,
         "n_queries": len(queries),
-        "n_left_out": adata.n_obs - len(kept),
-        "n_truncated": truncated,
+        "n_left_out": adata.n_obs - known.n_obs,
+        "n_truncated": count_truncated(known, model),
         "seed": rng,
         "warnings": notes,
     }
     write_result(
         adata,
-        key_added or _keys.AGE_ACCELERATION,
+        _keys.AGE_ACCELERATION,
         {**model.params, **params},
+        key_added=key_added,
         effects=effects,
         donors=by_donor,
         matching=matching,
         balance=balance,
     )
-    return adata if copy else None
 
 
 class _Cells(NamedTuple):
     """What is known of all cells."""
 
     donor: np.ndarray
-    """Donor's row in the table of donors, -1 for cells that are not used."""
+    """Donor's row in the table of donors, -1 for cells in no group."""
     group: np.ndarray
     groups: list[str]
     time: np.ndarray
@@ -243,10 +234,10 @@ class _Cells(NamedTuple):
     """Of each donor."""
 
 
-def _cells(adata, donors: pd.DataFrame, donor_key, time_key, groupby, used, control) -> _Cells:
+def _cells(adata, donors: pd.DataFrame, donor_key, time_key, groupby, control) -> _Cells:
     donor = pd.Index(donors["donor"]).get_indexer(get_labels(adata, donor_key))
     group, groups = get_groups(adata, groupby)
-    donor = np.where(used & (group >= 0), donor, -1)
+    donor = np.where(group >= 0, donor, -1)
     is_control = (donors["condition"] == control).to_numpy()
     return _Cells(
         donor,
@@ -269,8 +260,9 @@ def _enough(matching: pd.DataFrame, min_donors: int) -> list[str]:
         found = {name: (int(row[True]), int(row[False])) for name, row in kept.iterrows()}
         raise ValueError(
             f"No condition has {min_donors} donors and {min_donors} controls of like age (donors, controls: "
-            f"{found or 'no two are of like age'}). Nothing can be concluded from fewer: find controls of their age, match by less, raise tolerance if the ages are near, or, to look at it "
-            "all the same, lower min_donors."
+            f"{found or 'no two are of like age'}). Nothing can be concluded from fewer: find controls of their age, match "
+            "by less or raise tolerance if the ages are near (mt.pp.match_ages), or, to look at it all the same, lower "
+            "min_donors."
         )
     return enough
 
@@ -312,64 +304,33 @@ def _shares(case: np.ndarray, depth: np.ndarray) -> np.ndarray:
     return share / share.sum(axis=1, keepdims=True)
 
 
-def _draw_contexts(cells: _Cells, group: int, n: int, size: int, seed: int) -> list[np.ndarray]:
-    """Rows of the context cells: controls of distinct ages, each donor about as often as any other."""
-    rng = np.random.default_rng([seed, crc32(cells.groups[group].encode()), 1])
-    pool = np.flatnonzero((cells.group == group) & cells.control)
-    donors = np.unique(cells.donor[pool])
-    # A donor who is in every context could not be asked about.
-    size = max(min(size, (len(donors) - 1) // 2, len(np.unique(cells.time[pool]))), 1)
-    contexts, waiting = [], []
-    for _ in range(n if len(donors) > 1 else 0):
-        context, ages = [], set()
-        while len(context) < size:
-            waiting = waiting or [d for d in rng.permutation(donors).tolist() if d not in context]
-            donor = waiting.pop()
-            mine = pool[cells.donor[pool] == donor]
-            age = int(cells.time[mine[0]])
-            if age not in ages:
-                context.append(donor)
-                ages.add(age)
-        rows = [rng.choice(pool[cells.donor[pool] == donor]) for donor in context]
-        contexts.append(np.array(rows, dtype=np.int64))
-    return contexts
+def _read(
+    model: MaxTokiModel, sequences: Sequences, cells: _Cells, queries, sampling: AgeSampling, seed: int
+) -> Readings:
+    """Age of each query cell after contexts of controls."""
+    asked = []
+    for number, name in enumerate(cells.groups):
+        pool = np.flatnonzero((cells.group == number) & cells.control)
+        contexts = draw_contexts(
+            pool,
+            cells.donor,
+            cells.time,
+            n=sampling.n_contexts,
+            size=sampling.context_size,
+            seed=[seed, crc32(name.encode()), 1],
+        )
+        asked.append((queries[cells.group[queries] == number], contexts))
+    read = read_ages(model, sequences, asked, cells.donor, cells.time)
+    place = np.full(len(cells.donor), -1)
+    place[queries] = np.arange(len(queries))
+    return Readings(read.age, place[read.cell], read.context)
 
 
-def _read(adata: AnnData, model: MaxTokiModel, cells: _Cells, queries: np.ndarray, drawn: list) -> Readings:
-    """Age of each query cell after each context."""
-    width = max(len(chosen) for contexts in drawn for chosen in contexts)
-    rows, query, context = [], [], []
-    for group, contexts in enumerate(drawn):
-        mine = np.flatnonzero(cells.group[queries] == group)
-        for number, chosen in enumerate(contexts):
-            others = mine[~np.isin(cells.donor[queries[mine]], cells.donor[chosen])]
-            padded = np.pad(chosen, (0, width - len(chosen)), constant_values=-1)
-            rows.append(np.tile(padded, (len(others), 1)))
-            query.append(others)
-            context.append(np.full(len(others), group * len(contexts) + number))
-    table, query, context = np.concatenate(rows), np.concatenate(query), np.concatenate(context)
-    time = np.where(table >= 0, cells.time[table], 0)
-    size = (table >= 0).sum(axis=1)
-    last = time[np.arange(len(table)), size - 1]
-    steps = np.where(table[:, 1:] >= 0, np.diff(time, axis=1), 0)
-    asked = queries[query]
-    prompts = Prompts(table, asked, steps, cells.time[asked] - last, np.ones(len(table), dtype=bool))
-    written = write_prompts(
-        prompts, get_sequences(adata, model), model.vocab, max_length=model.max_length, answer=False
-    )
-    lapse, _ = read_lapses(model, written.sequences)
-    return Readings(last + lapse.astype(float), query, context)
-
-
-def _baselines(adata, model, cells: _Cells, queries: np.ndarray, layer, seed: int) -> dict[str, Readings]:
+def _baselines(
+    features: dict[str, np.ndarray], cells: _Cells, queries: np.ndarray, seed: int
+) -> dict[str, Readings]:
     """Ages that clocks read from single cells, fitted to controls of other donors; one a group."""
-    part = adata[queries]
     donor, control, time = cells.donor[queries], cells.control[queries], cells.time[queries]
-    fitted = np.flatnonzero(control)
-    features = {
-        "ridge_embedding": embed_sequences(model, get_sequences(part, model)).cells,
-        "ridge_expression": log_expression([(part, np.arange(part.n_obs))], layer, fitted),
-    }
     groups = cells.group[queries]
     readings = {}
     with progress(total=len(features) * len(np.unique(groups)), desc="Fitting clocks", unit="clock") as bar:
@@ -386,7 +347,7 @@ def _baselines(adata, model, cells: _Cells, queries: np.ndarray, layer, seed: in
 
 
 def _effects(
-    readings: dict[str, Readings], cells: _Cells, queries, matching, factor: float, n_permutations, seed
+    readings: dict[str, Readings], cells: _Cells, queries, matching, factor: float, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Effects of all predictors, conditions and groups; and donors."""
     from natsort import natsorted
@@ -419,7 +380,7 @@ def _effects(
                 context = np.unique(read.context[chosen], return_inverse=True)[1]
                 part = Readings(read.age[chosen], place[read.cell[chosen]], context)
                 effect, by_donor = estimate_effect(
-                    part, table.iloc[rows].assign(case=case), n_permutations=n_permutations, seed=seed
+                    part, table.iloc[rows].assign(case=case), n_permutations=N_PERMUTATIONS, seed=seed
                 )
                 in_years = {
                     key: effect.pop(key) / factor for key in ("effect", "effect_low", "effect_high", "raw")

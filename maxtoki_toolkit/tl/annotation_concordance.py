@@ -9,13 +9,13 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from ..models.model import MaxTokiModel
-from ..pp._design import get_mask
-from ._classify import fit_classifier, jackknife_weights, score_labels, with_share_intervals
-from ._prompted import asked_groups, features_at, other_cells, read_prompted
+from ..pp._design import as_list
+from ..results.store import write_result
+from ..stats.classification import fit_classifier, score_labels, with_share_intervals
+from ..stats.donors import jackknife_interval, jackknife_weights
+from ._prompted import asked_groups, by_prompts, features_at, other_cells, read_prompted
 from ._rank_features import rank_features
-from ._timelapse_scores import jackknife_interval
 
 
 def annotation_concordance(
@@ -23,15 +23,12 @@ def annotation_concordance(
     model: MaxTokiModel,
     *,
     generated: AnnData,
-    groupby: str | Sequence[str],
+    groupby: str | Sequence[str] | None = None,
     donor_key: str | None = None,
-    use: str | Sequence[bool] | None = None,
     n_permutations: int = 1000,
-    key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Annotate generated cells with a classifier of true cells, and compare with what was asked for.
 
     Parameters
@@ -44,40 +41,61 @@ def annotation_concordance(
     generated
         Generated cells: `mt.tl.generate(adata, model)`.
     groupby
-        Column or columns of `.obs` with the type. The context cells of a prompt agree in it; that is the prompted type.
+        Column or columns of `.obs` with the type, by default those of the prompts. The context cells of a
+        prompt agree in it; that is the prompted type.
     donor_key
         Column of `.obs` with the donor, by default that of the prompts.
-    use
-        Which true cells may train the classifier: boolean column of `.obs`, or one boolean a cell. All by default.
     n_permutations
         Permutations of the prompted types for chance.
-    key
-        Key in `.uns` of the prompts, by default that which the cells were generated from.
     rng
         Seed of the permutations.
     key_added
         Key in `.uns`, by default "annotation_concordance".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes to `.uns["annotation_concordance"]`
+    `None`. Writes to `.uns["annotation_concordance"]` the tables
 
     `scores`
-        Accuracy and macro-F1, see `mt.get.annotation_concordance`.
+        A row a kind of cell: scores from 0 to 1, with `_low` and `_high`, the ends of their 95% interval (of
+        "permuted": of 95% of the permutations):
+
+        `cells`
+            "generated"; "query", the true cells in their place; "context", the last context cells; "majority"
+            and "permuted", chance.
+        `accuracy`, `macro_f1`
+            Share of cells annotated with the type that was asked for; mean F1 of these types.
+        `difference`
+            Accuracy of the generated cells less that of these, paired.
+        `p_value`
+            One-sided, permuting types between prompts; of generated cells only.
+        `n_cells`, `n_units`, `unit`
+            Generated cells; how many donors (or prompts, where no donor is known) the intervals are over.
+
     `types`
-        Precision, recall and F1 of each type, see `mt.get.annotation_types`.
+        A row a kind of cell and type:
+
+        `cells`, `type`
+            "generated", "query" (the true cells in their place) or "context" (the last context cells); the
+            type.
+        `precision`, `recall`, `f1`
+            From 0 to 1, with the ends of their 95% intervals; NaN where no cell is annotated so, or none was
+            asked for.
+        `n_prompted`, `n_annotated`
+            Cells that were asked for, and that are annotated so.
+
     `cells`
-        Type of each generated cell, see `mt.get.annotations`; counted in `mt.get.annotation_matrix`.
+        A row a generated cell: `cell` and `prompt`, its name and its prompt; `prompted`, the type that was
+        asked for; `annotated`, what the classifier makes of it; `probability`, how sure that is (0-1).
+        Counted in `mt.get.annotation_matrix`.
 
     Raises
     ------
     KeyError
         If prompts or columns are missing.
     ValueError
-        If all true cells are of the prompts' donors, the context cells of a prompt differ in `groupby`, or a prompted type
-        has no true cell to learn it from.
+        If all true cells are of the prompts' donors, the context cells of a prompt differ in `groupby`, or a
+        prompted type has no true cell to learn it from.
 
     Notes
     -----
@@ -94,16 +112,18 @@ def annotation_concordance(
     ``majority``
         the most common prompted type, whatever the cell;
     ``permuted``
-        the generated cell, its prompted type that of another prompt (mean and 95% range of the permutations). `p_value`
-        is the share of permutations with as high an accuracy, one-sided, without correction: it is one test.
+        the generated cell, its prompted type that of another prompt (mean and 95% range of the permutations).
+        `p_value` is the share of permutations with as high an accuracy, one-sided, without correction: it is
+        one test.
 
-    **A context cell is of the prompted type by construction, so concordance alone proves nothing:** a model that copies its
-    context, or writes the average cell of its type, reaches the ceiling. Whether it does shows
-    `mt.tl.generation_diversity`; whether time passes shows `mt.tl.age_match`.
+    **A context cell is of the prompted type by construction, so concordance alone proves nothing:** a model
+    that copies its context, or writes the average cell of its type, reaches the ceiling. Whether it does
+    shows `mt.tl.generation_diversity`; whether time passes shows `mt.tl.generated_ages`.
 
-    The 95% intervals leave out each donor in turn with all prompts that he or she has a part in (jackknife, on the scale of
-    the arcsine of the square root), or each prompt where no donor is known; with the classifier as it is. Where every cell is right, or none, they have no width;
-    that does not make it certain.
+    The 95% intervals leave out each donor in turn with all prompts that he or she has a part in (jackknife,
+    on the scale of the arcsine of the square root), or each prompt where no donor is known; with the
+    classifier as it is. Where every cell is right, or none, they have no width; that does not make it
+    certain.
 
     Examples
     --------
@@ -118,28 +138,25 @@ def annotation_concordance(
     ...     context_size=1, contexts="held_out", queries="held_out")
     >>> cells = mt.tl.generate(adata, model, max_genes=10)
     >>> mt.tl.annotation_concordance(adata, model, generated=cells, groupby="cell_type")
-    >>> mt.get.annotation_concordance(adata)["cells"].tolist()
+    >>> mt.get.table(adata, "annotation_concordance")["cells"].tolist()
     ['generated', 'query', 'context', 'majority', 'permuted']
     """
-    given, (adata, kept, generated, prompted) = (
-        adata,
-        read_prompted(adata, model, generated, key, donor_key, groupby),
-    )
-    use = get_mask(given, use, "use")[kept]
-    group, asked, names = asked_groups(adata, prompted, groupby)
-    train = np.flatnonzero(other_cells(adata, prompted, use) & (group >= 0))
+    groupby, donor_key = by_prompts(adata, generated, groupby=groupby, donor_key=donor_key)
+    true, generated, prompted = read_prompted(adata, model, generated, donor_key, groupby)
+    group, asked, names = asked_groups(true, prompted, groupby)
+    train = np.flatnonzero(other_cells(prompted) & (group >= 0))
     _require_types(group[train], asked, names)
-    classifier = fit_classifier(features_at(adata, model, train), group[train])
+    classifier = fit_classifier(features_at(true, model, train), group[train])
     sources = {
         "generated": rank_features(generated, model),
-        "query": features_at(adata, model, prompted.query),
-        "context": features_at(adata, model, prompted.last),
+        "query": features_at(true, model, prompted.query),
+        "context": features_at(true, model, prompted.last),
     }
     found = {name: classifier.predict(X) for name, X in sources.items()}
     probability = classifier.predict_proba(sources["generated"]).max(axis=1)
     found["majority"] = np.full_like(asked, np.bincount(asked).argmax())
 
-    weights, n_units = jackknife_weights(prompted.units, prompted.unit, rng)
+    weights, n_units = jackknife_weights(prompted.units, prompted.unit, np.random.default_rng(rng))
     scores = {name: score_labels(asked, label, len(names), weights) for name, label in found.items()}
     chance = _permuted(asked, found["generated"], prompted.prompt, len(names), n_permutations, rng)
     head = {"n_cells": len(asked), "n_units": n_units, "unit": prompted.unit}
@@ -158,9 +175,8 @@ def annotation_concordance(
     )
     rows.append(_chance_row(chance, scores["generated"].accuracy[0]) | {"p_value": np.nan, **head})
 
-    adata = given.copy() if copy else given
     params = {
-        "groupby": [groupby] if isinstance(groupby, str) else list(groupby),
+        "groupby": as_list(groupby),
         "unit": prompted.unit,
         "n_train_cells": len(train),
         "n_types": len(np.unique(group[train])),
@@ -169,8 +185,9 @@ def annotation_concordance(
     }
     write_result(
         adata,
-        key_added or _keys.CONCORDANCE,
+        _keys.CONCORDANCE,
         {**model.params, **params},
+        key_added=key_added,
         scores=pd.DataFrame(rows),
         types=_types({name: scores[name] for name in sources}, found, asked, names, n_units),
         cells=pd.DataFrame(
@@ -183,7 +200,6 @@ def annotation_concordance(
             }
         ),
     )
-    return adata if copy else None
 
 
 def _require_types(known: np.ndarray, asked: np.ndarray, names: list[str]) -> None:

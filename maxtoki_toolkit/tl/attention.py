@@ -13,21 +13,20 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
+from .._features import symbols
 from .._outputs import check_output, new_output
-from .._results import read_result, write_result
-from ..get._head_sums import Shape, Sums, checksum_of
-from ..get.results import symbols
 from ..models.attention import STATISTICS, stream_attention
 from ..models.model import MaxTokiModel
 from ..models.prompts import write_prompts
 from ..models.sequences import Sequences
-from ..models.timelapse import require_temporal
 from ..pp._design import get_groups, get_labels, known_cells
 from ..pp._ranked_counts import counts_or_none
-from ..pp.sample_prompts import read_prompts
+from ..results.head_sums import Shape, Sums, checksum_of
+from ..results.store import write_result
+from ..stats.expression import per_ten_thousand
 from ._cells import count_truncated, get_sequences
 from ._gene_sets import TRANSCRIPTION_FACTORS, find_members
-from ._time_unit import check_unit
+from ._lapse_prompts import lapse_prompts
 from ._tokens import (
     could_attend,
     evenly_given,
@@ -54,14 +53,12 @@ def attention(
     groupby: str | None = None,
     donor_key: str | None = None,
     n_cells: int = 20,
-    layer: str | None = None,
     n_examples: int = 3,
     path: str | Path | None = None,
     overwrite: bool = False,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Sum up what every attention head looks at, in single cells or in prompts.
 
     Parameters
@@ -73,58 +70,57 @@ def attention(
     key
         Key in `.uns` of prompts that ask for a lapse (`mt.pp.sample_prompts`); `None` to read single cells.
     gene_sets
-        Gene sets whose share of the attention is kept for each sequence: names and their genes (symbols, Ensembl ids
-        or `.var_names`); "TF" for the human transcription factors of Lambert et al. (Cell 2018). The sums of all genes are
-        kept in any case, so `mt.tl.head_enrichment` can ask for other sets later.
+        Gene sets whose share of the attention is kept for each sequence: names and their genes (symbols,
+        Ensembl ids or `.var_names`); "TF" for the human transcription factors of Lambert et al. (Cell 2018).
+        The sums of all genes are kept in any case, so `mt.tl.head_enrichment` can ask for other sets later.
     groupby
         Column of `.obs` with the cell type. For prompts, by default their own group.
     donor_key
-        Column of `.obs` with the donor. For prompts, by default that of the query cell as the prompts have it.
+        Column of `.obs` with the donor. For prompts, by default that of the query cell as the prompts have
+        it.
     n_cells
-        Cells of each group and donor, at most (of each group, where no donor is known). Which ones depends on `rng` and
-        their names alone, not on the order or number of the other cells. All prompts are read.
-    layer
-        Layer with the raw counts, for the mean expression of each gene; by default what was ranked. Where there are none, the
-        vocabulary's medians stand in (`params["expression"]`).
+        Cells of each group and donor, at most (of each group, where no donor is known). Which ones depends on
+        `rng` and their names alone, not on the order or number of the other cells. All prompts are read.
     n_examples
         Sequences of which what each token receives is kept, for `mt.pl.prompt_attention`.
     path
-        Where to write the sums of the genes, as a zarr store. Needed when they take more than 256 MB; `.uns` then has
-        the path and a checksum. Must end with `.zarr`.
+        `.zarr` store to write the sums of the genes to. Needed when they take more than 256 MB; `.uns` then
+        has the path and a checksum.
     overwrite
         Replace sums that this function has written to `path`. Anything else that is there stays in any case.
     rng
         Seed.
     key_added
         Key in `.uns`, by default "attention", or "prompt_attention" for prompts.
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["attention"]`; see `mt.get.attention` and `mt.get.attention_genes`. A unit is
+    `None`. Writes `.uns["attention"]`; see `mt.get.attention` and `mt.get.attention_genes`. A unit is
     a group and donor (or a block of cells, where no donor is known).
 
     `units`, `sequences`, `genes`
-        Tables of the units, of the cells or prompts that were read, and of the genes among their tokens.
+        Tables of the units, of the cells or prompts that were read, and of the genes among their tokens, with
+        their mean expression: of the counts that were ranked, or where these are gone the vocabulary's
+        medians (`params["expression"]`).
     `mass`, `expected`
-        float32, units x genes x heads: attention that a gene received, and that tokens at its position receive on
-        average; `n_tokens` and `could_attend` (units x genes) count its tokens and those that see them.
+        float32, units x genes x heads: attention that a gene received, and that tokens at its position
+        receive on average; `n_tokens` and `could_attend` (units x genes) count its tokens and those that see
+        them.
     `given`, `given_expected`, `given_evenly`
-        float32, sequences x 2 x heads x groups of tokens (the last without heads): share of the attention that all
-        tokens give (0) and that the last token gives (1) to each part of the sequence and each gene set; if tokens at the same distance
-        got equal parts; and of a head that attends to all alike.
+        float32, sequences x 2 x heads x groups of tokens (the last without heads): share of the attention
+        that all tokens give (0) and that the last token gives (1) to each part of the sequence and each gene
+        set; the same if tokens at the same distance got equal parts; and of a head that attends to all alike.
     `statistics`
-        float32, sequences x heads x (entropy in nats, and over that of an even spread; distance in tokens, and over
-        that of an even spread; share on the first token).
+        float32, sequences x heads x (entropy in nats, and over that of an even spread; distance in tokens,
+        and over that of an even spread; share on the first token).
     `tokens`, `received`, `last`
         Tokens of the examples, what each receives from all, and from the last token, by head.
 
     Raises
     ------
     ValueError
-        If prompts are asked of a model without temporal training, a gene set has fewer than three genes, or the result
-        is large and there is no `path`, or something is there already.
+        If prompts are asked of a model without temporal training, a gene set has fewer than three genes, or
+        the result is large and there is no `path`, or something is there already.
     KeyError
         If the prompts or a column are missing.
 
@@ -132,16 +128,16 @@ def attention(
     -----
     Attention is causal: early tokens can be seen by more, so that high ranked genes receive more from any head. The
     expectation beside each sum is the mean over the sampled cells at the same rank, in the same part of the sequence,
-    for sequences of like lengths (classes of 30 or more, where there are so many; within a class, along a line in what an
-    even spread would give). For the parts of a sequence it is taken within each
-    sequence: what a head gives to tokens at a distance is shared out evenly among them, so that a head that only
-    looks nearby favours no part. Distances are exact up to 8 and then in steps of a quarter; the first token, where heads
-    rest, is apart.
+    for sequences of like lengths (classes of 30 or more, where there are so many; within a class, along a line in what
+    an even spread would give). For the parts of a sequence it is taken within each sequence: what a head gives to
+    tokens at a distance is shared out evenly among them, so that a head that only looks nearby favours no part.
+    Distances are exact up to 8 and then in steps of a quarter; the first token, where heads rest, is apart.
 
     What a head attends to says where it reads from, not what it does with it.
 
-    A sequence takes 2 to 3 times as long as a plain forward pass, and memory for a block of the attention instead of all
-    of it: a cell of 4,096 tokens takes 0.4 GB beside the weights and a minute of one CPU core with the 217M shape.
+    A sequence takes 2 to 3 times as long as a plain forward pass, and memory for a block of the attention
+    instead of all of it: a cell of 4,096 tokens takes 0.4 GB beside the weights and a minute of one CPU core
+    with the 217M shape.
 
     Examples
     --------
@@ -154,20 +150,15 @@ def attention(
     >>> mt.get.attention(adata)[["layer", "head"]].drop_duplicates().shape
     (16, 2)
     """
-    for name, value, least in [("n_cells", n_cells, 1), ("n_examples", n_examples, 0)]:
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
     if path is not None:
         _check_path(path := Path(path), overwrite=overwrite)
-    given, (adata, _) = adata, known_cells(adata, groupby, donor_key)
-    cells = get_sequences(adata, model)
-    read = (
-        read_cells(adata, cells, groupby, donor_key, n_cells, rng)
-        if key is None
-        else _read_prompts(adata, model, cells, key, groupby, donor_key)
-    )
+    cells, _ = known_cells(adata, groupby, donor_key)
+    if key is None:
+        read = read_cells(cells, get_sequences(cells, model), groupby, donor_key, n_cells, rng)
+    else:
+        read = _read_prompts(cells, model, key, groupby, donor_key)
     table, units, sequences = _by_unit(read)
-    genes, gene_of_token = _genes(adata, model, read.cells, sequences, layer)
+    genes, gene_of_token = _genes(cells, model, read.cells, sequences)
     sets = {} if gene_sets is None else gene_sets
     sets = {sets: sets} if isinstance(sets, str) else dict(sets)
     member = [find_members(genes, wanted, name) for name, wanted in sets.items()]
@@ -201,8 +192,6 @@ def attention(
     genes["detection"] = genes["n_tokens"] / found.pop("n_cells")
     genes["mean_rank"] = found.pop("rank_sum") / np.maximum(genes["n_tokens"], 1)
 
-    n_truncated = count_truncated(adata[read.cells], model)
-    adata = given.copy() if copy else given
     params = {
         "prompts": key,
         "gene_sets": list(sets),
@@ -217,7 +206,7 @@ def attention(
         "n_cells": n_cells,
         "n_sequences": len(table),
         "n_units": len(units),
-        "n_truncated": n_truncated,
+        "n_truncated": count_truncated(cells[read.cells], model),
         "n_clipped": read.n_clipped,
         "time_read_as": read.time_read_as,
         "path": None if path is None else str(path),
@@ -227,8 +216,9 @@ def attention(
     }
     write_result(
         adata,
-        key_added or (_keys.ATTENTION if key is None else _keys.PROMPT_ATTENTION),
+        _keys.ATTENTION if key is None else _keys.PROMPT_ATTENTION,
         {**model.params, **params},
+        key_added=key_added,
         units=units,
         sequences=table,
         genes=genes,
@@ -236,7 +226,6 @@ def attention(
         **found,
         **(sums._asdict() if path is None else {}),
     )
-    return adata if copy else None
 
 
 def _check_path(path: Path, *, overwrite: bool) -> None:
@@ -282,15 +271,11 @@ def read_cells(adata, cells: Sequences, groupby, donor_key, n_cells: int, seed: 
     return _Read(table, cells.take(order), order, groupby or "", donor_key or "", known)
 
 
-def _read_prompts(adata, model, cells: Sequences, key: str, groupby, donor_key) -> _Read:
-    require_temporal(model)
-    stored = read_result(adata, key, "mt.pp.sample_prompts(adata, ...)")
-    params, prompts = stored["params"], stored["prompts"]
-    if params["task"] != "timelapse" or params["queries_elsewhere"]:
-        raise ValueError("Attention needs prompts that ask for the lapse to query cells of the same AnnData.")
-    read_as = check_unit(params["time_key"], prompts["time"], model.time_head.unit)
-    rows = read_prompts(prompts, adata, adata)
-    written = write_prompts(rows, cells, model.vocab, max_length=model.max_length, answer=False)
+def _read_prompts(adata, model, key: str, groupby, donor_key) -> _Read:
+    prompts, rows, params = lapse_prompts(adata, model, key)
+    written = write_prompts(
+        rows, get_sequences(adata, model), model.vocab, max_length=model.max_length, answer=False
+    )
     table = pd.DataFrame({"name": prompts["query"].to_numpy(dtype=object)})
     group = prompts["group"].to_numpy() if groupby is None else get_labels(adata, groupby)[rows.query]
     table["group"] = group.astype(str).astype(object)
@@ -317,7 +302,7 @@ def _read_prompts(adata, model, cells: Sequences, key: str, groupby, donor_key) 
         donor_key or str(params["donor_key"]),
         known,
         int((written.n_clipped > 0).sum()),
-        read_as,
+        prompts.attrs["time_read_as"],
     )
 
 
@@ -336,7 +321,7 @@ def _by_unit(read: _Read) -> tuple[pd.DataFrame, pd.DataFrame, Sequences]:
 
 
 def _genes(
-    adata: AnnData, model: MaxTokiModel, used: np.ndarray, sequences: Sequences, layer: str | None
+    adata: AnnData, model: MaxTokiModel, used: np.ndarray, sequences: Sequences
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Genes among the tokens, with their mean expression in the cells; and the gene of each token, -1 for none."""
     token = adata.var[_keys.TOKEN_ID].to_numpy()
@@ -353,15 +338,12 @@ def _genes(
             "symbol": symbols(adata)[column].astype(object),
         }
     )
-    counts = counts_or_none(adata, layer, used, instead="Expression is the median of the vocabulary")
+    counts = counts_or_none(adata, used, instead="Expression is the median of the vocabulary")
     if counts is None:
         genes["expression"] = model.vocab.median_of_token[token[column]]
         genes.attrs["expression"] = "median of the vocabulary"
         return genes, gene_of_token
-    counts = counts.astype(np.float64)
-    total = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1e-12)
-    mean = np.asarray((sp.diags(1e4 / total) @ counts).mean(axis=0)).ravel()
-    genes["expression"] = mean[column]
+    genes["expression"] = np.asarray(per_ten_thousand(counts, np.float64).mean(axis=0)).ravel()[column]
     genes.attrs["expression"] = "mean counts per 10,000 of the cells"
     return genes, gene_of_token
 

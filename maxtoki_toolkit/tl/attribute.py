@@ -10,15 +10,19 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
-from .._results import write_result
-from ..get.results import symbols
+from .._features import symbols
+from .._names import require_choice
 from ..models.attribution import BASELINES, Attributions, integrated_gradients, require_captum
-from ..models.model import MaxTokiModel, require_model
+from ..models.model import MaxTokiModel
 from ..pp._design import known_cells
-from ._paired import donor_mean, unit_name
+from ..results.store import write_result
+from ..stats.donors import donor_mean, unit_name
+from ..stats.fdr import benjamini_hochberg
 from ._readings import Readings, get_prompts, get_readings
 
+# Share of what attributions should add up to that they may miss without a warning: the error of the steps, which more of
+# them make smaller.
+_TOLERANCE = 0.05
 # Ranks are compared with themselves, higher ones with those up to a tenth above.
 _EXACT, _STEP = 10, 1.1
 
@@ -31,13 +35,11 @@ def attribute(
     key: str | None = None,
     baseline: str = "mean",
     n_steps: int = 32,
-    tolerance: float = 0.05,
     n_prompts: int | None = 100,
     donor_key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Attribute a reading to the genes, cells and lapses of each prompt, by integrated gradients.
 
     Needs captum: `pip install "maxtoki_toolkit[interp]"`.
@@ -49,17 +51,18 @@ def attribute(
     model
         Model. One without time tokens reads the cells one by one, without prompts.
     readout
-        "timelapse", the predicted lapse; or a gene (symbol, Ensembl id or `.var_names`): its log-probability at its place in the
-        query cell, given all that comes before. Prompts whose query cell lacks it are left out.
+        "timelapse", the predicted lapse; or a gene (symbol, Ensembl id or `.var_names`): its log-probability
+        at its place in the query cell, given all that comes before. Prompts whose query cell lacks it are
+        left out.
     key
         Key in `.uns` of the prompts, by default "prompts".
     baseline
-        What stands for a token that says nothing: "mean", the mean embedding of all genes, for lapses that of all lapses;
-        "mask" or "pad", the embedding of that token. Marks (`<bos>`, `<eos>`, `<boq>`, `<eoq>`) stay and get nothing.
+        What stands for a token that says nothing: "mean", the mean embedding of all genes, for lapses that of
+        all lapses; "mask" or "pad", the embedding of that token. Marks (`<bos>`, `<eos>`, `<boq>`, `<eoq>`)
+        stay and get nothing.
     n_steps
-        Steps from the baseline to the prompt (Gauss-Legendre).
-    tolerance
-        Warn if attributions miss what they should add up to by more than this share.
+        Steps from the baseline to the prompt (Gauss-Legendre). Attributions that miss more than 5% of what
+        they should add up to are warned of: take more.
     n_prompts
         Prompts to read, drawn at random where there are more; `None` for all.
     donor_key
@@ -68,20 +71,48 @@ def attribute(
         Seed of what is drawn.
     key_added
         Key in `.uns`, by default "attribute".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes to `.uns["attribute"]`
+    `None`. Writes to `.uns["attribute"]`, beside `params["relative_residual"]`, how much the attributions
+    miss, the tables
 
     `genes`
-        One row a gene and part of the prompt ("context", "query" or "cell"); see `mt.get.attribute`.
+        A row a gene and part of the prompt, the largest attribution first, in `params["unit"]`:
+
+        `gene`, `symbol`, `part`
+            Ensembl id, symbol, and "context", "query" or "cell".
+        `attribution`, `attribution_low`, `attribution_high`
+            Mean over the prompts that have the gene there, with its 95% interval over donors.
+        `rank_alone`
+            Mean attribution of all genes in the same segments at like ranks.
+        `excess`, `excess_low`, `excess_high`
+            What the gene has beyond that, with its interval.
+        `p_value`, `q_value`
+            Two-sided t test of the excess (jackknife over donors), NaN for genes of fewer than three;
+            corrected for all rows.
+        `mean_rank`
+            Mean rank of the gene.
+        `n_prompts`, `n_units`, `unit`
+            Prompts with the gene there, and how many donors (or query cells) their queries are of.
+
     `segments`
-        One row a segment of the prompt; see `mt.get.attribute_segments`.
+        A row a segment, in the order of the prompt:
+
+        `segment`
+            "context_0", "lapse_0" and so on.
+        `attribution`, `attribution_low`, `attribution_high`
+            Sum over the segment, mean over prompts, with its 95% interval over donors.
+        `share`, `share_low`, `share_high`
+            Share of the size of all attributions of the prompt.
+        `share_of_tokens`
+            Share of the prompt's tokens: what `share` would be if all tokens were alike.
+        `n_prompts`, `n_units`, `unit`
+            Prompts that have the segment, and how many donors (or query cells) their queries are of.
+
     `prompts`
-        The prompts with `value`, `baseline_value`, `residual` (what attributions miss) and, for each segment, the sum of its
-        attributions.
+        The prompts with `value`, `baseline_value`, `residual` (what attributions miss) and, for each segment,
+        the sum of its attributions.
 
     Raises
     ------
@@ -95,11 +126,12 @@ def attribute(
     Attributions of a prompt add up to its reading less that of the baseline input, but for `residual`, the error of the
     steps. `params["relative_residual"]` is the sum over prompts of its size over that of the difference.
 
-    The trivial baseline is the rank alone: the mean attribution of all genes in the same segment at the same rank
-    (above 10, at ranks within a tenth). It is in `rank_alone`, and `excess` is what a gene has beyond it: if genes did not differ, it would be 0. The interval
-    and p value of `excess` (two-sided, t test) leave out each donor in turn, as those of `mt.tl.ablate_prompt` do; `q_value`
-    corrects for all genes and parts (Benjamini and Hochberg). `params["rank_correlation"]` is Spearman's, over genes in prompts, of
-    the rank with the size of the attribution.
+    The trivial baseline is the rank alone: the mean attribution of all genes in the same segment at the same
+    rank (above 10, at ranks within a tenth). It is in `rank_alone`, and `excess` is what a gene has beyond
+    it: if genes did not differ, it would be 0. The interval and p value of `excess` (two-sided, t test) leave
+    out each donor in turn, as those of `mt.tl.ablate_prompt` do; `q_value` corrects for all genes and parts
+    (Benjamini and Hochberg). `params["rank_correlation"]` is Spearman's, over genes in prompts, of the rank
+    with the size of the attribution.
 
     An attribution says what the model uses, not what makes cells age.
 
@@ -112,45 +144,41 @@ def attribute(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=3, context_size=1)
     >>> try:
-    ...     mt.tl.attribute(adata, model, n_steps=8, tolerance=1)
-    ...     found = mt.get.attribute_segments(adata)["segment"].tolist()
+    ...     mt.tl.attribute(adata, model)
+    ...     found = mt.get.table(adata, "attribute", "segments")["segment"].tolist()
     ... except ImportError:
     ...     found = ["captum is not installed"]
     """
-    require_model(model)
     require_captum()
-    if baseline not in BASELINES:
-        raise ValueError(f"There is no baseline {baseline!r}; choose from {', '.join(BASELINES)}.")
-    if n_steps < 1 or not tolerance > 0:
-        raise ValueError(f"n_steps and tolerance must be positive, got {n_steps} and {tolerance}.")
+    require_choice("baseline", baseline, BASELINES)
+    if n_steps < 1:
+        raise ValueError(f"n_steps must be at least 1, got {n_steps}.")
     if not isinstance(readout, str) or readout == "likelihood":
         raise ValueError(
             'readout must be "timelapse" or a gene: the genes of a likelihood are input and output at once.'
         )
-    given, (adata, _) = adata, known_cells(adata, donor_key)
-    drawn = get_prompts(adata, model, readout, key=key, n_prompts=n_prompts, rng=rng, donor_key=donor_key)
-    readings = get_readings(adata, model, readout, *drawn)
+    cells, _ = known_cells(adata, donor_key)
+    drawn = get_prompts(cells, model, readout, key=key, n_prompts=n_prompts, rng=rng, donor_key=donor_key)
+    readings = get_readings(cells, model, readout, *drawn)
     found = integrated_gradients(model, readings.sequences, readings.read, baseline=baseline, n_steps=n_steps)
     total = np.add.reduceat(found.tokens, readings.sequences.indptr[:-1])
     residual = found.value - found.baseline - total
     difference = np.abs(found.value - found.baseline).sum()
     relative = float(np.abs(residual).sum() / difference) if difference else 0.0
-    if relative > tolerance:
+    if relative > _TOLERANCE:
         warnings.warn(
-            f"Attributions miss {relative:.0%} of what they should add up to (tolerance {tolerance:.0%}): read them with care, "
-            f"or give more than n_steps={n_steps}.",
+            f"Attributions miss {relative:.0%} of what they should add up to (tolerance {_TOLERANCE:.0%}): read them with "
+            f"care, or give more than n_steps={n_steps}.",
             stacklevel=2,
         )
-    genes, correlation = _genes(adata, model, readings, found, rng)
+    genes, correlation = _genes(cells, model, readings, found, rng)
     prompts, segments = _segments(readings, found, residual, rng)
-    adata = given.copy() if copy else given
     params = {
         "readout": readout,
         "time_read_as": drawn[0].attrs.get("time_read_as", ""),
         "unit": readings.unit,
         "baseline": baseline,
         "n_steps": n_steps,
-        "tolerance": tolerance,
         "relative_residual": relative,
         "rank_correlation": correlation,
         "n_prompts": len(prompts),
@@ -159,13 +187,13 @@ def attribute(
     }
     write_result(
         adata,
-        key_added or _keys.ATTRIBUTE,
+        _keys.ATTRIBUTE,
         {**model.params, **params},
+        key_added=key_added,
         genes=genes,
         segments=segments,
         prompts=prompts,
     )
-    return adata if copy else None
 
 
 def _genes(

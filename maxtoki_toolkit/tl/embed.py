@@ -6,9 +6,9 @@ import numpy as np
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
+from ..results.store import write_result
 from ._cells import count_truncated, get_sequences
 
 
@@ -20,8 +20,7 @@ def embed(
     pool: str = "mean",
     genes: bool = False,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Embed each cell, and each gene if wanted.
 
     Parameters
@@ -39,12 +38,10 @@ def embed(
         Also write gene embeddings: the mean of a gene's hidden state over the cells that express it.
     key_added
         Key in `.obsm`, by default "X_maxtoki"; that of the gene embeddings is without the `X_`.
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes
+    `None`. Writes
 
     `.obsm["X_maxtoki"]`
         Cell embeddings, float32, cells x hidden size.
@@ -79,7 +76,6 @@ def embed(
         pool=pool,
         tokens=genes,
     )
-    adata = adata.copy() if copy else adata
     adata.obsm[key] = result.cells
     if genes:
         token = adata.var[_keys.TOKEN_ID].to_numpy()
@@ -92,4 +88,3 @@ def embed(
         "n_truncated": count_truncated(adata, model),
     }
     write_result(adata, _keys.EMBED, {**model.params, **params})
-    return adata if copy else None

@@ -11,12 +11,11 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
-from .._features import gene_columns
-from .._results import write_result
-from ..get.results import symbols
+from .._features import gene_columns, symbols
 from ..pp._design import as_numbers, get_groups, get_labels, get_mask, known_cells
 from ..pp._ranked_counts import ranked_counts
+from ..results.store import write_result
+from ..stats.fdr import benjamini_hochberg
 from ._time_unit import check_unit
 
 
@@ -33,8 +32,7 @@ def expression_age_slope(
     min_donors: int = 6,
     layer: str | None = None,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Regress the expression of each gene on age, over donors.
 
     Parameters
@@ -46,8 +44,8 @@ def expression_age_slope(
     groupby
         Columns of `.obs` with the group of cells, e.g. "cell_type"; slopes are those of a group.
     covariates
-        Columns of `.obs` to adjust for, such as sex and batch: numbers as they are, anything else as categories. They belong to
-        a sample, so all of its cells must agree.
+        Columns of `.obs` to adjust for, such as sex and batch: numbers as they are, anything else as
+        categories. They belong to a sample, so all of its cells must agree.
     use
         Cells to use: boolean column of `.obs`, or one boolean a cell. All by default.
     time_unit
@@ -60,12 +58,20 @@ def expression_age_slope(
         Layer with the raw counts; by default what was ranked, or `.X`.
     key_added
         Key in `.uns`, by default "expression_age_slope".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["expression_age_slope"]` with the table `slopes`; see `mt.get.expression_age_slope`.
+    `None`. Writes the table `slopes` to `.uns["expression_age_slope"]`, a row a gene and group, in
+    `params["unit"]`:
+
+    `gene`, `symbol`, `group`
+        Ensembl id (or the name in `.var`), symbol, group of cells.
+    `slope`, `slope_low`, `slope_high`
+        Change of log2 expression with age, and its 95% interval over donors.
+    `p_value`, `q_value`
+        Two-sided t test; corrected for the genes of a group (Benjamini and Hochberg).
+    `mean_expression`, `detection`, `n_donors`
+        Mean log2 counts per million over donors, share of the donors' cells with the gene, donors.
 
     Raises
     ------
@@ -74,31 +80,32 @@ def expression_age_slope(
 
     Notes
     -----
-    The counts of a sample's cells are summed (pseudobulk), turned into log2 of counts per million + 1, and regressed on age and
-    covariates by least squares; tests are two-sided t tests over samples. A line misses genes that turn over with age.
+    The counts of a sample's cells are summed (pseudobulk), turned into log2 of counts per million + 1, and regressed on
+    age and covariates by least squares; tests are two-sided t tests over samples. A line misses genes that turn over
+    with age.
 
     Examples
     --------
     >>> import maxtoki_toolkit as mt
     >>> adata = mt.datasets.aging_atlas(1000, 20, n_genes=500)
     >>> mt.tl.expression_age_slope(adata, time_key="age_months", donor_key="donor_id", covariates=["sex"])
-    >>> mt.get.expression_age_slope(adata).attrs["unit"]
+    >>> mt.get.table(adata, "expression_age_slope").attrs["unit"]
     'log2 expression per year'
     """
     columns = [covariates] if isinstance(covariates, str) else list(covariates or [])
-    given, (adata, kept) = adata, known_cells(adata, time_key, donor_key, groupby, columns)
-    group, names = get_groups(adata, groupby)
-    time = as_numbers(adata.obs[time_key], time_key)
+    cells, kept = known_cells(adata, time_key, donor_key, groupby, columns)
+    group, names = get_groups(cells, groupby)
+    time = as_numbers(cells.obs[time_key], time_key)
     read_as = check_unit(time_key, time, time_unit, "pass time_unit=.")
-    rows = np.flatnonzero(get_mask(given, use, "use")[kept])
+    rows = np.flatnonzero(get_mask(adata, use, "use")[kept])
     # One row a gene: columns of the same gene are summed in the first of them.
     column = np.flatnonzero(gene_columns(adata.var) == np.arange(adata.n_vars))
-    counts = ranked_counts(adata, layer, rows)[:, column]
+    counts = ranked_counts(cells, layer, rows)[:, column]
     unit, factor = ("year", 12.0) if time_unit == "months" else (time_unit.removesuffix("s"), 1.0)
 
-    obs = adata.obs.iloc[rows]
+    obs = cells.obs.iloc[rows]
     samples = pd.DataFrame(
-        {"group": group[rows], "donor": get_labels(adata, donor_key)[rows], "time": time[rows] / factor}
+        {"group": group[rows], "donor": get_labels(cells, donor_key)[rows], "time": time[rows] / factor}
     )
     number = samples.groupby(["group", "donor", "time"], sort=False).ngroup().to_numpy()
     for name in columns:
@@ -138,7 +145,6 @@ def expression_age_slope(
     if not tables:
         raise ValueError(f"No group has {min_donors} donors with {min_cells} cells each (donors: {few}).")
 
-    adata = given.copy() if copy else given
     params = {
         "unit": f"log2 expression per {unit}",
         "time_key": time_key,
@@ -151,8 +157,9 @@ def expression_age_slope(
         "groups_left_out": list(few),
         "n_left_out": adata.n_obs - len(kept),
     }
-    write_result(adata, key_added or _keys.AGE_SLOPE, params, slopes=pd.concat(tables, ignore_index=True))
-    return adata if copy else None
+    write_result(
+        adata, _keys.AGE_SLOPE, params, key_added=key_added, slopes=pd.concat(tables, ignore_index=True)
+    )
 
 
 def _design(samples: pd.DataFrame, columns: list[str]) -> np.ndarray:

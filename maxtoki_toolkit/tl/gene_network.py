@@ -11,18 +11,22 @@ from anndata import AnnData
 from scipy.stats import rankdata
 
 from .. import _keys
-from .._results import write_result
-from ..get.results import find_genes, symbols
+from .._features import find_genes, symbols
 from ..models.attention import n_pair_classes, pair_classes, place_steps, stream_pairs
 from ..models.hooks import n_heads, n_layers
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences
 from ..pp._design import known_cells
 from ..pp._ranked_counts import counts_or_none
+from ..results.store import write_result
+from ..stats.expression import log_normalize
+from ..stats.regulons import MIN_SOURCES, MIN_TARGETS, find_edges, score_regulons
 from ._cells import count_truncated, get_sequences
-from ._regulons import MIN_SOURCES, MIN_TARGETS, find_edges, score_regulons
 from .attention import read_cells
 
+# Cells in which one token of a pair can see the other, for the pair to have a score: fewer give a ratio that is mostly noise.
+_MIN_CELLS = 10
+_EDGES = 1000  # kept of each group; the matrix has all of them
 _GENES = 300  # by default, and up to which the whole matrix is kept
 _MOST_GENES = 1000
 _CHUNK = 1 << 23  # cells x genes x genes at a time
@@ -40,15 +44,11 @@ def gene_network(
     heads: Sequence[tuple[int, int]] | None = None,
     directed: bool = False,
     n_cells: int = 100,
-    min_cells: int = 10,
     regulons: pd.DataFrame | None = None,
-    layer: str | None = None,
-    n_edges: int = 1000,
     n_permutations: int = 499,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Sum up the attention between each two genes, and compare it with coexpression and with known regulons.
 
     Parameters
@@ -62,75 +62,102 @@ def gene_network(
     donor_key
         Column of `.obs` with the donor. Coexpression is then within donors, and the halves are of donors.
     genes
-        Genes of the network (symbols, Ensembl ids or `.var_names`), at most 1,000. By default the 300 that are read most
-        often; with `regulons`, the 100 sources (of those with three targets) and then the targets that are read most often, up
-        to 300 together.
+        Genes of the network (symbols, Ensembl ids or `.var_names`), at most 1,000. By default the 300 that
+        are read most often; with `regulons`, the 100 sources (of those with three targets) and then the
+        targets that are read most often, up to 300 together.
     heads
-        Pairs of layer and head (from 0) whose weights are averaged; all by default. Choose them before the scores are seen,
-        or on other cells.
+        Pairs of block and head (from 0) whose weights are averaged; all by default. Choose them before the
+        scores are seen, or on other cells.
     directed
-        Whether the attention from the target's token to the source's alone counts. By default that from either
-        to the other does, and the network has no direction.
+        Whether the attention from the target's token to the source's alone counts. By default that from
+        either to the other does, and the network has no direction.
     n_cells
-        Cells of each group and donor, at most (of each group, where no donor is known). Which ones depends on `rng` and
-        their names alone.
-    min_cells
-        Cells of a group in which one token of a pair can see the other; pairs with fewer have no score.
+        Cells of each group and donor, at most (of each group, where no donor is known). Which ones depends on
+        `rng` and their names alone.
     regulons
-        Known edges as decoupler has them: columns `source` and `target` (symbols, Ensembl ids or `.var_names`);
-        a `weight` of 0 is no edge.
-    layer
-        Layer with the raw counts, for coexpression; by default what was ranked. Where there are none, the ranks stand in
-        (`params["expression"]`).
-    n_edges
-        Edges of each group to keep in the table, those with the highest scores.
+        Known edges as decoupler has them: columns `source` and `target` (symbols, Ensembl ids or
+        `.var_names`); a `weight` of 0 is no edge.
     n_permutations
         Draws of the regulons for the null.
     rng
         Seed of the cells, the halves and the permutations.
     key_added
         Key in `.uns`, by default "gene_network".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["gene_network"]`:
+    `None`. Writes to `.uns["gene_network"]`
 
     `edges`
-        The highest edges of each group, see `mt.get.gene_network`.
+        A row an edge, the highest of each group first:
+
+        `group`, `source`, `target`, `source_symbol`, `target_symbol`
+            Group of cells and genes (`.var_names`, symbols). Where the network is undirected, each pair is
+            there once, in no meaningful order (`params["directed"]`).
+        `log2_ratio`, `half_1`, `half_2`
+            Log2 of attention over what tokens at the same places have; the same in two halves of the donors
+            (or cells), NaN where a half sees the pair too rarely.
+        `mass`, `expected`
+            Sums over cells, whose ratio it is.
+        `coexpression`
+            Spearman correlation in the same cells.
+        `n_cells`
+            Cells in which the pair is seen.
+        `known`
+            Whether the edge is in the regulons, if there were any.
+
+        Pairs that see each other in fewer than 10 cells of a group have no score. Coexpression is of the counts
+        that were ranked; where these are gone, the ranks stand in (`params["expression"]`).
     `scores`
-        Where there are regulons: each predictor against them, see `mt.get.gene_network_scores`.
+        With regulons, a row a group and predictor: means over sources, each with `_low` and `_high` (95%):
+
+        `group`, `predictor`
+            Group of cells; see the notes.
+        `auroc`, `average_precision`
+            Targets of a source against targets of other sources.
+        `difference`
+            AUROC less that of coexpression, over the same sources.
+        `null_auroc`, `null_auroc_low`, `null_auroc_high`, `null_average_precision`
+            Mean over permuted regulons, and the range of 95% of them.
+        `p_value`, `q_value`
+            Permutation test of the AUROC, two-sided; corrected over all rows (Benjamini and Hochberg).
+        `n_sources`, `n_targets`, `n_edges`, `n_pairs`
+            Sources and targets that could be scored, edges among them, and pairs that were compared.
+        `share_exchanged`
+            Share of the edges that a permutation exchanges.
+
     `groups`
-        Cells, donors and pairs of each group, and how well its two halves agree over all pairs (`replication_attention`,
-        `replication_coexpression`; Spearman).
+        A row a `group`: its cells, donors and pairs (`n_cells`, `n_donors`, `n_pairs`), and how well its two
+        halves agree over all pairs (`replication_attention`, `replication_coexpression`; Spearman).
     `genes`
-        Genes of the network, in the order of `matrix`, with the share of cells that they are read in (`detection`).
+        Genes of the network, in the order of `matrix`, with the share of cells that they are read in
+        (`detection`).
     `matrix`
-        float32, groups x sources x targets: log2 of attention over expectation, NaN where there is no score. Only of up to 300
-        genes.
+        float32, groups x sources x targets: log2 of attention over expectation, NaN where there is no score.
+        Only of up to 300 genes.
 
     Raises
     ------
     KeyError
         If a column or a gene is not found.
     ValueError
-        If a head does not exist, there are too few or too many genes, no pair is seen often enough, or no group has
-        three sources to score.
+        If a head does not exist, there are too few or too many genes, no pair is seen often enough, or no
+        group has three sources to score.
 
     Notes
     -----
-    A token only sees tokens at higher ranks, and heads prefer places and distances. So genes that are often next to each other or
-    at the top have much attention from any head. The sum over cells is divided by its expectation: for each pair of
-    tokens the mean weight, over that of an even spread, of all pairs of genes of the group at like places (classes
-    of the later place and of the distance or the earlier place, whichever is smaller; exact up to 8, then in
+    A token only sees tokens at higher ranks, and heads prefer places and distances. So genes that are often next to each
+    other or at the top have much attention from any head. The sum over cells is divided by its expectation: for each
+    pair of tokens the mean weight, over that of an even spread, of all pairs of genes of the group at like places
+    (classes of the later place and of the distance or the earlier place, whichever is smaller; exact up to 8, then in
     steps of a quarter). A head that looks at places alone has a score of 0, log2 of 1, for all pairs but for noise.
 
-    Regulons are scored source by source: its targets among the network's genes against targets of other sources, over pairs that
-    have a score; three targets and three others at least. Values are means over sources with a t interval (that of the
-    jackknife); sources are the unit, and those that share targets are not independent. The p value therefore permutes the
-    edges, with as many for each source and each target as they have (two-sided; smallest 1 / (`n_permutations` + 1)),
-    and is corrected over all predictors and groups (Benjamini and Hochberg). The predictors, higher for an edge:
+    Regulons are scored source by source: its targets among the network's genes against targets of other
+    sources, over pairs that have a score; three targets and three others at least. Values are means over
+    sources with a t interval (that of the jackknife); sources are the unit, and those that share targets are
+    not independent. The p value therefore permutes the edges, with as many for each source and each target as
+    they have (two-sided; smallest 1 / (`n_permutations` + 1)), and is corrected over all predictors and
+    groups (Benjamini and Hochberg). The predictors, higher for an edge:
 
     ``attention``
         log2 of attention over expectation;
@@ -160,19 +187,16 @@ def gene_network(
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.gene_network(adata, model, donor_key="donor_id", n_cells=10)
-    >>> mt.get.gene_network(adata).shape[0]
+    >>> mt.get.table(adata, "gene_network").shape[0]
     1000
     """
-    for name, value in [("n_cells", n_cells), ("min_cells", min_cells), ("n_edges", n_edges)]:
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
     if n_permutations < 99:
         raise ValueError(f"n_permutations must be at least 99, got {n_permutations}.")
     groupby = [groupby] if isinstance(groupby, str) else list(groupby or [])
-    given, (adata, _) = adata, known_cells(adata, groupby, donor_key)
+    cells, _ = known_cells(adata, groupby, donor_key)
     chosen = _heads(model, heads)
-    read = read_cells(adata, get_sequences(adata, model), groupby, donor_key, n_cells, rng)
-    columns, table, n_unread = _choose_genes(adata, model, read.sequences, genes, regulons)
+    read = read_cells(cells, get_sequences(cells, model), groupby, donor_key, n_cells, rng)
+    columns, table, n_unread = _choose_genes(cells, model, read.sequences, genes, regulons)
     known = None
     if regulons is not None:
         known = np.zeros((len(table), len(table)), dtype=bool)
@@ -181,27 +205,27 @@ def gene_network(
     table["detection"] = (place > 0).mean(axis=0)
     names, group = np.unique(read.table["group"].to_numpy(dtype=str), return_inverse=True)
     half = _halves(read.table["donor"].to_numpy(dtype=str), rng)
-    sums = _sum_pairs(model, read.sequences, place, columns, adata, 2 * group + half, chosen)
-    values, expression = _log_normalised(adata, read.cells, columns, layer, place)
+    sums = _sum_pairs(model, read.sequences, place, columns, cells, 2 * group + half, chosen)
+    values, expression = _log_normalised(cells, read.cells, columns, place)
 
     edges, scores, groups, matrix = [], [], [], []
     draws = np.random.default_rng([rng, 11])
     for i, name in enumerate(names):
-        cells = np.flatnonzero(group == i)
-        donor = read.table["donor"].to_numpy(dtype=str)[cells]
+        mine = np.flatnonzero(group == i)
+        donor = read.table["donor"].to_numpy(dtype=str)[mine]
         halves = [sums.unit(2 * i + k) for k in (0, 1)]
         both = Pairs(*(a + b for a, b in zip(*halves, strict=True)))
-        score = both.score(min_cells, directed=directed)
+        score = both.score(_MIN_CELLS, directed=directed)
         seen = np.isfinite(score)
-        known_donors = donor if read.donors_known else np.zeros(len(cells), dtype=int)
-        correlation = _spearman(values[cells], known_donors)
-        by_half = [h.score(max(min_cells // 2, 1), directed=directed) for h in halves]
-        again = [_spearman(values[cells[own]], known_donors[own]) for own in _split(half[cells])]
+        known_donors = donor if read.donors_known else np.zeros(len(mine), dtype=int)
+        correlation = _spearman(values[mine], known_donors)
+        by_half = [h.score(_MIN_CELLS // 2, directed=directed) for h in halves]
+        again = [_spearman(values[mine[own]], known_donors[own]) for own in _split(half[mine])]
         counted = seen if directed else np.triu(seen)
         groups.append(
             {
                 "group": name,
-                "n_cells": len(cells),
+                "n_cells": len(mine),
                 "n_donors": len(np.unique(donor)) if read.donors_known else 0,
                 "n_pairs": int(counted.sum()),
                 "replication_attention": _agreement(*by_half, counted),
@@ -210,18 +234,16 @@ def gene_network(
         )
         matrix.append(score)
         edges.append(
-            _edge_table(
-                name, score, counted, both, by_half, correlation, known, table, n_edges, directed=directed
-            )
+            _edge_table(name, score, counted, both, by_half, correlation, known, table, directed=directed)
         )
         if known is not None:
-            predictors = _predictors(both, score, correlation, values[cells], place[cells], directed=directed)
+            predictors = _predictors(both, score, correlation, values[mine], place[mine], directed=directed)
             found = score_regulons(predictors, known, seen, n_permutations, draws, reference=COEXPRESSION)
             scores.append(found.assign(group=name))
     if not any(g["n_pairs"] for g in groups):
         raise ValueError(
-            f"No pair of the {len(table)} genes is read together in {min_cells} cells of a group ({len(place)} cells of "
-            f"{len(names)} groups were read). Read more cells (n_cells), or lower min_cells."
+            f"No pair of the {len(table)} genes is read together in {_MIN_CELLS} cells of a group ({len(place)} cells of "
+            f"{len(names)} groups were read). Read more cells (n_cells)."
         )
     tables = {"edges": pd.concat(edges, ignore_index=True), "groups": pd.DataFrame(groups), "genes": table}
     if known is not None:
@@ -229,8 +251,6 @@ def gene_network(
     if len(table) <= _GENES:
         tables["matrix"] = np.array(matrix, dtype=np.float32)
 
-    n_truncated = count_truncated(adata[read.cells], model)
-    adata = given.copy() if copy else given
     params = {
         "unit": "log2 of attention over expectation",
         "groupby": read.groupby,
@@ -241,15 +261,12 @@ def gene_network(
         "n_genes": len(table),
         "n_genes_unread": n_unread,
         "n_cells": n_cells,
-        "min_cells": min_cells,
-        "n_edges": n_edges,
         "n_permutations": n_permutations,
         "expression": expression,
-        "n_truncated": n_truncated,
+        "n_truncated": count_truncated(cells[read.cells], model),
         "seed": rng,
     }
-    write_result(adata, key_added or _keys.GENE_NETWORK, {**model.params, **params}, **tables)
-    return adata if copy else None
+    write_result(adata, _keys.GENE_NETWORK, {**model.params, **params}, key_added=key_added, **tables)
 
 
 class Pairs(NamedTuple):
@@ -390,15 +407,13 @@ def _sum_pairs(model, sequences, place, columns, adata, unit, heads) -> Pairs:
     return Pairs(*(part.transpose(0, 2, 1) for part in (mass, expected, n)))
 
 
-def _log_normalised(adata, cells, columns, layer, place) -> tuple[np.ndarray, str]:
+def _log_normalised(adata, cells, columns, place) -> tuple[np.ndarray, str]:
     """Log of counts per 10,000, cells x genes; or the places, where there are no counts, and what it is."""
-    counts = counts_or_none(adata, layer, cells, instead="Coexpression is that of ranks")
+    counts = counts_or_none(adata, cells, instead="Coexpression is that of ranks")
     if counts is None:
         lowest = place.max(axis=1, keepdims=True) + 1
         return (lowest - np.where(place > 0, place, lowest)).astype(float), "ranks"
-    counts = counts.astype(np.float64)
-    total = np.maximum(np.asarray(counts.sum(axis=1)), 1e-12).reshape(-1, 1)
-    return np.log1p(1e4 * counts[:, columns].toarray() / total), "log1p of counts per 10,000"
+    return log_normalize(counts, np.float64)[:, columns].toarray(), "log1p of counts per 10,000"
 
 
 def _spearman(values: np.ndarray, donor: np.ndarray) -> np.ndarray:
@@ -453,11 +468,11 @@ def _predictors(both: Pairs, score, correlation, values, place, *, directed: boo
 
 
 def _edge_table(
-    name, score, counted, both: Pairs, halves, correlation, known, genes, n_edges: int, *, directed: bool
+    name, score, counted, both: Pairs, halves, correlation, known, genes, *, directed: bool
 ) -> pd.DataFrame:
     """The highest edges of a group."""
     source, target = np.nonzero(counted)
-    order = np.argsort(-score[source, target], kind="stable")[:n_edges]
+    order = np.argsort(-score[source, target], kind="stable")[:_EDGES]
     source, target = source[order], target[order]
     sums = both if directed else both.either()
     edges = pd.DataFrame({"group": name, "source": genes["gene"].to_numpy()[source]})
@@ -488,7 +503,7 @@ def _corrected(scores: list[pd.DataFrame], known: np.ndarray, regulons, genes) -
         raise ValueError(
             f"No group has {MIN_SOURCES} sources with {MIN_TARGETS} targets, and {MIN_TARGETS} targets of other sources, whose "
             f"pairs are seen often enough ({int(known.sum())} of {len(regulons)} edges are between the {len(genes)} genes). "
-            "Give the regulons' genes as `genes`, read more cells (n_cells), or lower min_cells."
+            "Give the regulons' genes as `genes`, or read more cells (n_cells)."
         )
     table.insert(0, "group", table.pop("group"))
     place = table.columns.get_loc("p_value") + 1

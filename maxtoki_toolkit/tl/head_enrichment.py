@@ -10,12 +10,12 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
-from .._results import write_result
-from ..get._head_sums import head_table
+from ..results.head_sums import head_table
+from ..results.store import write_result
+from ..stats.fdr import benjamini_hochberg
+from ..stats.matched_sets import log2_ratio, make_strata, null_ratios, other_weights, two_sided, usable
 from ._gene_sets import MIN_GENES, TRANSCRIPTION_FACTORS, find_members
 from ._head_sums import FLAT, DonorSums, donor_sums, read_attention, unit_name
-from ._matched_sets import log2_ratio, make_strata, null_ratios, other_weights, two_sided, usable
 
 COVARIATES = ("mean_rank", "detection", "expression")
 
@@ -30,8 +30,7 @@ def head_enrichment(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Compare the attention that a gene set receives from each head with that of matched genes.
 
     Parameters
@@ -39,29 +38,47 @@ def head_enrichment(
     adata
         Cells with a result of `mt.tl.attention`.
     gene_set
-        "TF" for the human transcription factors, the name of a set that `mt.tl.attention` was given, or genes (symbols,
-        Ensembl ids or `.var_names`).
+        "TF" for the human transcription factors, the name of a set that `mt.tl.attention` was given, or genes
+        (symbols, Ensembl ids or `.var_names`).
     group
         A group of cells to look at; all by default.
     min_tokens
         How often a gene has to be among the tokens.
     n_permutations
-        Permutations of the membership. The smallest p is one over as many, so that few of them hide a single head among
-        many.
+        Permutations of the membership. The smallest p is one over as many, so that few of them hide a single
+        head among many.
     key
         Key in `.uns` of the attention, by default "attention".
     rng
         Seed of the permutations and of the halves.
     key_added
         Key in `.uns`, by default "head_enrichment".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["head_enrichment"]` with the tables `heads`, see `mt.get.head_enrichment`,
-    `genes` (who is in the set, in which stratum) and `balance` (mean difference of the set from all other genes and from the
-    matched ones, in standard deviations, for each covariate by rank).
+    `None`. Writes to `.uns["head_enrichment"]`, beside how well the heads replicate over donor halves (in
+    `params`: `replication_r`, the correlation over heads, and `replication_sign`, the share of equal signs),
+    the tables
+
+    `heads`
+        A row a head:
+
+        `layer`, `head`, `name`
+            Which head.
+        `log2_ratio`, `log2_ratio_low`, `log2_ratio_high`
+            Log2 ratio of the set's mean rate to that of matched genes, with its 95% interval over donors.
+        `raw`
+            Log2 ratio of mean attention per token, without matching anything.
+        `null_mean`, `null_sd`, `p_value`, `q_value`
+            Ratios of permuted members; two-sided p; corrected for the heads.
+        `half_1`, `half_2`, `same_sign`
+            The ratio in two halves of the donors.
+
+    `genes`
+        A row a gene: whether it is `in_set`, and its `stratum` of the matching.
+    `balance`
+        A row a covariate: mean difference of the set from all other genes and from the matched ones, in
+        standard deviations, by rank.
 
     Raises
     ------
@@ -77,12 +94,13 @@ def head_enrichment(
     detection and expression in these cells. Its interval leaves out each donor (or block of cells) in turn (jackknife, t distribution);
     it says how the effect varies between donors, for these genes.
 
-    The p value is for the genes: membership is permuted within the strata, two-sided, and corrected for the heads
-    (Benjamini and Hochberg). A head whose rates do not differ between genes has p = 1. `raw` is what would be found without
-    matching: the ratio of mean attention per token.
+    The p value is for the genes: membership is permuted within the strata, two-sided, and corrected for the
+    heads (Benjamini and Hochberg). A head whose rates do not differ between genes has p = 1. `raw` is what
+    would be found without matching: the ratio of mean attention per token.
 
-    Replication takes the same genes in two random halves of the donors. A gene set that means nothing replicates as
-    well, if its genes differ from others: the p value, not the replication, says whether the set matters.
+    Replication takes the same genes in two random halves of the donors. A gene set that means nothing
+    replicates as well, if its genes differ from others: the p value, not the replication, says whether the
+    set matters.
 
     Examples
     --------
@@ -93,7 +111,7 @@ def head_enrichment(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.attention(adata, model, donor_key="donor_id", n_cells=3)
     >>> mt.tl.head_enrichment(adata, n_permutations=99)
-    >>> mt.get.head_enrichment(adata).shape[0]
+    >>> mt.get.table(adata, "head_enrichment").shape[0]
     16
     """
     if n_permutations < 99:
@@ -124,7 +142,6 @@ def head_enrichment(
 
     heads, replication = _heads(sums, kept, member, strata, n_permutations, rng)
     table = pd.concat([head_table(params), heads], axis=1)
-    adata = adata.copy() if copy else adata
     settings = {
         "unit": "log2 ratio",
         "gene_set": name,
@@ -142,15 +159,15 @@ def head_enrichment(
     }
     write_result(
         adata,
-        key_added or _keys.HEAD_ENRICHMENT,
+        _keys.HEAD_ENRICHMENT,
         settings,
+        key_added=key_added,
         heads=table,
         genes=genes.loc[kept, ["gene", "ensembl_id", "symbol", *COVARIATES]].assign(
             in_set=member, stratum=strata
         ),
         balance=_balance(covariates[rows], wanted[rows], covariates[kept], member, strata),
     )
-    return adata if copy else None
 
 
 def _heads(

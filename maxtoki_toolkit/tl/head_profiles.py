@@ -8,9 +8,9 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
-from .._results import write_result
-from ..get._head_sums import head_table
+from ..results.head_sums import head_table
+from ..results.store import write_result
+from ..stats.fdr import benjamini_hochberg
 from ._head_sums import FLAT, read_attention
 from ._tokens import FIRST
 
@@ -28,8 +28,7 @@ def head_profiles(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Profile each head over the groups of cells, and find those that are specific to some.
 
     Parameters
@@ -48,13 +47,30 @@ def head_profiles(
         Seed.
     key_added
         Key in `.uns`, by default "head_profiles".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["head_profiles"]` with the tables `profiles` (a row a head and group) and `heads` (a
-    row a head); see `mt.get.head_profiles` and `mt.get.head_specificity`.
+    `None`. Writes to `.uns["head_profiles"]` the tables
+
+    `profiles`
+        A row a head and group; what is compared is `params["statistic"]`, in `params["unit"]`:
+
+        `layer`, `head`, `name`, `group`
+            Which head and group.
+        `value`
+            The statistic, without what the number of tokens and the donors explain.
+        `difference`, `difference_low`, `difference_high`
+            Its difference from the donors' means, with the 95% interval over donors.
+        `p_value`, `q_value`
+            Two-sided, permuting groups within donors; corrected for all heads and groups.
+        `n_units`
+            Donors (or cells, where none is known) with cells of the group.
+
+    `heads`
+        A row a head: `specificity`, the share of variance between groups (0-1), with `null_mean` and
+        `null_sd` of permuted groups, `p_value` (one-sided) and `q_value` (corrected for the heads);
+        `top_group`, which differs most; `r_length`, the correlation of the uncorrected profile with the log
+        of the groups' number of tokens.
 
     Raises
     ------
@@ -81,7 +97,7 @@ def head_profiles(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.attention(adata, model, groupby="cell_type", donor_key="donor_id", n_cells=1)
     >>> mt.tl.head_profiles(adata, n_permutations=99)
-    >>> mt.get.head_specificity(adata).shape[0]
+    >>> mt.get.table(adata, "head_profiles", "heads").shape[0]
     16
     """
     if n_permutations < 99:
@@ -135,7 +151,6 @@ def head_profiles(
     ]
     of_heads["r_length"] = _correlations(of_group, _means(length[:, None], group)[:, 0])
 
-    adata = adata.copy() if copy else adata
     settings = {
         "unit": {
             "sink": "share on the first token, beyond an even spread",
@@ -151,12 +166,12 @@ def head_profiles(
     }
     write_result(
         adata,
-        key_added or _keys.HEAD_PROFILES,
+        _keys.HEAD_PROFILES,
         settings,
+        key_added=key_added,
         profiles=_corrected(table),
         heads=_corrected(of_heads),
     )
-    return adata if copy else None
 
 
 def _values(result: dict, statistic: str) -> np.ndarray:

@@ -8,12 +8,12 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
-from .._results import write_result
-from ..get._head_sums import head_table
 from ..models.attention import ATTENDING
+from ..results.head_sums import head_table
+from ..results.store import write_result
+from ..stats.donors import left_out
+from ..stats.fdr import benjamini_hochberg
 from ._head_sums import FLAT, read_attention, unit_name
-from ._timelapse_scores import left_out
 from ._tokens import LAPSES, QUERY, SPECIAL
 
 MIN_RATIO = 1.25  # below this a head is not called specialised, however many prompts there are
@@ -27,8 +27,7 @@ def head_segments(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Find the heads that look at one part of the prompt more than its place explains.
 
     Parameters
@@ -45,12 +44,26 @@ def head_segments(
         Seed of the blocks that more than 100 donors are left out in.
     key_added
         Key in `.uns`, by default "head_segments".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["head_segments"]["heads"]`; see `mt.get.head_segments`.
+    `None`. Writes the table `heads` to `.uns["head_segments"]`, a row a head and part; whose attention it is,
+    is `params["attending"]`:
+
+    `layer`, `head`, `name`, `segment`
+        Which head; "context", "lapses", "query" or "special".
+    `mass`, `expected`, `evenly`
+        Share of the attention; if tokens at the same distance got equal parts; of a head that attends to all
+        alike.
+    `log2_ratio`, `log2_ratio_low`, `log2_ratio_high`
+        Log2 of `mass` over `expected`, with its 95% interval over donors.
+    `log2_evenly`
+        Log2 of `mass` over `evenly`.
+    `p_value`, `q_value`, `specialised`
+        Two-sided, of `log2_ratio`; corrected for heads and parts; whether q < 0.05 and the ratio is at least
+        1.25.
+    `n_prompts`, `n_units`
+        Prompts, and how many donors (or blocks of cells) their queries are of.
 
     Raises
     ------
@@ -81,7 +94,7 @@ def head_segments(
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=6, donor_key="donor_id")
     >>> mt.tl.attention(adata, model, key="prompts")
     >>> mt.tl.head_segments(adata)
-    >>> mt.get.head_segments(adata)["segment"].unique().tolist()
+    >>> mt.get.table(adata, "head_segments")["segment"].unique().tolist()
     ['context', 'lapses', 'query', 'special']
     """
     if attending not in ATTENDING:
@@ -119,7 +132,6 @@ def head_segments(
     table = _corrected(table)
     table["n_prompts"], table["n_units"] = int(used.sum()), n_units
 
-    adata = adata.copy() if copy else adata
     settings = {
         "unit": "share of the attention",
         "attending": attending,
@@ -129,8 +141,7 @@ def head_segments(
         "min_ratio": MIN_RATIO,
         "seed": rng,
     }
-    write_result(adata, key_added or _keys.HEAD_SEGMENTS, settings, heads=table)
-    return adata if copy else None
+    write_result(adata, _keys.HEAD_SEGMENTS, settings, key_added=key_added, heads=table)
 
 
 def _compare(

@@ -8,8 +8,8 @@ from anndata import AnnData
 from scipy.stats import rankdata
 
 from .. import _keys
-from .._results import write_result
-from ..get._head_sums import head_table
+from ..results.head_sums import head_table
+from ..results.store import write_result
 from ._head_sums import FLAT, DonorSums, donor_sums, read_attention, unit_name
 
 
@@ -21,8 +21,7 @@ def head_similarity(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Correlate heads by how much of their attention each gene receives beyond its position.
 
     Parameters
@@ -39,13 +38,17 @@ def head_similarity(
         Seed of the halves.
     key_added
         Key in `.uns`, by default "head_similarity".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["head_similarity"]`: `similarity` (heads x heads), and `heads` with the order in
-    which like heads come together and their reliability; see `mt.get.head_similarity`.
+    `None`. Writes `.uns["head_similarity"]`, of which `mt.get.head_similarity` makes a table of pairs:
+
+    `heads`
+        A row a head: `layer`, `head`, `name`; `order`, in which like heads come together; `reliability`, its
+        likeness with itself over halves of the donors.
+    `similarity`, `raw`, `replicated`
+        Heads x heads: Spearman correlation of the genes they look at, without position, with it, and of one
+        head in one half of the donors with the other in the other.
 
     Raises
     ------
@@ -98,7 +101,6 @@ def head_similarity(
     heads["order"] = np.argsort(order)
     heads["reliability"] = np.diag(replicated)
 
-    adata = adata.copy() if copy else adata
     settings = {
         "unit": "Spearman correlation",
         "group": group,
@@ -111,14 +113,14 @@ def head_similarity(
     }
     write_result(
         adata,
-        key_added or _keys.HEAD_SIMILARITY,
+        _keys.HEAD_SIMILARITY,
         settings,
+        key_added=key_added,
         heads=heads,
         similarity=pd.DataFrame(similarity, columns=names),
         raw=pd.DataFrame(_correlate(raw, raw), columns=names),
         replicated=pd.DataFrame(replicated, columns=names),
     )
-    return adata if copy else None
 
 
 def _correlate(a: np.ndarray, b: np.ndarray) -> np.ndarray:

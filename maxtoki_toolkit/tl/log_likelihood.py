@@ -6,9 +6,9 @@ import numpy as np
 from anndata import AnnData
 
 from .. import _keys
-from .._results import require_free, write_result
 from ..models.likelihood import token_log_likelihoods
 from ..models.model import MaxTokiModel
+from ..results.store import require_free, write_result
 from ._cells import count_truncated, get_sequences
 
 
@@ -17,8 +17,7 @@ def log_likelihood(
     model: MaxTokiModel,
     *,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Score how likely a model finds the order of the genes in each cell.
 
     Parameters
@@ -29,12 +28,10 @@ def log_likelihood(
         Model.
     key_added
         Column of `.obs` and key in `.uns`, by default "log_likelihood".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.obs["log_likelihood"]`, the mean over the genes that the model reads of a cell of the
+    `None`. Writes `.obs["log_likelihood"]`, the mean over the genes that the model reads of a cell of the
     log-probability of each, given those ranked above it, in nats a gene. Guessing among all genes would give
     -log(their number).
 
@@ -67,8 +64,6 @@ def log_likelihood(
     # Neither `<bos>`, which nothing predicts, nor `<eos>`.
     found[sequences.indptr[1:] - 1] = np.nan
     total = np.add.reduceat(np.nan_to_num(found), sequences.indptr[:-1])
-    adata = adata.copy() if copy else adata
     adata.obs[key] = (total / (sequences.lengths - 2)).astype(np.float32)
     params = {"unit": "nats a gene", "n_cells": adata.n_obs, "n_truncated": count_truncated(adata, model)}
-    write_result(adata, key, {**model.params, **params})
-    return adata if copy else None
+    write_result(adata, _keys.LOG_LIKELIHOOD, {**model.params, **params}, key_added=key)

@@ -7,13 +7,16 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from ..models.build import build_model
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..pp._design import get_labels, get_mask, known_cells
 from ..pp._ranked_counts import ranked_counts
+from ..results.store import write_result
 from ._cells import get_sequences
+
+# Those of scanpy's tutorials.
+N_TOP_GENES, N_PCS = 2000, 50
 
 
 def neighbor_purity(
@@ -22,14 +25,10 @@ def neighbor_purity(
     *,
     groupby: str,
     subset: str | None = None,
-    layer: str | None = None,
     n_neighbors: int = 15,
-    n_top_genes: int = 2000,
-    n_pcs: int = 50,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Score the embedding by its neighbours' labels, beside PCA and an untrained model.
 
     The purity of a cell is the share of its nearest neighbours that have its label; chance is what
@@ -38,33 +37,36 @@ def neighbor_purity(
     Parameters
     ----------
     adata
-        Embedded cells (`mt.tl.embed`), with their raw counts.
+        Embedded cells (`mt.tl.embed`), with the raw counts that were ranked.
     model
         The model that embedded them.
     groupby
         Column of `.obs` with the label, e.g. the cell type. It is used for scoring only.
     subset
         Boolean column of `.obs`: score these cells only, with neighbours among all.
-    layer
-        Layer that holds the raw counts for PCA; by default what was ranked.
-    n_neighbors, n_top_genes, n_pcs
-        Neighbours a cell (Euclidean); variable genes and components of the PCA on log-normalised counts.
+    n_neighbors
+        Neighbours a cell (Euclidean).
     rng
         Seed of the untrained model, of PCA and of the bootstrap.
     key_added
         Key in `.uns`, by default "neighbor_purity".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["neighbor_purity"]["scores"]`, see `mt.get.neighbor_purity`: one row
-    each for the model, a model of the same shape with random weights ("untrained"), PCA, and chance, with
-    `purity` (0-1), its 95% bootstrap interval over cells, and `difference`, the model's purity minus the
-    row's, with the interval of the paired difference.
+    `None`. Writes the table `scores` to `.uns["neighbor_purity"]`: a row each for the model, a model of the
+    same shape with random weights ("untrained"), PCA, and chance:
+
+    `embedding`, `n_cells`
+        Which, and how many cells were scored.
+    `purity`, `ci_low`, `ci_high`
+        Share of neighbours of the same label (0-1), with its 95% bootstrap interval over cells.
+    `difference`, `difference_low`, `difference_high`
+        The model's purity less the row's, with the interval of the paired difference.
 
     Notes
     -----
+    PCA is that of log-normalised counts: 50 components of the 2,000 most variable genes, as in scanpy's tutorials.
+
     Cells are resampled one by one, so the intervals say how well these cells are scored, not how another
     donor would be.
 
@@ -76,17 +78,17 @@ def neighbor_purity(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.embed(adata, model)
     >>> mt.tl.neighbor_purity(adata, model, groupby="cell_type")
-    >>> mt.get.neighbor_purity(adata)["embedding"].tolist()
+    >>> mt.get.table(adata, "neighbor_purity")["embedding"].tolist()
     ['MaxToki', 'untrained', 'PCA', 'chance']
     """
-    given, (adata, kept) = adata, known_cells(adata, groupby)
-    scored = get_mask(given, subset, "subset")[kept]
+    cells, rows = known_cells(adata, groupby)
+    scored = get_mask(adata, subset, "subset")[rows]
     if _keys.EMBEDDING not in adata.obsm:
         raise KeyError(f"Did not find .obsm[{_keys.EMBEDDING!r}]. Run mt.tl.embed(adata, model) first.")
-    labels = get_labels(adata, groupby).astype(str)
-    if adata.n_obs <= n_neighbors:
+    labels = get_labels(cells, groupby).astype(str)
+    if cells.n_obs <= n_neighbors:
         raise ValueError(
-            f"{adata.n_obs} cells are too few for {n_neighbors} neighbours each: give a smaller n_neighbors."
+            f"{cells.n_obs} cells are too few for {n_neighbors} neighbours each: give a smaller n_neighbors."
         )
 
     settings = adata.uns.get(_keys.EMBED, {}).get("params", {})
@@ -95,28 +97,28 @@ def neighbor_purity(
         config.pop(name, None)
     untrained = build_model(config, model.vocab, seed=rng, device=str(model.device), dtype=model.hf.dtype)
     embeddings = {
-        "MaxToki": adata.obsm[_keys.EMBEDDING],
+        "MaxToki": cells.obsm[_keys.EMBEDDING],
         "untrained": embed_sequences(
             untrained,
-            get_sequences(adata, model),
+            get_sequences(cells, model),
             layer=settings.get("layer", -1),
             pool=settings.get("pool", "mean"),
         ).cells,
-        "PCA": _pca(adata, layer, n_top_genes=n_top_genes, n_pcs=n_pcs, seed=rng),
+        "PCA": _pca(cells, N_PCS, rng),
     }
     purity = {name: _purity(X, labels, n_neighbors)[scored] for name, X in embeddings.items()}
     counts = pd.Series(labels).value_counts()
     purity["chance"] = ((counts[labels].to_numpy() - 1) / (len(labels) - 1))[scored]
 
-    adata = given.copy() if copy else given
-    params = {"groupby": groupby, "subset": subset, "n_neighbors": n_neighbors, "n_top_genes": n_top_genes}
+    params = {"groupby": groupby, "subset": subset, "n_neighbors": n_neighbors}
+    params |= {"n_top_genes": N_TOP_GENES, "n_pcs": N_PCS, "seed": rng, "n_cells": int(scored.sum())}
     write_result(
         adata,
-        key_added or _keys.PURITY,
-        {**model.params, **params, "n_pcs": n_pcs, "seed": rng, "n_cells": int(scored.sum())},
+        _keys.PURITY,
+        {**model.params, **params},
+        key_added=key_added,
         scores=_score_table(purity, np.random.default_rng(rng)),
     )
-    return adata if copy else None
 
 
 def _purity(X: np.ndarray, labels: np.ndarray, n_neighbors: int) -> np.ndarray:
@@ -128,18 +130,18 @@ def _purity(X: np.ndarray, labels: np.ndarray, n_neighbors: int) -> np.ndarray:
     return (labels[neighbors] == labels[:, None]).mean(axis=1)
 
 
-def _pca(adata: AnnData, layer: str | None, *, n_top_genes: int, n_pcs: int, seed: int) -> np.ndarray:
+def _pca(adata: AnnData, n_pcs: int, seed: int) -> np.ndarray:
     """Principal components of log-normalised counts, the way scanpy's tutorials compute them."""
     import scanpy as sc
 
-    plain = AnnData(ranked_counts(adata, layer).astype(np.float32), obs=adata.obs[[]], var=adata.var[[]])
+    plain = AnnData(ranked_counts(adata).astype(np.float32), obs=adata.obs[[]], var=adata.var[[]])
     sc.pp.normalize_total(plain, target_sum=1e4)
     sc.pp.log1p(plain)
     # A small panel is used whole.
-    few = np.count_nonzero(plain.X.sum(axis=0)) <= n_top_genes
+    few = np.count_nonzero(plain.X.sum(axis=0)) <= N_TOP_GENES
     if not few:
-        sc.pp.highly_variable_genes(plain, n_top_genes=n_top_genes)
-    n_used = plain.n_vars if few else n_top_genes
+        sc.pp.highly_variable_genes(plain, n_top_genes=N_TOP_GENES)
+    n_used = plain.n_vars if few else N_TOP_GENES
     sc.pp.pca(
         plain,
         n_comps=min(n_pcs, plain.n_obs - 1, n_used - 1),

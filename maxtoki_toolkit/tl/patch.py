@@ -9,16 +9,17 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._correction import benjamini_hochberg
-from .._results import read_result, write_result
+from .._names import require_choice
 from ..models.hooks import Site
 from ..models.layout import Layout
-from ..models.model import MaxTokiModel, require_model
+from ..models.model import MaxTokiModel
 from ..models.patching import ALIGN, LEVELS, Patched, level_sites, patch_states
 from ..pp._design import known_cells
 from ..pp.sample_prompts import read_prompts
+from ..results.store import read_result, write_result
+from ..stats.donors import donor_ratio, unit_name
+from ..stats.fdr import benjamini_hochberg
 from ._cells import get_sequences
-from ._paired import donor_ratio, unit_name
 from ._readings import draw_partners, get_prompts, get_readings
 from .ablate_prompt import ABLATIONS, ablated
 
@@ -36,8 +37,7 @@ def patch(
     n_prompts: int | None = 100,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Put states of clean prompts into corrupted ones, and see how much of the clean reading comes back.
 
     Parameters
@@ -47,17 +47,19 @@ def patch(
     model
         A model that reads prompts.
     corrupted
-        What is done to the clean prompts: an ablation of `mt.tl.ablate_prompt`, such as "mask_query" or "replace_context"; or
-        the key in `.uns` of other prompts, row by row with the clean ones, such as those of `mt.pp.match_queries`.
+        What is done to the clean prompts: an ablation of `mt.tl.ablate_prompt`, such as "mask_query" or
+        "replace_context"; or the key in `.uns` of other prompts, row by row with the clean ones, such as
+        those of `mt.pp.match_queries`.
     queries
         The AnnData with the query cells of `mt.pp.match_queries`, rank-encoded.
     key
         Key in `.uns` of the clean prompts, by default "prompts".
     level
-        What is put in: "residual", the stream after so many blocks; "attention" or "mlp", what a block's part adds to it;
-        "head", each head by itself.
+        What is put in: "residual", the stream after so many blocks; "attention" or "mlp", what a block's part
+        adds to it; "head", each head by itself.
     align
-        "tokens": all tokens of a segment, which must be as many in both prompts; "last": the last token of each segment.
+        "tokens": all tokens of a segment, which must be as many in both prompts; "last": the last token of
+        each segment.
     readout
         "timelapse", "likelihood", a gene or a function: see `mt.tl.ablate_heads`.
     n_prompts
@@ -66,13 +68,23 @@ def patch(
         Seed of what is drawn.
     key_added
         Key in `.uns`, by default "patch".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["patch"]["effects"]`, one row a layer (or head) and segment of the prompt; see
-    `mt.get.patch`.
+    `None`. Writes the table `effects` to `.uns["patch"]`, a row a layer (or head) and segment of the prompt;
+    effects are shares of what was lost, readings in `params["unit"]`:
+
+    `layer`, `head`, `segment`
+        Where: blocks before it ("residual") or block, from 0; head, -1 for none; part of the prompt.
+    `effect`, `effect_low`, `effect_high`
+        0: the corrupted reading stays, 1: the clean one comes back; with its 95% interval over donors.
+    `null`, `null_low`, `null_high`
+        The same with the states of another clean prompt.
+    `p_value`, `q_value`
+        Two-sided t test of the difference of both (jackknife over donors); corrected for all rows. NaN where
+        no prompt's reading changes at all.
+    `n_prompts`, `n_units`, `unit`
+        Prompts that have the segment, and how many donors (or query cells) their queries are of.
 
     Raises
     ------
@@ -82,13 +94,13 @@ def patch(
     Notes
     -----
     The effect is 0 where the corrupted reading stays and 1 where the clean one comes back: the slope, over prompts and
-    through 0, of what comes back on what was lost, so that prompts in which little was lost count little and the sign does not
-    matter. Intervals and p values leave out each donor in turn, as those of `mt.tl.ablate_prompt` do.
+    through 0, of what comes back on what was lost, so that prompts in which little was lost count little and the sign
+    does not matter. Intervals and p values leave out each donor in turn, as those of `mt.tl.ablate_prompt` do.
 
-    States of another clean prompt are the null: they bring back what any states would that are not the corrupted ones. `p_value`
-    is of the difference to it, `q_value` corrects for all rows (Benjamini and Hochberg) but those where no
-    prompt's reading changes at all, such as the context's where the query was replaced. The trivial baseline is layer 0 of
-    "residual": to put in the tokens themselves.
+    States of another clean prompt are the null: they bring back what any states would that are not the
+    corrupted ones. `p_value` is of the difference to it, `q_value` corrects for all rows (Benjamini and
+    Hochberg) but those where no prompt's reading changes at all, such as the context's where the query was
+    replaced. The trivial baseline is layer 0 of "residual": to put in the tokens themselves.
 
     Examples
     --------
@@ -99,19 +111,18 @@ def patch(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=3, context_size=1)
     >>> mt.tl.patch(adata, model, corrupted="mask_query", level="attention")
-    >>> mt.get.patch(adata)["layer"].max()
+    >>> mt.get.table(adata, "patch")["layer"].max()
     np.int64(3)
     """
-    require_model(model)
-    for name, value, choices in (("level", level, LEVELS), ("align", align, ALIGN)):
-        if value not in choices:
-            raise ValueError(f"There is no {name}={value!r}; choose from {', '.join(choices)}.")
+    require_choice("level", level, LEVELS)
+    require_choice("align", align, ALIGN)
     if not model.vocab.is_temporal:
         raise ValueError(
             f"{model.name!r} has no time tokens and reads no prompts, so there is nothing to patch."
         )
-    given, (adata, _) = adata, known_cells(adata)
-    table, prompts, cells = get_prompts(adata, model, readout, key=key, n_prompts=None, rng=rng)
+    # In the order of their names: what is drawn does not depend on the file.
+    sorted_cells, _ = known_cells(adata)
+    table, prompts, cells = get_prompts(sorted_cells, model, readout, key=key, n_prompts=None, rng=rng)
     read_as = table.attrs.get("time_read_as", "")
     if corrupted in ABLATIONS:
         if corrupted == "drop_lapses":
@@ -122,19 +133,19 @@ def patch(
         generator = np.random.default_rng([rng, ABLATIONS.index(corrupted)])
         other, *changed = ablated(corrupted, prompts, cells, model.vocab, 0.25, generator)
     else:
-        rows, other_table = _other_prompts(adata, corrupted, len(table))
+        rows, other_table = _other_prompts(sorted_cells, corrupted, len(table))
         table, prompts = table.iloc[rows], prompts[rows]
-        elsewhere = adata if queries is None else queries
+        elsewhere = sorted_cells if queries is None else queries
         other = read_prompts(
-            other_table, adata, elsewhere, task="timelapse" if prompts.timelapse.all() else "cell"
+            other_table, sorted_cells, elsewhere, task="timelapse" if prompts.timelapse.all() else "cell"
         )
         changed = [cells, cells if queries is None else get_sequences(queries, model)]
     if n_prompts is not None and n_prompts < len(table):
         rows = np.sort(np.random.default_rng(rng).permutation(len(table))[:n_prompts])
         table, prompts, other = table.iloc[rows], prompts[rows], other[rows]
 
-    clean = get_readings(adata, model, readout, table, prompts, cells)
-    dirty = get_readings(adata, model, readout, table, other, *changed)
+    clean = get_readings(sorted_cells, model, readout, table, prompts, cells)
+    dirty = get_readings(sorted_cells, model, readout, table, other, *changed)
     both = np.intersect1d(clean.rows, dirty.rows)
     if len(both) < 2:
         raise ValueError(
@@ -142,8 +153,8 @@ def patch(
         )
     if len(both) < len(table):
         table, prompts, other = table.iloc[both], prompts[both], other[both]
-        clean = get_readings(adata, model, readout, table, prompts, cells)
-        dirty = get_readings(adata, model, readout, table, other, *changed)
+        clean = get_readings(sorted_cells, model, readout, table, prompts, cells)
+        dirty = get_readings(sorted_cells, model, readout, table, other, *changed)
     _require_aligned(clean.parts, dirty.parts, align)
     layers, sites = zip(*level_sites(model, level), strict=True)
     found = patch_states(
@@ -159,7 +170,6 @@ def patch(
         partners=draw_partners(clean.parts, rng),
     )
     effects = _effects(table, found, layers, sites, clean.parts.names, rng)
-    adata = given.copy() if copy else given
     params = {
         "readout": clean.readout,
         "time_read_as": read_as,
@@ -175,8 +185,7 @@ def patch(
         "donors": unit_name(table),
         "seed": rng,
     }
-    write_result(adata, key_added or _keys.PATCH, {**model.params, **params}, effects=effects)
-    return adata if copy else None
+    write_result(adata, _keys.PATCH, {**model.params, **params}, key_added=key_added, effects=effects)
 
 
 def _other_prompts(adata: AnnData, key: str, n_clean: int) -> tuple[np.ndarray, pd.DataFrame]:

@@ -8,11 +8,10 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
-from .._results import read_result, write_result
-from ..get.perturbation import expression_age_slope, perturbation_stats
+from ..results.store import read_result, read_table, write_result
+from ..stats.fdr import benjamini_hochberg
+from ..stats.matched_sets import make_strata
 from ._gene_covariates import COVARIATES
-from ._matched_sets import make_strata
 
 MIN_GENES = 10
 _DIRECTION = {"inhibit": -1, "delete": -1, "activate": 1, "overexpress": 1}
@@ -27,19 +26,19 @@ def perturbation_concordance(
     n_permutations: int = 2000,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Compare the effects of a screen with the slopes of expression with age.
 
-    A gene is concordant if taking it down makes the cell look younger and its expression rises with age, or older and it falls;
-    for activation the other way round.
+    A gene is concordant if taking it down makes the cell look younger and its expression rises with age, or
+    older and it falls; for activation the other way round.
 
     Parameters
     ----------
     adata
         Cells with results of `mt.tl.perturbation_stats` and `mt.tl.expression_age_slope`.
     key, slopes_key
-        Their keys in `.uns`, by default "perturbation_stats" and "expression_age_slope". Groups are compared by name.
+        Their keys in `.uns`, by default "perturbation_stats" and "expression_age_slope". Groups are compared
+        by name.
     alpha
         q below which a gene is "ageing" (by its slope) or "called" (by its effect).
     n_permutations
@@ -48,27 +47,56 @@ def perturbation_concordance(
         Seed.
     key_added
         Key in `.uns`, by default "perturbation_concordance".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["perturbation_concordance"]` with the tables `concordance` and `genes`; see
-    `mt.get.perturbation_concordance` and `mt.get.concordant_genes`.
+    `None`. Writes to `.uns["perturbation_concordance"]` the tables
+
+    `concordance`
+        A row a group and set of genes:
+
+        `group`, `genes`
+            Group of cells; "all" genes, those with a slope of q < 0.05 ("ageing"), those whose effect has q <
+            0.05 ("called").
+        `share`, `share_low`, `share_high`
+            Share of the genes that are concordant: what the edit does to the cell's age is what the slope
+            says; with a 95% interval over genes (bootstrap).
+        `null_low`, `null_high`, `p_value`
+            Middle 95% of that share when slopes are exchanged between matched genes, and its two-sided p.
+        `rho`, `rho_null_low`, `rho_null_high`, `rho_p_value`
+            The same for Spearman's correlation of slope and effect, its sign turned so that concordance is
+            positive.
+        `q_value`
+            `p_value`, corrected for the rows (Benjamini and Hochberg).
+        `n_genes`
+            How many.
+
+    `genes`
+        A row a gene and group; effects in `params["unit"]`, slopes in `params["slope_unit"]`:
+
+        `gene`, `symbol`, `group`
+            Which gene, in which group of cells.
+        `effect`, `effect_low`, `effect_high`, `effect_q`
+            Effect of the edit.
+        `slope`, `slope_low`, `slope_high`, `slope_q`
+            Slope of the expression with age.
+        `concordant`
+            Whether both say the same of the gene.
 
     Raises
     ------
     ValueError
-        If the screen is of no lapses or of sets, moves genes up and down, or no group has `MIN_GENES` genes with both.
+        If the screen is of no lapses or of sets, moves genes up and down, or no group has `MIN_GENES` genes
+        with both.
 
     Notes
     -----
     Slopes are exchanged between genes alike in rank, detection and expression (16 to 31 of them): what depth or rank do to
     both is in the null. Effects of an edit of the context count the other way round.
 
-    Both sides look at the same association of expression with age, one through the model. That they agree says that
-    the model has learned it, not that the gene does anything. The interval treats genes as independent, which they are not: it is too
-    short where genes go together.
+    Both sides look at the same association of expression with age, one through the model. That they agree
+    says that the model has learned it, not that the gene does anything. The interval treats genes as
+    independent, which they are not: it is too short where genes go together.
 
     Examples
     --------
@@ -82,7 +110,7 @@ def perturbation_concordance(
     >>> mt.tl.perturbation_stats(adata, min_donors=2)
     >>> mt.tl.expression_age_slope(adata, time_key="age_months", donor_key="donor_id")
     >>> mt.tl.perturbation_concordance(adata, n_permutations=200)
-    >>> mt.get.perturbation_concordance(adata)["genes"].tolist()[:1]
+    >>> mt.get.table(adata, "perturbation_concordance")["genes"].tolist()[:1]
     ['all']
     """
     if n_permutations < 99:
@@ -93,7 +121,8 @@ def perturbation_concordance(
         raise ValueError(
             f"The screen read {params['readout']!r}, which has no direction in age. Screen with readout='timelapse'."
         )
-    effects, slopes = perturbation_stats(adata, key=key), expression_age_slope(adata, key=slopes_key)
+    effects = read_table(adata, key, "effects")
+    slopes = read_table(adata, slopes_key, "slopes")
     slope_unit, unit = slopes.attrs["unit"], effects.attrs["unit"]
     effects = effects[effects["n_units"] >= int(params["min_donors"])]
     effects = effects[(effects["n_genes"] == 1) & (effects["matched_to"] == "")]
@@ -136,7 +165,6 @@ def perturbation_concordance(
         )
     found = pd.DataFrame(rows)
     found["q_value"] = benjamini_hochberg(found["p_value"])
-    adata = adata.copy() if copy else adata
     settings = {
         "unit": unit,
         "slope_unit": slope_unit,
@@ -148,9 +176,13 @@ def perturbation_concordance(
     shown = ["gene", "symbol", "group", "effect", "effect_low", "effect_high", "effect_q"]
     shown += ["slope", "slope_low", "slope_high", "slope_q", "concordant"]
     write_result(
-        adata, key_added or _keys.PERTURBATION_CONCORDANCE, settings, concordance=found, genes=table[shown]
+        adata,
+        _keys.PERTURBATION_CONCORDANCE,
+        settings,
+        key_added=key_added,
+        concordance=found,
+        genes=table[shown],
     )
-    return adata if copy else None
 
 
 def _exchange(values: np.ndarray, strata: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

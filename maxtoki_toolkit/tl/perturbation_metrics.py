@@ -11,11 +11,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
 from .._validate import require_adata, require_obs, require_unique_names
 from ..pp._counts import get_counts
 from ..pp._design import get_labels, get_mask, known_cells
-from ._response_scores import SCORES, Truth, discrimination, score_response
+from ..results.store import write_result
+from ..stats.response_scores import SCORES, Truth, discrimination, score_response
 
 PREDICTION = "prediction"
 BASELINES = ("perturbation mean", "no change")
@@ -36,27 +36,26 @@ def perturbation_metrics(
     n_bootstrap: int = 200,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Score predicted mean responses beside two predictions that anyone could make.
 
     Parameters
     ----------
     adata
-        True cells, controls among them. Values should be of one depth and on one scale: normalised and logarithms, or
-        rank levels.
+        True cells, controls among them. Values should be of one depth and on one scale: normalised and
+        logarithms, or rank levels.
     predicted
-        Predictions: an AnnData with the same genes and column `perturbation_key`, one row a predicted cell or mean (it
-        needs no controls); or the
-        layer of `adata` in which treated cells hold what was predicted for them; or several by name.
+        Predictions: an AnnData with the same genes and column `perturbation_key`, one row a predicted cell or
+        mean (it needs no controls); or the layer of `adata` in which treated cells hold what was predicted
+        for them; or several by name.
     perturbation_key, control
         Column of `.obs` with the perturbation, and its value for controls.
     layer
         Layer of the true values, and of those of a predicted AnnData; by default `.X`.
     train
-        Cells that predictions may have learned from: boolean column of `.obs`, or one boolean a cell. The baselines
-        are of these, and all others are
-        scored. By default all cells are scored, and the perturbation mean is that of the *other* perturbations.
+        Cells that predictions may have learned from: boolean column of `.obs`, or one boolean a cell. The
+        baselines are of these, and all others are scored. By default all cells are scored, and the
+        perturbation mean is that of the *other* perturbations.
     n_top
         Genes that change most.
     donor_key
@@ -67,49 +66,55 @@ def perturbation_metrics(
         Seed.
     key_added
         Key in `.uns`, by default "perturbation_metrics".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["perturbation_metrics"]` with the table `scores`; see `mt.get.perturbation_metrics`.
+    `None`. Writes the table `scores` to `.uns["perturbation_metrics"]`, a row a perturbation (and "all",
+    their mean), method and score:
+
+    `perturbation`, `method`, `is_baseline`, `score`
+        What was predicted, by whom, and how it is scored.
+    `value`, `low`, `high`
+        The score with its 95% interval; NaN where it is not defined.
 
     Raises
     ------
     KeyError
         If a column or layer is not there.
     ValueError
-        If there are no controls or no perturbed cells to score, or predictions have other genes or lack a perturbation.
+        If there are no controls or no perturbed cells to score, or predictions have other genes or lack a
+        perturbation.
 
     Notes
     -----
     With p the predicted, m the true mean of a perturbation's cells, and c that of the controls that are scored:
 
     `pearson_control`
-        r(p - c, m - c), over all genes; `_top` over the `n_top` genes with the largest Welch's t between treated and
-        control cells.
+        r(p - c, m - c), over all genes; `_top` over the `n_top` genes with the largest Welch's t between
+        treated and control cells.
     `pearson_perturbed`
-        r(p - o, m - o), with o the mean over perturbations of their true means: what all perturbations have in common
-        no longer counts. This is the
-        reference of Systema (Viñas Torné et al., Nature Biotechnology 2025); NaN with a single perturbation, whose o
-        is its own mean.
+        r(p - o, m - o), with o the mean over perturbations of their true means: what all perturbations have
+        in common no longer counts. This is the reference of Systema (Viñas Torné et al., Nature Biotechnology
+        2025); NaN with a single perturbation, whose o is its own mean.
     `spearman_control`
         Rank correlation of p - c and m - c.
     `top_overlap`, `top_direction`
-        Share of the top genes among the `n_top` largest predicted changes; share that change in the predicted direction.
+        Share of the top genes among the `n_top` largest predicted changes; share that change in the predicted
+        direction.
     `mse`, `mse_top`
         Mean squared error.
     `discrimination`
-        Share of other perturbations whose true mean is further from the prediction than the right one; 0.5 by chance.
+        Share of other perturbations whose true mean is further from the prediction than the right one; 0.5 by
+        chance.
 
-    The baselines are "perturbation mean", the mean of all treated training cells (the non-control mean of Systema),
-    and "no change", the mean of the training
-    controls. A score that they reach as well says nothing of the perturbation. c is in both differences, so that its
-    noise alone correlates
-    them: "no change" shows by how much. Where it is exactly c (no `train`), it has no direction, and NaN stands there.
+    The baselines are "perturbation mean", the mean of all treated training cells (the non-control mean of
+    Systema), and "no change", the mean of the training controls. A score that they reach as well says nothing
+    of the perturbation. c is in both differences, so that its noise alone correlates them: "no change" shows
+    by how much. Where it is exactly c (no `train`), it has no direction, and NaN stands there.
 
-    Intervals are 95%, from resampling the true cells, or donors with all their cells; predictions are taken as they are. A
-    resample has the noise of the data twice, which lowers r: its spread is put around the value.
+    Intervals are 95%, from resampling the true cells, or donors with all their cells; predictions are taken
+    as they are. A resample has the noise of the data twice, which lowers r: its spread is put around the
+    value.
 
     Examples
     --------
@@ -119,17 +124,17 @@ def perturbation_metrics(
     >>> sc.pp.log1p(adata)
     >>> adata.layers["same"] = adata.X.copy()
     >>> mt.tl.perturbation_metrics(adata, predicted="same", perturbation_key="sex", control="female", n_bootstrap=10)
-    >>> round(float(mt.get.perturbation_metrics(adata, wide=True).loc["prediction", "pearson_control"]), 3)
+    >>> scores = mt.get.table(adata, "perturbation_metrics").query("perturbation == 'all'")
+    >>> scores = scores.pivot(index="method", columns="score", values="value")
+    >>> round(float(scores.loc["prediction", "pearson_control"]), 3)
     1.0
     """
     require_unique_names(adata)
-    if n_top < 1 or n_bootstrap < 2:
-        raise ValueError(
-            f"n_top must be at least 1 and n_bootstrap at least 2, got {n_top} and {n_bootstrap}."
-        )
-    given, (adata, kept) = adata, known_cells(adata, perturbation_key, donor_key)
-    label = get_labels(adata, perturbation_key)
-    learned = np.zeros(adata.n_obs, dtype=bool) if train is None else get_mask(given, train, "train")[kept]
+    if n_bootstrap < 2:
+        raise ValueError(f"n_bootstrap must be at least 2, got {n_bootstrap}.")
+    known, kept = known_cells(adata, perturbation_key, donor_key)
+    label = get_labels(known, perturbation_key)
+    learned = np.zeros(len(kept), dtype=bool) if train is None else get_mask(adata, train, "train")[kept]
     scored = ~learned
     names = sorted(set(label[scored]) - {control})
     if not names or not (scored & (label == control)).any():
@@ -138,12 +143,12 @@ def perturbation_metrics(
             f"There are {(scored & (label == control)).sum()} controls ({perturbation_key!r} is {control!r}) and {len(names)} perturbations "
             f"among the cells to score; both are needed. The column has {has or 'nothing'}."
         )
-    X = _values(adata, layer)
+    X = _values(known, layer)
     every = [control, *names]
     cells = np.flatnonzero(scored & np.isin(label, every))
     code = pd.Index(every).get_indexer(label[cells])
     draws = _weights(
-        None if donor_key is None else get_labels(adata, donor_key)[cells],
+        None if donor_key is None else get_labels(known, donor_key)[cells],
         code,
         n_bootstrap,
         rng,
@@ -153,7 +158,7 @@ def perturbation_metrics(
     common = treated.mean(axis=1) if len(names) > 1 else None
     methods = predicted if isinstance(predicted, Mapping) else {PREDICTION: predicted}
     guesses = {
-        str(name): _predicted(adata, value, layer, perturbation_key, label, scored, names)
+        str(name): _predicted(known, value, layer, perturbation_key, label, scored, names)
         for name, value in methods.items()
     }
     for name, guess in guesses.items():
@@ -181,7 +186,6 @@ def perturbation_metrics(
             rows.append({"perturbation": "all", "method": method, "score": s, **_interval(_nan_mean(values))})
     table = pd.DataFrame(rows)
     table.insert(2, "is_baseline", table["method"].isin(BASELINES))
-    adata = given.copy() if copy else given
     params = {
         "unit": layer or "X",
         "perturbation_key": perturbation_key,
@@ -194,8 +198,7 @@ def perturbation_metrics(
         "resampled": "cells" if donor_key is None else "donors",
         "seed": rng,
     }
-    write_result(adata, key_added or _keys.PERTURBATION_METRICS, params, scores=table)
-    return adata if copy else None
+    write_result(adata, _keys.PERTURBATION_METRICS, params, key_added=key_added, scores=table)
 
 
 def _warn_of_scale(name: str, predicted: float, true: float) -> None:

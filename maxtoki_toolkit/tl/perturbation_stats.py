@@ -11,11 +11,10 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._correction import benjamini_hochberg
-from .._results import read_result, write_result
-from ..get.perturbation import perturbation
+from ..results.store import read_result, read_table, write_result
+from ..stats.fdr import benjamini_hochberg
+from ..stats.matched_null import MIN_NULL, matched_null, moderated_error, null_df, storey, two_sided_p
 from ._gene_covariates import COVARIATES, gene_covariates, of_sets, standardised
-from ._matched_null import MIN_NULL, matched_null, moderated_error, null_df, storey, two_sided_p
 
 # Those of Eisenberg and Levanon (Trends in Genetics 2013), and the most used ones.
 HOUSEKEEPING = (
@@ -31,10 +30,8 @@ def perturbation_stats(
     n_null: int = 40,
     min_donors: int = 3,
     housekeeping: Sequence[str] = HOUSEKEEPING,
-    layer: str | None = None,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Summarise a screen: effect of each gene over donors, and whether it is more than matched genes do.
 
     Parameters
@@ -44,22 +41,53 @@ def perturbation_stats(
     key
         Key in `.uns` of the screen, by default "perturbation".
     n_null
-        Genes that each gene is compared with: those nearest to it in mean rank, detection and expression.
+        Genes that each gene is compared with: those nearest to it in mean rank, detection and, where the
+        counts that were ranked are there, expression.
     min_donors
         Donors (or cells, where no donor is known) in which an edit must have taken effect to be tested.
     housekeeping
-        Symbols or Ensembl ids of genes that should do nothing in particular; see `mt.get.perturbation_controls`.
-    layer
-        Layer with the raw counts, for the expression; by default what was ranked. Without counts, rank and detection are matched.
+        Symbols or Ensembl ids of genes that should do nothing in particular; see
+        `mt.get.table(adata, "perturbation_stats", "controls")`.
     key_added
         Key in `.uns`, by default "perturbation_stats".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes `.uns["perturbation_stats"]` with the tables `effects` and `controls`; see
-    `mt.get.perturbation_stats` and `mt.get.perturbation_controls`. Months become years.
+    `None`. Writes to `.uns["perturbation_stats"]` the tables; months become years:
+
+    `effects`
+        A row a gene, group and `k`, in `params["unit"]`:
+
+        `gene`, `symbol`, `group`, `k`, `matched_to`
+            Gene or set, group of cells ("all" for all together), ranks; for a control, what it is matched to.
+        `effect`, `effect_low`, `effect_high`, `p_donors`
+            Mean over the cells of a donor and then over donors, with its 95% interval over donors, and p of a
+            two-sided t test that it is 0.
+        `null_mean`, `null_low`, `null_high`, `n_null`
+            Where the effects of matched genes lie: centre and middle 95%; how many genes.
+        `excess`, `z`, `p_value`, `q_value`, `storey_q`
+            Effect less the centre of the null, in its standard deviations, two-sided p; the larger of
+            `p_value` and `p_donors`, corrected for the genes of a group.
+        `share_same_sign`
+            Share of the donors whose own mean has the sign of the effect.
+        `effect_younger_context`, `effect_older_context`
+            From the prompts whose context ends before the query's time, and after it.
+        `n_cells`, `n_units`, `unit`
+            Cells or prompts in which the edit took effect, and how many donors (or cells) they are of.
+        `mean_rank`, `detection`, `expression`, `control`
+            What genes are matched on; whether it is a "housekeeping" gene, an "absent" one, or "".
+
+    `controls`
+        What genes do that should do nothing in particular. A row a group, `k` and kind of gene: "all" that
+        were screened, "housekeeping" genes, and "absent" ones (in none of the cells; an edit that does not
+        put them in must give nothing at all):
+
+        `n_genes`, `n_known`
+            How many, and how many of them have an effect at all.
+        `mean_effect`, `mean_size`
+            Mean effect, and its mean size whatever the sign.
+        `share_p_below`, `n_called`
+            Share of the p values below 0.05, and genes with q < 0.05.
 
     Raises
     ------
@@ -76,18 +104,18 @@ def perturbation_stats(
     p of the two (the intersection-union test of Berger, Technometrics 1982) for the genes of a group (Benjamini and Hochberg), and
     `storey_q` is that times the estimated share of genes without an effect.
 
-    Compared with matched genes are effects
-    over their error (that of the gene and that of all genes, half each), since an effect seen in few donors is large by chance. The centre of
-    the null is the median of the matched genes, its spread half the range of their middle 68%, so that genes that matter among them
-    hardly count; its tails are those of a t distribution with a fifth as many degrees of freedom as there are matched genes (3 to 8), which is
-    what genes that drive nothing show. A model whose effects have longer tails calls some genes for no other reason: look at
-    the controls (`mt.get.perturbation_controls`).
+    Compared with matched genes are effects over their error (that of the gene and that of all genes, half
+    each), since an effect seen in few donors is large by chance. The centre of the null is the median of the
+    matched genes, its spread half the range of their middle 68%, so that genes that matter among them hardly
+    count; its tails are those of a t distribution with a fifth as many degrees of freedom as there are
+    matched genes (3 to 8), which is what genes that drive nothing show. A model whose effects have longer
+    tails calls some genes for no other reason: look at the controls (`mt.get.table(adata, "perturbation_stats", "controls")`).
 
-    A small p says that the **model** answers to this gene more than to others like it. It may be right or not, and what it has learned
-    is association.
+    A small p says that the **model** answers to this gene more than to others like it. It may be right or
+    not, and what it has learned is association.
 
-    Only edits that took effect count. The donors are those of the query cells; a context cell is in several prompts, which intervals
-    do not know.
+    Only edits that took effect count. The donors are those of the query cells; a context cell is in several
+    prompts, which intervals do not know.
 
     Examples
     --------
@@ -99,7 +127,7 @@ def perturbation_stats(
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby=None, n_prompts=2, context_size=1, donor_key="donor_id")
     >>> mt.tl.perturb(adata, model, genes="all")
     >>> mt.tl.perturbation_stats(adata)
-    >>> mt.get.perturbation_stats(adata).attrs["unit"]
+    >>> mt.get.table(adata, "perturbation_stats").attrs["unit"]
     'years'
     """
     if n_null < MIN_NULL or min_donors < 2:
@@ -109,7 +137,7 @@ def perturbation_stats(
     key = key or _keys.PERTURBATION
     params = read_result(adata, key, "mt.tl.perturb(adata, model, genes=...)")["params"]
     genes = adata.uns[key]["genes"].reset_index(drop=True)
-    table = perturbation(adata, key=key)
+    table = read_table(adata, key, "effects")
     if not table["took_effect"].any():
         raise ValueError(
             "No edit of the screen took effect: the model reads none of these genes in these cells."
@@ -132,7 +160,7 @@ def perturbation_stats(
 
     effects = []
     for group, mine in parts:
-        covariates = _covariates(adata, table[mine], genes, layer)
+        covariates = _covariates(adata, table[mine], genes)
         for k in np.unique(table["k"]):
             rows = table[mine & (table["k"] == k).to_numpy()]
             found = pd.concat(
@@ -153,7 +181,6 @@ def perturbation_stats(
     unit_of_inference = "donor" if is_known else "cell"
     effects["unit"] = unit_of_inference
 
-    adata = adata.copy() if copy else adata
     settings = {
         "unit": unit,
         "unit_of_inference": unit_of_inference,
@@ -168,15 +195,15 @@ def perturbation_stats(
     }
     write_result(
         adata,
-        key_added or _keys.PERTURBATION_STATS,
+        _keys.PERTURBATION_STATS,
         settings,
+        key_added=key_added,
         effects=effects,
         controls=pd.DataFrame(controls),
     )
-    return adata if copy else None
 
 
-def _covariates(adata: AnnData, table: pd.DataFrame, genes: pd.DataFrame, layer: str | None) -> pd.DataFrame:
+def _covariates(adata: AnnData, table: pd.DataFrame, genes: pd.DataFrame) -> pd.DataFrame:
     """What the genes are like in the query cells of some rows."""
     cells = table.drop_duplicates("prompt")["cell"].astype(str)
     rows = adata.obs_names.get_indexer(cells)
@@ -185,7 +212,7 @@ def _covariates(adata: AnnData, table: pd.DataFrame, genes: pd.DataFrame, layer:
             f"{missing.sum()} cells of the screen are not in the AnnData (first: {cells.iloc[missing.argmax()]!r})."
         )
     used, times = np.unique(rows, return_counts=True)
-    measured = gene_covariates(adata[used], layer, weight=times.astype(float))
+    measured = gene_covariates(adata[used], weight=times.astype(float))
     return of_sets(measured, [str(members).split(";") for members in genes["members"]])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
+from zlib import crc32
 
 import anndata as ad
 import numpy as np
@@ -11,16 +12,15 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._results import write_result
-from .._validate import require_obs, require_rank, require_unique_names
+from .._validate import require_obs, require_unique_names
 from ..models.model import MaxTokiModel
-from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences
-from ..models.timelapse import read_lapses, require_temporal
-from ..pp._design import as_times, get_groups, get_mask, known_cells
-from ._age_intervals import calibrate
+from ..models.timelapse import require_temporal
+from ..pp._design import as_list, as_times, get_groups, get_mask, known_cells
+from ..results.store import write_result
+from ..stats.age_intervals import calibrate
 from ._cells import count_truncated, get_sequences
-from ._contexts import draw_contexts
+from ._contexts import AgeSampling, draw_contexts, read_ages
 from ._time_unit import check_unit
 
 MIN_DONORS = 4  # of known age that a group needs
@@ -34,14 +34,11 @@ def predict_age(
     donor_key: str,
     groupby: str | Sequence[str] | None,
     reference: str | Sequence[bool] | AnnData | None = None,
-    n_contexts: int = 8,
-    context_size: int = 3,
-    n_reference_cells: int = 20,
+    sampling: AgeSampling | None = None,
     coverage: float = 0.9,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Read the age of every cell, beside donors of known age, with intervals that hold for new donors.
 
     Parameters
@@ -57,30 +54,55 @@ def predict_age(
     groupby
         Columns of `.obs` in which a query cell and its context agree, e.g. "cell_type".
     reference
-        Cells of known age, e.g. the controls: a boolean column of `.obs`, one boolean a cell, or another AnnData,
-        rank-encoded for the same model, with the same columns. By default all cells whose age is known.
-    n_contexts, context_size
-        Contexts that each cell is read after, and donors of each; never the cell's own donor. The mean over contexts counts.
-    n_reference_cells
-        Cells of each reference donor and group that the readings are calibrated with.
+        Cells of known age, e.g. the controls: a boolean column of `.obs`, one boolean a cell, or another
+        AnnData, rank-encoded for the same model, with the same columns. By default all cells whose age is
+        known.
+    sampling
+        Contexts that each cell is read after (the mean over them counts), and reference cells to calibrate
+        with: by default `mt.tl.AgeSampling(n_contexts=8)`.
     coverage
-        Share of new donors' cells whose age the interval is to hold.
+        Share of new donors' cells whose age the interval is to hold, from 0.5 to below 1.
     rng
         Seed of the contexts and of the cells that calibrate. Neither depends on the order of the cells.
     key_added
-        Prefix of the columns of `.obs`, by default "predicted_age", and key in `.uns`, by default "predict_age".
-    copy
-        Return a copy instead of writing to `adata`.
+        Prefix of the columns of `.obs`, by default "predicted_age", and key in `.uns`, by default
+        "predict_age".
 
     Returns
     -------
-    `None`, or the copy. Writes
+    `None`. Writes `.obs["predicted_age"]`, `.obs["predicted_age_low"]` and `.obs["predicted_age_high"]`, the
+    age of each cell in the model's unit, with its interval (NaN where there is none, for the reason that the
+    table of groups has), and to `.uns["predict_age"]` the tables
 
-    `.obs["predicted_age"]`, `.obs["predicted_age_low"]`, `.obs["predicted_age_high"]`
-        Age of each cell, in the model's unit, with its interval; NaN where there is none, for the reason that the
-        table of groups has.
-    `.uns["predict_age"]["donors"]`, `["groups"]`
-        See `mt.get.predicted_ages`, `mt.get.age_calibration`.
+    `donors`
+        A row a donor and group, in `params["unit"]`:
+
+        `donor`, `group`, `reference`
+            Whose cells; whether they are reference.
+        `n_cells`, `n_contexts`
+            Cells, and after how many contexts of other donors each was read at most.
+        `known`
+            The age that the column of `.obs` has, NaN where it has none.
+        `predicted`, `low`, `high`
+            Mean over the cells, with an interval that holds for new donors; NaN where there is none.
+
+    `groups`
+        A row a group:
+
+        `group`, `n_cells`, `n_reference_donors`, `n_reference_cells`
+            Cells whose age was asked for, and donors and cells of known age.
+        `slope`
+            Age for each unit of age that is read.
+        `r`, `r_low`
+            Correlation over donors of what is read, on average over their cells, with the known ages; lower
+            end of its 95% interval.
+        `median_error`, `median_error_mean_age`
+            Median absolute error of the donors' ages, each by the fit without that donor, and of saying the
+            mean age of the other donors.
+        `cell_reach`, `donor_reach`
+            Half the width of the intervals.
+        `reason`
+            Why there is no age, or no interval; "" where there is.
 
     Raises
     ------
@@ -104,35 +126,27 @@ def predict_age(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> adata.obs["control"] = adata.obs["condition"] == "control"
     >>> mt.tl.predict_age(adata, model, time_key="age_months", donor_key="donor_id", groupby=None,
-    ...                   reference="control", n_contexts=1, n_reference_cells=2)
+    ...                   reference="control", sampling=mt.tl.AgeSampling(n_contexts=1, n_cells=2))
     >>> "predicted_age" in adata.obs
     True
     """
     require_temporal(model)
-    require_unique_names(adata)
-    require_rank(adata)
+    sampling = sampling or AgeSampling(n_contexts=8)
     if not 0.5 <= coverage < 1:
         raise ValueError(f"coverage must be at least 0.5 and less than 1, got {coverage}.")
-    for name, value in [
-        ("n_contexts", n_contexts),
-        ("context_size", context_size),
-        ("n_reference_cells", n_reference_cells),
-    ]:
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
-    columns = [groupby] if isinstance(groupby, str) else list(groupby or [])
+    columns = as_list(groupby)
     kind = reference if isinstance(reference, str) else _kind_of(reference)
-    given, (adata, rows_given) = adata, known_cells(adata, donor_key, columns)
+    cells, rows_given = known_cells(adata, donor_key, columns)
     if isinstance(reference, AnnData):
         reference, _ = known_cells(reference, donor_key, columns)
     elif reference is not None:
-        reference = get_mask(given, reference, "reference")[rows_given]
-    asked = _gather(adata, reference, model, time_key, donor_key, groupby)
+        reference = get_mask(adata, reference, "reference")[rows_given]
+    asked = _gather(cells, reference, model, time_key, donor_key, groupby)
     read_as = check_unit(time_key, asked.time[asked.known], model.time_head.unit)
-    calibrating = _some_of_each(asked, n_reference_cells, rng)
-    read, n_read = _read(model, asked, asked.queried | calibrating, n_contexts, context_size, rng)
+    calibrating = _some_of_each(asked, sampling.n_cells, rng)
+    read, n_read = _read(model, asked, asked.queried | calibrating, sampling, rng)
 
-    n = adata.n_obs
+    n = cells.n_obs
     age, low, high = (np.full(n, np.nan) for _ in range(3))
     donors, groups = [], []
     for number, group in enumerate(asked.groups):
@@ -156,13 +170,12 @@ def predict_age(
             elif np.isnan(found.cell_reach):
                 reason = f"too few reference donors for intervals of {coverage:.0%}"
         groups.append(row | {"reason": reason})
-        # Rows of adata come first.
+        # The cells come first, before those of a reference elsewhere.
         here = rows[rows < n]
         if found is not None:
             age[here] = found.apply(read[here], asked.donor[here])
             low[here], high[here] = age[here] - found.cell_reach, age[here] + found.cell_reach
         donors += _by_donor(asked, here, age, n_read, group, found)
-    adata = given.copy() if copy else given
     column = key_added or _keys.PREDICTED_AGE
     for suffix, values in [("", age), ("_low", low), ("_high", high)]:
         whole = np.full(adata.n_obs, np.nan)
@@ -175,22 +188,20 @@ def predict_age(
         "donor_key": donor_key,
         "groupby": columns,
         "reference": kind,
-        "n_contexts": n_contexts,
-        "context_size": context_size,
-        "n_reference_cells": n_reference_cells,
+        **sampling.flat(),
         "coverage": coverage,
         "n_left_out": adata.n_obs - n,
-        "n_truncated": count_truncated(adata, model),
+        "n_truncated": count_truncated(cells, model),
         "seed": rng,
     }
     write_result(
         adata,
-        key_added or _keys.PREDICT_AGE,
+        _keys.PREDICT_AGE,
         {**model.params, **params},
+        key_added=key_added,
         donors=pd.DataFrame(donors),
         groups=pd.DataFrame(groups).reindex(columns=_GROUP_COLUMNS),
     )
-    return adata if copy else None
 
 
 def _kind_of(reference: AnnData | Sequence[bool] | None) -> str:
@@ -224,7 +235,7 @@ class _Asked(NamedTuple):
 def _gather(adata, reference, model, time_key, donor_key, groupby) -> _Asked:
     """What is known of all cells; none lacks a donor or a group (`known_cells`)."""
     elsewhere = reference if isinstance(reference, AnnData) else None
-    columns = [groupby] if isinstance(groupby, str) else list(groupby or [])
+    columns = as_list(groupby)
     sequences, obs = get_sequences(adata, model), adata.obs[[donor_key, *columns]]
     known = np.zeros(adata.n_obs, bool)
     if elsewhere is None:
@@ -264,43 +275,37 @@ def _gather(adata, reference, model, time_key, donor_key, groupby) -> _Asked:
 
 def _some_of_each(asked: _Asked, n: int, seed: int) -> np.ndarray:
     """Which reference cells calibrate: some of each donor and group, by their names."""
-    rows = np.flatnonzero(asked.known)
-    rows = rows[np.argsort(asked.names[rows].astype(str), kind="stable")]
-    order = np.random.default_rng([seed, 1]).permutation(len(rows))
-    rows = rows[order]
+    rows = _by_name(asked, asked.known)
+    rows = rows[np.random.default_rng([seed, 1]).permutation(len(rows))]
     place = pd.DataFrame({"d": asked.donor[rows], "g": asked.group[rows]}).groupby(["d", "g"]).cumcount()
     chosen = np.zeros(len(asked.known), bool)
     chosen[rows[place.to_numpy() < n]] = True
     return chosen
 
 
-def _read(model, asked: _Asked, wanted, n_contexts: int, size: int, seed: int):
+def _by_name(asked: _Asked, some: np.ndarray) -> np.ndarray:
+    """Rows of some cells in the order of their names: a reference elsewhere is drawn from as one in place is."""
+    rows = np.flatnonzero(some)
+    return rows[np.argsort(asked.names[rows].astype(str), kind="stable")]
+
+
+def _read(model, asked: _Asked, wanted: np.ndarray, sampling: AgeSampling, seed: int):
     """Mean age that is read of each cell over the contexts without its donor, and their number."""
-    table, query = [], []
+    groups = []
     for number, name in enumerate(asked.groups):
-        pool = np.flatnonzero(asked.known & (asked.group == number))
-        mine = np.flatnonzero(wanted & (asked.group == number))
+        here = asked.group == number
         contexts = draw_contexts(
-            pool, asked.donor, asked.time, asked.names, group=name, n=n_contexts, size=size, seed=seed
+            _by_name(asked, asked.known & here),
+            asked.donor,
+            asked.time,
+            n=sampling.n_contexts,
+            size=sampling.context_size,
+            seed=[seed, crc32(name.encode())],
         )
-        for context in contexts:
-            others = mine[~np.isin(asked.donor[mine], asked.donor[context])]
-            padded = np.pad(context, (0, size - len(context)), constant_values=-1)
-            table.append(np.tile(padded, (len(others), 1)))
-            query.append(others)
-    total, n_read = np.zeros(len(wanted)), np.zeros(len(wanted), np.int64)
-    if query:
-        table, query = np.concatenate(table), np.concatenate(query)
-        time = np.where(table >= 0, asked.time[table], 0)
-        last = time[np.arange(len(table)), (table >= 0).sum(axis=1) - 1]
-        steps = np.where(table[:, 1:] >= 0, np.diff(time, axis=1), 0)
-        prompts = Prompts(table, query, steps, np.zeros(len(query), np.int64), np.ones(len(query), bool))
-        written = write_prompts(
-            prompts, asked.sequences, model.vocab, max_length=model.max_length, answer=False
-        )
-        lapse, _ = read_lapses(model, written.sequences)
-        np.add.at(total, query, last + lapse.astype(float))
-        np.add.at(n_read, query, 1)
+        groups.append((np.flatnonzero(wanted & here), contexts))
+    read = read_ages(model, asked.sequences, groups, asked.donor, asked.time)
+    total = np.bincount(read.cell, read.age, minlength=len(wanted))
+    n_read = np.bincount(read.cell, minlength=len(wanted))
     return np.where(n_read > 0, total / np.maximum(n_read, 1), np.nan), n_read
 
 

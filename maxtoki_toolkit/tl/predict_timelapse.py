@@ -5,14 +5,14 @@ from __future__ import annotations
 from anndata import AnnData
 
 from .. import _keys
-from .._results import read_result, write_result
 from ..models.model import MaxTokiModel
 from ..models.prompts import write_prompts
 from ..models.timelapse import read_lapses, require_temporal
 from ..pp.sample_prompts import read_prompts
+from ..results.store import read_result, write_result
+from ..stats.lapse_scores import score_lapses
 from ._cells import count_truncated, get_sequences
 from ._time_unit import check_unit
-from ._timelapse_scores import score_lapses
 
 
 def predict_timelapse(
@@ -23,8 +23,7 @@ def predict_timelapse(
     key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
-    copy: bool = False,
-) -> AnnData | None:
+) -> None:
     """Predict the lapse from the last context cell to the query cell of each prompt.
 
     Parameters
@@ -41,18 +40,39 @@ def predict_timelapse(
         Seed of the intervals; the predictions are not random.
     key_added
         Key in `.uns`, by default "timelapse".
-    copy
-        Return a copy instead of writing to `adata`.
 
     Returns
     -------
-    `None`, or the copy. Writes to `.uns["timelapse"]`
+    `None`. Writes to `.uns["timelapse"]` the tables, in `params["unit"]`, that of the model's time head:
 
     `prompts`
-        The prompts with `predicted`, in the unit of `params["unit"]`, and `p_non_numeric`, the probability that the
-        model gives to tokens that are no lapse (NaN for a linear time head). See `mt.get.timelapse`.
+        The prompts (columns as of `mt.pp.sample_prompts`) with `predicted`, the lapse that the model reads,
+        and `p_non_numeric`, the probability (0-1) that it gives to tokens that are no lapse (NaN for a linear
+        time head).
     `scores`
-        Correlation, slope and more against the known lapses; see `mt.get.timelapse_scores`.
+        A row a predictor and group, with "all" for all groups together. Each measure has `_low` and `_high`,
+        the ends of its 95% interval over donors (NaN for fewer than three):
+
+        `predictor`, `group`
+            Who predicted ("MaxToki" or a baseline), and for which prompts.
+        `n_prompts`, `n_units`, `unit`
+            Prompts, and how many donors (or query cells, where no donor is known) their queries are of.
+        `r`
+            Pearson correlation of predicted and true lapse; NaN for a constant prediction.
+        `slope`
+            Slope of the predicted on the true lapse: 1 is right, less is a regression to the mean.
+        `r2`
+            1 - mean squared error / variance of the true lapses; negative if their mean were a better
+            prediction.
+        `spread`
+            Standard deviation of the predicted over that of the true lapses.
+        `bias`, `median_error`, `mean_error`
+            Mean of predicted - true lapse; median and mean of its absolute value, in the unit.
+        `r_null_low`, `r_null_high`, `p_value`
+            Where `r` is in 95% of permutations of the query donors' times, and the one-sided p-value of `r`.
+            Contexts and predictions stay as they are, so an `r` above it is owed to the query cells; or,
+            where the prompts were drawn with `zero_lapse="never"` and there are few times, to the times that
+            the context has left over.
 
     Raises
     ------
@@ -75,7 +95,7 @@ def predict_timelapse(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=6, donor_key="donor_id")
     >>> mt.tl.predict_timelapse(adata, model)
-    >>> mt.get.timelapse(adata).shape[0]
+    >>> mt.get.table(adata, "timelapse").shape[0]
     6
     """
     require_temporal(model)
@@ -97,7 +117,6 @@ def predict_timelapse(
     lapse, p_non_numeric = read_lapses(model, written.sequences)
     table["predicted"], table["p_non_numeric"] = lapse, p_non_numeric
 
-    adata = adata.copy() if copy else adata
     result = {
         "unit": model.time_head.unit,
         "time_key": params["time_key"],
@@ -111,9 +130,9 @@ def predict_timelapse(
     }
     write_result(
         adata,
-        key_added or _keys.TIMELAPSE,
+        _keys.TIMELAPSE,
         {**model.params, **result},
+        key_added=key_added,
         prompts=table,
         scores=score_lapses(table, {"MaxToki": "predicted"}, groupby="group", seed=rng),
     )
-    return adata if copy else None

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..models.sequences import Sequences
-from ..tl._clock import fit_ridge
+from ..stats.clocks import fit_ridge
 
 MIN_CELLS = 100  # that a group needs for a clock of its own
 MAX_CELLS = 6000  # of a group that a clock is fitted to

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from .._files import atomic
 from .._outputs import claim
 from .._progress import progress
 from ..models._quiet import quiet_transformers
+from ..models.costs import Shape, flops_of_sums, peak_of
 from ..models.model import require_finite
 from ._checkpoints import drop_unfinished, finish, last_checkpoint, unfinished, writing
 from ._optimizer import MuonAdamW
@@ -148,8 +150,16 @@ def fit(
                 state_dict = _without_tied(self.model)
             super()._save(output_dir, state_dict)
 
+        def training_step(self, model, inputs, *args, **kwargs):
+            speed.count(inputs)
+            return super().training_step(model, inputs, *args, **kwargs)
+
+        def log(self, logs, *args, **kwargs):
+            super().log(logs | (speed.take() if "loss" in logs else {}), *args, **kwargs)
+
+    hf = getattr(module, "hf", module)
+    speed = _Speed(hf.config)
     if run.gradient_checkpointing:
-        hf = getattr(module, "hf", module)
         # The newer name of transformers, or the older.
         (getattr(hf, "activation_checkpointing_enable", None) or hf.gradient_checkpointing_enable)()
     optimizer = None
@@ -230,6 +240,33 @@ def _without_tied(module: nn.Module) -> dict[str, torch.Tensor]:
             seen.add(tensor.data_ptr())
             state[name] = tensor
     return state
+
+
+class _Speed:
+    """What a process computes between two entries of the log."""
+
+    def __init__(self, config) -> None:
+        self.shape, self.pad = Shape.of(config), config.pad_token_id or 0
+        self.tokens, self.pairs, self.since = 0, 0, time.perf_counter()
+
+    def count(self, inputs: dict) -> None:
+        """Add a batch. The sums stay on its device: to read them would wait for it."""
+        for name in ("input_ids", "replay_ids"):
+            if (batch := inputs.get(name)) is not None:
+                length = (batch != self.pad).sum(dim=1).double()
+                self.tokens = self.tokens + length.sum()
+                self.pairs = self.pairs + (length * (length + 1) / 2).sum()
+
+    def take(self) -> dict[str, float]:
+        """Tokens a second, TFLOP/s and, where the device's peak is known, its share; then begin anew."""
+        now = time.perf_counter()
+        seconds, tokens, pairs = now - self.since, float(self.tokens), float(self.pairs)
+        rate = flops_of_sums(self.shape, tokens, pairs, training=True) / seconds
+        entry = {"tokens_per_second": round(tokens / seconds, 1), "tflop_per_second": round(rate / 1e12, 4)}
+        if torch.cuda.is_available() and (peak := peak_of(torch.cuda.get_device_name())):
+            entry["mfu"] = round(rate / peak, 4)
+        self.tokens, self.pairs, self.since = 0, 0, now
+        return entry
 
 
 def _log(path: Path, metric: str):

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from ..get.results import symbols
+from .._features import symbols
 from ..models.likelihood import token_log_likelihoods
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts

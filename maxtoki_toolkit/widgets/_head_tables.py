@@ -123,7 +123,7 @@ def _rows(table: pd.DataFrame, statistic: str, of, group, **columns) -> pd.DataF
 
 
 def _enrichment(adata: AnnData, key: str) -> pd.DataFrame:
-    table, params = get.head_enrichment(adata, key=key), adata.uns[key]["params"]
+    table, params = get.table(adata, key), adata.uns[key]["params"]
     return _rows(
         table,
         ENRICHMENT,
@@ -137,7 +137,7 @@ def _enrichment(adata: AnnData, key: str) -> pd.DataFrame:
 
 
 def _segments(adata: AnnData, key: str) -> pd.DataFrame:
-    table, params = get.head_segments(adata, key=key), adata.uns[key]["params"]
+    table, params = get.table(adata, key), adata.uns[key]["params"]
     seen = ", by the last token" if params["attending"] == "last" else ""
     return _rows(
         table,
@@ -153,7 +153,7 @@ def _segments(adata: AnnData, key: str) -> pd.DataFrame:
 
 
 def _profiles(adata: AnnData, key: str) -> pd.DataFrame:
-    table, heads = get.head_profiles(adata, key=key), get.head_specificity(adata, key=key)
+    table, heads = get.table(adata, key), get.table(adata, key, "heads")
     of = str(table.attrs["statistic"])
     return pd.concat(
         [

@@ -1,0 +1,234 @@
+"""What functions store in `.uns`: for every key, who writes it and the tables that it holds.
+
+The first table of a result is the one that is read when none is named. The columns are in the docstring of the function, section
+Returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from .. import _keys
+
+
+class Result(NamedTuple):
+    """What is stored under a key."""
+
+    call: str
+    """How to make it, as errors say it."""
+    tables: Mapping[str, str] = MappingProxyType({})
+    """Of each table, what its rows are."""
+    units: Mapping[str, str] = MappingProxyType({})
+    """Units of tables whose values have another one than `params["unit"]`; "" for none."""
+
+    @property
+    def function(self) -> str:
+        """Name of the function that writes it, such as "tl.embed"."""
+        return self.call.partition("(")[0].removeprefix("mt.")
+
+
+_ATTENTION = {
+    "sequences": "cells or prompts that were read",
+    "units": "groups and donors (or blocks of cells)",
+    "genes": "genes among the tokens",
+    "tokens": "tokens of the examples (with n_examples)",
+}
+_SHARE = "share, 0 to 1"
+
+SCHEMA: dict[str, Result] = {
+    _keys.MAP_GENES: Result("mt.pp.map_genes(adata)", {"report": "what became of the genes"}, {"report": ""}),
+    _keys.MAP_ORTHOLOGS: Result(
+        "mt.pp.map_orthologs(adata)",
+        {"report": "genes by kind", "ambiguous": "pairs of genes that are not one to one"},
+        {"report": "", "ambiguous": ""},
+    ),
+    _keys.HARMONIZED: Result("mt.pp.harmonize_cell_types(adata)", {"labels": "labels"}, {"labels": ""}),
+    _keys.PARSE_AGE: Result("mt.pp.parse_age(adata, key)", {"terms": "texts of the column"}),
+    _keys.ENCODING: Result("mt.pp.rank_value_encode(adata, model)"),
+    _keys.HOLD_OUT: Result("mt.pp.hold_out(adata, donor_key=...)"),
+    _keys.HOLDOUT_INTERVALS: Result(
+        "mt.pp.holdout_intervals(adata, time_key=...)",
+        {"intervals": "intervals, by group", "genes": "genes that turn over there"},
+        {"intervals": "", "genes": "share of the cell's ranks per unit of time"},
+    ),
+    _keys.PROMPTS: Result("mt.pp.sample_prompts(adata, ...)", {"prompts": "prompts"}, {"prompts": ""}),
+    _keys.MATCHED: Result(
+        "mt.pp.match_queries(adata, queries)", {"prompts": "prompts with other query cells"}, {"prompts": ""}
+    ),
+    _keys.MATCHED_AGES: Result(
+        "mt.pp.match_ages(adata, ...)",
+        {"donors": "donors of each condition, and controls", "balance": "conditions"},
+        {"donors": "", "balance": ""},
+    ),
+    _keys.SIMULATED: Result("mt.pp.simulate_doublets(adata)"),
+    _keys.EMBED: Result("mt.tl.embed(adata, model)"),
+    _keys.LOG_LIKELIHOOD: Result("mt.tl.log_likelihood(adata, model)"),
+    _keys.GENERATE: Result("mt.tl.generate(adata, model)"),
+    _keys.PURITY: Result(
+        "mt.tl.neighbor_purity(adata, model, groupby=...)", {"scores": "embeddings"}, {"scores": _SHARE}
+    ),
+    _keys.TIMELAPSE: Result(
+        "mt.tl.predict_timelapse(adata, model)",
+        {"prompts": "prompts with their predicted lapse", "scores": "predictors and groups"},
+    ),
+    _keys.BASELINES: Result(
+        "mt.tl.timelapse_baselines(adata, model)",
+        {
+            "scores": "predictors and groups",
+            "prompts": "prompts with the lapses that each baseline predicts",
+            "clocks": "fitted ridge regressions",
+        },
+    ),
+    _keys.PREDICT_AGE: Result(
+        "mt.tl.predict_age(adata, model, ...)",
+        {"donors": "donors and groups of cells", "groups": "groups of cells, with their calibration"},
+    ),
+    _keys.ABLATION: Result(
+        "mt.tl.ablate_prompt(adata, model)",
+        {"effects": "ablations", "prompts": "prompts with their lapse under each ablation"},
+    ),
+    _keys.AGE_ACCELERATION: Result(
+        "mt.tl.age_acceleration(adata, model, ...)",
+        {
+            "effects": "predictors, conditions and groups",
+            "donors": "predictors, conditions, groups and donors",
+            "matching": "donors of each condition, and controls",
+            "balance": "conditions",
+        },
+    ),
+    _keys.DOUBLETS: Result(
+        "mt.tl.doublets(adata, model)",
+        {
+            "cells": "cells, simulated doublets and queries",
+            "scores": "sets of doublets and detectors",
+            "singlets": "populations",
+        },
+        dict.fromkeys(("cells", "scores", "singlets"), _SHARE),
+    ),
+    _keys.CONCORDANCE: Result(
+        "mt.tl.annotation_concordance(adata, model, ...)",
+        {"scores": "kinds of cells", "types": "kinds of cells and types", "cells": "generated cells"},
+        dict.fromkeys(("scores", "types", "cells"), _SHARE),
+    ),
+    _keys.TRAIN_ON_GENERATED: Result(
+        "mt.tl.train_on_generated(adata, model, ...)",
+        {"scores": "trainings", "donors": "trainings and tested donors"},
+        dict.fromkeys(("scores", "donors"), _SHARE),
+    ),
+    _keys.EVALUATE_GENERATED: Result(
+        "mt.tl.evaluate_generated(adata, model, ...)", {"summary": "measures of the audits"}
+    ),
+    _keys.GENERATED_AGES: Result(
+        "mt.tl.generated_ages(adata, model, ...)",
+        {"scores": "kinds of cells and groups", "cells": "generated cells", "clocks": "fitted clocks"},
+    ),
+    _keys.DIFFERENTIAL_RANK: Result(
+        "mt.tl.differential_rank(adata, model, generated=..., time_key=..., intervals=...)",
+        {"genes": "genes and groups", "scores": "predictors and groups", "cells": "cells that were compared"},
+    ),
+    _keys.DIVERSITY: Result(
+        "mt.tl.generation_diversity(adata, model, generated=...)", {"scores": "groups and kinds of cells"}
+    ),
+    _keys.ATTENTION: Result("mt.tl.attention(adata, model)", _ATTENTION),
+    _keys.PROMPT_ATTENTION: Result("mt.tl.attention(adata, model, key='prompts')", _ATTENTION),
+    _keys.HEAD_ENRICHMENT: Result(
+        "mt.tl.head_enrichment(adata)",
+        {
+            "heads": "attention heads",
+            "genes": "genes, with set and stratum",
+            "balance": "covariates of the matching",
+        },
+        {"genes": "", "balance": "standard deviations"},
+    ),
+    _keys.HEAD_SEGMENTS: Result(
+        "mt.tl.head_segments(adata)", {"heads": "attention heads and parts of the prompt"}
+    ),
+    _keys.HEAD_PROFILES: Result(
+        "mt.tl.head_profiles(adata)",
+        {"profiles": "attention heads and groups", "heads": "attention heads"},
+        {"heads": "share of the variance"},
+    ),
+    _keys.HEAD_SIMILARITY: Result(
+        "mt.tl.head_similarity(adata)",
+        {
+            "heads": "attention heads, with their order and reliability",
+            "similarity": "heads x heads, without position",
+            "raw": "heads x heads, with position",
+            "replicated": "heads x heads, across halves of the donors",
+        },
+    ),
+    _keys.GENE_NETWORK: Result(
+        "mt.tl.gene_network(adata, model)",
+        {
+            "edges": "edges, by group",
+            "scores": "groups and predictors (with regulons=...)",
+            "groups": "groups of cells",
+            "genes": "genes of the network",
+        },
+        {"scores": "AUROC", "groups": "", "genes": ""},
+    ),
+    _keys.ABLATE_HEADS: Result(
+        "mt.tl.ablate_heads(adata, model)", {"effects": "heads, sets of heads, or steps"}
+    ),
+    _keys.PATCH: Result(
+        "mt.tl.patch(adata, model, corrupted=...)",
+        {"effects": "layers (or heads) and segments of the prompt"},
+    ),
+    _keys.ATTRIBUTE: Result(
+        "mt.tl.attribute(adata, model)",
+        {
+            "genes": "genes and parts of the prompt",
+            "segments": "segments of the prompt",
+            "prompts": "prompts with the sum over each segment",
+        },
+    ),
+    _keys.PERTURBATION: Result(
+        "mt.tl.perturb(adata, model, genes=...)",
+        {"effects": "prompts (or cells) and edits", "genes": "edited genes and sets"},
+    ),
+    _keys.PERTURBATION_STATS: Result(
+        "mt.tl.perturbation_stats(adata)",
+        {"effects": "genes, groups and k", "controls": "groups, k and kinds of genes"},
+    ),
+    _keys.AGE_SLOPE: Result(
+        "mt.tl.expression_age_slope(adata, time_key=..., donor_key=...)", {"slopes": "genes and groups"}
+    ),
+    _keys.PERTURBATION_CONCORDANCE: Result(
+        "mt.tl.perturbation_concordance(adata)",
+        {"concordance": "groups and sets of genes", "genes": "genes and groups"},
+    ),
+    _keys.GENE_SETS: Result(
+        "mt.tl.search_gene_sets(adata, model, ...)",
+        {
+            "effects": "gene sets",
+            "genes": "candidates",
+            "trace": 'steps of the chains (method="metropolis")',
+        },
+    ),
+    _keys.STEER: Result(
+        "mt.tl.steer_cells(adata, model, ...)",
+        {
+            "effects": "measures and states",
+            "genes": "genes of the steered cells",
+            "cells": "steered cells",
+            "trace": "steps of the chains",
+        },
+    ),
+    _keys.PERTURBATION_METRICS: Result(
+        "mt.tl.perturbation_metrics(adata, ...)",
+        {"scores": "perturbations, methods and scores"},
+        {"scores": ""},
+    ),
+}
+
+
+def result_of(key: str, params: Mapping | None = None) -> Result:
+    """What is stored under a key: by the name of the function that wrote it, else by that of the key."""
+    if params and (function := params.get("function")):
+        if key in SCHEMA and SCHEMA[key].function == function:
+            return SCHEMA[key]
+        found = [result for result in SCHEMA.values() if result.function == function]
+        return found[0] if found else Result("")
+    return SCHEMA.get(key, Result(""))

@@ -1,0 +1,243 @@
+"""All edits of all prompts or cells, read in parts that fit into memory and can be gone on with."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from .._files import atomic
+from .._progress import hidden, progress
+from .._shards import (
+    count_shards,
+    drop_shards,
+    job_digest,
+    open_shards,
+    parts_folder,
+    process_index,
+    shard_path,
+    take_shards,
+)
+from ..models.edits import INSERTING, cut_cells, edit_cells
+from ..models.embedding import embed_sequences
+from ..models.sequences import Sequences
+from ..results.effects_file import as_categories, find_effects, read_effects, write_effects
+from ._asked_genes import Asked
+from ._edit_readouts import likeness, read_likelihoods, read_prompted_lapses
+from ._edited_units import Units
+from .recipes import ScreenFile
+
+_TOKENS = 1 << 21  # read at a time: a shard
+
+
+class Screen:
+    """All pairs of a unit and an edit, in parts of bounded size."""
+
+    def __init__(self, model, units: Units, asked: Asked, mode, doses, readout, *, whole: bool) -> None:
+        self.model, self.units, self.asked, self.mode, self.doses = model, units, asked, mode, doses
+        self.readout, self.whole = readout, whole
+        self.max_length = model.cell_length
+        self.targets = None
+        if readout == "likelihood" and len(units.target):
+            self.max_length = min(model.cell_length, model.max_length // 2)
+        self.read_cells = cut_cells(units.cells, self.max_length)
+        if readout == "likelihood" and len(units.target):
+            self.targets = self.read_cells.take(units.target)
+        if readout == "embedding":
+            self.embedding = self._embeddings()
+        self.unit, self.edit = self._pairs()
+        length = np.where(units.members >= 0, self.read_cells.lengths[units.members], 0).sum(axis=1)
+        # An edit takes the whole cell, beyond what is read of it.
+        edited = np.where(units.members >= 0, units.cells.lengths[units.members], 0)[:, units.edited].sum(
+            axis=1
+        )
+        cost = np.maximum(length, edited)[self.unit] * len(doses)
+        # A part is as many pairs as there are in `_TOKENS` tokens.
+        part = (np.cumsum(cost) - cost) // _TOKENS
+        self.first = (
+            np.flatnonzero(np.r_[True, np.diff(part) > 0]) if len(part) else np.zeros(1, dtype=np.int64)
+        )
+
+    @property
+    def n_parts(self) -> int:
+        """Parts, each a call of the engine."""
+        return len(self.first)
+
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Unit and edit of each pair, unit by unit."""
+        n_units, n_edits = len(self.units.table), len(self.asked.tokens)
+        if not self.whole or self.mode in INSERTING:
+            return np.repeat(np.arange(n_units), n_edits), np.tile(np.arange(n_edits), n_units)
+        # Of all genes, those that the cells have.
+        cells = self.units.cells if self.mode == "shift" else self.read_cells
+        edited = self.units.members[:, self.units.edited]
+        unit, column = np.nonzero(edited >= 0)
+        of_unit = sp.csr_matrix(
+            (np.ones(len(unit)), (unit, edited[unit, column])), shape=(n_units, len(cells))
+        )
+        has = sp.csr_matrix(
+            (np.ones(len(cells.tokens)), cells.tokens, cells.indptr),
+            shape=(len(cells), self.model.vocab.size),
+        )
+        token = np.array([tokens[0] for tokens in self.asked.tokens])
+        pairs = sp.csr_matrix((of_unit @ has)[:, token])
+        pairs.sort_indices()
+        return np.repeat(np.arange(n_units), np.diff(pairs.indptr)), pairs.indices.astype(np.int64)
+
+    def part(self, number: int) -> pd.DataFrame:
+        """Effects of a part."""
+        stop = self.first[number + 1] if number + 1 < self.n_parts else len(self.unit)
+        rows = slice(self.first[number], stop)
+        n_doses = len(self.doses)
+        unit, edit = np.repeat(self.unit[rows], n_doses), np.repeat(self.edit[rows], n_doses)
+        k = np.tile(self.doses, stop - self.first[number])
+
+        # One edited cell for each pair and cell of the unit that is edited.
+        columns = np.flatnonzero(self.units.edited)
+        member = self.units.members[unit][:, columns]
+        pair, column = np.nonzero(member >= 0)
+        sizes = np.array([len(tokens) for tokens in self.asked.tokens])[edit[pair]]
+        tokens = np.concatenate([np.zeros(0, np.int64), *(self.asked.tokens[i] for i in edit[pair])])
+        of_cell = np.repeat(np.arange(len(pair)), sizes)
+        edited = edit_cells(
+            self.units.cells,
+            member[pair, column],
+            of_cell,
+            tokens,
+            self.mode,
+            max_length=self.max_length,
+            k=k[pair],
+        )
+
+        def over(values: np.ndarray, of: np.ndarray) -> np.ndarray:
+            return np.bincount(of, values, minlength=len(unit))
+
+        read, changed = over(edited.read, pair) > 0, over(edited.changed, pair) > 0
+        table = pd.DataFrame(
+            {"unit": unit, "edit": edit, "k": k, "present": over(edited.before > 0, pair[of_cell]) > 0}
+        )
+        for name, ranks in [("rank_before", edited.before), ("rank_after", edited.after)]:
+            with np.errstate(invalid="ignore"):
+                table[name] = over(ranks, pair[of_cell]) / over(ranks > 0, pair[of_cell])
+        table["n_lost"], table["n_gained"] = over(edited.lost, pair), over(edited.gained, pair)
+
+        # Only what is read and changed is read again; the rest is exactly 0, or not known.
+        run = np.flatnonzero(read & changed)
+        mine, where = np.unique(unit, return_inverse=True)
+        place = np.full(len(unit), -1)
+        place[run] = np.arange(len(run))
+        kept = np.flatnonzero(place[pair] >= 0)
+        values, clipped = self._read(
+            mine, unit[run], edited.sequences.take(kept), place[pair[kept]], columns[column[kept]]
+        )
+        intact = values[where]
+        value = np.where(read, intact, np.nan)
+        value[run] = values[len(mine) :]
+        table["value"], table["value_intact"] = value, intact
+        table["effect"] = value - intact
+        table["took_effect"] = read & changed
+        # A longer prompt may leave out more of its first cell.
+        table.loc[run, "n_lost"] += np.maximum(clipped[len(mine) :] - clipped[where[run]], 0)
+        return table[read] if self.whole else table
+
+    def _read(self, mine, unit, cells: Sequences, place, column) -> tuple[np.ndarray, np.ndarray]:
+        """Readings of units as they are, then of edited ones: cells (in pair `place`, at `column` of the unit) replaced."""
+        units, n = self.units, len(mine)
+        if self.readout == "timelapse":
+            members = units.members[np.r_[mine, unit]]
+            members[n + place, column] = len(units.cells) + np.arange(len(place))
+            used = np.unique(members[members >= 0])
+            members = np.where(members >= 0, np.searchsorted(used, members), -1)
+            size = members.shape[1] - 1
+            prompts = units.prompts[np.r_[mine, unit]]._replace(
+                context=members[:, :size], query=members[:, size]
+            )
+            return read_prompted_lapses(
+                self.model,
+                prompts,
+                Sequences.concatenate([self.read_cells, cells]).take(used),
+            )
+        sequences = Sequences.concatenate([self.read_cells.take(units.members[mine, 0]), cells])
+        of = np.r_[mine, unit]
+        none = np.zeros(len(of), dtype=np.int64)
+        if self.readout == "likelihood":
+            targets = None if self.targets is None else self.targets.take(of)
+            return read_likelihoods(self.model, sequences, targets), none
+        cosine = likeness(self.model, sequences, self.embedding[of])
+        return (cosine if len(units.target) else 1 - cosine), none
+
+    def _embeddings(self) -> np.ndarray:
+        """What each unit's embedding is compared with: its own as it is, or the mean of the targets of its group."""
+        units = self.units
+        if not len(units.target):
+            return embed_sequences(self.model, self.read_cells.take(units.members[:, 0])).cells
+        group = pd.factorize(units.table["group"])[0]
+        pairs = np.unique(np.column_stack([group, units.target]), axis=0)
+        found = embed_sequences(self.model, self.read_cells.take(pairs[:, 1])).cells
+        means = np.stack([found[pairs[:, 0] == one].mean(axis=0) for one in range(group.max() + 1)])
+        return means[group]
+
+    def table(self, found: pd.DataFrame) -> pd.DataFrame:
+        """Effects with the names of units and genes."""
+        found = found.reset_index(drop=True)
+        unit, edit = found.pop("unit").to_numpy(), found.pop("edit").to_numpy()
+        table = self.units.table.iloc[unit].reset_index(drop=True)
+        for name in ("gene", "symbol"):
+            table[name] = self.asked.table[name].to_numpy(dtype=object)[edit]
+        table = pd.concat([table, found], axis=1)
+        for name in ("n_lost", "n_gained", "k"):
+            table[name] = table[name].astype(np.int64)
+        first = [
+            c
+            for c in ("prompt", "cell", "group", "donor", "lapse", "gene", "symbol", "k", "effect")
+            if c in table
+        ]
+        return as_categories(table[[*first, *(c for c in table if c not in first)]])
+
+
+def read_parts(screen: Screen, todo: Sequence[int], n_done: int = 0) -> Iterator[tuple[int, pd.DataFrame]]:
+    """Number and effects of parts, under one bar: that of the parts or, where there is one only, that of the reading."""
+    is_one = screen.n_parts == 1
+    total = n_done + len(todo)
+    for number in progress(todo, total=total, initial=n_done, desc="Screening", unit="part", disable=is_one):
+        with nullcontext() if is_one else hidden():
+            part = screen.part(number)
+        yield number, part
+
+
+def run_in_parts(
+    screen: Screen, file: ScreenFile, recipe: dict, unit: str
+) -> tuple[pd.DataFrame, str] | None:
+    """Run what is left of a screen, and put it together: table and checksum; `None` where another process has to."""
+    path, share_array, overwrite = Path(file.path), file.share_array, file.overwrite
+    folder, n = parts_folder(path), screen.n_parts
+    digest, shared = job_digest(n, recipe), process_index(share_array=share_array)[1] > 1
+    if checksum := find_effects(path, recipe, overwrite=overwrite):
+        drop_shards(folder, digest)
+        return read_effects(path), checksum
+    with open_shards(folder, n, recipe, share_array=share_array, overwrite=overwrite) as todo:
+        n_done, _ = count_shards(folder)
+        for number, part in read_parts(screen, todo, n_done):
+            part.index = part.index.astype(str)
+            with atomic(shard_path(folder, number, digest)) as temporary:
+                AnnData(obs=part).write_h5ad(temporary)
+    with take_shards(folder, n, recipe, wait=not shared) as shards:
+        if shards is not None and not find_effects(path, recipe, overwrite=overwrite):
+            table = screen.table(pd.concat([ad.read_h5ad(shard).obs for shard in shards]))
+            return table, write_effects(path, table, recipe, unit)
+    if checksum := find_effects(path, recipe, overwrite=overwrite):  # another process was faster
+        drop_shards(folder, digest)
+        return read_effects(path), checksum
+    if not shared:
+        raise ValueError(
+            f"Parts of the job in {folder} have gone meanwhile. Run it again: it makes what is missing."
+        )
+    warnings.warn(f"This process has done its share; the last one to finish writes {path}.", stacklevel=3)
+    return None
