@@ -37,7 +37,8 @@ def measure(adata: AnnData, model, figure: Path | None, **settings) -> list[dict
     rows = []
     for features in [None, *ALONE, *WITHOUT]:
         found = adata.copy()
-        mt.tl.doublets(found, model, features=features, **settings)
+        simulation, others = mt.pp.DoubletSimulation.split(settings)
+        mt.tl.doublets(found, model, features=features, simulation=simulation, **others)
         scores = mt.get.doublet_scores(found)
         scores.insert(0, "features", "all" if features is None else " + ".join(features))
         if features is not None:

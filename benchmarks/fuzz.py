@@ -181,7 +181,7 @@ class World:
 
 # Analyses in the order in which they build on each other.
 RESULTS = (
-    "match_ages embed predict_age predict_timelapse timelapse_baselines age_acceleration age_match ablate_prompt doublets "
+    "match_ages embed predict_age predict_timelapse timelapse_baselines age_acceleration generated_ages ablate_prompt doublets "
     "annotation_concordance train_on_generated differential_rank generation_diversity attention "
     "head_enrichment head_segments head_profiles head_similarity ablate_heads patch attribute neighbor_purity "
     "perturb perturbation_stats expression_age_slope perturbation_concordance search_gene_sets steer_cells perturbation_metrics"

@@ -73,18 +73,11 @@ def quality(model, arguments, temperature: float) -> list[dict]:
             }
         ),
     )
-    settings = {"generated": cells, "groupby": "cell_type"}
-    mt.tl.doublets(
-        adata, model, queries=cells, kind="ranks", features=["ranks"], groupby="cell_type", **donor
-    )
+    mt.tl.evaluate_generated(adata, model, generated=cells, groupby="cell_type", train="held_out")
     found += rows("singlets", mt.get.singlet_fraction(adata))
-    mt.tl.annotation_concordance(adata, model, **settings)
     found += rows("concordance", mt.get.annotation_concordance(adata))
-    mt.tl.train_on_generated(adata, model, **settings, **donor)
     found += rows("train on generated", mt.get.train_on_generated(adata))
-    mt.tl.age_match(adata, model, time_key="age_months", **settings, **donor)
-    found += rows("age", mt.get.age_match(adata))
-    mt.tl.generation_diversity(adata, model, train=adata.obs["held_out"].to_numpy(), **settings, **donor)
+    found += rows("age", mt.get.generated_ages(adata))
     found += rows("diversity", mt.get.generation_diversity(adata))
     return [{"temperature": temperature} | row for row in found]
 
@@ -112,12 +105,10 @@ def held_out_ages(model, arguments) -> list[dict]:
         adata,
         model,
         generated=cells,
-        time_key="age_months",
         groupby="cell_type",
         intervals=tuple(AGES),
         known=~asked,
         n_top=100,
-        n_bootstrap=100,
     )
     genes = mt.get.differential_rank(adata)
     top = genes[genes["top"] != ""]

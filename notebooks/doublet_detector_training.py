@@ -100,15 +100,14 @@ for n, used in enumerate(features):
         adata,
         maxtoki,
         queries=queries,
-        kind=kind,
-        features=used,
         groupby=cell_type_key or None,
-        same_type=same_type if cell_type_key else None,
         donor_key=donor_key or None,
         truth_key=truth_key or None,
-        n_doublets=n_doublets or None,
+        features=used,
+        simulation=mt.pp.DoubletSimulation(
+            kind=kind, n_doublets=n_doublets or None, same_type=same_type if cell_type_key else None
+        ),
         expected_rate=expected_rate,
-        layer=layer or None,
         rng=seed,
         key_added=f"doublets_{n}",
     )

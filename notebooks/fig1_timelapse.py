@@ -187,9 +187,7 @@ for name, (contexts, queries) in sets.items():
     mt.pp.sample_prompts(adata, **prompts, n_prompts=n_prompts, contexts=contexts, queries=queries, rng=seed)
     mt.tl.predict_timelapse(adata, maxtoki, key_added=name)
     if "control" not in name:
-        mt.tl.timelapse_baselines(
-            adata, maxtoki, key=name, layer=layer or None, key_added=f"{name}, baselines"
-        )
+        mt.tl.timelapse_baselines(adata, maxtoki, key=name, key_added=f"{name}, baselines")
 panels = [name for name in sets if "control" not in name]
 
 # %% [markdown]

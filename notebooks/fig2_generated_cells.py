@@ -127,16 +127,17 @@ save(mt.pl.rank_heatmap(generated, groupby="asked for", n_genes=3, n_cells=20), 
 # cells. `expected_rate` is the share of doublets that it takes for granted.
 
 # %% tags=["answer"]
-mt.tl.doublets(
+# All audits at once; what each of them found is shown below.
+mt.tl.evaluate_generated(
     adata,
     maxtoki,
-    queries=generated,
-    kind="ranks",
-    features=["ranks"],
+    generated=generated,
     groupby=cell_type_key,
     donor_key=donor_key,
+    train="held_out",
     rng=seed,
 )
+write(mt.get.evaluate_generated(adata), "summary")
 write(mt.get.singlet_fraction(adata), "singlets")
 mt.get.singlet_fraction(adata).round(3)
 
@@ -150,7 +151,6 @@ save(mt.pl.doublets(adata), "fig2_doublets")
 # generated cell can be expected to do better. `context cells` are those of the prompts.
 
 # %%
-mt.tl.annotation_concordance(adata, maxtoki, generated=generated, groupby=cell_type_key, rng=seed)
 write(mt.get.annotation_concordance(adata), "concordance")
 mt.get.annotation_concordance(adata).round(3)
 
@@ -164,9 +164,6 @@ save(mt.pl.annotation_concordance(adata).figure, "fig2_concordance")
 # with as many true cells, and with bags of genes: generated cells whose genes were put in an order by lot.
 
 # %%
-mt.tl.train_on_generated(
-    adata, maxtoki, generated=generated, groupby=cell_type_key, donor_key=donor_key, rng=seed
-)
 write(mt.get.train_on_generated(adata), "train_on_generated")
 mt.get.train_on_generated(adata).round(3)
 
@@ -179,20 +176,11 @@ save(mt.pl.train_on_generated(adata).figure, "fig2_train_on_generated")
 # A clock (ridge regression, fitted to true cells of other donors) reads the age of the generated cells.
 
 # %%
-mt.tl.age_match(
-    adata,
-    maxtoki,
-    generated=generated,
-    time_key=time_key,
-    donor_key=donor_key,
-    groupby=cell_type_key,
-    rng=seed,
-)
-write(mt.get.age_match(adata), "age_match")
-mt.get.age_match(adata).round(3)
+write(mt.get.generated_ages(adata), "generated_ages")
+mt.get.generated_ages(adata).round(3)
 
 # %%
-save(mt.pl.age_match(adata), "fig2_age_match")
+save(mt.pl.generated_ages(adata), "fig2_generated_ages")
 
 # %% [markdown]
 # ## Copies, averages, or cells?
@@ -201,15 +189,6 @@ save(mt.pl.age_match(adata), "fig2_age_match")
 # cells of the contexts' donors stand for what could be copied.
 
 # %%
-mt.tl.generation_diversity(
-    adata,
-    maxtoki,
-    generated=generated,
-    groupby=cell_type_key,
-    donor_key=donor_key,
-    train=adata.obs["held_out"].to_numpy(),
-    rng=seed,
-)
 write(mt.get.generation_diversity(adata), "diversity")
 mt.get.generation_diversity(adata).round(3)
 

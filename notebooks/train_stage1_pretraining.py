@@ -215,7 +215,7 @@ for name, value in lines.items():
 
 # %%
 mt.tl.embed(test, model)
-mt.tl.neighbor_purity(test, model, groupby=cell_type_key, layer=layer or None, rng=seed)
+mt.tl.neighbor_purity(test, model, groupby=cell_type_key, rng=seed)
 mt.get.neighbor_purity(test).to_csv(run / "neighbor_purity.csv", index=False)
 mt.pl.neighbor_purity(test)
 mt.get.neighbor_purity(test).round(3)

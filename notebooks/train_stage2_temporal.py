@@ -146,7 +146,7 @@ mt.pp.sample_prompts(
     adata, **prompts, n_prompts=2000, contexts="train", queries="train", rng=seed, key_added="train_prompts"
 )
 mt.tl.predict_timelapse(adata, trained)
-mt.tl.timelapse_baselines(adata, trained, layer=layer or None)
+mt.tl.timelapse_baselines(adata, trained)
 scores = (
     mt.get.timelapse_scores(adata, key="timelapse_baselines").query("group == 'all'").set_index("predictor")
 )

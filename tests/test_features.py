@@ -297,11 +297,9 @@ def test_whatever_is_made_of_counts_is_made_of_those_that_were_ranked(rna, ids, 
     sequences = SimpleNamespace(tokens=vocab.gene_ids)
     genes, _ = _genes(both, SimpleNamespace(vocab=vocab), cells, sequences)
     np.testing.assert_allclose(genes["expression"], level.mean(axis=0)[:n])
-    once = _pca(both, None, n_top_genes=2000, n_pcs=3, seed=0)
+    once = _pca(both, n_pcs=3, seed=0)
     mt.pp.rank_value_encode(alone, vocab)
-    np.testing.assert_allclose(
-        np.abs(_pca(alone, None, n_top_genes=2000, n_pcs=3, seed=0)), np.abs(once), atol=1e-3
-    )
+    np.testing.assert_allclose(np.abs(_pca(alone, n_pcs=3, seed=0)), np.abs(once), atol=1e-3)
 
     del both.layers["counts"]
     with pytest.warns(UserWarning, match="Genes are matched on rank and detection.*ranked from it"):
@@ -310,7 +308,7 @@ def test_whatever_is_made_of_counts_is_made_of_those_that_were_ranked(rna, ids, 
         genes, _ = _genes(both, SimpleNamespace(vocab=vocab), cells, sequences)
     assert genes["expression"].eq(1).all()
     with pytest.raises(KeyError, match="say where the counts are now"):
-        log_expression([(both, cells)], None, cells)
+        log_expression([(both, cells)], cells)
 
 
 def test_medians_are_of_genes_alone(rna):

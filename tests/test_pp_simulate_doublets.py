@@ -11,6 +11,12 @@ import maxtoki_toolkit as mt
 from maxtoki_toolkit.pp._doublets import add_counts, draw_pairs, merge_ranks, uniform
 
 
+def simulate(adata, **settings):
+    """Simulate with settings of the simulation among the others."""
+    simulation, others = mt.pp.DoubletSimulation.split(settings)
+    return mt.pp.simulate_doublets(adata, simulation=simulation, **others)
+
+
 @pytest.fixture(scope="module")
 def adata():
     return mt.datasets.aging_atlas(300, 10, n_genes=500)
@@ -23,7 +29,7 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_who_meets_whom(adata, share):
-    doublets = mt.pp.simulate_doublets(adata, groupby="cell_type", same_type=share, donor_key="donor_id")
+    doublets = simulate(adata, groupby="cell_type", same_type=share, donor_key="donor_id")
     obs, of_cell = doublets.obs, adata.obs.astype(str)
     assert (obs["parent_1"] != obs["parent_2"]).all()
     for parent, column in (("parent_1", "type_1"), ("parent_2", "type_2")):
@@ -77,28 +83,28 @@ def test_counts_are_thinned_binomially(adata):
 
 def test_a_doublet_depends_on_seed_and_number_alone(adata, monkeypatch):
     settings = {"groupby": "cell_type", "same_type": 0.5, "donor_key": "donor_id", "rng": 4}
-    doublets = mt.pp.simulate_doublets(adata, **settings)
-    assert_same(mt.pp.simulate_doublets(adata, n_doublets=40, **settings), doublets[:40].copy())
+    doublets = simulate(adata, **settings)
+    assert_same(simulate(adata, n_doublets=40, **settings), doublets[:40].copy())
     shuffled = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()
-    assert_same(mt.pp.simulate_doublets(shuffled, **settings), doublets)
-    other = mt.pp.simulate_doublets(adata, **{**settings, "rng": 5})
+    assert_same(simulate(shuffled, **settings), doublets)
+    other = simulate(adata, **{**settings, "rng": 5})
     assert (other.obs["parent_1"] != doublets.obs["parent_1"]).mean() > 0.9
     monkeypatch.setattr("maxtoki_toolkit.pp._doublets._MOLECULES", 5000)
-    assert_same(mt.pp.simulate_doublets(adata, **settings), doublets)
+    assert_same(simulate(adata, **settings), doublets)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "float64", "bool"])
 def test_types_of_counts(adata, dtype):
     few = adata[:50].copy()
     few.X = few.X.minimum(1 if dtype == "bool" else 250).astype(dtype)
-    doublets = mt.pp.simulate_doublets(few, capture=(1, 1), n_doublets=30)
+    doublets = simulate(few, capture=(1, 1), n_doublets=30)
     names = few.obs_names
     X = few.X.astype(int)
     expected = sum(X[names.get_indexer(doublets.obs[f"parent_{i}"])] for i in (1, 2))
     assert (doublets.X != expected).nnz == 0
     dense = few.copy()
     dense.X = few.X.toarray()
-    assert_same(mt.pp.simulate_doublets(dense, capture=(1, 1), n_doublets=30), doublets)
+    assert_same(simulate(dense, capture=(1, 1), n_doublets=30), doublets)
 
 
 def test_ranks_are_merged():
@@ -116,9 +122,9 @@ def test_merged_ranks_are_close_to_those_of_counts(adata):
     mt.pp.map_genes(cells)
     vocab = mt.models.Vocabulary.from_anndata(cells)
     mt.pp.rank_value_encode(cells, vocab)
-    counted = mt.pp.simulate_doublets(cells, n_doublets=50, capture=(1, 1))
+    counted = simulate(cells, n_doublets=50, capture=(1, 1))
     mt.pp.rank_value_encode(counted, vocab)
-    ranked = mt.pp.simulate_doublets(cells, n_doublets=50, kind="ranks")
+    ranked = simulate(cells, n_doublets=50, kind="ranks")
     assert (ranked.obs["parent_1"] == counted.obs["parent_1"]).all()
     single = cells.layers["rank"][cells.obs_names.get_indexer(ranked.obs["parent_1"])].toarray()
     for row, (merged, true, one) in enumerate(
@@ -140,7 +146,7 @@ def test_merged_ranks_are_close_to_those_of_counts(adata):
 @pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
 @pytest.mark.filterwarnings("ignore:.*zarr")
 def test_round_trip(adata, suffix, tmp_path):
-    doublets = mt.pp.simulate_doublets(adata, n_doublets=20, groupby="cell_type", donor_key="donor_id")
+    doublets = simulate(adata, n_doublets=20, groupby="cell_type", donor_key="donor_id")
     path = tmp_path / f"doublets.{suffix}"
     getattr(doublets, f"write_{suffix}")(path)
     read = getattr(anndata, f"read_{suffix}")(path)
@@ -165,18 +171,18 @@ def test_round_trip(adata, suffix, tmp_path):
 )
 def test_refusals(adata, settings, error, message):
     with pytest.raises(error, match=message):
-        mt.pp.simulate_doublets(adata, **settings)
+        simulate(adata, **settings)
 
 
 def test_refuses_what_is_no_counts(adata):
     logged = adata[:30].copy()
     logged.X = logged.X.log1p()
     with pytest.raises(ValueError, match="looks log-normalised"):
-        mt.pp.simulate_doublets(logged)
+        simulate(logged)
     missing = adata[:30].copy()
     missing.obs["cell_type"] = missing.obs["cell_type"].where(np.arange(30) > 0)
     with pytest.warns(UserWarning, match=r"1 of 30 cells have no value in .obs\['cell_type'\]"):
-        doublets = mt.pp.simulate_doublets(missing, groupby="cell_type")
+        doublets = simulate(missing, groupby="cell_type")
     assert missing.obs_names[0] not in set(doublets.obs[["parent_1", "parent_2"]].to_numpy().ravel())
     with pytest.raises(ValueError, match="No cell has another cell"):
-        mt.pp.simulate_doublets(adata[:1].copy())
+        simulate(adata[:1].copy())

@@ -1,5 +1,7 @@
 """Differential ranking: planted turns are met by cells that have them, not by a line, and by nothing else."""
 
+import importlib
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -21,6 +23,14 @@ SHAPE = {
 }
 N_TURNING = 30
 SETTINGS = {"time_key": "time", "donor_key": "donor", "intervals": ((20, 34), (42, 58)), "n_top": 20}
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """Enough for all but what is asked of `compared`, which is made before."""
+    module = importlib.import_module("maxtoki_toolkit.tl.differential_rank")
+    monkeypatch.setattr(module, "N_BOOTSTRAP", 5)
+    monkeypatch.setattr(module, "N_PERMUTATIONS", 99)
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +127,6 @@ def test_changes_are_those_of_the_ranks(cells, others, model):
         model,
         generated=others,
         **SETTINGS | {"donor_key": None},
-        n_bootstrap=2,
-        n_permutations=1,
     )
     table = mt.get.differential_rank(params).set_index("gene")
     absent = params.uns["differential_rank"]["params"]["absent_rank"]
@@ -146,7 +154,7 @@ def test_nothing_planted_nothing_found(names, model):
         true, made = (simulate(names, planted=False, seed=2 * seed + i, n_cells=6) for i in (0, 1))
         for adata in (true, made):
             mt.pp.rank_value_encode(adata, model)
-        mt.tl.differential_rank(true, model, generated=made, **SETTINGS, n_bootstrap=2, n_permutations=99)
+        mt.tl.differential_rank(true, model, generated=made, **SETTINGS)
         called += (mt.get.differential_rank(true)["true_q_value"] < 0.05).any()
         p_values += mt.get.differential_rank_scores(true)["p_value"].iloc[0] <= 0.05
     assert called <= 1
@@ -184,8 +192,6 @@ def test_values_and_groups(cells, others, model):
         intervals=("middle", "late"),
         groupby="kind",
         donor_key="donor",
-        n_bootstrap=5,
-        n_permutations=9,
     )
     scores = mt.get.differential_rank_scores(found)
     assert scores["group"].unique().tolist() == ["a", "b"]
@@ -299,18 +305,17 @@ def test_the_planted_atlas():
     model = mt.models.build_model({**SHAPE, "max_position_embeddings": 1024}, vocab)
     mt.pp.rank_value_encode(adata, model)
     half = adata.obs["donor_id"].isin(ages.sort_values().index[::2])
+    adata, others = adata[~half].copy(), adata[half].copy()
     mt.tl.differential_rank(
         adata,
         model,
-        generated=adata[half].copy(),
+        generated=others,
         time_key="age",
         donor_key="donor_id",
         groupby="cell_type",
         intervals=((340, 460), (540, 680)),
-        use=~half,
         known=~adata.obs["age"].between(340, 899),
         n_top=50,
-        n_bootstrap=20,
     )
     genes = mt.get.differential_rank(adata).merge(
         planted, left_on=["gene", "group"], right_on=["ensembl_id", "cell_type"]
@@ -335,16 +340,14 @@ def test_myoblasts():
     model = mt.models.build_model({**SHAPE, "max_position_embeddings": 4096}, vocab)
     mt.pp.rank_value_encode(adata, model, force=True)
     half = np.random.default_rng(0).random(adata.n_obs) < 0.5
+    adata, others = adata[~half].copy(), adata[half].copy()
     mt.tl.differential_rank(
         adata,
         model,
-        generated=adata[half].copy(),
+        generated=others,
         time_key="Hours",
         intervals=(24, 48),
-        use=~half,
         known=(adata.obs["Hours"] != 24).to_numpy(),
-        n_bootstrap=20,
-        n_permutations=99,
     )
     scores = mt.get.differential_rank_scores(adata).set_index("predictor")
     assert scores.loc["generated", "p_value"] <= 0.01

@@ -23,6 +23,12 @@ def few_trees(monkeypatch):
     monkeypatch.setattr(importlib.import_module("maxtoki_toolkit.tl.doublets"), "N_TREES", 25)
 
 
+def judge(adata, model, **settings):
+    """Look for doublets, with settings of the simulation among the others."""
+    simulation, others = mt.pp.DoubletSimulation.split(settings)
+    mt.tl.doublets(adata, model, simulation=simulation, **others)
+
+
 def prepare(n_cells, n_donors, **settings):
     adata = mt.datasets.aging_atlas(n_cells, n_donors, n_genes=500, **settings)
     planted = adata.obs_names.isin(adata.uns.pop("truth")["doublets"]["cell"])
@@ -43,7 +49,7 @@ def atlas():
 @pytest.fixture(scope="module")
 def judged(atlas):
     adata, model = atlas
-    return on_copy(mt.tl.doublets, adata, model, truth_key="planted", same_type=1.0, **SETTINGS)
+    return on_copy(judge, adata, model, truth_key="planted", same_type=1.0, **SETTINGS)
 
 
 def test_planted_doublets_are_found(judged):
@@ -124,9 +130,9 @@ def test_neither_order_nor_what_is_judged_beside_matters(atlas):
     adata, model = atlas
     few = adata[:150].copy()
     settings = {**SETTINGS, "donor_key": None, "features": ["ranks", "size"]}
-    found = on_copy(mt.tl.doublets, few, model, **settings)
+    found = on_copy(judge, few, model, **settings)
     order = np.random.default_rng(0).permutation(150)
-    shuffled = on_copy(mt.tl.doublets, few[order].copy(), model, **settings)
+    shuffled = on_copy(judge, few[order].copy(), model, **settings)
     np.testing.assert_array_equal(
         shuffled.obs["doublet_probability"], found.obs["doublet_probability"].to_numpy()[order]
     )
@@ -140,7 +146,9 @@ def test_queries(atlas, counted):
     adata, model = atlas
     few, other = adata[:300].copy(), adata[300:400].copy()
     other.obs_names = "other " + other.obs_names
-    made = mt.pp.simulate_doublets(other, groupby="cell_type", same_type=0.0)
+    made = mt.pp.simulate_doublets(
+        other, groupby="cell_type", simulation=mt.pp.DoubletSimulation(same_type=0.0)
+    )
     mt.pp.rank_value_encode(made, model)
     queries = AnnData(
         sp.vstack([other.X, made.X], format="csr"),
@@ -151,7 +159,7 @@ def test_queries(atlas, counted):
     )
     if not counted:
         queries.X = None
-    result = on_copy(mt.tl.doublets, few, model, groupby="cell_type", queries=queries)
+    result = on_copy(judge, few, model, groupby="cell_type", queries=queries)
     used = result.uns["doublets"]["params"]["features"]
     assert used == (["embedding", "ranks", "expression", "size"] if counted else ["embedding", "ranks"])
     asked = mt.get.doublets(result).query("population == 'queries'")
@@ -165,9 +173,9 @@ def test_queries(atlas, counted):
     if counted:
         return
     with pytest.raises(ValueError, match="The queries have no counts, so 'size' is not known"):
-        mt.tl.doublets(few, model, queries=queries, features=["ranks", "size"])
+        judge(few, model, queries=queries, features=["ranks", "size"])
     with pytest.raises(ValueError, match="300 queries have the name of a cell"):
-        mt.tl.doublets(few, model, queries=few)
+        judge(few, model, queries=few)
 
 
 def test_cells_with_ranks_alone(atlas):
@@ -176,7 +184,7 @@ def test_cells_with_ranks_alone(atlas):
         X=None, obs=adata.obs[:100].copy(), var=adata.var, layers={"rank": adata.layers["rank"][:100]}
     )
     few.uns = {"rank_value_encode": adata.uns["rank_value_encode"]}
-    mt.tl.doublets(few, model, kind="ranks", groupby="cell_type")
+    judge(few, model, kind="ranks", groupby="cell_type")
     assert set(mt.get.doublet_scores(few)["detector"]) == {"detector", "permuted labels"}
     assert len(mt.pl.doublets(few).axes) == 4
 
@@ -197,7 +205,7 @@ def test_no_cell_is_judged_by_what_it_had_a_part_in(atlas, monkeypatch):
 
     monkeypatch.setattr(module, "describe", listen)
     monkeypatch.setattr(module, "_cross_fit", remember)
-    result = on_copy(mt.tl.doublets, adata[:200].copy(), model, features=["ranks"], donor_key="donor_id")
+    result = on_copy(judge, adata[:200].copy(), model, features=["ranks"], donor_key="donor_id")
     items, *described = seen
     n = 200
     assert len(described) == items.fold.max() * (items.fold.max() + 1) / 2
@@ -226,8 +234,8 @@ def test_truth_is_used_for_scoring_only(atlas):
     few = adata[:60].copy()
     few.obs["label"] = pd.Categorical(np.array(["Singlet", "Doublet", "Negative"])[np.arange(60) % 3])
     settings = {"features": ["ranks"], "groupby": "cell_type"}
-    plain = on_copy(mt.tl.doublets, few, model, **settings)
-    known = on_copy(mt.tl.doublets, few, model, **settings, truth_key="label")
+    plain = on_copy(judge, few, model, **settings)
+    known = on_copy(judge, few, model, **settings, truth_key="label")
     np.testing.assert_array_equal(plain.obs["doublet_probability"], known.obs["doublet_probability"])
     scores = mt.get.doublet_scores(known).query("set == 'truth'")
     assert (scores["n_doublets"] == 20).all()
@@ -254,7 +262,7 @@ def test_refusals(atlas, settings, error, message):
     adata, model = atlas
     few = adata[:60].copy()
     with pytest.raises(error, match=message):
-        mt.tl.doublets(few, model, **settings)
+        judge(few, model, **settings)
     assert "doublets" not in few.uns
     assert "doublet" not in few.obs
 
@@ -262,11 +270,11 @@ def test_refusals(atlas, settings, error, message):
 def test_too_few(atlas):
     adata, model = atlas
     with pytest.raises(ValueError, match="40 cells are too few"):
-        mt.tl.doublets(adata[:40].copy(), model)
+        judge(adata[:40].copy(), model)
     logged = adata[:60].copy()
     logged.X = logged.X.log1p()
     with pytest.raises(ValueError, match="looks log-normalised"):
-        mt.tl.doublets(logged, model)
+        judge(logged, model)
 
 
 @pytest.mark.slow
@@ -280,7 +288,7 @@ def test_hashtags(source, monkeypatch):
     model = mt.load_model("demo")
     mt.pp.map_genes(adata, model, min_overlap=0.0)
     mt.pp.rank_value_encode(adata, model)
-    mt.tl.doublets(
+    judge(
         adata,
         model,
         truth_key="doublet_true_labels",

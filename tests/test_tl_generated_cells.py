@@ -1,5 +1,7 @@
 """Are generated cells real ones? True cells in their place pass, cells of another kind do not."""
 
+import importlib
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -127,9 +129,9 @@ def concordance(adata, model, generated, **settings):
 
 def ages(adata, model, generated, **settings):
     result = on_copy(
-        mt.tl.age_match, adata, model, generated=generated, **AGES, **{"groupby": "cell_type"} | settings
+        mt.tl.generated_ages, adata, model, generated=generated, **AGES, **{"groupby": "cell_type"} | settings
     )
-    return mt.get.age_match(result).query("group == 'all'").set_index("cells"), result
+    return mt.get.generated_ages(result).query("group == 'all'").set_index("cells"), result
 
 
 def test_scores_of_labels():
@@ -229,7 +231,7 @@ def test_going_on_with_cells_and_without_donors(atlas, model):
     assert scores.loc["query", "accuracy"] == scores.loc["context", "accuracy"]
     assert scores.loc["generated", "accuracy"] > 0.8
     with pytest.raises(ValueError, match="no age was asked for"):
-        mt.tl.age_match(rest, model, generated=generated, **AGES)
+        mt.tl.generated_ages(rest, model, generated=generated, **AGES)
 
 
 def test_a_classifier_learns_from_true_cells_only(atlas, model):
@@ -286,10 +288,10 @@ def test_ages_of_true_cells_are_found(atlas, model):
     assert np.corrcoef(cells["prompted"], cells["generated"])[0, 1] == pytest.approx(
         right.loc["generated", "r"]
     )
-    groups = mt.get.age_match(result).query("group != 'all'")
+    groups = mt.get.generated_ages(result).query("group != 'all'")
     assert (groups["q_value"] >= groups["p_value"]).all()
     assert right["q_value"].isna().all()
-    clocks = result.uns["age_match"]["clocks"]
+    clocks = result.uns["generated_ages"]["clocks"]
     assert (clocks["n_donors"] <= 20).all()
 
 
@@ -297,7 +299,7 @@ def test_ages_of_true_cells_are_found(atlas, model):
 def test_cells_of_any_age_are_not_matched(atlas, model):
     p_values = []
     for seed in range(5):
-        found, _ = ages(atlas, model, as_generated(atlas, others(atlas, seed=seed)), groupby=None, rng=seed)
+        found, _ = ages(atlas, model, as_generated(atlas, others(atlas, seed=seed)), groupby=[], rng=seed)
         p_values.append(found.loc["generated", "p_value"])
     assert np.mean(np.array(p_values) < 0.05) <= 0.4
     assert np.mean(p_values) > 0.15
@@ -323,19 +325,19 @@ def test_any_time_unit_without_donors(atlas, model):
     days.uns["prompts"]["prompts"][["lapse", "lapse_0", "lapse_1", "time"]] *= 2
     days.uns["prompts"]["params"]["donor_key"] = ""
     generated = as_generated(days, others(atlas, same_age=True))
-    mt.tl.age_match(days, model, generated=generated, time_key="day", donor_key=None)
-    scores = mt.get.age_match(days).set_index("cells")
+    mt.tl.generated_ages(days, model, generated=generated, time_key="day", groupby=[])
+    scores = mt.get.generated_ages(days).set_index("cells")
     assert (scores["unit"] == "query cell").all()
     assert scores.loc["generated", "r"] > 0.2
 
 
-def test_a_seed_repeats_and_use_leaves_out(atlas, model):
+def test_a_seed_repeats_and_a_part_is_enough(atlas, model):
     generated = as_generated(atlas, others(atlas))
     first, one = concordance(atlas, model, generated, rng=5)
     again, _ = concordance(atlas, model, generated, rng=5)
     pd.testing.assert_frame_equal(first, again)
     few = np.arange(atlas.n_obs) % 2 == 0
-    _, half = concordance(atlas, model, generated, use=few)
+    _, half = concordance(atlas[few | atlas.obs["held_out"]].copy(), model, generated)
     n_all, n_half = (r.uns["annotation_concordance"]["params"]["n_train_cells"] for r in (one, half))
     assert n_half == (few & ~atlas.obs["held_out"]).sum() < n_all
     # A part of the generated cells can be looked at, in any order.
@@ -346,7 +348,7 @@ def test_a_seed_repeats_and_use_leaves_out(atlas, model):
 def test_what_is_refused(atlas, model):
     generated = as_generated(atlas, others(atlas))
     with pytest.raises(ValueError, match="None is left|none is left to compare with"):
-        mt.tl.annotation_concordance(atlas, model, generated=generated, use="held_out", **KEYS)
+        mt.tl.annotation_concordance(atlas[atlas.obs["held_out"]].copy(), model, generated=generated, **KEYS)
     with pytest.raises(KeyError, match="should come from mt.tl.generate"):
         mt.tl.annotation_concordance(atlas, model, generated=atlas, **KEYS)
     with pytest.raises(TypeError, match="Expected an AnnData"):
@@ -359,8 +361,10 @@ def test_what_is_refused(atlas, model):
     mt.pp.sample_prompts(other, time_key="age_months", groupby="cell_type", task="cell", n_prompts=240, rng=1)
     with pytest.raises(ValueError, match="not generated from these prompts"):
         mt.tl.train_on_generated(other, model, generated=generated, **KEYS)
+    elsewhere = generated.copy()
+    elsewhere.uns["generate"] = {"params": {"prompts": "nope"}}
     with pytest.raises(KeyError, match="sample_prompts"):
-        mt.tl.age_match(atlas, model, generated=generated, key="nope", **AGES)
+        mt.tl.generated_ages(atlas, model, generated=elsewhere, **AGES)
     rare = atlas[(atlas.obs["cell_type"] != generated.obs["group"].iloc[0]) | atlas.obs["held_out"]].copy()
     with pytest.raises(ValueError, match="have no true cell of donors without a part"):
         mt.tl.annotation_concordance(rare, model, generated=generated, **KEYS)
@@ -369,18 +373,17 @@ def test_what_is_refused(atlas, model):
         mt.tl.train_on_generated(atlas, model, generated=one, **KEYS)
     with pytest.raises(ValueError, match="n_permutations must be at least 1"):
         mt.tl.train_on_generated(atlas, model, generated=generated, **KEYS, n_permutations=0)
+    one_more = atlas[atlas.obs["held_out"] | (atlas.obs["donor_id"] == apart(atlas))].copy()
     with pytest.raises(ValueError, match="a clock needs 3"):
-        mt.tl.age_match(
-            atlas, model, generated=generated, **AGES, use=(atlas.obs["donor_id"] == apart(atlas)).to_numpy()
-        )
+        mt.tl.generated_ages(one_more, model, generated=generated, **AGES, groupby=[])
     wrong = atlas.copy()
     wrong.obs["age_months"] += (np.arange(wrong.n_obs) % 7).astype(int)
     with pytest.raises(ValueError, match="Give the time_key that the prompts were drawn with"):
-        mt.tl.age_match(wrong, model, generated=generated, **AGES)
+        mt.tl.generated_ages(wrong, model, generated=generated, **AGES)
     stranger = generated.copy()
     stranger.uns["generate"] = {"params": {"model_sha256": "0"}}
     with pytest.raises(ValueError, match="Another model"):
-        mt.tl.age_match(atlas, model, generated=stranger, **AGES)
+        mt.tl.generated_ages(atlas, model, generated=stranger, **AGES)
 
 
 def apart(adata):
@@ -393,7 +396,7 @@ def test_figures(atlas, model, tmp_path):
     cells = atlas.copy()
     mt.tl.annotation_concordance(cells, model, generated=generated, **KEYS, n_permutations=9)
     mt.tl.train_on_generated(cells, model, generated=generated, **KEYS, n_permutations=2)
-    mt.tl.age_match(cells, model, generated=generated, **AGES)
+    mt.tl.generated_ages(cells, model, generated=generated, **AGES)
     cells.write_h5ad(tmp_path / "cells.h5ad")
     cells = anndata.read_h5ad(tmp_path / "cells.h5ad")
 
@@ -410,8 +413,59 @@ def test_figures(atlas, model, tmp_path):
     with pytest.raises(ValueError, match="There is no measure"):
         mt.pl.train_on_generated(cells, measure="auc")
 
-    figure = mt.pl.age_match(cells)
+    figure = mt.pl.generated_ages(cells)
     read = mt.get.read_ages(cells)
     for ax, name in zip(figure.axes, ["generated", "query", "context"], strict=True):
         np.testing.assert_allclose(ax.collections[0].get_offsets()[:, 1], read[name])
     assert "months" in figure.axes[0].get_xlabel()
+
+
+@pytest.fixture(scope="module")
+def small(model):
+    adata = mt.datasets.aging_atlas(1800, 30, n_genes=500, seed=3)
+    common = adata.obs["cell_type"].value_counts().index[:3]
+    return prepare(adata[adata.obs["cell_type"].isin(common)].copy(), model, n_prompts=150)
+
+
+def evaluate(adata, model, generated, **settings):
+    """The summary by measure, and the cells with all results."""
+    result = on_copy(mt.tl.evaluate_generated, adata, model, generated=generated, **settings)
+    return mt.get.evaluate_generated(result).set_index("measure"), result
+
+
+def test_evaluation_tells_good_cells_from_bad_ones(small, model, monkeypatch, tmp_path):
+    """True cells of the type and age asked for are near 1 throughout; cells of another type, genes shuffled, near 0."""
+    monkeypatch.setattr(importlib.import_module("maxtoki_toolkit.tl.doublets"), "N_TREES", 25)
+    cells = as_generated(small, others(small, same_age=True))
+    good, result = evaluate(small, model, cells, intervals=((200, 620), (621, 1200)))
+    assert (good.drop(index="pearson")["place"] > 0.6).all()
+    # All audits have left their own results, and the summary repeats them.
+    scores = mt.get.annotation_concordance(result).set_index("cells")
+    row = good.loc["accuracy"]
+    assert (row["value"], row["best"], row["worst"]) == tuple(
+        scores.loc[["generated", "query", "permuted"], "accuracy"]
+    )
+    assert (row["low"], row["high"]) == tuple(scores.loc["generated", ["accuracy_low", "accuracy_high"]])
+    singlets = mt.get.singlet_fraction(result).set_index("population")["singlet_fraction"]
+    assert good.loc["singlet_fraction", "value"] == singlets["queries"]
+    assert len(good.loc[["pearson"]]) == mt.get.differential_rank_scores(result)["group"].nunique()
+    result.write_h5ad(tmp_path / "cells.h5ad")
+    ax = mt.pl.evaluate_generated(anndata.read_h5ad(tmp_path / "cells.h5ad"))
+    assert len(ax.get_yticklabels()) == len(good)
+
+    wrong = shuffled(as_generated(small, others(small, another_type=True)))
+    unlabelled = small.copy()
+    del unlabelled.obs["train"]
+    with pytest.warns(UserWarning, match="generation_diversity: Did not find .obs"):
+        bad, result = evaluate(unlabelled, model, wrong)
+    assert (bad.loc[["accuracy", "macro_f1"], "place"] < 0.2).all()
+    assert bad.loc["r", "place"] < good.loc["r", "place"]
+    left_out = result.uns["evaluate_generated"]["params"]["left_out"]
+    assert set(left_out) == {"generation_diversity", "differential_rank"}
+
+
+def test_no_evaluation_of_another_models_cells(small, model):
+    cells = as_generated(small, others(small))
+    cells.uns["generate"] = {"params": {"model_sha256": "0"}}
+    with pytest.raises(ValueError, match="Another model"):
+        mt.tl.evaluate_generated(small, model, generated=cells)

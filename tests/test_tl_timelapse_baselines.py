@@ -128,7 +128,8 @@ def test_tested_cells_are_not_seen(planted):
     changed = adata.X.toarray()
     changed[place] *= np.random.default_rng(0).integers(1, 900, adata.n_vars)
     adata.layers["changed"] = sp.csr_matrix(changed)
-    mt.tl.timelapse_baselines(adata, model, layer="changed", embedding=False)
+    adata.uns["rank_value_encode"]["params"]["layer"] = "changed"
+    mt.tl.timelapse_baselines(adata, model, embedding=False)
     after = mt.get.timelapse(adata, key="timelapse_baselines")
     touched = (before[["query", "context_0", "context_1", "context_2"]] == cell).any(axis=1)
     for name in ["ridge_expression", "sgd_expression", "most_common"]:

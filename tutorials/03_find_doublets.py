@@ -163,10 +163,10 @@ mt.tl.doublets(
     atlas,
     model,
     groupby="cell_type",
-    same_type=1.0,
     donor_key="donor_id",
     truth_key="planted",
     features=["ranks", "expression", "size"],
+    simulation=mt.pp.DoubletSimulation(same_type=1.0),
 )
 truth = mt.get.doublet_scores(atlas).query("set == 'truth'")
 truth[
@@ -183,7 +183,8 @@ truth[
 #
 # ```python
 # cells = mt.tl.generate(adata, model)
-# mt.tl.doublets(adata, model, queries=cells, kind="ranks", features=["ranks"], groupby="cell_type")
+# how = mt.pp.DoubletSimulation(kind="ranks")
+# mt.tl.doublets(adata, model, queries=cells, simulation=how, features=["ranks"], groupby="cell_type")
 # mt.get.singlet_fraction(adata)
 # ```
 #

@@ -179,7 +179,7 @@ tested.groupby(kinds)["z"].agg(genes="size", median_size=lambda z: z.abs().media
 # ## 6. Your own data
 #
 # You need a model that tells the time of **your** cells and was trained on none of these donors: the published weights cannot, and the demo model's years mean nothing outside the simulation. [Tell
-# time](../docs/how_to.md#tell-time) says how to train one. Without it, `readout="likelihood"` or `readout="embedding"` with a `target` (young cells, say) asks whether an edit leads towards these; that is no time.
+# time](../docs/how_to.md#tell-time) says how to train one. Without it, `readout="likelihood"` or `readout="embedding"` with target cells (`on=mt.tl.Cells(target="young")`, say) asks whether an edit leads towards these; that is no time.
 #
 # On a cluster, or for all genes of many cells: `maxtoki screen -c screen.yaml`, which goes on where it was stopped.
 

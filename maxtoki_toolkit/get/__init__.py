@@ -3,12 +3,14 @@
 from .._doors import guard
 from .ablation import ablation
 from .age_acceleration import age_acceleration, donor_acceleration
-from .age_match import age_match, read_ages
 from .annotation_concordance import annotation_concordance, annotation_matrix, annotation_types, annotations
+from .corpus import corpus_composition, corpus_filters
 from .differential_rank import compared_cells, differential_rank, differential_rank_scores
 from .doublets import doublet_scores, doublets, singlet_fraction
+from .evaluate_generated import evaluate_generated
 from .gene_network import gene_network, gene_network_scores
 from .gene_sets import gene_sets, gene_sets_genes, gene_sets_trace
+from .generated_ages import generated_ages, read_ages
 from .generation_diversity import generation_diversity
 from .heads import (
     attention,
@@ -39,6 +41,7 @@ from .timelapse import prompts, timelapse, timelapse_scores
 from .train_on_generated import train_on_generated, train_on_generated_donors
 
 __all__ = [
+    "evaluate_generated",
     "perturbation_metrics",
     "gene_sets",
     "gene_sets_genes",
@@ -67,6 +70,8 @@ __all__ = [
     "head_specificity",
     "patch",
     "compared_cells",
+    "corpus_composition",
+    "corpus_filters",
     "differential_rank",
     "differential_rank_scores",
     "gene_network",
@@ -77,7 +82,7 @@ __all__ = [
     "ablation",
     "age_acceleration",
     "age_calibration",
-    "age_match",
+    "generated_ages",
     "predicted_ages",
     "annotation_concordance",
     "annotation_matrix",

@@ -8,15 +8,17 @@ from .._doors import guard
 from .ablate_heads import ablate_heads
 from .ablation import ablation
 from .age_acceleration import age_acceleration
-from .age_match import age_match
 from .annotation_concordance import annotation_concordance
 from .attribute import attribute
+from .corpus_composition import corpus_composition
 from .coverage import coverage
 from .differential_rank import differential_rank
 from .differential_rank_heatmap import differential_rank_heatmap
 from .doublets import doublets
 from .encoding_report import encoding_report
+from .evaluate_generated import evaluate_generated
 from .gene_network import gene_network
+from .generated_ages import generated_ages
 from .generation_diversity import generation_diversity
 from .head_enrichment import head_enrichment
 from .head_profiles import head_profiles
@@ -42,6 +44,7 @@ from .timelapse_scatter import timelapse_scatter
 from .train_on_generated import train_on_generated
 
 __all__ = [
+    "evaluate_generated",
     "perturbation",
     "perturbation_concordance",
     "perturbation_dose",
@@ -60,8 +63,9 @@ __all__ = [
     "patch",
     "ablation",
     "age_acceleration",
-    "age_match",
+    "generated_ages",
     "annotation_concordance",
+    "corpus_composition",
     "doublets",
     "encoding_report",
     "gene_network",

@@ -15,9 +15,10 @@ from .parse_age import parse_age
 from .rank_value_encode import rank_value_encode
 from .read_cells import read_cells
 from .sample_prompts import PromptSampling, sample_prompts
-from .simulate_doublets import simulate_doublets
+from .simulate_doublets import DoubletSimulation, simulate_doublets
 
 __all__ = [
+    "DoubletSimulation",
     "PromptSampling",
     "encode_file",
     "encode_files",

@@ -15,6 +15,17 @@ from .._validate import require_adata, require_obs
 _MISSING = ("", "nan")
 
 
+def as_list(columns: str | Sequence[str] | None) -> list[str]:
+    """Names of columns, where one may be given alone, or none.
+
+    Examples
+    --------
+    >>> as_list("cell_type"), as_list(["cell_type", "sex"]), as_list(None)
+    (['cell_type'], ['cell_type', 'sex'], [])
+    """
+    return [columns] if isinstance(columns, str) else list(columns or [])
+
+
 def known_cells(adata: AnnData, *keys: str | Sequence[str] | None) -> tuple[AnnData, np.ndarray]:
     """Cells with a value in each of these columns of `.obs`, in the order of their names; and their rows.
 
@@ -22,7 +33,7 @@ def known_cells(adata: AnnData, *keys: str | Sequence[str] | None) -> tuple[AnnD
     group or a time "nan". How many are left out is warned of.
     """
     require_adata(adata)
-    columns = [key for part in keys for key in ([part] if isinstance(part, str) else part or [])]
+    columns = [key for part in keys for key in as_list(part)]
     require_obs(adata, *columns)
     missing = {key: is_missing(adata.obs[key]) for key in dict.fromkeys(columns)}
     left = np.ones(adata.n_obs, dtype=bool)
@@ -113,7 +124,7 @@ def as_numbers(column: pd.Series, time_key: str) -> np.ndarray:
 
 def get_groups(adata: AnnData, groupby: str | Sequence[str] | None) -> tuple[np.ndarray, list[str]]:
     """Group of each cell and the groups' names: the columns' values joined by " | ", in order; -1 for none."""
-    columns = [groupby] if isinstance(groupby, str) else list(groupby or [])
+    columns = as_list(groupby)
     if not columns:
         return np.zeros(adata.n_obs, dtype=np.int64), ["all"]
     require_obs(adata, *columns)

@@ -15,7 +15,7 @@ from ._counts import counts_hint, get_counts
 
 # What `.uns["rank_value_encode"]` calls `.X`, and cells that a model wrote, which have no counts.
 _X, _GENERATED = "X", "generated"
-_ELSEWHERE = ": say where the counts are now (layer=)"
+_ELSEWHERE = ": say where the counts are now (layer=, here or in mt.pp.rank_value_encode)"
 
 
 def source_of(adata: AnnData, layer: str | None) -> tuple[str | None, bool]:
@@ -27,7 +27,7 @@ def source_of(adata: AnnData, layer: str | None) -> tuple[str | None, bool]:
     return source, bool(params.get("force", False)) and source == ranked
 
 
-def has_counts(adata: AnnData, layer: str | None) -> bool:
+def has_counts(adata: AnnData, layer: str | None = None) -> bool:
     """Whether the matrix that `ranked_counts` reads is there."""
     try:
         return get_counts(adata, source_of(adata, layer)[0]) is not None

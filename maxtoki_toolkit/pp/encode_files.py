@@ -36,14 +36,13 @@ def encode_files(
     gene_key: str | None = None,
     min_overlap: float = 0.1,
     force: bool = False,
-    chunk_size: int = 2048,
     overwrite: bool = False,
 ) -> pd.DataFrame:
     """Rank-encode a collection of files of cells, each into one of the same name.
 
-    Files are encoded side by side, each a block of cells at a time. What is there already, from the same file with the
-    same settings, is not encoded again, so an interrupted collection goes on when it is called again. A file whose content has
-    changed since is encoded again.
+    Files are encoded side by side, each a block of cells at a time. What is there already, from the same file
+    with the same settings, is not encoded again, so an interrupted collection goes on when it is called
+    again. A file whose content has changed since is encoded again.
 
     Parameters
     ----------
@@ -54,14 +53,15 @@ def encode_files(
     model
         A model or a `Vocabulary`.
     scheduler
-        Address of a Dask cluster, e.g. "tcp://10.0.0.1:8786"; all its workers must see the files. By default a
-        cluster of `n_workers` processes on this machine is started.
+        Address of a Dask cluster, e.g. "tcp://10.0.0.1:8786"; all its workers must see the files. By default
+        a cluster of `n_workers` processes on this machine is started.
     n_workers
         Processes on this machine; 1 does without Dask.
-    layer, gene_key, min_overlap, force, chunk_size
+    layer, gene_key, min_overlap, force
         As in `mt.pp.encode_file`.
     overwrite
-        Replace encoded files of other settings, or from elsewhere. What this function did not write stays in any case.
+        Replace encoded files of other settings, or from elsewhere. What this function did not write stays in
+        any case.
 
     Returns
     -------
@@ -70,7 +70,8 @@ def encode_files(
     Raises
     ------
     ValueError
-        If `output` holds files of something else, two files have one name, or a file cannot be encoded. The others are finished first.
+        If `output` holds files of something else, two files have one name, or a file cannot be encoded. The
+        others are finished first.
 
     Examples
     --------
@@ -91,7 +92,7 @@ def encode_files(
     if missing := [path for path in paths if not path.exists()]:
         raise FileNotFoundError(f"Did not find {missing[0]} ({len(missing)} of {len(paths)} files).")
     settings = {"layer": layer, "gene_key": gene_key, "min_overlap": min_overlap, "force": force}
-    settings |= {"chunk_size": chunk_size, "overwrite": overwrite}
+    settings["overwrite"] = overwrite
     known = _read_manifest(output)
     targets = {path: output / f"{stem_of(path)}.{ZARR if kind_of(path) == ZARR else H5AD}" for path in paths}
     for target in targets.values():
@@ -137,7 +138,7 @@ def _encode(
     """Encode one file, whose encoding of before came from `source`; return its number of cells, or what was wrong."""
     try:
         if source == str(path.resolve()) and (mark := read_mark(target, ENCODE_FILE)):
-            of_result = {k: v for k, v in settings.items() if k not in ("chunk_size", "overwrite")}
+            of_result = {k: v for k, v in settings.items() if k != "overwrite"}
             if differences(mark["job"], encoding_job(path, vocab, **of_result)) == ["input"]:
                 # What has changed is the file itself, not what is asked for.
                 settings = {**settings, "overwrite": True}

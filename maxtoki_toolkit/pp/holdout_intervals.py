@@ -11,13 +11,17 @@ from anndata import AnnData
 
 from .. import _keys
 from .._results import write_obs, write_result
-from .._validate import require_rank, require_unique_names
+from .._validate import require_rank
 from ..stats.fdr import benjamini_hochberg
 from ..stats.turnover import rank_scores, sample_means, two_lines
-from ._design import get_groups, get_labels, get_times, known_cells
+from ._design import as_list, get_groups, get_labels, get_times, known_cells
 from .hold_out import hold_out
 
 _MIN_SAMPLES = 6
+# Genes are tested in groups where this share of the cells expresses them: ranks of rarer ones are mostly ties.
+MIN_SHARE = 0.1
+# False discovery rate at which a gene counts as turning.
+ALPHA = 0.05
 
 
 def holdout_intervals(
@@ -28,8 +32,6 @@ def holdout_intervals(
     groupby: str | Sequence[str] | None = None,
     donor_key: str | None = None,
     n_bins: int = 8,
-    min_share: float = 0.1,
-    alpha: float = 0.05,
     n_permutations: int = 19,
     rng: int = 0,
     key_added: str | None = None,
@@ -43,17 +45,15 @@ def holdout_intervals(
     time_key
         Column of `.obs` with the time, in whole units (hours, months, pseudotime * 100).
     intervals
-        How many to hold out, those with most turning genes; 0 to look only. Or the intervals (first, last) themselves.
+        How many to hold out, those with most turning genes; 0 to look only. Or the intervals (first, last)
+        themselves.
     groupby
         Columns of `.obs`: genes are tested within each group. Intervals are held out in all groups.
     donor_key
         Column of `.obs` with the donor. The donors' means are then tested, and cells without it.
     n_bins
-        Intervals that time is cut into, with as many samples each; a course of at most so many times is not cut.
-    min_share
-        Genes are tested in groups where this share of the cells expresses them.
-    alpha
-        False discovery rate at which a gene counts as turning.
+        Intervals that time is cut into, with as many samples each; a course of at most so many times is not
+        cut.
     n_permutations
         Permutations of the samples' times: how many genes turn where time means nothing.
     rng
@@ -70,20 +70,21 @@ def holdout_intervals(
     Raises
     ------
     ValueError
-        If an interval has no times on both sides, there are too few samples, or intervals are asked for and no gene
-        turns over in enough of them.
+        If an interval has no times on both sides, there are too few samples, or intervals are asked for and
+        no gene turns over in enough of them.
 
     Notes
     -----
     A gene turns in an interval if its slopes up to the interval's end and from the interval's beginning differ from 0
     with opposite signs: the two-lines test (Simonsohn, Advances in Methods and Practices in Psychological Science 2018) on a
-    gene's rank within the cell, of donors' means at each time or of cells. Benjamini and Hochberg's correction is
-    over all genes, intervals and groups together. The first and the last interval cannot be tested.
+    gene's rank within the cell, of donors' means at each time or of cells. Genes that a tenth of a group's cells express
+    are tested. Benjamini and Hochberg's correction is over all genes, intervals and groups together, and a gene counts
+    as turning from a false discovery rate of 5% on. The first and the last interval cannot be tested.
 
-    Only cells inside the intervals are held out; to hold out donors as well, give the intervals that were found to
-    `mt.pp.hold_out(..., times=adata.uns["hold_out"]["params"]["times"])`.
-    The intervals are chosen with all cells, those that are then held out among them: this finds hard cases, and tells
-    a model nothing about them.
+    Only cells inside the intervals are held out; to hold out donors as well, give the intervals that were
+    found to `mt.pp.hold_out(..., times=adata.uns["hold_out"]["params"]["times"])`. The intervals are chosen
+    with all cells, those that are then held out among them: this finds hard cases, and tells a model nothing
+    about them.
 
     Examples
     --------
@@ -94,16 +95,15 @@ def holdout_intervals(
     >>> mt.get.holdout_intervals(adata)["first"].tolist()
     [24, 48]
     """
-    require_unique_names(adata)
     require_rank(adata)
-    given, (adata, rows) = adata, known_cells(adata, time_key, groupby, donor_key)
-    time = get_times(adata, time_key)
-    group, names = get_groups(adata, groupby)
+    cells, rows = known_cells(adata, time_key, groupby, donor_key)
+    time = get_times(cells, time_key)
+    group, names = get_groups(cells, groupby)
     chosen = None if isinstance(intervals, int) else [(int(a), int(b)) for a, b in intervals]
     # A sample is a donor at a time, or a cell where donors are not known.
-    donor = np.arange(adata.n_obs)
+    donor = np.arange(cells.n_obs)
     if donor_key is not None:
-        donor = pd.factorize(get_labels(adata, donor_key), sort=True)[0]
+        donor = pd.factorize(get_labels(cells, donor_key), sort=True)[0]
     candidates = _cut(time, donor, n_bins) if chosen is None else chosen
     for first, last in candidates:
         if not (time < first).any() or not (time > last).any():
@@ -116,11 +116,11 @@ def holdout_intervals(
             f"Cannot hold out {intervals} intervals: of {len(np.unique(time))} times, {len(candidates)} intervals have times "
             "on both sides."
         )
-    scores = rank_scores(sp.csr_matrix(adata.layers[_keys.RANK]))
+    scores = rank_scores(sp.csr_matrix(cells.layers[_keys.RANK]))
     parts = []
     for code, name in enumerate(names):
-        cells = np.flatnonzero(group == code)
-        part = _samples(scores[cells], time[cells], donor[cells], min_share)
+        mine = np.flatnonzero(group == code)
+        part = _samples(scores[mine], time[mine], donor[mine])
         if len(part["time"]) >= _MIN_SAMPLES:
             parts.append((name, part))
     if not parts:
@@ -129,14 +129,14 @@ def holdout_intervals(
         )
     candidates = list(dict.fromkeys(candidates))
     tests, q_value = _test(parts, candidates)
-    found = _table(parts, candidates, tests, q_value < alpha)
+    found = _table(parts, candidates, tests, q_value < ALPHA)
     generator = np.random.default_rng(rng)
     null = []
     for _ in range(n_permutations):
         for _, part in parts:
             part["order"] = generator.permutation(len(part["time"]))
         shuffled, q_null = _test(parts, candidates)
-        null.append(_table(parts, candidates, shuffled, q_null < alpha)["n_turning"].to_numpy())
+        null.append(_table(parts, candidates, shuffled, q_null < ALPHA)["n_turning"].to_numpy())
     found["n_turning_null"] = np.mean(null, axis=0) if null else np.nan
     # Against the most of any interval: the best of several is looked for.
     most = np.max(null, axis=1)[:, None] if null else np.zeros((0, 1))
@@ -146,20 +146,19 @@ def holdout_intervals(
     if chosen is None:
         chosen = _most(found, intervals)
 
-    adata = given
     found["held_out"] = [(a, b) in chosen for a, b in zip(found["first"], found["last"], strict=True)]
     _hold_out(adata, rows, time_key, time, donor, chosen)
     genes = _genes(parts, candidates, tests, q_value, adata.var_names)
-    turning = genes[q_value < alpha].sort_values("q_value", kind="stable")
+    turning = genes[q_value < ALPHA].sort_values("q_value", kind="stable")
     params = {
         "time_key": time_key,
-        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
+        "groupby": as_list(groupby),
         "donor_key": donor_key,
         "unit": "cell" if donor_key is None else "donor at a time",
         "test": "two lines, t tests; Benjamini-Hochberg over genes, intervals and groups",
         "n_tests": len(q_value),
-        "min_share": min_share,
-        "alpha": alpha,
+        "min_share": MIN_SHARE,
+        "alpha": ALPHA,
         "n_permutations": n_permutations,
         "seed": rng,
     }
@@ -188,9 +187,9 @@ def _cut(time: np.ndarray, donor: np.ndarray, n_bins: int) -> list[tuple[int, in
     return [(int(a), int(b)) for a, b in zip(starts[1:-1], ends[1:], strict=True)]
 
 
-def _samples(X: sp.csr_matrix, time: np.ndarray, donor: np.ndarray, min_share: float) -> dict:
+def _samples(X: sp.csr_matrix, time: np.ndarray, donor: np.ndarray) -> dict:
     """Means of the samples, for the genes that enough cells express."""
-    columns = np.flatnonzero(X.getnnz(axis=0) >= max(1, min_share * X.shape[0]))
+    columns = np.flatnonzero(X.getnnz(axis=0) >= max(1, MIN_SHARE * X.shape[0]))
     pairs, sample = np.unique(np.stack([donor, time], axis=1), axis=0, return_inverse=True)
     Y = sample_means(X[:, columns], sample.ravel())
     return {

@@ -11,7 +11,7 @@ from anndata import AnnData
 from .. import _keys
 from .._results import write_result
 from ._columns import find_comparison
-from ._design import get_groups, get_labels, get_times, known_cells
+from ._design import as_list, get_groups, get_labels, get_times, known_cells
 from .parse_age import time_in_numbers
 
 
@@ -32,8 +32,9 @@ def match_ages(
     adata
         Cells.
     condition_key, control
-        Column of `.obs` with the condition of each donor, and the value that controls have. These and the next two are
-        guessed from the names in `.obs` where they are `None`, with a warning that says which were taken.
+        Column of `.obs` with the condition of each donor, and the value that controls have. These and the
+        next two are guessed from the names in `.obs` where they are `None`, with a warning that says which
+        were taken.
     time_key
         Column of `.obs` with the age, in whole units; text is read by `mt.pp.parse_age` into a column whose name ends in "_months".
     donor_key
@@ -48,11 +49,11 @@ def match_ages(
     `None`. Writes to `.uns["matched_ages"]`
 
     `donors`
-        One row a condition and donor, controls included: `condition`, `donor`, `case` (whether the donor has the
-        condition), `age`, `stratum` (values of `match_by`), `n_matches`, and `matched`.
+        One row a condition and donor, controls included: `condition`, `donor`, `case` (whether the donor has
+        the condition), `age`, `stratum` (values of `match_by`), `n_matches`, and `matched`.
     `balance`
-        One row a condition: donors before and after, their mean ages, and the standardised difference between them
-        (over the standard deviation of both sides before matching).
+        One row a condition: donors before and after, their mean ages, and the standardised difference between
+        them (over the standard deviation of both sides before matching).
 
     Raises
     ------
@@ -83,7 +84,7 @@ def match_ages(
         "control": control,
         "time_key": time_key,
         "donor_key": donor_key,
-        "match_by": [match_by] if isinstance(match_by, str) else list(match_by or []),
+        "match_by": as_list(match_by),
     }
     table = match_donors(donor_table(adata, **columns), control, tolerance)
     params = {**columns, "tolerance": tolerance}

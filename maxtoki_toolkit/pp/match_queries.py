@@ -34,7 +34,8 @@ def match_queries(
     queries
         Cells to draw the new queries from, with the same columns in `.obs`.
     tolerance
-        Largest difference between the times of the old query and the new, in the unit of time; `None` for any.
+        Largest difference between the times of the old query and the new, in the unit of time; `None` for
+        any.
     use
         Which cells of `queries` to use: boolean column of its `.obs`, or one boolean a cell.
     rng
@@ -73,10 +74,10 @@ def match_queries(
     stored = read_result(adata, key or _keys.PROMPTS, "mt.pp.sample_prompts(adata, ...)")
     params, table = stored["params"], stored["prompts"].copy()
     time_key, columns, donor_key = params["time_key"], list(params["groupby"]), params["donor_key"]
-    given, (queries, kept) = queries, known_cells(queries, time_key, columns, donor_key or None)
-    code, names = get_groups(queries, columns)
-    time = get_times(queries, time_key)
-    pool = Pool.build(code, time, len(names), get_mask(given, use, "use")[kept])
+    cells, rows = known_cells(queries, time_key, columns, donor_key or None)
+    code, names = get_groups(cells, columns)
+    time = get_times(cells, time_key)
+    pool = Pool.build(code, time, len(names), get_mask(queries, use, "use")[rows])
     if not len(pool.cells):
         raise ValueError(
             "No cell of the queries is left: use= leaves out, or the columns of the groups are missing for, all of them."
@@ -106,11 +107,11 @@ def match_queries(
 
     table = table[found].rename_axis("prompt").reset_index()
     table["old_query"], table["old_lapse"] = table["query"], table["lapse"]
-    table["query"] = queries.obs_names.to_numpy(dtype=object)[chosen]
+    table["query"] = cells.obs_names.to_numpy(dtype=object)[chosen]
     table["lapse"] = table["lapse"] + time[chosen] - table["time"]
     table["time"] = time[chosen]
     if donor_key:
-        table["donor"] = get_labels(queries, donor_key)[chosen]
+        table["donor"] = get_labels(cells, donor_key)[chosen]
     params = {**params, "queries_elsewhere": True, "tolerance": tolerance, "match_seed": rng}
     params |= {"n_unmatched": int((~found).sum()), "n_prompts": len(table)}
     write_result(adata, key_added or _keys.MATCHED, params, prompts=table)

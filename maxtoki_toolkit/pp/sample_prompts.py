@@ -10,11 +10,11 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._checked import Checked
+from .._recipes import Checked
 from .._results import write_result
 from .._validate import require_unique_names
 from ..models.prompts import Prompts
-from ._design import get_groups, get_labels, get_mask, get_times, known_cells
+from ._design import as_list, get_groups, get_labels, get_mask, get_times, known_cells
 from ._sampling import Sampler
 
 TASKS = ("timelapse", "cell")
@@ -83,8 +83,8 @@ def sample_prompts(
     sampling
         How cells and times are drawn: `mt.pp.PromptSampling(balance=1)` for all groups equally often.
     rng
-        Seed. Prompt i depends on the seed, the cells and i only, not on how many are drawn or how the cells are
-        ordered.
+        Seed. Prompt i depends on the seed, the cells and i only, not on how many are drawn or how the cells
+        are ordered.
     key_added
         Key in `.uns`, by default "prompts".
 
@@ -141,7 +141,7 @@ def sample_prompts(
             table[f"donor_{i}"] = donor[context]
     params = {
         "time_key": time_key,
-        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
+        "groupby": as_list(groupby),
         "task": task,
         "n_prompts": n_prompts,
         "n_left_out": adata.n_obs - len(rows),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
+from .._recipes import Checked
 from .._results import write_result
 from .._validate import require_rank, require_unique_names
 from ._design import get_labels, known_cells
@@ -17,15 +20,53 @@ from ._ranked_counts import ranked_counts, source_of
 KINDS = ("counts", "ranks")
 
 
+@dataclass(frozen=True, kw_only=True)
+class DoubletSimulation(Checked):
+    """How doublets are simulated, by `mt.pp.simulate_doublets` and for `mt.tl.doublets`.
+
+    Attributes
+    ----------
+    kind
+        "counts" sums the raw counts of both cells and keeps a share of the molecules; "ranks" merges the
+        ranked genes of both, for cells that have no counts, as those of `mt.tl.generate`.
+    n_doublets
+        Doublets, by default as many as there are cells.
+    same_type
+        Share (0-1) of the doublets whose cells are of one type; those of the others are of two types. By
+        default any two cells meet, whatever their types (in `mt.tl.doublets` it is a half where types are
+        known).
+    capture
+        Lowest and highest share of both cells' molecules that a droplet yields; drawn evenly for each
+        doublet.
+    """
+
+    kind: str = "counts"
+    n_doublets: int | None = None
+    same_type: float | None = None
+    capture: tuple[float, float] = (0.5, 1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind not in KINDS:
+            raise ValueError(f"There are no doublets of {self.kind!r}; choose from {', '.join(KINDS)}.")
+        if self.same_type is not None and not 0 <= self.same_type <= 1:
+            raise ValueError(f"same_type must be a share from 0 to 1, got {self.same_type}.")
+        low, high = self.capture
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"capture must be two shares, 0 < low <= high <= 1; got ({low}, {high}).")
+
+    def shares(self, n: int, seed: int) -> np.ndarray:
+        """Share of the molecules that each of n droplets yields."""
+        low, high = self.capture
+        return low + (high - low) * uniform(seed, np.arange(n), 2)
+
+
 def simulate_doublets(
     adata: AnnData,
     *,
-    kind: str = "counts",
-    n_doublets: int | None = None,
     groupby: str | None = None,
-    same_type: float | None = None,
     donor_key: str | None = None,
-    capture: tuple[float, float] = (0.5, 1.0),
+    simulation: DoubletSimulation | None = None,
     layer: str | None = None,
     rng: int = 0,
 ) -> AnnData:
@@ -35,25 +76,17 @@ def simulate_doublets(
     ----------
     adata
         Cells; with raw counts, or rank-encoded.
-    kind
-        "counts" sums the raw counts of both cells and keeps a share of the molecules; "ranks" merges the ranked genes
-        of both, for cells that have no counts, as those of `mt.tl.generate`.
-    n_doublets
-        Doublets, by default as many as there are cells.
     groupby
         Column of `.obs` with the cell type.
-    same_type
-        Share (0-1) of the doublets whose cells are of one type; those of the others are of two types. By default any
-        two cells meet, whatever their types.
     donor_key
         Column of `.obs` with the donor (or the sample): only its own cells meet.
-    capture
-        Lowest and highest share of both cells' molecules that a droplet yields; drawn evenly for each doublet.
+    simulation
+        Of counts or ranks, how many and which: `mt.pp.DoubletSimulation(n_doublets=100, same_type=0.5)`.
     layer
         Layer that holds the raw counts; by default what was ranked, or `.X`.
     rng
-        Seed. A doublet depends on it and on its number: neither on how many are simulated, nor on the order of
-        the cells.
+        Seed. A doublet depends on it and on its number: neither on how many are simulated, nor on the order
+        of the cells.
 
     Returns
     -------
@@ -86,43 +119,39 @@ def simulate_doublets(
     the counts of a singlet (medians of 216 and 1,701 cells over 2,000 genes), a capture of 0.63. Nothing says that another experiment is like it,
     hence the range. Thinning each gene's count binomially is what random loss of molecules does to it.
 
-    A gene's place in the merged ranks is that of the sum, over both cells, of -log((rank - 1/2) / genes of the cell):
-    expression as if it were exponentially distributed over the genes of a cell. On simulated cells and heart nuclei
-    this comes closest, of the functions tried, to the ranks of doublets of the counts (correlation 0.92 and 0.78).
+    A gene's place in the merged ranks is that of the sum, over both cells, of -log((rank - 1/2) / genes of
+    the cell): expression as if it were exponentially distributed over the genes of a cell. On simulated cells
+    and heart nuclei this comes closest, of the functions tried, to the ranks of doublets of the counts
+    (correlation 0.92 and 0.78).
 
     Examples
     --------
     >>> import maxtoki_toolkit as mt
     >>> adata = mt.datasets.load("heart_nuclei")
-    >>> doublets = mt.pp.simulate_doublets(adata, n_doublets=100, groupby="cell_type", same_type=0.5)
+    >>> how = mt.pp.DoubletSimulation(n_doublets=100, same_type=0.5)
+    >>> doublets = mt.pp.simulate_doublets(adata, groupby="cell_type", simulation=how)
     >>> int(doublets.obs["same_type"].sum())
     50
     """
-    if kind not in KINDS:
-        raise ValueError(f"There are no doublets of {kind!r}; choose from {', '.join(KINDS)}.")
     require_unique_names(adata)
-    check_share(groupby, same_type)
-    low, high = capture
-    if not 0 < low <= high <= 1:
-        raise ValueError(f"capture must be two shares, 0 < low <= high <= 1; got ({low}, {high}).")
-    adata, _ = known_cells(adata, groupby, donor_key)
-    n = adata.n_obs if n_doublets is None else n_doublets
-    if n < 1:
-        raise ValueError(f"n_doublets must be at least 1, got {n}.")
-    if kind == "ranks":
-        require_rank(adata)
+    simulation = simulation or DoubletSimulation()
+    require_types(groupby, simulation.same_type)
+    cells, _ = known_cells(adata, groupby, donor_key)
+    n, counted = simulation.n_doublets or cells.n_obs, simulation.kind == "counts"
+    if not counted:
+        require_rank(cells)
 
-    types, type_names = read_codes(adata, groupby)
-    donors, donor_names = read_codes(adata, donor_key)
+    types, type_names = read_codes(cells, groupby)
+    donors, donor_names = read_codes(cells, donor_key)
     first, second = draw_pairs(
-        adata.obs_names.to_numpy(dtype=str),
-        np.zeros(adata.n_obs, dtype=np.int64) if donors is None else donors,
+        cells.obs_names.to_numpy(dtype=str),
+        np.zeros(cells.n_obs, dtype=np.int64) if donors is None else donors,
         types,
         n,
-        same_type=same_type,
+        same_type=simulation.same_type,
         seed=rng,
     )
-    names = adata.obs_names.to_numpy()
+    names = cells.obs_names.to_numpy()
     obs = pd.DataFrame({"parent_1": names[first], "parent_2": names[second]})
     obs.index = [f"doublet_{i}" for i in range(n)]
     if types is not None:
@@ -131,42 +160,35 @@ def simulate_doublets(
     if donors is not None:
         obs[donor_key] = donor_names[donors[first]]
 
-    if kind == "ranks":
-        ranks = merge_ranks(sp.csr_matrix(adata.layers[_keys.RANK]), first, second)
+    if counted:
+        obs["capture"] = simulation.shares(n, rng)
+        counts = ranked_counts(cells, layer, whole=True)
+        made = add_counts(counts, first, second, obs["capture"].to_numpy(), seed=rng)
+        doublets = AnnData(made, obs=obs, var=adata.var.copy())
+    else:
+        ranks = merge_ranks(sp.csr_matrix(cells.layers[_keys.RANK]), first, second)
         obs[_keys.N_RANKED] = np.diff(ranks.indptr).astype(np.int32)
         doublets = AnnData(obs=obs, var=adata.var.copy(), layers={_keys.RANK: ranks})
-    else:
-        obs["capture"] = low + (high - low) * uniform(rng, np.arange(n), 2)
-        counts = pair_counts(adata, layer, first, second, obs["capture"].to_numpy(), seed=rng)
-        doublets = AnnData(counts, obs=obs, var=adata.var.copy())
     # What is known of the genes (and, for ranks, of the encoding) still holds.
-    for key in (_keys.MAP_GENES, *([_keys.ENCODING] if kind == "ranks" else [])):
+    for key in (_keys.MAP_GENES, *([] if counted else [_keys.ENCODING])):
         if key in adata.uns:
             doublets.uns[key] = adata.uns[key]
-    params = {"kind": kind, "groupby": groupby, "same_type": same_type, "donor_key": donor_key, "seed": rng}
-    params |= (
-        {"capture": [float(low), float(high)], "layer": source_of(adata, layer)[0] or "X"}
-        if kind == "counts"
-        else {}
-    )
+    params = {
+        "kind": simulation.kind,
+        "groupby": groupby,
+        "same_type": simulation.same_type,
+        "donor_key": donor_key,
+        "seed": rng,
+    }
+    if counted:
+        params |= {"capture": simulation.capture, "layer": source_of(adata, layer)[0] or "X"}
     write_result(doublets, _keys.SIMULATED, params)
     return doublets
 
 
-def pair_counts(
-    adata: AnnData, layer: str | None, first: np.ndarray, second: np.ndarray, share: np.ndarray, *, seed: int
-) -> sp.csr_matrix:
-    """Counts of the pairs, from the raw counts of an AnnData and nothing else."""
-    return add_counts(ranked_counts(adata, layer, whole=True), first, second, share, seed=seed)
-
-
-def check_share(groupby: str | None, same_type: float | None) -> None:
+def require_types(groupby: str | None, same_type: float | None) -> None:
     """Raise if there are no types to draw a share of."""
-    if same_type is None:
-        return
-    if not 0 <= same_type <= 1:
-        raise ValueError(f"same_type must be a share from 0 to 1, got {same_type}.")
-    if groupby is None:
+    if same_type is not None and groupby is None:
         raise ValueError("same_type needs the cell types. Give groupby, the column of .obs that holds them.")
 
 

@@ -5,16 +5,17 @@ from ._contexts import AgeSampling
 from .ablate_heads import ablate_heads
 from .ablate_prompt import ablate_prompt
 from .age_acceleration import age_acceleration
-from .age_match import age_match
 from .annotation_concordance import annotation_concordance
 from .attention import attention
 from .attribute import attribute
 from .differential_rank import differential_rank
 from .doublets import doublets
 from .embed import embed
+from .evaluate_generated import evaluate_generated
 from .expression_age_slope import expression_age_slope
 from .gene_network import gene_network
 from .generate import generate
+from .generated_ages import generated_ages
 from .generation_diversity import generation_diversity
 from .head_enrichment import head_enrichment
 from .head_profiles import head_profiles
@@ -36,6 +37,7 @@ from .timelapse_baselines import timelapse_baselines
 from .train_on_generated import train_on_generated
 
 __all__ = [
+    "evaluate_generated",
     "AgeSampling",
     "perturbation_metrics",
     "Cells",
@@ -57,7 +59,7 @@ __all__ = [
     "differential_rank",
     "ablate_prompt",
     "age_acceleration",
-    "age_match",
+    "generated_ages",
     "annotation_concordance",
     "doublets",
     "embed",

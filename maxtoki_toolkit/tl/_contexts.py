@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._checked import Checked
+from .._recipes import Checked
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences
@@ -22,8 +22,8 @@ class AgeSampling(Checked):
     Attributes
     ----------
     n_cells
-        Cells of each donor and group, at most: the queries of an age acceleration, and the reference cells that
-        predicted ages are calibrated with.
+        Cells of each donor and group, at most: the queries of an age acceleration, and the reference cells
+        that predicted ages are calibrated with.
     n_contexts
         Contexts that each cell is read after, of the cell's group and never of its own donor.
     context_size
@@ -84,8 +84,8 @@ def read_ages(
     model, sequences
         A temporal model, and all cells.
     asked
-        For each group, rows of its query cells, and its contexts. A context with a cell of the query's donor is
-        left out for this query.
+        For each group, rows of its query cells, and its contexts. A context with a cell of the query's donor
+        is left out for this query.
     donor, time
         Donor and time of every cell.
     """

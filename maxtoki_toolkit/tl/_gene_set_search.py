@@ -104,6 +104,7 @@ def search_sets(
         new = list(dict.fromkeys(s for s in sets if s not in known))
         if new:
             gained, changed = edits.shift(new, searched)
+            # A set that changes nothing the model reads is not a set without effect: it cannot be judged.
             values = np.where(changed.any(axis=1), gained.mean(axis=1), np.nan)
             if weight:
                 total = edits.likelihood_change(new, searched) * (edits.start.lengths[searched] - 2)
@@ -122,6 +123,7 @@ def search_sets(
     inclusion, tables = np.full(n, np.nan), {}
     if search.method == "metropolis":
         usable = np.flatnonzero(reached)
+        # Half of the proposals are even, half favour genes that do well alone; the acceptance makes up for it.
         gain = strength * (singles[usable] - singles[usable].max()) / chains.temperature
         weights = 0.5 / len(usable) + 0.5 * np.exp(gain) / np.exp(gain).sum()
         steps = metropolis_sets(

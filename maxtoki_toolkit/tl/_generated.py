@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from .._validate import require_obs
 from ..models.model import MaxTokiModel
-from ..pp._design import get_groups, is_missing, known_cells
+from ..pp._design import as_list, get_groups, is_missing, known_cells
 from ._prompted import named_rows, stored_prompts
 from ._rank_features import rank_features
 
@@ -35,7 +35,8 @@ def rank_levels(
 ) -> tuple[sp.csr_matrix, sp.csr_matrix, int]:
     """Rank features of true and of generated cells, down to the last gene of the median true cell; and how many genes that is.
 
-    A model may read many more genes than cells have. Against these, having a gene at all would outweigh its rank.
+    A model may read many more genes than cells have. Against these, having a gene at all would outweigh its
+    rank.
     """
     room = model.cell_length - 2
     features = rank_features(adata, model), rank_features(generated, model)
@@ -76,17 +77,13 @@ def about_generated(
     time_key: str | None = None,
     groupby: str | Sequence[str] | None = None,
     donor_key: str | None = None,
-    key: str | None = None,
 ) -> About:
     """What the columns of generated cells say or, for columns that they do not have, their prompts in `adata`.
 
-    The donor is that of the last context cell: the query is not in the prompt. It is left out where nothing tells it.
+    The donor is that of the last context cell: the query is not in the prompt. It is left out where nothing
+    tells it.
     """
-    if not isinstance(generated, AnnData):
-        raise TypeError(
-            f"generated must be an AnnData of cells (mt.tl.generate(adata, model)), got {type(generated).__name__}."
-        )
-    columns = [groupby] if isinstance(groupby, str) else list(groupby or [])
+    columns = as_list(groupby)
     require_obs(adata, time_key, donor_key, *columns)
     obs = generated.obs.reset_index(drop=True)
     if donor_key == "donor" and {"prompt", "lapse"} <= set(obs):
@@ -109,7 +106,7 @@ def about_generated(
             obs[name] = source[name].to_numpy()
     elif wanted:
         obs = _from_prompts(
-            obs, adata, wanted, time_key, donor_key, columns, stored_prompts(adata, generated, key)
+            obs, adata, wanted, time_key, donor_key, columns, stored_prompts(adata, generated)
         )
     obs.index = obs.index.astype(str)
     found = about_cells(
@@ -139,7 +136,7 @@ def _from_prompts(obs, adata, wanted, time_key, donor_key, columns, stored) -> p
     number = obs["prompt"].astype(int).to_numpy()
     if number.max() >= len(table):
         raise ValueError(
-            f"The generated cells are of {number.max() + 1} prompts at least, and there are {len(table)}. Name the prompts that they were generated after: key=..."
+            f"The generated cells are of {number.max() + 1} prompts at least, and there are {len(table)}. Generate them again."
         )
     prompt = table.iloc[number].reset_index(drop=True)
     for name in wanted:

@@ -12,9 +12,9 @@ from anndata import AnnData
 
 from .. import _keys
 from .._results import read_result
-from .._validate import require_adata, require_rank, require_unique_names
+from .._validate import require_adata, require_rank
 from ..models.model import MaxTokiModel
-from ..pp._design import get_groups, get_labels, get_mask, known_cells
+from ..pp._design import get_groups, get_labels, known_cells
 from ..pp.sample_prompts import read_prompts
 from ._rank_features import rank_features
 
@@ -47,51 +47,65 @@ class Prompted(NamedTuple):
         return self.context[np.arange(len(self.context)), (self.context >= 0).sum(axis=1) - 1]
 
 
+def by_prompts(adata: AnnData, generated: AnnData, **columns) -> tuple:
+    """Names of columns; those that were not given (`None`) are what the prompts of the generated cells were drawn by.
+
+    Parameters
+    ----------
+    adata, generated
+        True cells, with the prompts, and generated ones, which may be of none.
+    columns
+        Some of `time_key`, `groupby` and `donor_key`, as they were given.
+    """
+    require_adata(generated)
+    key = generation_params(generated).get("prompts", _keys.PROMPTS)
+    of_prompts = {"prompt", "lapse"} <= set(generated.obs) and key in adata.uns
+    known = stored_prompts(adata, generated)["params"] if of_prompts else {}
+    # In files, no donor and no group are "" and an empty array.
+    known = {"groupby": list(known.get("groupby", [])) or None} | {
+        name: known.get(name) or None for name in ("time_key", "donor_key")
+    }
+    return tuple(known[name] if value is None else value for name, value in columns.items())
+
+
 def read_prompted(
     adata: AnnData,
     model: MaxTokiModel,
     generated: AnnData,
-    key: str | None,
     donor_key: str | None,
     *keys: str | Sequence[str] | None,
-) -> tuple[AnnData, np.ndarray, AnnData, Prompted]:
+) -> tuple[AnnData, AnnData, Prompted]:
     """Find the true cells of the prompts that cells were generated from.
 
     Returns
     -------
-    The true cells with donors and values in the other columns, their rows, and the generated cells, both in the order of
-    their names; and what belongs to what.
+    The true cells with donors and values in the other columns, and the generated cells, both in the order of their names;
+    and what belongs to what.
     """
-    require_unique_names(adata)
     require_rank(adata)
-    require_adata(generated)
     if "prompt" not in generated.obs or _keys.RANK not in generated.layers:
         raise KeyError(
             'generated= has no .obs["prompt"] or no .layers["rank"]. It should come from mt.tl.generate(adata, model).'
         )
-    if not generated.n_obs:
-        raise ValueError("There are no generated cells.")
+    require_generator(generated, model)
     params = generation_params(generated)
-    if params.get("model_sha256", model.identity) != model.identity:
-        raise ValueError(f"Another model than {model.name!r} generated these cells. Pass that one.")
     generated, _ = known_cells(generated)
     named = generated.obs["prompt"].astype(str).to_numpy(dtype=object)
-    stored = None if "n_given" in params else stored_prompts(adata, generated, key)
-    donor_key = donor_key or (stored["params"]["donor_key"] if stored else None) or None
-    adata, rows = known_cells(adata, donor_key, *keys)
+    stored = None if "n_given" in params else stored_prompts(adata, generated)
+    cells, _ = known_cells(adata, donor_key, *keys)
     if stored is None:
-        context, asked = named_rows(adata, named)[:, None], np.full(len(named), np.nan)
+        context, asked = named_rows(cells, named)[:, None], np.full(len(named), np.nan)
         query, lapse = context[:, 0], asked
     else:
         table = stored["prompts"]
         row = _prompt_rows(table, generated, named)
-        found = read_prompts(table, adata, adata, task="cell")
+        found = read_prompts(table, cells, cells, task="cell")
         context, query, asked = found.context[row], found.query[row], found.lapse[row].astype(float)
         lapse = generated.obs["lapse"].to_numpy(dtype=float)
-    donor = None if donor_key is None else get_labels(adata, donor_key)
-    units, unit, taken = _units(adata, named, context, query, donor)
+    donor = None if donor_key is None else get_labels(cells, donor_key)
+    units, unit, taken = _units(cells.n_obs, named, context, query, donor)
     prompted = Prompted(pd.factorize(named)[0], context, query, lapse, asked, units, unit, taken, donor)
-    return adata, rows, generated, prompted
+    return cells, generated, prompted
 
 
 def asked_groups(
@@ -110,17 +124,16 @@ def asked_groups(
     return group, asked, names
 
 
-def other_cells(adata: AnnData, prompted: Prompted, use: str | Sequence[bool] | None) -> np.ndarray:
+def other_cells(prompted: Prompted) -> np.ndarray:
     """Which true cells are of donors without a part in the prompts."""
-    used = get_mask(adata, use, "use")
-    if not (apart := used & ~prompted.taken).any():
-        what = "is of a donor" if prompted.unit == "donor" else "is a cell"
-        raise ValueError(
-            f"Each of the {used.sum():,} true cells {what} of the prompts: none is left to compare with. Generate from prompts "
-            'of donors that are held out: mt.pp.hold_out, then mt.pp.sample_prompts(contexts="held_out", '
-            'queries="held_out", task="cell", ...).'
-        )
-    return apart
+    if (apart := ~prompted.taken).any():
+        return apart
+    what = "is of a donor" if prompted.unit == "donor" else "is a cell"
+    raise ValueError(
+        f"Each of the {len(apart):,} true cells {what} of the prompts: none is left to compare with. Generate from prompts "
+        'of donors that are held out: mt.pp.hold_out, then mt.pp.sample_prompts(contexts="held_out", '
+        'queries="held_out", task="cell", ...).'
+    )
 
 
 def features_at(adata: AnnData, model: MaxTokiModel, rows: np.ndarray) -> sp.csr_matrix:
@@ -134,9 +147,15 @@ def generation_params(generated: AnnData) -> dict:
     return generated.uns.get(_keys.GENERATE, {}).get("params", {})
 
 
-def stored_prompts(adata: AnnData, generated: AnnData, key: str | None) -> dict:
+def require_generator(generated: AnnData, model: MaxTokiModel) -> None:
+    """Raise if another model generated the cells, as far as they say."""
+    if generation_params(generated).get("model_sha256", model.identity) != model.identity:
+        raise ValueError(f"Another model than {model.name!r} generated these cells. Pass that one.")
+
+
+def stored_prompts(adata: AnnData, generated: AnnData) -> dict:
     """Result of `mt.pp.sample_prompts` that the cells were generated from."""
-    key = key or generation_params(generated).get("prompts", _keys.PROMPTS)
+    key = generation_params(generated).get("prompts", _keys.PROMPTS)
     return read_result(adata, key, 'mt.pp.sample_prompts(adata, task="cell", ...)')
 
 
@@ -158,17 +177,15 @@ def _prompt_rows(table: pd.DataFrame, generated: AnnData, named: np.ndarray) -> 
     if same and "group" in generated.obs:
         same = (table["group"].astype(str).to_numpy()[row] == generated.obs["group"].astype(str)).all()
     if not same:
-        raise ValueError(
-            "The cells were not generated from these prompts. Give the prompts' key in .uns (key=...), or generate again."
-        )
+        raise ValueError("The cells were not generated from these prompts. Generate again.")
     return row
 
 
 def _units(
-    adata: AnnData, named: np.ndarray, context: np.ndarray, query: np.ndarray, donor: np.ndarray | None
+    n_cells: int, named: np.ndarray, context: np.ndarray, query: np.ndarray, donor: np.ndarray | None
 ) -> tuple[pd.DataFrame, str, np.ndarray]:
     """What intervals leave out, and the true cells that have a part in it."""
-    taken = np.zeros(adata.n_obs, dtype=bool)
+    taken = np.zeros(n_cells, dtype=bool)
     members = np.column_stack([context, query])
     if donor is None:
         taken[members[members >= 0]] = True

@@ -54,10 +54,12 @@ class Screen:
             self.embedding = self._embeddings()
         self.unit, self.edit = self._pairs()
         length = np.where(units.members >= 0, self.read_cells.lengths[units.members], 0).sum(axis=1)
+        # An edit takes the whole cell, beyond what is read of it.
         edited = np.where(units.members >= 0, units.cells.lengths[units.members], 0)[:, units.edited].sum(
             axis=1
         )
         cost = np.maximum(length, edited)[self.unit] * len(doses)
+        # A part is as many pairs as there are in `_TOKENS` tokens.
         part = (np.cumsum(cost) - cost) // _TOKENS
         self.first = (
             np.flatnonzero(np.r_[True, np.diff(part) > 0]) if len(part) else np.zeros(1, dtype=np.int64)
@@ -126,6 +128,7 @@ class Screen:
                 table[name] = over(ranks, pair[of_cell]) / over(ranks > 0, pair[of_cell])
         table["n_lost"], table["n_gained"] = over(edited.lost, pair), over(edited.gained, pair)
 
+        # Only what is read and changed is read again; the rest is exactly 0, or not known.
         run = np.flatnonzero(read & changed)
         mine, where = np.unique(unit, return_inverse=True)
         place = np.full(len(unit), -1)

@@ -98,7 +98,8 @@ def ablate_prompt(
     side; `q_value` corrects for the ablations (Benjamini and Hochberg). The paper shuffles genes
     and masks context and query; how many prompts, and its test, are not known to us.
 
-    Prompts that are too long for the model lose genes of their first cell; of a shuffled cell these are random ones.
+    Prompts that are too long for the model lose genes of their first cell; of a shuffled cell these are
+    random ones.
 
     Examples
     --------
@@ -122,8 +123,8 @@ def ablate_prompt(
     if params["task"] != "timelapse" or params["queries_elsewhere"]:
         raise ValueError("Ablations need prompts that ask for the lapse to query cells of the same AnnData.")
     read_as = check_unit(params["time_key"], table["time"], model.time_head.unit)
-    given, (adata, _) = adata, known_cells(adata)
-    cells, prompts = get_sequences(adata, model), read_prompts(table, adata, adata)
+    known, _ = known_cells(adata)
+    cells, prompts = get_sequences(known, model), read_prompts(table, known, known)
     table[INTACT] = _predict(model, prompts, cells, cells)
     for name in dict.fromkeys(ablations):
         # Each has numbers of its own, whatever else is asked for.
@@ -131,7 +132,6 @@ def ablate_prompt(
         changed = ablated(name, prompts, cells, model.vocab, share, np.random.default_rng(seed))
         table[name] = _predict(model, *changed, lapses=name != "drop_lapses")
 
-    adata = given
     result = {
         "unit": model.time_head.unit,
         "ablations": list(ablations),

@@ -18,7 +18,7 @@ from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences
 from ..models.timelapse import require_temporal
-from ..pp._design import get_groups, get_labels, get_times, known_cells
+from ..pp._design import as_list, get_groups, get_labels, get_times, known_cells
 from ..pp.match_ages import age_balance, donor_table, match_donors
 from ..stats.clocks import cross_fitted_ages
 from ..stats.fdr import benjamini_hochberg
@@ -50,26 +50,28 @@ def age_acceleration(
 ) -> None:
     """Estimate by how many years the cells of a condition look older than controls of the same age.
 
-    Cells of controls with their ages are the context, and a cell of a patient or of another control is the query.
-    What the model reads as its age, less what it reads from controls of that age, is the acceleration.
+    Cells of controls with their ages are the context, and a cell of a patient or of another control is the
+    query. What the model reads as its age, less what it reads from controls of that age, is the acceleration.
 
     Parameters
     ----------
     adata
-        Rank-encoded cells of both sides, of donors that the model was not trained on. `mt.pp.match_ages` says which
-        columns hold conditions, ages (in the whole units that the model tells) and donors, and who is compared with whom.
+        Rank-encoded cells of both sides, of donors that the model was not trained on. `mt.pp.match_ages` says
+        which columns hold conditions, ages (in the whole units that the model tells) and donors, and who is
+        compared with whom.
     model
         A model with temporal training.
     groupby
-        Columns of `.obs` in which all cells of a prompt agree, e.g. "cell_type"; an effect is estimated for each
-        group, and for all together.
+        Columns of `.obs` in which all cells of a prompt agree, e.g. "cell_type"; an effect is estimated for
+        each group, and for all together.
     batch_key
         Column of `.obs` with the batch, to warn where conditions and batches cannot be told apart.
     min_donors
         Fewest donors on either side, after matching; never below 2.
     sampling
-        Query cells of each donor and group, drawn so that both sides have cells of like numbers of genes, and contexts of
-        controls that they are read after, for all cells of a group the same: `mt.tl.AgeSampling(n_cells=8, n_contexts=2)`.
+        Query cells of each donor and group, drawn so that both sides have cells of like numbers of genes, and
+        contexts of controls that they are read after, for all cells of a group the same:
+        `mt.tl.AgeSampling(n_cells=8, n_contexts=2)`.
     baselines
         Whether to estimate the same from ridge regression of age on expression and on the model's embedding.
     rng
@@ -156,7 +158,7 @@ def age_acceleration(
         **columns,
         "unit": "years" if model.time_head.unit == "months" else model.time_head.unit,
         "time_read_as": read_as,
-        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
+        "groupby": as_list(groupby),
         "tolerance": design["tolerance"],
         **sampling.flat(),
         "n_permutations": N_PERMUTATIONS,

@@ -11,10 +11,10 @@ from anndata import AnnData
 from .. import _keys
 from .._results import write_result
 from ..models.model import MaxTokiModel
-from ..pp._design import get_mask
+from ..pp._design import as_list
 from ..stats.classification import fit_classifier, score_labels, with_share_intervals
 from ..stats.donors import jackknife_interval, jackknife_weights
-from ._prompted import asked_groups, features_at, other_cells, read_prompted
+from ._prompted import asked_groups, by_prompts, features_at, other_cells, read_prompted
 from ._rank_features import rank_features
 
 
@@ -23,11 +23,9 @@ def annotation_concordance(
     model: MaxTokiModel,
     *,
     generated: AnnData,
-    groupby: str | Sequence[str],
+    groupby: str | Sequence[str] | None = None,
     donor_key: str | None = None,
-    use: str | Sequence[bool] | None = None,
     n_permutations: int = 1000,
-    key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
 ) -> None:
@@ -43,15 +41,12 @@ def annotation_concordance(
     generated
         Generated cells: `mt.tl.generate(adata, model)`.
     groupby
-        Column or columns of `.obs` with the type. The context cells of a prompt agree in it; that is the prompted type.
+        Column or columns of `.obs` with the type, by default those of the prompts. The context cells of a
+        prompt agree in it; that is the prompted type.
     donor_key
         Column of `.obs` with the donor, by default that of the prompts.
-    use
-        Which true cells may train the classifier: boolean column of `.obs`, or one boolean a cell. All by default.
     n_permutations
         Permutations of the prompted types for chance.
-    key
-        Key in `.uns` of the prompts, by default that which the cells were generated from.
     rng
         Seed of the permutations.
     key_added
@@ -73,8 +68,8 @@ def annotation_concordance(
     KeyError
         If prompts or columns are missing.
     ValueError
-        If all true cells are of the prompts' donors, the context cells of a prompt differ in `groupby`, or a prompted type
-        has no true cell to learn it from.
+        If all true cells are of the prompts' donors, the context cells of a prompt differ in `groupby`, or a
+        prompted type has no true cell to learn it from.
 
     Notes
     -----
@@ -91,16 +86,18 @@ def annotation_concordance(
     ``majority``
         the most common prompted type, whatever the cell;
     ``permuted``
-        the generated cell, its prompted type that of another prompt (mean and 95% range of the permutations). `p_value`
-        is the share of permutations with as high an accuracy, one-sided, without correction: it is one test.
+        the generated cell, its prompted type that of another prompt (mean and 95% range of the permutations).
+        `p_value` is the share of permutations with as high an accuracy, one-sided, without correction: it is
+        one test.
 
-    **A context cell is of the prompted type by construction, so concordance alone proves nothing:** a model that copies its
-    context, or writes the average cell of its type, reaches the ceiling. Whether it does shows
-    `mt.tl.generation_diversity`; whether time passes shows `mt.tl.age_match`.
+    **A context cell is of the prompted type by construction, so concordance alone proves nothing:** a model
+    that copies its context, or writes the average cell of its type, reaches the ceiling. Whether it does
+    shows `mt.tl.generation_diversity`; whether time passes shows `mt.tl.generated_ages`.
 
-    The 95% intervals leave out each donor in turn with all prompts that he or she has a part in (jackknife, on the scale of
-    the arcsine of the square root), or each prompt where no donor is known; with the classifier as it is. Where every cell is right, or none, they have no width;
-    that does not make it certain.
+    The 95% intervals leave out each donor in turn with all prompts that he or she has a part in (jackknife,
+    on the scale of the arcsine of the square root), or each prompt where no donor is known; with the
+    classifier as it is. Where every cell is right, or none, they have no width; that does not make it
+    certain.
 
     Examples
     --------
@@ -118,19 +115,16 @@ def annotation_concordance(
     >>> mt.get.annotation_concordance(adata)["cells"].tolist()
     ['generated', 'query', 'context', 'majority', 'permuted']
     """
-    given, (adata, kept, generated, prompted) = (
-        adata,
-        read_prompted(adata, model, generated, key, donor_key, groupby),
-    )
-    use = get_mask(given, use, "use")[kept]
-    group, asked, names = asked_groups(adata, prompted, groupby)
-    train = np.flatnonzero(other_cells(adata, prompted, use) & (group >= 0))
+    groupby, donor_key = by_prompts(adata, generated, groupby=groupby, donor_key=donor_key)
+    true, generated, prompted = read_prompted(adata, model, generated, donor_key, groupby)
+    group, asked, names = asked_groups(true, prompted, groupby)
+    train = np.flatnonzero(other_cells(prompted) & (group >= 0))
     _require_types(group[train], asked, names)
-    classifier = fit_classifier(features_at(adata, model, train), group[train])
+    classifier = fit_classifier(features_at(true, model, train), group[train])
     sources = {
         "generated": rank_features(generated, model),
-        "query": features_at(adata, model, prompted.query),
-        "context": features_at(adata, model, prompted.last),
+        "query": features_at(true, model, prompted.query),
+        "context": features_at(true, model, prompted.last),
     }
     found = {name: classifier.predict(X) for name, X in sources.items()}
     probability = classifier.predict_proba(sources["generated"]).max(axis=1)
@@ -155,9 +149,8 @@ def annotation_concordance(
     )
     rows.append(_chance_row(chance, scores["generated"].accuracy[0]) | {"p_value": np.nan, **head})
 
-    adata = given
     params = {
-        "groupby": [groupby] if isinstance(groupby, str) else list(groupby),
+        "groupby": as_list(groupby),
         "unit": prompted.unit,
         "n_train_cells": len(train),
         "n_types": len(np.unique(group[train])),

@@ -13,7 +13,7 @@ from anndata import AnnData
 from .. import _keys
 from .._results import write_result
 from ..models.model import MaxTokiModel
-from ..pp._design import get_mask, get_times, known_cells
+from ..pp._design import as_list, get_mask, get_times, known_cells
 from ..stats.fdr import benjamini_hochberg
 from ..stats.rank_change import (
     Units,
@@ -30,10 +30,14 @@ from ..stats.rank_change import (
 )
 from ..stats.turnover import fit_lines, sample_means
 from ._generated import About, about_cells, about_generated, known_generated, rank_levels
+from ._prompted import by_prompts
 
 _HALVES = 20
 # Fewest independent samples of each interval that anything is said about.
 _MIN_UNITS = 3
+# Draws for the intervals of the scores, which take their standard errors alone, and permutations for their p values.
+N_BOOTSTRAP = 200
+N_PERMUTATIONS = 499
 
 
 def differential_rank(
@@ -41,16 +45,12 @@ def differential_rank(
     model: MaxTokiModel,
     *,
     generated: AnnData,
-    time_key: str,
     intervals: tuple,
+    time_key: str | None = None,
     groupby: str | Sequence[str] | None = None,
     donor_key: str | None = None,
-    use: str | Sequence[bool] | None = None,
     known: str | Sequence[bool] | None = None,
     n_top: int = 100,
-    n_bootstrap: int = 200,
-    n_permutations: int = 499,
-    key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
 ) -> None:
@@ -64,25 +64,22 @@ def differential_rank(
         The model that generated.
     generated
         Generated cells: `mt.tl.generate(adata, model)`, or any cells encoded for the model.
-    time_key
-        Column of `.obs` with the time. Generated cells without it have the time that their prompt asks for.
     intervals
-        The two intervals of time, ((first, last), (first, last)); or two values of the column, e.g. of stages.
+        The two intervals of time, ((first, last), (first, last)); or two values of the column, e.g. of
+        stages.
+    time_key
+        Column of `.obs` with the time, by default that of the prompts. Generated cells without it have the
+        time that their prompt asks for.
     groupby
-        Column or columns of `.obs`, e.g. the cell type; each group is compared by itself.
+        Column or columns of `.obs`, e.g. the cell type, by default those of the prompts; each group is
+        compared by itself.
     donor_key
-        Column of `.obs` with the donor.
-    use
-        Which true cells to compare with, e.g. "held_out": boolean column of `.obs`, or one boolean a cell.
+        Column of `.obs` with the donor, by default that of the prompts.
     known
-        Which true cells the interpolation may use, e.g. "train", but for those that are compared; by default all those that
-        are in neither interval.
+        Which true cells the interpolation may use, e.g. "train", but for those that are compared; by default
+        all those that are in neither interval.
     n_top
         Genes that rise most, and as many that fall most in true cells, for the agreement in sign.
-    n_bootstrap, n_permutations
-        Draws for the intervals, and permutations for the p values, of the scores.
-    key
-        Key in `.uns` of the prompts, by default that which the cells were generated from.
     rng
         Seed.
     key_added
@@ -107,30 +104,32 @@ def differential_rank(
     not have, or has further down, count as the next rank (`params["absent_rank"]`). Genes that no compared cell has are left
     out.
 
-    Units are donors, where at least three are in each interval; of generated cells the donors of the last context cells. Else they
-    are the prompts, or the cells, and what is said then is about more cells of the same donors. Intervals of changes are Welch's,
-    p values those of the Wilcoxon rank sum test, two-sided, normal approximation, corrected over the genes of
-    a group (Benjamini and Hochberg). A donor in both intervals is treated as two, which is on the safe side.
+    Units are donors, where at least three are in each interval; of generated cells the donors of the last
+    context cells. Else they are the prompts, or the cells, and what is said then is about more cells of the
+    same donors. Intervals of changes are Welch's, p values those of the Wilcoxon rank sum test, two-sided,
+    normal approximation, corrected over the genes of a group (Benjamini and Hochberg). A donor in both
+    intervals is treated as two, which is on the safe side.
 
-    A gene turns if it is among the `n_top`, its change has an interval without 0, and its sign is opposite to the slope over
-    all times. The scores compare with the true changes
+    A gene turns if it is among the `n_top`, its change has an interval without 0, and its sign is opposite to
+    the slope over all times. The scores compare with the true changes
 
     ``generated``
-        those of the generated cells. `p_value`: share of permutations with as high a correlation (Pearson, one-sided),
-        corrected over groups;
+        those of the generated cells. `p_value`: share of permutations with as high a correlation (Pearson,
+        one-sided), corrected over groups;
     ``permuted``
         the same with the intervals of the generated units permuted: mean and 95% range;
     ``interpolation``
-        what a straight line between the known times on both sides says: all that can be guessed without a model. Its
-        signs are wrong for turning genes nearly by definition; whether the generated ones are right is the question;
+        what a straight line between the known times on both sides says: all that can be guessed without a
+        model. Its signs are wrong for turning genes nearly by definition; whether the generated ones are
+        right is the question;
     ``no change``
         nothing, which has no sign and no correlation, but often the smallest error;
     ``true halves``
-        half of the true units against the other half, 20 times: mean and 95% range. About the best that can be
-        reached with half the cells.
+        half of the true units against the other half, 20 times: mean and 95% range. About the best that can
+        be reached with half the cells.
 
-    Intervals of scores are 1.96 bootstrap standard errors to either side, true and generated units drawn anew (of
-    correlations on the scale of Fisher's z). Quantiles would be too low: what is drawn with replacement
+    Intervals of scores are 1.96 bootstrap standard errors to either side, true and generated units drawn anew
+    (of correlations on the scale of Fisher's z). Quantiles would be too low: what is drawn with replacement
     is noisier than the cells are. Genes and `params["intervals"]` are as they are.
 
     Examples
@@ -141,46 +140,45 @@ def differential_rank(
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
     >>> settings = dict(time_key="age_months", intervals=((240, 480), (720, 1080)), donor_key="donor_id")
-    >>> mt.tl.differential_rank(adata, model, generated=adata[:200].copy(), use=[False] * 200 + [True] * 200, **settings)
-    >>> mt.get.differential_rank_scores(adata)["predictor"].tolist()
+    >>> true, others = adata[200:].copy(), adata[:200].copy()
+    >>> mt.tl.differential_rank(true, model, generated=others, **settings)
+    >>> mt.get.differential_rank_scores(true)["predictor"].tolist()
     ['generated', 'permuted', 'interpolation', 'no change', 'true halves']
     """
-    if n_top < 1:
-        raise ValueError(f"n_top must be at least 1, got {n_top}.")
-    if n_bootstrap < 2 or n_permutations < 1:
+    time_key, groupby, donor_key = by_prompts(
+        adata, generated, time_key=time_key, groupby=groupby, donor_key=donor_key
+    )
+    if time_key is None:
         raise ValueError(
-            f"n_bootstrap must be at least 2 and n_permutations 1, got {n_bootstrap} and {n_permutations}."
+            "Give time_key: the generated cells are of no prompts that say which column holds the time."
         )
     keys = {"time_key": time_key, "groupby": groupby, "donor_key": donor_key}
-    generated, made = known_generated(generated, about_generated(generated, adata, **keys, key=key))
-    given, (adata, kept) = adata, known_cells(adata, *keys.values())
-    true = about_cells(adata, **keys)
+    generated, made = known_generated(generated, about_generated(generated, adata, **keys))
+    cells, rows = known_cells(adata, *keys.values())
+    true = about_cells(cells, **keys)
     ranges = _read_intervals(intervals)
     side = {
-        "true": np.where(
-            get_mask(given, use, "use")[kept], _side(adata, true, time_key, ranges, intervals), -1
-        ),
+        "true": _side(cells, true, time_key, ranges, intervals),
         "generated": _side(None, made, time_key, ranges, intervals),
     }
-    of_true, of_made, length = rank_levels(adata, generated, model)
+    of_true, of_made, length = rank_levels(cells, generated, model)
     X = {"true": of_true * length, "generated": of_made * length}
     # What is compared must not be guessed from itself.
-    if known is None:
-        may_use = _side(adata, true, time_key, ranges, intervals) < 0
-    else:
-        may_use = get_mask(given, known, "known")[kept] & (side["true"] < 0)
+    may_use = side["true"] < 0
+    if known is not None:
+        may_use &= get_mask(adata, known, "known")[rows]
 
-    genes, scores, cells, small = [], [], [], []
+    genes, scores, compared, small = [], [], [], []
     names = sorted(set(true.group[side["true"] >= 0]) & set(made.group[side["generated"] >= 0]) - {""})
     for name in names:
-        units, rows = {}, {}
+        units, mine = {}, {}
         for source, about in (("true", true), ("generated", made)):
-            rows[source] = np.flatnonzero((about.group == name) & (side[source] >= 0))
-            units[source] = _units(X[source], about, side[source] == 1, rows[source])
+            mine[source] = np.flatnonzero((about.group == name) & (side[source] >= 0))
+            units[source] = _units(X[source], about, side[source] == 1, mine[source])
         if min(min(u.size) for u in units.values()) < _MIN_UNITS:
             small.append(name)
             continue
-        expressed = np.logical_or(*(X[s][rows[s]].getnnz(axis=0) > 0 for s in X))
+        expressed = np.logical_or(*(X[s][mine[s]].getnnz(axis=0) > 0 for s in X))
         columns = np.flatnonzero(expressed)
         units = {source: u._replace(values=u.values[:, columns]) for source, u in units.items()}
         of_group = np.flatnonzero(true.group == name)
@@ -196,16 +194,16 @@ def differential_rank(
         table.insert(0, "group", name)
         genes.append(table)
         seed = np.random.default_rng([rng, len(scores)])
-        found = _scores(units, trend, guess, n_top, n_bootstrap, n_permutations, seed)
+        found = _scores(units, trend, guess, n_top, seed)
         found.insert(0, "group", name)
         scores.append(found)
-        for source, obs_names in (("true", adata.obs_names), ("generated", generated.obs_names)):
-            cells.append(
+        for source, obs_names in (("true", cells.obs_names), ("generated", generated.obs_names)):
+            compared.append(
                 pd.DataFrame(
                     {
-                        "cell": obs_names[rows[source]],
+                        "cell": obs_names[mine[source]],
                         "source": source,
-                        "interval": side[source][rows[source]] + 1,
+                        "interval": side[source][mine[source]] + 1,
                         "group": name,
                     }
                 )
@@ -226,20 +224,19 @@ def differential_rank(
     scores = pd.concat(scores, ignore_index=True)
     scores["q_value"] = benjamini_hochberg(scores["p_value"])
 
-    adata = given
     params = {
         "unit": "ranks",
         "time_key": time_key,
         "intervals": [str(value) for value in intervals] if ranges is None else [list(r) for r in ranges],
-        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
+        "groupby": as_list(groupby),
         "donor_key": donor_key,
         "absent_rank": length + 1,
         "test": "Wilcoxon rank sum, two-sided, of units; Benjamini-Hochberg over the genes of a group",
         "n_top": n_top,
-        "n_bootstrap": n_bootstrap,
-        "n_permutations": n_permutations,
+        "n_bootstrap": N_BOOTSTRAP,
+        "n_permutations": N_PERMUTATIONS,
         "groups_left_out": small,
-        "n_left_out": adata.n_obs - len(kept),
+        "n_left_out": adata.n_obs - len(rows),
         "seed": rng,
     }
     write_result(
@@ -248,7 +245,7 @@ def differential_rank(
         {**model.params, **params},
         genes=pd.concat(genes, ignore_index=True),
         scores=scores,
-        cells=pd.concat(cells, ignore_index=True),
+        cells=pd.concat(compared, ignore_index=True),
     )
 
 
@@ -318,16 +315,14 @@ def _scores(
     trend,
     guess,
     n_top: int,
-    n_bootstrap: int,
-    n_permutations: int,
     rng: np.random.Generator,
 ) -> pd.DataFrame:
     """How well the true changes are met, by the generated cells and by what is beside them."""
     true, made = units["true"], units["generated"]
     picked = pick_genes(true, trend, n_top)
     of_true, of_made = (changes(u, contrast(u.late)) for u in (true, made))
-    drawn_true, drawn_made = (changes(u, resampled(u, n_bootstrap, rng)) for u in (true, made))
-    null = agreement(changes(made, permuted(made, n_permutations, rng)), of_true, picked)
+    drawn_true, drawn_made = (changes(u, resampled(u, N_BOOTSTRAP, rng)) for u in (true, made))
+    null = agreement(changes(made, permuted(made, N_PERMUTATIONS, rng)), of_true, picked)
 
     def scored(found, drawn):
         # Which genes are on top, and their true signs, are as they are: for these, only what is compared is drawn anew.
@@ -338,14 +333,14 @@ def _scores(
     score, row, rows = agreement(of_made, of_true, picked), scored(of_made, drawn_made), []
     valid = np.isfinite(score["pearson"][0]) and np.isfinite(null["pearson"]).all()
     row["p_value"] = (
-        (1 + (null["pearson"] >= score["pearson"][0] - 1e-12).sum()) / (n_permutations + 1)
+        (1 + (null["pearson"] >= score["pearson"][0] - 1e-12).sum()) / (N_PERMUTATIONS + 1)
         if valid
         else np.nan
     )
     rows.append({"predictor": "generated", **row})
     rows.append({"predictor": "permuted", **_with_range(null)})
     if guess is not None:
-        rows.append({"predictor": "interpolation", **scored(guess, np.tile(guess, (n_bootstrap, 1)))})
+        rows.append({"predictor": "interpolation", **scored(guess, np.tile(guess, (N_BOOTSTRAP, 1)))})
     nothing = np.zeros_like(drawn_true)
     rows.append({"predictor": "no change", **scored(nothing[0], nothing)})
     if min(true.size) >= 4:

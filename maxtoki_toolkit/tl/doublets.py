@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import NamedTuple
 
@@ -14,14 +15,14 @@ from anndata import AnnData
 from .. import _keys
 from .._progress import progress
 from .._results import is_ours, require_free, write_result
-from .._validate import require_obs, require_rank, require_tokens, require_unique_names
+from .._validate import require_rank, require_tokens
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..pp._design import get_labels, known_cells
-from ..pp._doublets import add_counts, draw_pairs, merge_ranks, uniform
+from ..pp._doublets import add_counts, draw_pairs, merge_ranks
 from ..pp._ranked_counts import has_counts, ranked_counts, source_of
 from ..pp.rank_value_encode import rank_value_encode
-from ..pp.simulate_doublets import KINDS, check_share, read_codes
+from ..pp.simulate_doublets import DoubletSimulation, read_codes, require_types
 from ..stats.binary_scores import at_odds, auroc_ap, bootstrap_weights, calibration_error
 from ..stats.doublet_features import features as describe
 from ..stats.doublet_features import size_features
@@ -43,56 +44,46 @@ def doublets(
     model: MaxTokiModel,
     *,
     queries: AnnData | None = None,
-    kind: str = "counts",
-    features: Sequence[str] | None = None,
     groupby: str | None = None,
-    same_type: float | None = None,
     donor_key: str | None = None,
     truth_key: str | None = None,
-    n_doublets: int | None = None,
-    capture: tuple[float, float] = (0.5, 1.0),
+    features: Sequence[str] | None = None,
+    simulation: DoubletSimulation | None = None,
     expected_rate: float = 0.05,
-    layer: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
 ) -> None:
     """Tell doublets from cells, and score the detector beside scrublet.
 
-    Cells are told from doublets that are simulated from them. Every cell is judged by a detector that neither it nor
-    any cell of its donor had a part in.
+    Cells are told from doublets that are simulated from them. Every cell is judged by a detector that neither
+    it nor any cell of its donor had a part in.
 
     Parameters
     ----------
     adata
-        Rank-encoded cells with raw counts, taken as singlets; doublets among them are few, and weaken the detector.
+        Rank-encoded cells with raw counts, taken as singlets; doublets among them are few, and weaken the
+        detector.
     model
         Model, with or without temporal training.
     queries
-        Other rank-encoded cells to judge, e.g. generated ones (`mt.tl.generate`). Cells without counts are judged by
-        ranks alone.
-    kind
-        "counts" or "ranks": how doublets are simulated, see `mt.pp.simulate_doublets`.
-    features
-        Some of "embedding", "ranks", "expression" and "size" (see Notes); by default all that `adata` and `queries`
-        have.
+        Other rank-encoded cells to judge, e.g. generated ones (`mt.tl.generate`). Cells without counts are
+        judged by ranks alone.
     groupby
         Column of `.obs` with the cell type, which doublets of one type are told by.
-    same_type
-        Share (0-1) of simulated doublets of one type, with `groupby` half by default; without it any two cells meet.
     donor_key
-        Column of `.obs` with the donor (or sample): doublets are of one donor. From three donors on, folds, intervals and
-        the null are by donor, else by cell.
+        Column of `.obs` with the donor (or sample): doublets are of one donor. From three donors on, folds,
+        intervals and the null are by donor, else by cell.
     truth_key
-        Column of `.obs` with what is known: boolean (true for a doublet) or "singlet" and "doublet" in any case,
-        anything else for not known. Used for scoring only.
-    n_doublets
-        Doublets to simulate, by default as many as there are cells.
-    capture
-        Share of both cells' molecules that a droplet yields, see `mt.pp.simulate_doublets`.
+        Column of `.obs` with what is known: boolean (true for a doublet) or "singlet" and "doublet" in any
+        case, anything else for not known. Used for scoring only.
+    features
+        Some of "embedding", "ranks", "expression" and "size" (see Notes); by default all that `adata` and
+        `queries` have.
+    simulation
+        How doublets are simulated: `mt.pp.DoubletSimulation(kind="ranks")` for cells without counts. The
+        counts are those that were ranked.
     expected_rate
         Share of doublets that is expected (0-1). It turns scores into probabilities and changes no order.
-    layer
-        Layer that holds the raw counts; by default what was ranked.
     rng
         Seed of simulation, folds, fits, null and bootstrap.
     key_added
@@ -116,34 +107,38 @@ def doublets(
     KeyError
         If a column or the ranks are missing.
     ValueError
-        If the counts are no raw counts, there are fewer than 50 cells, no two cells can meet in some fold, queries have
-        names of cells, or features are asked for that the cells do not have.
+        If the counts are no raw counts, there are fewer than 50 cells, no two cells can meet in some fold,
+        queries have names of cells, or features are asked for that the cells do not have.
 
     Notes
     -----
     ``embedding``, ``ranks``, ``expression``
-        Spaces in which neighbours are looked for: the model's embedding (standardised); the ranks that the model
-        reads, and the log-normalised counts (to 10,000 a cell), both of the 2,000 most variable genes in 30 principal
-        directions. From each, the shares of simulated doublets among the nearest 5, 15 and 50 (as scrublet takes
-        them), the same weighted by nearness, and the score of a ridge regression.
+        Spaces in which neighbours are looked for: the model's embedding (standardised); the ranks that the
+        model reads, and the log-normalised counts (to 10,000 a cell), both of the 2,000 most variable genes
+        in 30 principal directions. From each, the shares of simulated doublets among the nearest 5, 15 and 50
+        (as scrublet takes them), the same weighted by nearness, and the score of a ridge regression.
     ``size``
-        Counts and genes of the cell (logarithms), and by how much they are above those of the nearest cells: what
-        tells two cells of one type from one.
+        Counts and genes of the cell (logarithms), and by how much they are above those of the nearest cells:
+        what tells two cells of one type from one.
 
-    There are five folds of cells (or donors), and doublets are simulated within each. For each pair of folds the spaces,
-    neighbours and regressions are of the other three alone. A fold is judged by a gradient boosting (scikit-learn)
-    that was trained on the other folds, each of them described without itself and without the judged one: what is seen in training
-    is as unseen as what is judged, which keeps probabilities calibrated. Queries are judged by all of these, on average.
+    There are five folds of cells (or donors), and doublets are simulated within each. For each pair of folds
+    the spaces, neighbours and regressions are of the other three alone. A fold is judged by a gradient
+    boosting (scikit-learn) that was trained on the other folds, each of them described without itself and
+    without the judged one: what is seen in training is as unseen as what is judged, which keeps probabilities
+    calibrated. Queries are judged by all of these, on average.
 
-    scrublet is `scanpy.pp.scrublet` as it is, on all cells together. It knows its own simulated doublets only, so a fifth of those
-    simulated here are hidden among the cells for it, and both are scored on these. The null permutes within folds who is
-    a doublet, before anything is trained; its areas are those of one permutation, around 0.5.
+    scrublet is `scanpy.pp.scrublet` as it is, on all cells together. It knows its own simulated doublets
+    only, so a fifth of those simulated here are hidden among the cells for it, and both are scored on these.
+    The null permutes within folds who is a doublet, before anything is trained; its areas are those of one
+    permutation, around 0.5.
 
-    Doublets that are simulated are easier to tell than real ones, which differ from them in more than is known: scores on
-    those held out are an upper bound, and so is the calibration. With a truth both are scored side by side.
+    Doublets that are simulated are easier to tell than real ones, which differ from them in more than is
+    known: scores on those held out are an upper bound, and so is the calibration. With a truth both are
+    scored side by side.
 
-    Scores are probabilities at even odds. At a low expected rate few cells are called although many more look like doublets:
-    the fraction of singlets is counted at even odds, for cells, simulated doublets and queries alike.
+    Scores are probabilities at even odds. At a low expected rate few cells are called although many more look
+    like doublets: the fraction of singlets is counted at even odds, for cells, simulated doublets and queries
+    alike.
 
     Examples
     --------
@@ -155,47 +150,42 @@ def doublets(
     >>> mt.get.singlet_fraction(adata)["population"].tolist()
     ['cells', 'same-type doublets', 'cross-type doublets']
     """
-    require_unique_names(adata)
     if not any(is_ours(adata, name) and "n_doublets" in adata.uns[name]["params"] for name in adata.uns):
         require_free(adata, _keys.DOUBLETS, [_keys.DOUBLET_PROBABILITY, _keys.DOUBLET])
     require_rank(adata)
     require_tokens(adata)
-    require_obs(adata, truth_key)
-    check_share(groupby, same_type)
-    if kind not in KINDS:
-        raise ValueError(f"There are no doublets of {kind!r}; choose from {', '.join(KINDS)}.")
+    simulation = simulation or DoubletSimulation()
+    require_types(groupby, simulation.same_type)
     if not 0 < expected_rate < 1:
         raise ValueError(f"expected_rate must be between 0 and 1, got {expected_rate}.")
-    given, (adata, kept) = adata, known_cells(adata, groupby, donor_key)
+    cells, rows = known_cells(adata, groupby, donor_key)
     if queries is not None and donor_key in queries.obs:
         queries, _ = known_cells(queries, donor_key)
-    if adata.n_obs < MIN_CELLS:
-        raise ValueError(f"{adata.n_obs} cells are too few to learn from; at least {MIN_CELLS} are needed.")
-    used = _choose_features(features, kind, queries, layer)
-    if groupby is not None and same_type is None:
-        same_type = 0.5
-    truth = None if truth_key is None else _read_truth(adata, truth_key)
+    if cells.n_obs < MIN_CELLS:
+        raise ValueError(f"{cells.n_obs} cells are too few to learn from; at least {MIN_CELLS} are needed.")
+    used = _choose_features(features, simulation.kind, queries)
+    if groupby is not None and simulation.same_type is None:
+        simulation = replace(simulation, same_type=0.5)
+    truth = None if truth_key is None else _read_truth(cells, truth_key)
 
     # In the order of their names, so that no result depends on the order they come in.
-    order = np.argsort(adata.obs_names.to_numpy(dtype=str), kind="stable")
-    donor, donor_names = read_codes(adata, donor_key)
+    order = np.argsort(cells.obs_names.to_numpy(dtype=str), kind="stable")
+    donor, donor_names = read_codes(cells, donor_key)
     donor = None if donor is None else donor[order]
     by_donor = donor is not None and len(donor_names) >= 3
-    fold = _folds(donor if by_donor else np.arange(adata.n_obs), rng)
-    types, _ = read_codes(adata, groupby)
+    fold = _folds(donor if by_donor else np.arange(cells.n_obs), rng)
+    types, _ = read_codes(cells, groupby)
     first, second = draw_pairs(
-        adata.obs_names.to_numpy(dtype=str)[order],
+        cells.obs_names.to_numpy(dtype=str)[order],
         fold if donor is None else fold * (donor.max() + 1) + donor,
         None if types is None else types[order],
-        n_doublets or adata.n_obs,
-        same_type=same_type,
+        simulation.n_doublets or cells.n_obs,
+        same_type=simulation.same_type,
         seed=rng,
     )
-    counts, first, second, simulated = _simulate(
-        adata, model, order, first, second, kind=kind, capture=capture, layer=layer, seed=rng
-    )
+    counts, first, second, simulated = _simulate(cells, model, order, first, second, simulation, rng)
     items = _Items(
-        is_doublet=np.repeat([0, 1], [adata.n_obs, len(first)]),
+        is_doublet=np.repeat([0, 1], [cells.n_obs, len(first)]),
         fold=np.concatenate([fold, fold[first]]),
         donor=np.concatenate([donor, donor[first]]) if by_donor else None,
         same=np.zeros(len(first), dtype=bool)
@@ -208,19 +198,19 @@ def doublets(
             "In some of the folds no two cells can meet, since donors (or types) have too few cells. Drop the small "
             "ones, or leave out donor_key or same_type."
         )
-    spaces, size = _spaces(adata, simulated, queries, model, used, order, counts, layer)
+    spaces, size = _spaces(cells, simulated, queries, model, used, order, counts)
     score, null, label_null, asked = _cross_fit(spaces, size, items, rng)
 
     scrublet, scrublet_hidden = np.full((2, len(score)), np.nan)
-    n = adata.n_obs
-    if kind == "counts":
+    n = cells.n_obs
+    if simulation.kind == "counts":
         hidden = n + np.flatnonzero(items.hidden)
         among = np.concatenate([np.arange(n), hidden])
         scrublet_hidden[among] = _scrublet(counts[among], rng)
         if truth is not None:
             scrublet[:n] = _scrublet(counts[:n], rng)
     known = None if truth is None else truth[order]
-    table = _cell_table(adata, order, items, known, score, scrublet, scrublet_hidden, types is not None)
+    table = _cell_table(cells, order, items, known, score, scrublet, scrublet_hidden, types is not None)
     if queries is not None:
         asked = pd.DataFrame({"cell": queries.obs_names.to_numpy(), "population": "queries", "score": asked})
         if by_donor and donor_key in queries.obs:
@@ -232,28 +222,27 @@ def doublets(
     for column in {"donor", "pair", "truth"} & set(table):
         table[column] = table[column].fillna("")
 
-    adata = given
     probability = np.full(adata.n_obs, np.nan)
-    probability[kept[order]] = table["probability"].to_numpy()[:n]
+    probability[rows[order]] = table["probability"].to_numpy()[:n]
     adata.obs[_keys.DOUBLET_PROBABILITY] = probability
     adata.obs[_keys.DOUBLET] = probability > 0.5
     params = {
-        "kind": kind,
+        "kind": simulation.kind,
         "features": list(used),
         "groupby": groupby,
-        "same_type": same_type,
+        "same_type": simulation.same_type,
         "donor_key": donor_key,
         "truth_key": truth_key,
         "folds": "donors" if by_donor else "cells",
         "n_folds": int(fold.max()) + 1,
-        "capture": [float(x) for x in capture],
+        "capture": [float(x) for x in simulation.capture],
         "expected_rate": float(expected_rate),
-        "layer": source_of(adata, layer)[0] or "X",
+        "layer": source_of(adata, None)[0] or "X",
         "seed": rng,
         "n_cells": n,
         "n_left_out": adata.n_obs - n,
         "n_doublets": len(first),
-        "n_without_genes": (n_doublets or n) - len(first),
+        "n_without_genes": (simulation.n_doublets or n) - len(first),
     }
     write_result(
         adata,
@@ -280,13 +269,11 @@ class _Items(NamedTuple):
     """Whether scrublet is given it; doublets."""
 
 
-def _choose_features(
-    features: Sequence[str] | None, kind: str, queries: AnnData | None, layer: str | None
-) -> tuple[str, ...]:
+def _choose_features(features: Sequence[str] | None, kind: str, queries: AnnData | None) -> tuple[str, ...]:
     """Features to use: those asked for, or all that cells and queries have."""
     if unknown := sorted(set(features or ()) - set(FEATURES)):
         raise ValueError(f"There are no features {unknown[0]!r}; choose from {', '.join(FEATURES)}.")
-    counted = queries is None or has_counts(queries, layer)
+    counted = queries is None or has_counts(queries)
     able = FEATURES if kind == "counts" and counted else OF_RANKS
     if not features:
         return able
@@ -323,19 +310,15 @@ def _folds(unit: np.ndarray, seed: int) -> np.ndarray:
     return fold[unit]
 
 
-def _simulate(adata, model, order, first, second, *, kind, capture, layer, seed):
+def _simulate(adata, model, order, first, second, simulation: DoubletSimulation, seed: int):
     """Counts of cells and doublets, the pairs that are left, and the doublets, rank-encoded."""
     uns = {key: adata.uns[key] for key in (_keys.MAP_GENES, _keys.ENCODING) if key in adata.uns}
-    if kind == "ranks":
+    if simulation.kind == "ranks":
         ranks = merge_ranks(sp.csr_matrix(adata.layers[_keys.RANK])[order], first, second)
         obs = pd.DataFrame({_keys.N_RANKED: np.diff(ranks.indptr)}, index=_names(len(first)))
         return None, first, second, AnnData(obs=obs, var=adata.var, layers={_keys.RANK: ranks}, uns=uns)
-    low, high = capture
-    if not 0 < low <= high <= 1:
-        raise ValueError(f"capture must be two shares, 0 < low <= high <= 1; got ({low}, {high}).")
-    counts = ranked_counts(adata, layer, whole=True)[order].astype(np.float32)
-    share = low + (high - low) * uniform(seed, np.arange(len(first)), 2)
-    made = add_counts(counts, first, second, share, seed=seed)
+    counts = ranked_counts(adata, whole=True)[order].astype(np.float32)
+    made = add_counts(counts, first, second, simulation.shares(len(first), seed), seed=seed)
     # A doublet of small cells may have lost all genes that the model knows.
     token = adata.var[_keys.TOKEN_ID].to_numpy()
     known = (token >= 0) & ~np.isnan(model.vocab.median_of_token[token])
@@ -352,11 +335,10 @@ def _names(n: int) -> list[str]:
     return [f"doublet_{i}" for i in range(n)]
 
 
-def _spaces(adata, simulated, queries, model, used, order, counts, layer):
+def _spaces(adata, simulated, queries, model, used, order, counts):
     """What neighbours are looked for in, and sizes: cells, doublets, queries."""
     others = [simulated] if queries is None else [simulated, queries]
     if queries is not None:
-        require_unique_names(queries)
         if len(both := queries.obs_names.intersection(adata.obs_names)):
             raise ValueError(
                 f"{len(both)} queries have the name of a cell (first: {both[0]!r}). Queries must be other cells."
@@ -377,7 +359,7 @@ def _spaces(adata, simulated, queries, model, used, order, counts, layer):
     if {"expression", "size"} & set(used):
         if queries is not None:
             columns = match_columns(queries, adata.var_names)
-            asked = ranked_counts(queries, layer, whole=True)[:, columns].astype(np.float32)
+            asked = ranked_counts(queries, whole=True)[:, columns].astype(np.float32)
             counts = sp.vstack([counts, asked], format="csr")
         if "expression" in used:
             spaces["expression"] = log_normalize(counts)

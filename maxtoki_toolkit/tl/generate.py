@@ -36,8 +36,8 @@ def generate(
 ) -> AnnData:
     """Generate cells.
 
-    A temporal model writes the cell that follows the context cells of a prompt after a lapse. Any model, the published
-    ones too, goes on with a cell from its first genes (`n_given`).
+    A temporal model writes the cell that follows the context cells of a prompt after a lapse. Any model, the
+    published ones too, goes on with a cell from its first genes (`n_given`).
 
     Parameters
     ----------
@@ -48,7 +48,8 @@ def generate(
     key
         Key in `.uns` of the prompts, by default "prompts".
     lapse
-        Ask for the cells after this lapse since the last context cell, instead of after the lapses of the prompts.
+        Ask for the cells after this lapse since the last context cell, instead of after the lapses of the
+        prompts.
     n_given
         Use no prompts, but go on with each cell of `adata` from so many of its highest ranked genes; 0 for
         cells from nothing.
@@ -59,10 +60,11 @@ def generate(
     temperature
         1 samples from the model's distribution, less is more like its favourite, 0 is its favourite.
     top_k, top_p
-        Sample from the k likeliest genes (0 for all), or from the likeliest that together have this probability.
+        Sample from the k likeliest genes (0 for all), or from the likeliest that together have this
+        probability.
     rng
-        Seed. A cell's random numbers depend on it, on the number of its prompt (or the name of the cell that is gone on
-        with) and on its number among the samples, and not on what else is generated with it.
+        Seed. A cell's random numbers depend on it, on the number of its prompt (or the name of the cell that
+        is gone on with) and on its number among the samples, and not on what else is generated with it.
 
     Returns
     -------
@@ -73,7 +75,8 @@ def generate(
     `.obs["prompt"]`, `.obs["sample"]`
         Number of the prompt (or name of the cell that was gone on with), and of the sample.
     `.obs["log_likelihood"]`, `.obs["log_likelihood_per_token"]`
-        Log-probability of what was generated under the model, among the genes that were still allowed, in nats.
+        Log-probability of what was generated under the model, among the genes that were still allowed, in
+        nats.
     `.obs["finished"]`
         Whether the model ended the cell, rather than running out of room.
     `.obs["n_genes_ranked"]`, `.obs["n_genes_given"]`
@@ -86,8 +89,8 @@ def generate(
     KeyError
         If there are no prompts, or their cells are not there.
     ValueError
-        If the model has no temporal training and `n_given` is not set, the prompts ask for lapses, a lapse has no
-        token, or no room is left for a cell.
+        If the model has no temporal training and `n_given` is not set, the prompts ask for lapses, a lapse
+        has no token, or no room is left for a cell.
 
     Notes
     -----

@@ -15,14 +15,20 @@ from .._results import write_result
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.sequences import cell_sequences
-from ..pp._design import get_mask, known_cells
+from ..pp._design import as_list, get_mask, known_cells
 from ..stats import diversity as kernel
 from ..stats.diversity import Cells
 from ..stats.fdr import benjamini_hochberg
 from ._generated import about_cells, about_generated, known_generated, rank_levels
+from ._prompted import by_prompts
 
 SPACES = ("ranks", "embedding")
 _MIN_DONORS = 4
+# Neighbours that say how far from a true cell others of its kind are.
+N_NEIGHBORS = 5
+# Cells of each kind and group, at most, drawn at random: distances are between all pairs. Of training cells all are used.
+N_CELLS = 500
+N_PERMUTATIONS = 999  # for the p value of `nearer`
 
 
 def generation_diversity(
@@ -34,10 +40,6 @@ def generation_diversity(
     donor_key: str | None = None,
     train: str | Sequence[bool] = "train",
     space: str = "ranks",
-    n_neighbors: int = 5,
-    n_cells: int = 500,
-    n_permutations: int = 999,
-    key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
 ) -> None:
@@ -52,22 +54,15 @@ def generation_diversity(
     generated
         Generated cells: `mt.tl.generate(adata, model)`, or any cells encoded for the model.
     groupby
-        Column or columns of `.obs`, e.g. the cell type: each group is looked at by itself, and all together.
+        Column or columns of `.obs`, e.g. the cell type: each group is looked at by itself, and all together;
+        `[]` for all together alone. By default those of the prompts, if the cells are of prompts.
     donor_key
-        Column of `.obs` with the donor.
+        Column of `.obs` with the donor, by default that of the prompts.
     train
-        Which cells the model was trained on, as of `mt.pp.hold_out`: boolean column of `.obs`, or one boolean a cell. All
-        others are held-out true cells.
+        Which cells the model was trained on, as of `mt.pp.hold_out`: boolean column of `.obs`, or one boolean
+        a cell. All others are held-out true cells.
     space
         Where distances are measured: "ranks" of the genes that the model reads, or its "embedding".
-    n_neighbors
-        Neighbours that say how far from a true cell others of its kind are.
-    n_cells
-        Cells of each kind and group, at most, drawn at random. Of training cells all are used.
-    n_permutations
-        Permutations for the p value of `nearer`.
-    key
-        Key in `.uns` of the prompts, by default that which the cells were generated from.
     rng
         Seed.
     key_added
@@ -103,30 +98,33 @@ def generation_diversity(
     Scores:
 
     ``nearer``
-        How often a cell of the set is nearer to its nearest training cell than a true cell is: 0.5 for cells like true
-        ones, 1 for copies (the statistic of Meehan et al., AISTATS 2020). `p_value` exchanges units of the two sets, two-sided.
-        Average cells are near to everything as well: read it beside `spread`.
+        How often a cell of the set is nearer to its nearest training cell than a true cell is: 0.5 for cells
+        like true ones, 1 for copies (the statistic of Meehan et al., AISTATS 2020). `p_value` exchanges units
+        of the two sets, two-sided. Average cells are near to everything as well: read it beside `spread`.
     ``near_copies``, ``exact_copies``
-        Share of cells whose rank list overlaps with that of the nearest training cell more than 99% of the true cells' do
-        (expected: 0.01, or a little more where true cells are few), and share with that very list. Overlap is the weighted
-        Jaccard index of the rank features.
+        Share of cells whose rank list overlaps with that of the nearest training cell more than 99% of the
+        true cells' do (expected: 0.01, or a little more where true cells are few), and share with that very
+        list. Overlap is the weighted Jaccard index of the rank features.
     ``precision``
-        Share of cells within the distance from a true cell to its k-th nearest other one (Kynkäänniemi et al., NeurIPS 2019).
+        Share of cells within the distance from a true cell to its k-th nearest other one (Kynkäänniemi et
+        al., NeurIPS 2019).
     ``density``, ``coverage``
-        Mean number of such balls around true cells that a cell is in, over k; and share of true cells whose ball has a cell of the
-        set in it (Naeem et al., ICML 2020).
+        Mean number of such balls around true cells that a cell is in, over k; and share of true cells whose
+        ball has a cell of the set in it (Naeem et al., ICML 2020).
     ``spread``
-        Root mean square distance between cells of the set, over that between true cells; 0 if all are the same.
+        Root mean square distance between cells of the set, over that between true cells; 0 if all are the
+        same.
     ``distinct``
         Share of different sets of genes.
 
-    Intervals (95%) leave out donors in turn (jackknife), prompts where the donors of generated cells are not known, or
-    cells; of shares they are Clopper and Pearson's for as many cells as the units are worth (Korn and Graubard, 1998).
-    `conclusion` says what an interval that does not overlap with that of the held-out cells, or an expected value outside of
-    it, stands for; 6 criteria, not corrected.
+    Intervals (95%) leave out donors in turn (jackknife), prompts where the donors of generated cells are not
+    known, or cells; of shares they are Clopper and Pearson's for as many cells as the units are worth (Korn
+    and Graubard, 1998). `conclusion` says what an interval that does not overlap with that of the held-out
+    cells, or an expected value outside of it, stands for; 6 criteria, not corrected.
 
-    Rank lists are read as far as the median true cell goes (`params["n_genes"]`): a gene further down is like one that a cell
-    does not have. True cells of other times than the generated ones were asked for make both unlike. Restrict them first.
+    Rank lists are read as far as the median true cell goes (`params["n_genes"]`): a gene further down is like
+    one that a cell does not have. True cells of other times than the generated ones were asked for make both
+    unlike. Restrict them first.
 
     Examples
     --------
@@ -143,19 +141,18 @@ def generation_diversity(
     """
     if space not in SPACES:
         raise ValueError(f"There is no space {space!r}; choose from {', '.join(SPACES)}.")
-    if n_neighbors < 1:
-        raise ValueError(f"n_neighbors must be at least 1, got {n_neighbors}.")
+    groupby, donor_key = by_prompts(adata, generated, groupby=groupby, donor_key=donor_key)
     keys = {"groupby": groupby, "donor_key": donor_key}
-    generated, made = known_generated(generated, about_generated(generated, adata, **keys, key=key))
-    given, (adata, kept) = adata, known_cells(adata, *keys.values())
-    training = get_mask(given, train, "train")[kept]
+    generated, made = known_generated(generated, about_generated(generated, adata, **keys))
+    cells, rows = known_cells(adata, *keys.values())
+    training = get_mask(adata, train, "train")[rows]
     if training.all() or not training.any():
         raise ValueError(
             f"{training.sum()} of {len(training)} cells are training cells: some have to be, and others held out, to tell "
             "copies from true cells. See mt.pp.hold_out."
         )
-    true = about_cells(adata, **keys)
-    of_true, of_made, length = rank_levels(adata, generated, model)
+    true = about_cells(cells, **keys)
+    of_true, of_made, length = rank_levels(cells, generated, model)
     X = {"true": of_true, "generated": of_made}
     names = sorted(set(true.group) - {""})
     parts = [("all", true.group != "", made.group != "")]
@@ -163,9 +160,9 @@ def generation_diversity(
         parts += [(name, true.group == name, made.group == name) for name in names]
 
     tables, small = [], []
-    for number, (name, *rows) in enumerate(parts):
+    for number, (name, *mine) in enumerate(parts):
         seed = np.random.default_rng([rng, number])
-        sets = _sets(X, length, (true, made), rows, training, n_neighbors, n_cells, seed)
+        sets = _sets(X, length, (true, made), mine, training, seed)
         if sets is None:
             small.append(name)
             continue
@@ -173,13 +170,12 @@ def generation_diversity(
             kind: _place(ranks, unit, model, length if space == "embedding" else None)
             for kind, (ranks, unit) in sets.items()
         }
-        table = _score(placed, n_neighbors, n_permutations, seed)
+        table = _score(placed, seed)
         table.insert(0, "group", name)
         tables.append(table)
     if not tables:
         raise ValueError(
-            f"No group has {2 * (n_neighbors + 1)} held-out cells, {n_neighbors + 1} generated ones and a training cell, as "
-            f"n_neighbors={n_neighbors} needs. "
+            f"No group has {2 * (N_NEIGHBORS + 1)} held-out cells, {N_NEIGHBORS + 1} generated ones and a training cell. "
             f"In all, {(~training).sum()} cells are held out, {training.sum()} are training cells and "
             f"{generated.n_obs} are generated."
         )
@@ -196,39 +192,38 @@ def generation_diversity(
         tested = rows & (scores["cells"] == "generated")
         scores.loc[tested, "q_value"] = benjamini_hochberg(scores.loc[tested, "p_value"])
 
-    adata = given
     params = {
-        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
+        "groupby": as_list(groupby),
         "donor_key": donor_key,
         "train": train if isinstance(train, str) else "mask",
         "space": space,
         "n_genes": length,
         "unit": "distance over that of true cells",
-        "n_neighbors": n_neighbors,
-        "n_cells": n_cells,
-        "n_permutations": n_permutations,
+        "n_neighbors": N_NEIGHBORS,
+        "n_cells": N_CELLS,
+        "n_permutations": N_PERMUTATIONS,
         "test": "nearer: units exchanged, two-sided; Benjamini-Hochberg over groups",
         "groups_left_out": small,
-        "n_left_out": adata.n_obs - len(kept),
+        "n_left_out": adata.n_obs - len(rows),
         "seed": rng,
     }
     write_result(adata, key_added or _keys.DIVERSITY, {**model.params, **params}, scores=scores)
 
 
-def _sets(X, length, about, rows, training, n_neighbors, n_cells, rng) -> dict[str, tuple] | None:
+def _sets(X, length, about, rows, training, rng) -> dict[str, tuple] | None:
     """Ranks and units of the cells of each kind; None where there are too few."""
     (true, made), (of_true, of_made) = about, rows
     taught, held = np.flatnonzero(of_true & training), np.flatnonzero(of_true & ~training)
     written = np.flatnonzero(of_made)
-    if len(held) < 2 * (n_neighbors + 1) or len(written) <= n_neighbors or not len(taught):
+    if len(held) < 2 * (N_NEIGHBORS + 1) or len(written) <= N_NEIGHBORS or not len(taught):
         return None
     reference, other = _halves(held, None if true.donor is None else true.donor[held], rng)
-    if min(len(reference), len(other)) <= n_neighbors:
+    if min(len(reference), len(other)) <= N_NEIGHBORS:
         return None
-    size = min(n_cells, len(other), len(written))
+    size = min(N_CELLS, len(other), len(written))
     reference, other, written = (
         np.sort(rng.permutation(found)[:most])
-        for found, most in ((reference, n_cells), (other, size), (written, size))
+        for found, most in ((reference, N_CELLS), (other, size), (written, size))
     )
     copied = rng.choice(taught, size, replace=len(taught) < size)
     alike = other[rng.permutation(len(other))]
@@ -307,7 +302,7 @@ def _place(ranks: sp.csr_matrix, unit: np.ndarray, model: MaxTokiModel, length: 
     return Cells(ranks, embed_sequences(model, sequences).cells.astype(np.float64), unit)
 
 
-def _score(sets: dict[str, Cells], k: int, n_permutations: int, rng: np.random.Generator) -> pd.DataFrame:
+def _score(sets: dict[str, Cells], rng: np.random.Generator) -> pd.DataFrame:
     """One row a set of cells."""
     true, training = sets["true"], sets["training"]
     of_true = kernel.to_training(true, training)
@@ -317,8 +312,8 @@ def _score(sets: dict[str, Cells], k: int, n_permutations: int, rng: np.random.G
         cells = sets[kind]
         found, left = kernel.to_training(cells, training), kernel.weights_without(cells.unit, rng)
         both = [left, left_true]
-        inside = kernel.in_balls(cells, true, k)
-        density, error, df = kernel.mean_with_error(inside.sum(axis=0) / k, *left)
+        inside = kernel.in_balls(cells, true, N_NEIGHBORS)
+        density, error, df = kernel.mean_with_error(inside.sum(axis=0) / N_NEIGHBORS, *left)
         reach = kernel.stats.t.ppf(0.975, df) * error if np.isfinite(error) else np.nan
         values = {
             "nearer": kernel.nearer_interval(kernel.nearer(found.to_training, of_true.to_training), both),
@@ -334,7 +329,7 @@ def _score(sets: dict[str, Cells], k: int, n_permutations: int, rng: np.random.G
             row |= {name: value, f"{name}_low": low, f"{name}_high": high}
         row["distinct"] = kernel.distinct_lists(cells.ranks)
         row["p_value"] = kernel.permutation_p(
-            found.to_training, of_true.to_training, (cells.unit, true.unit), n_permutations, rng
+            found.to_training, of_true.to_training, (cells.unit, true.unit), N_PERMUTATIONS, rng
         )
         row |= {"n_cells": len(cells.unit), "n_units": left[1]}
         row |= {"n_true": len(true.unit), "n_true_units": left_true[1], "n_training": len(training.unit)}

@@ -15,6 +15,9 @@ from ..pp._design import get_labels, get_mask, known_cells
 from ..pp._ranked_counts import ranked_counts
 from ._cells import get_sequences
 
+# Those of scanpy's tutorials.
+N_TOP_GENES, N_PCS = 2000, 50
+
 
 def neighbor_purity(
     adata: AnnData,
@@ -22,10 +25,7 @@ def neighbor_purity(
     *,
     groupby: str,
     subset: str | None = None,
-    layer: str | None = None,
     n_neighbors: int = 15,
-    n_top_genes: int = 2000,
-    n_pcs: int = 50,
     rng: int = 0,
     key_added: str | None = None,
 ) -> None:
@@ -37,17 +37,15 @@ def neighbor_purity(
     Parameters
     ----------
     adata
-        Embedded cells (`mt.tl.embed`), with their raw counts.
+        Embedded cells (`mt.tl.embed`), with the raw counts that were ranked.
     model
         The model that embedded them.
     groupby
         Column of `.obs` with the label, e.g. the cell type. It is used for scoring only.
     subset
         Boolean column of `.obs`: score these cells only, with neighbours among all.
-    layer
-        Layer that holds the raw counts for PCA; by default what was ranked.
-    n_neighbors, n_top_genes, n_pcs
-        Neighbours a cell (Euclidean); variable genes and components of the PCA on log-normalised counts.
+    n_neighbors
+        Neighbours a cell (Euclidean).
     rng
         Seed of the untrained model, of PCA and of the bootstrap.
     key_added
@@ -62,6 +60,8 @@ def neighbor_purity(
 
     Notes
     -----
+    PCA is that of log-normalised counts: 50 components of the 2,000 most variable genes, as in scanpy's tutorials.
+
     Cells are resampled one by one, so the intervals say how well these cells are scored, not how another
     donor would be.
 
@@ -76,14 +76,14 @@ def neighbor_purity(
     >>> mt.get.neighbor_purity(adata)["embedding"].tolist()
     ['MaxToki', 'untrained', 'PCA', 'chance']
     """
-    given, (adata, kept) = adata, known_cells(adata, groupby)
-    scored = get_mask(given, subset, "subset")[kept]
+    cells, rows = known_cells(adata, groupby)
+    scored = get_mask(adata, subset, "subset")[rows]
     if _keys.EMBEDDING not in adata.obsm:
         raise KeyError(f"Did not find .obsm[{_keys.EMBEDDING!r}]. Run mt.tl.embed(adata, model) first.")
-    labels = get_labels(adata, groupby).astype(str)
-    if adata.n_obs <= n_neighbors:
+    labels = get_labels(cells, groupby).astype(str)
+    if cells.n_obs <= n_neighbors:
         raise ValueError(
-            f"{adata.n_obs} cells are too few for {n_neighbors} neighbours each: give a smaller n_neighbors."
+            f"{cells.n_obs} cells are too few for {n_neighbors} neighbours each: give a smaller n_neighbors."
         )
 
     settings = adata.uns.get(_keys.EMBED, {}).get("params", {})
@@ -92,25 +92,25 @@ def neighbor_purity(
         config.pop(name, None)
     untrained = build_model(config, model.vocab, seed=rng, device=str(model.device), dtype=model.hf.dtype)
     embeddings = {
-        "MaxToki": adata.obsm[_keys.EMBEDDING],
+        "MaxToki": cells.obsm[_keys.EMBEDDING],
         "untrained": embed_sequences(
             untrained,
-            get_sequences(adata, model),
+            get_sequences(cells, model),
             layer=settings.get("layer", -1),
             pool=settings.get("pool", "mean"),
         ).cells,
-        "PCA": _pca(adata, layer, n_top_genes=n_top_genes, n_pcs=n_pcs, seed=rng),
+        "PCA": _pca(cells, N_PCS, rng),
     }
     purity = {name: _purity(X, labels, n_neighbors)[scored] for name, X in embeddings.items()}
     counts = pd.Series(labels).value_counts()
     purity["chance"] = ((counts[labels].to_numpy() - 1) / (len(labels) - 1))[scored]
 
-    adata = given
-    params = {"groupby": groupby, "subset": subset, "n_neighbors": n_neighbors, "n_top_genes": n_top_genes}
+    params = {"groupby": groupby, "subset": subset, "n_neighbors": n_neighbors}
+    params |= {"n_top_genes": N_TOP_GENES, "n_pcs": N_PCS, "seed": rng, "n_cells": int(scored.sum())}
     write_result(
         adata,
         key_added or _keys.PURITY,
-        {**model.params, **params, "n_pcs": n_pcs, "seed": rng, "n_cells": int(scored.sum())},
+        {**model.params, **params},
         scores=_score_table(purity, np.random.default_rng(rng)),
     )
 
@@ -124,18 +124,18 @@ def _purity(X: np.ndarray, labels: np.ndarray, n_neighbors: int) -> np.ndarray:
     return (labels[neighbors] == labels[:, None]).mean(axis=1)
 
 
-def _pca(adata: AnnData, layer: str | None, *, n_top_genes: int, n_pcs: int, seed: int) -> np.ndarray:
+def _pca(adata: AnnData, n_pcs: int, seed: int) -> np.ndarray:
     """Principal components of log-normalised counts, the way scanpy's tutorials compute them."""
     import scanpy as sc
 
-    plain = AnnData(ranked_counts(adata, layer).astype(np.float32), obs=adata.obs[[]], var=adata.var[[]])
+    plain = AnnData(ranked_counts(adata).astype(np.float32), obs=adata.obs[[]], var=adata.var[[]])
     sc.pp.normalize_total(plain, target_sum=1e4)
     sc.pp.log1p(plain)
     # A small panel is used whole.
-    few = np.count_nonzero(plain.X.sum(axis=0)) <= n_top_genes
+    few = np.count_nonzero(plain.X.sum(axis=0)) <= N_TOP_GENES
     if not few:
-        sc.pp.highly_variable_genes(plain, n_top_genes=n_top_genes)
-    n_used = plain.n_vars if few else n_top_genes
+        sc.pp.highly_variable_genes(plain, n_top_genes=N_TOP_GENES)
+    n_used = plain.n_vars if few else N_TOP_GENES
     sc.pp.pca(
         plain,
         n_comps=min(n_pcs, plain.n_obs - 1, n_used - 1),

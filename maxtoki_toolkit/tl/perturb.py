@@ -17,7 +17,6 @@ from .._results import write_result
 from ..get._effects_file import check_path
 from ..models.edits import MODES
 from ..models.model import MaxTokiModel
-from ..models.timelapse import require_temporal
 from ..pp._design import known_cells
 from ._asked_genes import ALL, ask_genes
 from ._cells import among_known
@@ -151,7 +150,7 @@ def perturb(
     8
     """
     doses = _doses(mode, k)
-    _check(model, on, readout, key)
+    _check(on, readout, key)
     file = path if isinstance(path, ScreenFile) or path is None else ScreenFile(path=path)
     if file is not None:
         check_path(Path(file.path))
@@ -224,19 +223,17 @@ def _in_memory(screen: Screen) -> pd.DataFrame:
     return effects
 
 
-def _check(model: MaxTokiModel, on: str | Cells, readout: str, key: str | None) -> None:
+def _check(on: str | Cells, readout: str, key: str | None) -> None:
     """Refuse what has no meaning for what is read: prompts or single cells."""
     require_choice("readout", readout, READOUTS)
     if isinstance(on, str):
         require_choice("on", on, ON)
-    if readout == "timelapse":
-        require_temporal(model)
-        if isinstance(on, Cells):
-            raise ValueError(
-                "mt.tl.Cells are for single cells (readout='likelihood' or 'embedding'); prompts have their own groups "
-                "and donors: mt.pp.sample_prompts(adata, ...)."
-            )
-    elif key is not None or on in ON[1:]:
+    if readout == "timelapse" and isinstance(on, Cells):
+        raise ValueError(
+            "mt.tl.Cells are for single cells (readout='likelihood' or 'embedding'); prompts have their own groups and "
+            "donors: mt.pp.sample_prompts(adata, ...)."
+        )
+    if readout != "timelapse" and (key is not None or on in ON[1:]):
         raise ValueError(
             f"readout={readout!r} reads single cells (on=mt.tl.Cells(...)): there is no context, and no prompts of a key."
         )

@@ -17,7 +17,7 @@ from .._validate import require_obs, require_unique_names
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences
 from ..models.timelapse import require_temporal
-from ..pp._design import as_times, get_groups, get_mask, known_cells
+from ..pp._design import as_list, as_times, get_groups, get_mask, known_cells
 from ..stats.age_intervals import calibrate
 from ._cells import count_truncated, get_sequences
 from ._contexts import AgeSampling, draw_contexts, read_ages
@@ -54,25 +54,27 @@ def predict_age(
     groupby
         Columns of `.obs` in which a query cell and its context agree, e.g. "cell_type".
     reference
-        Cells of known age, e.g. the controls: a boolean column of `.obs`, one boolean a cell, or another AnnData,
-        rank-encoded for the same model, with the same columns. By default all cells whose age is known.
+        Cells of known age, e.g. the controls: a boolean column of `.obs`, one boolean a cell, or another
+        AnnData, rank-encoded for the same model, with the same columns. By default all cells whose age is
+        known.
     sampling
-        Contexts that each cell is read after (the mean over them counts), and reference cells to calibrate with: by
-        default `mt.tl.AgeSampling(n_contexts=8)`.
+        Contexts that each cell is read after (the mean over them counts), and reference cells to calibrate
+        with: by default `mt.tl.AgeSampling(n_contexts=8)`.
     coverage
         Share of new donors' cells whose age the interval is to hold, from 0.5 to below 1.
     rng
         Seed of the contexts and of the cells that calibrate. Neither depends on the order of the cells.
     key_added
-        Prefix of the columns of `.obs`, by default "predicted_age", and key in `.uns`, by default "predict_age".
+        Prefix of the columns of `.obs`, by default "predicted_age", and key in `.uns`, by default
+        "predict_age".
 
     Returns
     -------
     `None`. Writes
 
     `.obs["predicted_age"]`, `.obs["predicted_age_low"]`, `.obs["predicted_age_high"]`
-        Age of each cell, in the model's unit, with its interval; NaN where there is none, for the reason that the
-        table of groups has.
+        Age of each cell, in the model's unit, with its interval; NaN where there is none, for the reason that
+        the table of groups has.
     `.uns["predict_age"]["donors"]`, `["groups"]`
         See `mt.get.predicted_ages`, `mt.get.age_calibration`.
 
@@ -106,7 +108,7 @@ def predict_age(
     sampling = sampling or AgeSampling(n_contexts=8)
     if not 0.5 <= coverage < 1:
         raise ValueError(f"coverage must be at least 0.5 and less than 1, got {coverage}.")
-    columns = [groupby] if isinstance(groupby, str) else list(groupby or [])
+    columns = as_list(groupby)
     kind = reference if isinstance(reference, str) else _kind_of(reference)
     cells, rows_given = known_cells(adata, donor_key, columns)
     if isinstance(reference, AnnData):
@@ -206,7 +208,7 @@ class _Asked(NamedTuple):
 def _gather(adata, reference, model, time_key, donor_key, groupby) -> _Asked:
     """What is known of all cells; none lacks a donor or a group (`known_cells`)."""
     elsewhere = reference if isinstance(reference, AnnData) else None
-    columns = [groupby] if isinstance(groupby, str) else list(groupby or [])
+    columns = as_list(groupby)
     sequences, obs = get_sequences(adata, model), adata.obs[[donor_key, *columns]]
     known = np.zeros(adata.n_obs, bool)
     if elsewhere is None:

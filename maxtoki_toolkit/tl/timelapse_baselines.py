@@ -12,7 +12,6 @@ from anndata import AnnData
 from .. import _keys
 from .._progress import progress
 from .._results import read_result, write_result
-from .._validate import require_unique_names
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts
@@ -22,7 +21,7 @@ from ..pp.sample_prompts import read_prompts
 from ..stats.clocks import fit_ridge
 from ..stats.lapse_scores import score_lapses
 from ._cells import get_sequences
-from ._expression import log_expression
+from ._expression import log_expression, reads_ranks
 
 BASELINES = ("ridge_embedding", "ridge_expression", "sgd_expression", "most_common")
 MIN_CELLS = 100  # training cells that a group needs for a clock of its own
@@ -35,7 +34,6 @@ def timelapse_baselines(
     train: str = "train_prompts",
     key: str | None = None,
     queries: AnnData | None = None,
-    layer: str | None = None,
     embedding: bool = True,
     rng: int = 0,
     key_added: str | None = None,
@@ -45,7 +43,8 @@ def timelapse_baselines(
     Parameters
     ----------
     adata
-        Cells with predicted prompts (`mt.tl.predict_timelapse`), prompts of training cells, and raw counts.
+        Cells with predicted prompts (`mt.tl.predict_timelapse`), prompts of training cells, and the raw
+        counts that were ranked.
     model
         The model that predicted; its embeddings are one of the baselines.
     train
@@ -55,8 +54,6 @@ def timelapse_baselines(
         Key in `.uns` of the predicted prompts, by default "timelapse".
     queries
         The AnnData with the query cells, for prompts of `mt.pp.match_queries`; with the genes of `adata`.
-    layer
-        Layer that holds the raw counts; by default what was ranked.
     embedding
         Whether to embed the cells for `ridge_embedding`, which takes longest.
     rng
@@ -69,12 +66,13 @@ def timelapse_baselines(
     `None`. Writes to `.uns["timelapse_baselines"]`
 
     `prompts`
-        The predicted prompts with one column more for each baseline, in `params["unit"]`; see `mt.get.timelapse`.
+        The predicted prompts with one column more for each baseline, in `params["unit"]`; see
+        `mt.get.timelapse`.
     `scores`
         Scores of the model and all baselines, see `mt.get.timelapse_scores`.
     `clocks`
-        One row a fitted ridge: its baseline, its group ("all": for groups without one of their own), training cells
-        and donors, and the penalty that was chosen.
+        One row a fitted ridge: its baseline, its group ("all": for groups without one of their own), training
+        cells and donors, and the penalty that was chosen.
 
     Raises
     ------
@@ -86,21 +84,23 @@ def timelapse_baselines(
     Notes
     -----
     ``ridge_expression``
-        A clock: ridge regression of a cell's time on the log-normalised counts (to 10,000 a cell) of the 2,000 genes
-        that vary most among the training cells, standardised. The lapse is the query's time less the mean, over the
-        context cells, of their time and the known lapses to the last of them. Groups with 100 training cells have a
-        clock of their own; the others, and groups that were never trained on, use one of all groups, centred in each.
-        The penalty is chosen by cross-validation between donors, where donors are known. Ageing clocks are such
-        penalised regressions (elastic net in Horvath, Genome Biology 2013; Buckley et al., Nature Aging 2023).
+        A clock: ridge regression of a cell's time on the log-normalised counts (to 10,000 a cell) of the
+        2,000 genes that vary most among the training cells, standardised. The lapse is the query's time less
+        the mean, over the context cells, of their time and the known lapses to the last of them. Groups with
+        100 training cells have a clock of their own; the others, and groups that were never trained on, use
+        one of all groups, centred in each. The penalty is chosen by cross-validation between donors, where
+        donors are known. Ageing clocks are such penalised regressions (elastic net in Horvath, Genome Biology
+        2013; Buckley et al., Nature Aging 2023).
+        Cells without counts, as in encoded files, are read by the ranks of their genes.
     ``ridge_embedding``
         The same on the model's mean-pooled cell embeddings: what it knows of time before any time head.
     ``sgd_expression``
-        scikit-learn's SGDRegressor as it is, the method of MaxToki's own baseline (features not stated there): the
-        lapse from the query's expression less the last context cell's. Standardised, with the mean
-        squared length of a prompt's features brought to 1, without which its default steps diverge.
+        scikit-learn's SGDRegressor as it is, the method of MaxToki's own baseline (features not stated
+        there): the lapse from the query's expression less the last context cell's. Standardised, with the
+        mean squared length of a prompt's features brought to 1, without which its default steps diverge.
     ``most_common``
-        The most common lapse of the group in the training prompts (the smallest of equally common ones), MaxToki's
-        second baseline; of all training prompts for a group that is not among them.
+        The most common lapse of the group in the training prompts (the smallest of equally common ones),
+        MaxToki's second baseline; of all training prompts for a group that is not among them.
 
     Examples
     --------
@@ -118,7 +118,6 @@ def timelapse_baselines(
     >>> mt.get.timelapse_scores(adata, key="timelapse_baselines").query("group == 'all'")["predictor"].tolist()
     ['MaxToki', 'ridge_embedding', 'ridge_expression', 'sgd_expression', 'most_common']
     """
-    require_unique_names(adata)
     drawn = read_result(
         adata,
         train,
@@ -138,12 +137,12 @@ def timelapse_baselines(
             )
     if params["model_sha256"] != model.identity:
         raise ValueError(f"Another model than {model.name!r} predicted these prompts. Pass that one.")
-    given, (adata, _) = adata, known_cells(adata)
+    known, _ = known_cells(adata)
     queries = None if queries is None else known_cells(queries)[0]
-    sources, training, test = _gather(adata, queries, drawn["prompts"], table)
+    sources, training, test = _gather(known, queries, drawn["prompts"], table)
 
     fit_group, group = (t["group"].to_numpy(dtype=str) for t in (drawn["prompts"], table))
-    cells = _cells(adata[sources[0][1]], training, fit_group, drawn["params"])
+    cells = _cells(known[sources[0][1]], training, fit_group, drawn["params"])
     X = log_expression(sources, cells.place)
     features = {"ridge_expression": X}
     if embedding:
@@ -157,13 +156,12 @@ def timelapse_baselines(
     lapses["most_common"] = _most_common(training.lapse, fit_group, group)
     table = table.assign(**lapses)
 
-    adata = given
     result = {
         "unit": params["unit"],
         "time_key": params["time_key"],
         "groupby": params["groupby"],
         "train": train,
-        "layer": source_of(adata, layer)[0] or "X",
+        "layer": "ranks" if reads_ranks(adata) else source_of(adata, None)[0] or "X",
         "n_train_prompts": len(fit_group),
         "n_train_cells": len(cells.place),
         "n_train_donors": None if cells.donor is None else len(np.unique(cells.donor)),

@@ -12,7 +12,7 @@ from .. import _keys
 from .._progress import progress
 from .._results import write_result
 from ..models.model import MaxTokiModel
-from ..pp._design import get_mask
+from ..pp._design import as_list
 from ..stats.classification import (
     Scores,
     fit_classifier,
@@ -21,7 +21,7 @@ from ..stats.classification import (
     with_share_intervals,
 )
 from ..stats.donors import jackknife_interval, jackknife_weights
-from ._prompted import asked_groups, features_at, other_cells, read_prompted
+from ._prompted import asked_groups, by_prompts, features_at, other_cells, read_prompted
 from ._rank_features import rank_features
 
 
@@ -30,11 +30,9 @@ def train_on_generated(
     model: MaxTokiModel,
     *,
     generated: AnnData,
-    groupby: str | Sequence[str],
-    donor_key: str,
-    use: str | Sequence[bool] | None = None,
+    groupby: str | Sequence[str] | None = None,
+    donor_key: str | None = None,
     n_permutations: int = 50,
-    key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
 ) -> None:
@@ -43,22 +41,19 @@ def train_on_generated(
     Parameters
     ----------
     adata
-        Rank-encoded true cells, with the prompts: cells of the prompts' donors are for training, those of other donors for
-        testing.
+        Rank-encoded true cells, with the prompts: cells of the prompts' donors are for training, those of
+        other donors for testing.
     model
         The model that generated.
     generated
         Generated cells: `mt.tl.generate(adata, model)`.
     groupby
-        Column or columns of `.obs` with the type. The context cells of a prompt agree in it; that is the prompted type.
+        Column or columns of `.obs` with the type, by default those of the prompts. The context cells of a
+        prompt agree in it; that is the prompted type.
     donor_key
-        Column of `.obs` with the donor.
-    use
-        Which true cells to use: boolean column of `.obs`, or one boolean a cell. All by default.
+        Column of `.obs` with the donor, by default that of the prompts.
     n_permutations
         Trainings with permuted labels.
-    key
-        Key in `.uns` of the prompts, by default that which the cells were generated from.
     rng
         Seed of the draws of training cells, of the shuffled genes and of the permutations.
     key_added
@@ -84,23 +79,25 @@ def train_on_generated(
     ``true``
         true cells of the prompts' donors: the ceiling;
     ``true, genes shuffled``
-        the same, the genes within each cell in random order: what the set of genes is worth without their ranks;
+        the same, the genes within each cell in random order: what the set of genes is worth without their
+        ranks;
     ``generated``
         generated cells with the type that was asked for;
     ``generated, genes shuffled``
         the same, in random order ("bag of genes");
     ``context``
-        the last context cells of the same prompts: a model that copies them. Where prompts share context cells, these are
-        fewer than they seem;
+        the last context cells of the same prompts: a model that copies them. Where prompts share context
+        cells, these are fewer than they seem;
     ``labels permuted``
-        generated cells, the types exchanged between them: chance (mean and 95% range over the permutations). `p_value` is
-        the share of permutations with as high a macro-F1, one-sided, without correction: it is one test.
+        generated cells, the types exchanged between them: chance (mean and 95% range over the permutations).
+        `p_value` is the share of permutations with as high a macro-F1, one-sided, without correction: it is
+        one test.
 
-    All are tested on the same true cells, of donors without a part in the prompts and of the types that were generated.
-    That the model itself was not trained on these donors is up to the prompts: hold them out (`mt.pp.hold_out`).
-    The 95% intervals leave out each tested donor in turn (jackknife, on the scale of the arcsine of the square root); they hold
-    for these training cells. **A model that copies its context cells does as well as they do**, see
-    `mt.tl.generation_diversity`.
+    All are tested on the same true cells, of donors without a part in the prompts and of the types that were
+    generated. That the model itself was not trained on these donors is up to the prompts: hold them out
+    (`mt.pp.hold_out`). The 95% intervals leave out each tested donor in turn (jackknife, on the scale of the
+    arcsine of the square root); they hold for these training cells. **A model that copies its context cells
+    does as well as they do**, see `mt.tl.generation_diversity`.
 
     Examples
     --------
@@ -120,16 +117,12 @@ def train_on_generated(
     >>> mt.get.train_on_generated(adata)["training"].tolist()[:3]
     ['true', 'true, genes shuffled', 'generated']
     """
-    if n_permutations < 1:
-        raise ValueError(f"n_permutations must be at least 1, got {n_permutations}.")
-    given, (adata, kept, generated, prompted) = (
-        adata,
-        read_prompted(adata, model, generated, key, donor_key, groupby),
-    )
-    use = get_mask(given, use, "use")[kept]
-    group, asked, names = asked_groups(adata, prompted, groupby)
-    apart = other_cells(adata, prompted, use)
-    ours = get_mask(adata, use, "use") & prompted.taken
+    groupby, donor_key = by_prompts(adata, generated, groupby=groupby, donor_key=donor_key)
+    if donor_key is None:
+        raise ValueError("Give donor_key: the prompts do not say which column of .obs holds the donor.")
+    cells, generated, prompted = read_prompted(adata, model, generated, donor_key, groupby)
+    group, asked, names = asked_groups(cells, prompted, groupby)
+    apart, ours = other_cells(prompted), prompted.taken
     types = np.intersect1d(np.intersect1d(asked, group[ours]), group[apart])
     if len(types) < 2:
         raise ValueError(
@@ -140,9 +133,9 @@ def train_on_generated(
     made, true, left = _draw_alike(asked, group, ours, types, random)
     label = asked[made]
     features = {
-        "true": features_at(adata, model, true),
+        "true": features_at(cells, model, true),
         "generated": rank_features(generated, model)[made],
-        "context": features_at(adata, model, prompted.last[made]),
+        "context": features_at(cells, model, prompted.last[made]),
     }
     training = {
         "true": features["true"],
@@ -152,7 +145,7 @@ def train_on_generated(
         "context": features["context"],
     }
     test = np.flatnonzero(apart & np.isin(group, types))
-    X, answer = features_at(adata, model, test), group[test]
+    X, answer = features_at(cells, model, test), group[test]
     donor = prompted.donor[test]
     weights, n_donors = jackknife_weights(pd.DataFrame({"donor": donor}), "donor", np.random.default_rng(rng))
     by_donor, tested = (np.unique(donor.astype(str)) == donor[:, None]).T.astype(float), np.unique(donor)
@@ -179,9 +172,8 @@ def train_on_generated(
         score = score_labels(answer, found, len(names))
         chance.append((score.accuracy[0], score.macro_f1[0]))
 
-    adata = given
     params = {
-        "groupby": [groupby] if isinstance(groupby, str) else list(groupby),
+        "groupby": as_list(groupby),
         "donor_key": donor_key,
         "types": [names[code] for code in types],
         "types_left_out": [names[code] for code in np.setdiff1d(asked, types)],

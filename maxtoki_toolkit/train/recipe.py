@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .._checked import Checked
+from .._recipes import Checked
 from ..pp.sample_prompts import PromptSampling
 
 
@@ -16,13 +16,14 @@ class Optimization(Checked):
     Attributes
     ----------
     max_steps, batch_size, accumulate
-        Optimiser steps; prompts (cells in stage 1) a device and forward pass; forward passes a step. Prompts of one step are of
-        similar length.
+        Optimiser steps; prompts (cells in stage 1) a device and forward pass; forward passes a step. Prompts
+        of one step are of similar length.
     optimizer, learning_rate, embedding_rate
-        "adamw"; or "muon", for the matrices of the blocks, with AdamW at `embedding_rate` for embeddings and heads.
+        "adamw"; or "muon", for the matrices of the blocks, with AdamW at `embedding_rate` for embeddings and
+        heads.
     warmup, hold, floor
-        The learning rate rises linearly over the share `warmup` of the steps, is held for the share `hold` of the rest and falls by
-        a cosine to the share `floor` of the peak.
+        The learning rate rises linearly over the share `warmup` of the steps, is held for the share `hold` of
+        the rest and falls by a cosine to the share `floor` of the peak.
     weight_decay
         Decay of AdamW.
     """
@@ -46,8 +47,8 @@ class Run(Checked):
     Attributes
     ----------
     n_held_out, eval_every, save_every
-        Prompts to predict (in stage 1 all cells held out are read), and steps between predictions and between checkpoints; the last
-        two are kept.
+        Prompts to predict (in stage 1 all cells held out are read), and steps between predictions and between
+        checkpoints; the last two are kept.
     device
         "auto", "cpu", "cuda" or "mps".
     bf16
@@ -83,12 +84,14 @@ class TemporalPrompts(PromptSampling):
     curriculum
         Share of the steps that come first and ask only for the lapse from a single context cell.
     shortest
-        Cut the cells of half of the prompts to a number of genes from this one on, so that shallow cells are read too.
+        Cut the cells of half of the prompts to a number of genes from this one on, so that shallow cells are
+        read too.
     gene_dropout
         Share of the genes left out of a cell each time it is read, so that few cells go further.
     every_cell
-        Learn to predict every cell of a prompt from those before it, and not the answer alone: a model that is to
-        generate cells is taught several times as much by each prompt. (The original learns answers alone.)
+        Learn to predict every cell of a prompt from those before it, and not the answer alone: a model that
+        is to generate cells is taught several times as much by each prompt. (The original learns answers
+        alone.)
     """
 
     context_size: tuple[int, int] = (2, 3)
@@ -110,25 +113,28 @@ class TimeObjective(Checked):
     loss
         "mse", or for an expectation "ce", the cross entropy of the lapse's token.
     scale, loss_scale
-        What the head's output is multiplied with to be in the unit of time (by default 1 for an expectation, so that
-        token values and lapses share one scale, and `loss_scale` for a linear head), and what errors are
-        divided by before they are squared (by default the standard deviation of the lapses). The original
+        What the head's output is multiplied with to be in the unit of time (by default 1 for an expectation,
+        so that token values and lapses share one scale, and `loss_scale` for a linear head), and what errors
+        are divided by before they are squared (by default the standard deviation of the lapses). The original
         has 200 for both.
     penalty
-        Weight of the probability of tokens that are no lapse, with an expectation trained by "mse" (original: 10).
+        Weight of the probability of tokens that are no lapse, with an expectation trained by "mse" (original:
+        10).
     task_weights
         Weights of the two tasks, lapse and cell, each a mean of its own.
     clock
-        Weight of a further loss: the time of each cell since the first time of its group, read at the cell's `<eos>`
-        by a linear layer that is not kept. It tells the model what to look for in a cell, which lapses alone,
-        differences of two unknowns, do too faintly: small models were seen to stay at r 0 without it.
+        Weight of a further loss: the time of each cell since the first time of its group, read at the cell's
+        `<eos>` by a linear layer that is not kept. It tells the model what to look for in a cell, which
+        lapses alone, differences of two unknowns, do too faintly: small models were seen to stay at r 0
+        without it.
     running
         Weight of the same, and of the lapse, read at every gene of a cell rather than at its end alone.
     teacher, teach
-        "ridge": for the share `teach` of the steps the running clock follows ridge regressions of time on the places of
-        genes, one for each group, fitted to the cells that are trained on: the sum over the genes read so far, and what the
-        others add on average. Such labels are without noise and there is one at every gene. True times take over then. The
-        penalty is chosen between donors where `donor_key` names their column.
+        "ridge": for the share `teach` of the steps the running clock follows ridge regressions of time on the
+        places of genes, one for each group, fitted to the cells that are trained on: the sum over the genes
+        read so far, and what the others add on average. Such labels are without noise and there is one at
+        every gene. True times take over then. The penalty is chosen between donors where `donor_key` names
+        their column.
     """
 
     head: str = "linear"
@@ -153,13 +159,14 @@ class Adaptation(Checked):
         Lowest and highest lapse to make tokens for, if the model has none; by default what the cells span, in
         both directions.
     max_length, rope
-        Tokens that the temporal model reads, and how positions are stretched to that; see `mt.models.extend_model`.
+        Tokens that the temporal model reads, and how positions are stretched to that; see
+        `mt.models.extend_model`.
     freeze_layers
         First blocks whose weights stay as they are.
     lora_rank, lora_alpha, lora_dropout
-        With a rank, low-rank adapters (LoRA, Hu et al., ICLR 2022) on all projections of attention and MLP are trained in place of
-        the weights, beside the embeddings of time tokens, `<boq>` and `<eoq>` and the time head, and are merged afterwards. They
-        take less memory and a larger learning rate, such as 1e-3.
+        With a rank, low-rank adapters (LoRA, Hu et al., ICLR 2022) on all projections of attention and MLP
+        are trained in place of the weights, beside the embeddings of time tokens, `<boq>` and `<eoq>` and the
+        time head, and are merged afterwards. They take less memory and a larger learning rate, such as 1e-3.
     """
 
     lapses: tuple[int, int] | None = None

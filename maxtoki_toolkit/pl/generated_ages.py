@@ -7,7 +7,7 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from .. import _keys
-from ..get import age_match as get_scores
+from ..get import generated_ages as get_scores
 from ..get import read_ages
 from ._style import BASELINE, MODEL, as_written, clean, with_interval
 
@@ -19,13 +19,13 @@ _LOOKS = {
 
 
 @as_written
-def age_match(adata: AnnData, *, key: str = _keys.AGE_MATCH) -> Figure:
+def generated_ages(adata: AnnData, *, key: str = _keys.GENERATED_AGES) -> Figure:
     """Draw the age that a clock reads from generated cells, beside true ones.
 
     Parameters
     ----------
     adata
-        Cells with a result of `mt.tl.age_match`.
+        Cells with a result of `mt.tl.generated_ages`.
     key
         Key in `.uns`.
 
@@ -46,8 +46,8 @@ def age_match(adata: AnnData, *, key: str = _keys.AGE_MATCH) -> Figure:
     ...     adata, time_key="age_months", groupby="cell_type", donor_key="donor_id", task="cell", n_prompts=4,
     ...     context_size=1, contexts="held_out", queries="held_out")
     >>> cells = mt.tl.generate(adata, model, max_genes=10)
-    >>> mt.tl.age_match(adata, model, generated=cells, time_key="age_months", donor_key="donor_id")
-    >>> len(mt.pl.age_match(adata).axes)
+    >>> mt.tl.generated_ages(adata, model, generated=cells, groupby=[])
+    >>> len(mt.pl.generated_ages(adata).axes)
     3
     """
     import matplotlib.pyplot as plt

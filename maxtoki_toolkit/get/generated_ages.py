@@ -9,8 +9,8 @@ from .. import _keys
 from ._table import read_table
 
 
-def age_match(adata: AnnData, *, key: str = _keys.AGE_MATCH) -> pd.DataFrame:
-    """Scores of `mt.tl.age_match`.
+def generated_ages(adata: AnnData, *, key: str = _keys.GENERATED_AGES) -> pd.DataFrame:
+    """Scores of `mt.tl.generated_ages`.
 
     Parameters
     ----------
@@ -41,16 +41,16 @@ def age_match(adata: AnnData, *, key: str = _keys.AGE_MATCH) -> pd.DataFrame:
     --------
     >>> import anndata, maxtoki_toolkit as mt
     >>> try:
-    ...     mt.get.age_match(anndata.AnnData())
+    ...     mt.get.generated_ages(anndata.AnnData())
     ... except KeyError as error:
     ...     print(error.args[0])
-    Did not find .uns['age_match']. Run mt.tl.age_match(adata, model, ...) first.
+    Did not find .uns['generated_ages']. Run mt.tl.generated_ages(adata, model, ...) first.
     """
-    return read_table(adata, key, "scores", "mt.tl.age_match(adata, model, ...)")
+    return read_table(adata, key, "scores", "mt.tl.generated_ages(adata, model, ...)")
 
 
-def read_ages(adata: AnnData, *, key: str = _keys.AGE_MATCH) -> pd.DataFrame:
-    """Ages that `mt.tl.age_match` reads, cell by cell.
+def read_ages(adata: AnnData, *, key: str = _keys.GENERATED_AGES) -> pd.DataFrame:
+    """Ages that `mt.tl.generated_ages` reads, cell by cell.
 
     Parameters
     ----------
@@ -77,6 +77,6 @@ def read_ages(adata: AnnData, *, key: str = _keys.AGE_MATCH) -> pd.DataFrame:
     ...     mt.get.read_ages(anndata.AnnData())
     ... except KeyError as error:
     ...     print(error.args[0])
-    Did not find .uns['age_match']. Run mt.tl.age_match(adata, model, ...) first.
+    Did not find .uns['generated_ages']. Run mt.tl.generated_ages(adata, model, ...) first.
     """
-    return read_table(adata, key, "cells", "mt.tl.age_match(adata, model, ...)")
+    return read_table(adata, key, "cells", "mt.tl.generated_ages(adata, model, ...)")

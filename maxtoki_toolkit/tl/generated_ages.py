@@ -12,27 +12,25 @@ from .. import _keys
 from .._progress import progress
 from .._results import write_result
 from ..models.model import MaxTokiModel
-from ..pp._design import get_mask, get_times
+from ..pp._design import as_list, get_times
 from ..stats.clocks import fit_ridge
 from ..stats.fdr import benjamini_hochberg
 from ..stats.lapse_scores import score_lapses
 from ._expression import N_GENES
-from ._prompted import asked_groups, features_at, other_cells, read_prompted
+from ._prompted import asked_groups, by_prompts, features_at, other_cells, read_prompted
 from ._rank_features import rank_features
 
 SEEN = 0.05  # share of a clock's cells that a gene is read of
 
 
-def age_match(
+def generated_ages(
     adata: AnnData,
     model: MaxTokiModel,
     *,
     generated: AnnData,
-    time_key: str,
-    donor_key: str | None,
+    time_key: str | None = None,
     groupby: str | Sequence[str] | None = None,
-    use: str | Sequence[bool] | None = None,
-    key: str | None = None,
+    donor_key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
 ) -> None:
@@ -41,31 +39,27 @@ def age_match(
     Parameters
     ----------
     adata
-        Rank-encoded true cells, with the prompts: cells of the prompts' donors are compared, those of other donors train the
-        clock.
+        Rank-encoded true cells, with the prompts: cells of the prompts' donors are compared, those of other
+        donors train the clock.
     model
         The model that generated.
     generated
         Cells generated from prompts: `mt.tl.generate(adata, model)`.
     time_key
-        Column of `.obs` with the age, or any time, in the unit of the lapses.
-    donor_key
-        Column of `.obs` with the donor; `None` where there are none.
+        Column of `.obs` with the age, or any time, in the unit of the lapses; by default that of the prompts.
     groupby
-        Column or columns of `.obs`: a clock for each group, e.g. "cell_type". The context cells of a prompt agree in it.
-        `None` for one clock.
-    use
-        Which true cells may train the clocks: boolean column of `.obs`, or one boolean a cell. All by default.
-    key
-        Key in `.uns` of the prompts, by default that which the cells were generated from.
+        Column or columns of `.obs`: a clock for each group, e.g. "cell_type"; `[]` for one clock. The context
+        cells of a prompt agree in it. By default those of the prompts.
+    donor_key
+        Column of `.obs` with the donor, by default that of the prompts, if there is one.
     rng
         Seed of the permutations, and of the folds where there are no donors.
     key_added
-        Key in `.uns`, by default "age_match".
+        Key in `.uns`, by default "generated_ages".
 
     Returns
     -------
-    `None`. Writes to `.uns["age_match"]` the tables `scores`, see `mt.get.age_match`; `cells`, see
+    `None`. Writes to `.uns["generated_ages"]` the tables `scores`, see `mt.get.generated_ages`; `cells`, see
     `mt.get.read_ages`; and `clocks`, with the training cells, donors and penalty of each clock.
 
     Raises
@@ -73,8 +67,8 @@ def age_match(
     KeyError
         If prompts or columns are missing.
     ValueError
-        If the cells were not generated from prompts, all true cells are of the prompts' donors, or a group has too few others
-        for a clock.
+        If the cells were not generated from prompts, all true cells are of the prompts' donors, or a group
+        has too few others for a clock.
 
     Notes
     -----
@@ -86,15 +80,17 @@ def age_match(
     ``generated``
         the generated cell;
     ``query``
-        the true cell of that age: the ceiling. A clock of single cells shrinks ages towards their mean, so a slope below 1 is
-        to be expected here already. Left out where cells were generated after other lapses than those of the prompts;
+        the true cell of that age: the ceiling. A clock of single cells shrinks ages towards their mean, so a
+        slope below 1 is to be expected here already. Left out where cells were generated after other lapses
+        than those of the prompts;
     ``context``
         the last context cell: a model in which no time passes.
 
-    Intervals leave out each donor in turn with all prompts that he or she has a part in (jackknife). The null permutes the
-    prompted ages between the query donors' samples, within groups, and leaves context cells and readings: one-sided p of
-    r, with donors as units; `q_value` corrects for the groups (Benjamini and Hochberg). Where prompted ages go with those of the context cells (time that only moves
-    on, or the same lapse for all), the null does not take that away: compare with `context`.
+    Intervals leave out each donor in turn with all prompts that he or she has a part in (jackknife). The null
+    permutes the prompted ages between the query donors' samples, within groups, and leaves context cells and
+    readings: one-sided p of r, with donors as units; `q_value` corrects for the groups (Benjamini and
+    Hochberg). Where prompted ages go with those of the context cells (time that only moves on, or the same
+    lapse for all), the null does not take that away: compare with `context`.
 
     Examples
     --------
@@ -108,22 +104,21 @@ def age_match(
     ...     adata, time_key="age_months", groupby="cell_type", donor_key="donor_id", task="cell", n_prompts=4,
     ...     context_size=1, contexts="held_out", queries="held_out")
     >>> cells = mt.tl.generate(adata, model, max_genes=10)
-    >>> mt.tl.age_match(adata, model, generated=cells, time_key="age_months", donor_key="donor_id")
-    >>> mt.get.age_match(adata)["cells"].tolist()
+    >>> mt.tl.generated_ages(adata, model, generated=cells, groupby=[])
+    >>> mt.get.generated_ages(adata)["cells"].tolist()
     ['generated', 'query', 'context']
     """
-    given, (adata, kept, generated, prompted) = (
-        adata,
-        read_prompted(adata, model, generated, key, donor_key, time_key, groupby),
+    time_key, groupby, donor_key = by_prompts(
+        adata, generated, time_key=time_key, groupby=groupby, donor_key=donor_key
     )
-    use = get_mask(given, use, "use")[kept]
+    true, generated, prompted = read_prompted(adata, model, generated, donor_key, time_key, groupby)
     if np.isnan(prompted.lapse).any():
         raise ValueError(
             "These cells go on with others, so no age was asked for. Generate from prompts: mt.tl.generate(adata, model)."
         )
-    time = get_times(adata, time_key).astype(float)
-    group, asked, names = asked_groups(adata, prompted, groupby)
-    train = np.flatnonzero(other_cells(adata, prompted, use) & (group >= 0))
+    time = get_times(true, time_key).astype(float)
+    group, asked, names = asked_groups(true, prompted, groupby)
+    train = np.flatnonzero(other_cells(prompted) & (group >= 0))
     donor = prompted.donor
     rows = {"query": prompted.query, "context": prompted.last}
     if as_prompted := bool((prompted.lapse == prompted.asked).all()):
@@ -131,8 +126,8 @@ def age_match(
     else:
         del rows["query"]
     features = {"generated": rank_features(generated, model)}
-    features |= {name: features_at(adata, model, row) for name, row in rows.items()}
-    X = features_at(adata, model, train)
+    features |= {name: features_at(true, model, row) for name, row in rows.items()}
+    X = features_at(true, model, train)
 
     read = {name: np.empty(len(asked)) for name in features}
     clocks = []
@@ -157,20 +152,19 @@ def age_match(
             **read,
         }
     )
-    adata = given
     params = {
         "unit": model.time_head.unit if model.time_head is not None else "",
         "time_key": time_key,
         "donor_key": donor_key,
-        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
+        "groupby": as_list(groupby),
         "n_train_cells": len(train),
         "seed": rng,
     }
     write_result(
         adata,
-        key_added or _keys.AGE_MATCH,
+        key_added or _keys.GENERATED_AGES,
         {**model.params, **params},
-        scores=_scores(cells, list(read), prompted, adata, donor, as_prompted, rng),
+        scores=_scores(cells, list(read), prompted, true, donor, as_prompted, rng),
         cells=cells,
         clocks=pd.DataFrame(clocks, columns=["group", "n_cells", "n_donors", "alpha"]),
     )
@@ -206,11 +200,11 @@ def _clock(X, time: np.ndarray, donor: np.ndarray | None, parts: dict, seed: int
     return {part: clock.predict(values[:, genes].toarray()) for part, values in parts.items()}, alpha
 
 
-def _scores(cells, columns: list[str], prompted, adata, donor, as_prompted, seed: int) -> pd.DataFrame:
+def _scores(cells, columns: list[str], prompted, true, donor, as_prompted, seed: int) -> pd.DataFrame:
     """Scores of the ages that were read, as of lapses from nothing."""
     units = prompted.units.copy()
     if donor is None:
-        units = pd.DataFrame({"query": adata.obs_names.to_numpy(dtype=object)[prompted.query]})
+        units = pd.DataFrame({"query": true.obs_names.to_numpy(dtype=object)[prompted.query]})
     elif not as_prompted:
         # The age asked for is then no longer that of the query's donor, but goes with the last context cell.
         units["donor"] = donor[prompted.last]
