@@ -292,9 +292,7 @@ def test_whatever_is_made_of_counts_is_made_of_those_that_were_ranked(rna, ids, 
     found, what = _log_normalised(both, cells, columns, None)
     assert what == "log1p of counts per 10,000"
     np.testing.assert_allclose(found, np.log1p(level[:, :n]))
-    np.testing.assert_allclose(
-        log_expression([(both, cells)], cells)[:, : n + 1], np.log1p(level), rtol=1e-5
-    )
+    np.testing.assert_allclose(log_expression([(both, cells)], cells)[:, : n + 1], np.log1p(level), rtol=1e-5)
     np.testing.assert_allclose(gene_covariates(both)["expression"], level.mean(axis=0)[:n])
     sequences = SimpleNamespace(tokens=vocab.gene_ids)
     genes, _ = _genes(both, SimpleNamespace(vocab=vocab), cells, sequences)
