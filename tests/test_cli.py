@@ -48,6 +48,7 @@ def run(capsys, *arguments):
     return code, captured.out, captured.err
 
 
+@pytest.mark.slow  # umap is compiled for half a minute
 @pytest.mark.filterwarnings(
     "ignore:The set_bad function:PendingDeprecationWarning"
 )  # scanpy's use of matplotlib
@@ -79,6 +80,7 @@ def test_embed(folder, capsys, monkeypatch):
     assert len(table) == 150
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The set_bad function:PendingDeprecationWarning")
 def test_clusters_of_the_user_stay(folder, capsys, tmp_path):
     mine = anndata.read_h5ad(folder / "mine.h5ad")

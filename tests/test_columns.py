@@ -37,6 +37,12 @@ CELLXGENE = {
         ({"PatientID": ["a", "b"], "Age": [30, 60]}, {"donor_key": "PatientID", "time_key": "Age"}),
         # What says nothing is passed over: one time, text without ages, dates, one condition.
         ({"age_months": [3, 3], "age": ["67y", "70y"]}, {"time_key": "age"}),
+        (
+            {"development_stage_ontology_term_id": ["HsapDv:0000139", "HsapDv:0000149"]},
+            {"time_key": "development_stage_ontology_term_id"},
+        ),
+        ({"age": ["8 weeks", "10 weeks"]}, {}),
+        ({"age": ["8 weeks", "10 weeks"], "organism": ["Mus musculus"] * 2}, {"time_key": "age"}),
         ({"age": ["old", "young"], "diagnosis": ["x", "x"]}, {}),
         ({"age": pd.to_datetime(["2020-01-01", "2021-01-01"])}, {}),
     ],
@@ -56,6 +62,7 @@ def test_controls_and_units():
         ("age_months", [500, 600], "months"),
         ("age", [40, 60], "years"),
         ("age", [400, 600], "months"),
+        ("age", [3135, 4145], None),  # bands that lost their dashes
         ("Hours", [0, 24], "hours"),
         ("development_stage", ["40-year-old"], "months"),
         ("course", [0, 1], None),

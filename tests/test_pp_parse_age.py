@@ -104,6 +104,10 @@ def test_before_birth(text, first, last):
         ("18-64 years", "over 25 years wide"),
         ("18+", "no upper limit"),
         ("<60", "no lower limit"),
+        ("<28 days", "of age or of pregnancy?"),
+        ("stage 20-25", "no unit"),
+        ("adult E14.5", "not an age"),
+        ("60+ m", "months, or a male?"),
         ("670 years", "not an age"),
         ("45-40", "not an age"),
         ("23", "no unit"),
@@ -207,7 +211,7 @@ COUNTS = {
 
 @pytest.mark.parametrize(("ontology", "name"), list(COUNTS))
 def test_terms_of_the_ontologies(ontology, name):
-    """Every term, by its names of today and of 2021 and by its id, is of the days that its definition says."""
+    """Every term, by its names of today and of 2021 and by its id, is as its definition says."""
     species = {"HsapDv": "human", "MmusDv": "mouse"}[ontology]
     table = STAGES[STAGES["term_id"].str.startswith(ontology) & (STAGES[name] != "")]
     n_read = n_compared = 0
@@ -312,6 +316,17 @@ def test_the_species_comes_from_the_cells_or_the_words():
     # Days of pregnancy have no birth in a species whose pregnancy is not known.
     assert read_age("E14", "rattus norvegicus").read_as == "of which species?"
     assert read_age("E5", "human").age == 5 - BIRTH
+
+
+def test_units_beside_the_numbers():
+    """As recount-brain and curatedMetagenomicData have them."""
+    units = ["Years", "Months", "Post Conception Weeks", "", "Weeks"]
+    obs = pd.DataFrame({"Age": ["51", "3", "19", "7", "18.5"], "Age Units": units}, index=list("abcde"))
+    adata = anndata.AnnData(obs=obs)
+    with pytest.warns(UserWarning, match="those of 2 cannot be known.*'7' 1.*'18.5 Weeks' 1"):
+        mt.pp.parse_age(adata, "Age", unit="days")
+    expected = [51 * 365.25, 3 * 365.25 / 12, 19 * 7 - BIRTH, np.nan, np.nan]
+    np.testing.assert_allclose(adata.obs["age"], expected)
 
 
 def test_men_are_not_months():

@@ -113,6 +113,7 @@ def command(capsys, monkeypatch, *arguments):
     return code, captured.out, captured.err
 
 
+@pytest.mark.slow  # three kernels
 def test_report(small, capsys, monkeypatch):
     """From the command line: values arrive as their types, the record is right, the page stands alone, a batch goes on."""
     options = ["-p", "n=4", "-p", "share=1", "-p", "names=[A, B]", "-p", "path=cells.h5ad", "-o", "out"]

@@ -45,7 +45,7 @@ def model(folder):
     return mt.load_model(folder / "model", device="cpu")
 
 
-@pytest.fixture(scope="module", params=SIZES)
+@pytest.fixture(scope="module", params=[SIZES[0], pytest.param(SIZES[1], marks=pytest.mark.slow)])
 def cells(request, model):
     adata = atlas(request.param)
     mt.pp.rank_value_encode(adata, model)
@@ -150,6 +150,7 @@ def test_embedding_and_its_neighbours(cells, model):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("cells", SIZES[1:], indirect=True)
 def test_doublets(cells, model):
     mt.tl.doublets(cells, model, features=["expression", "size"])
     assert cells.obs["doublet_probability"].between(0, 1).all()

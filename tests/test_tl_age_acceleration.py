@@ -19,13 +19,6 @@ COLUMNS = {
     "donor_key": "donor_id",
 }
 TRUTH = {"accelerated_15y": 15, "accelerated_5y": 5, "accelerated_3y": 3, "resilient": 0}
-SHAPE = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 128,
-}
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:maxtoki_toolkit", "ignore::UserWarning:tests")
 
@@ -39,14 +32,9 @@ def accelerate(adata, model, *, groupby="cell_type", n_cells=20, n_contexts=4, *
 
 
 @pytest.fixture(scope="module")
-def model():
+def model(tiny_clock):
     """A model that has what it takes to tell time, but has learned nothing."""
-    adata = mt.datasets.aging_atlas(200, 10, n_genes=500)
-    mt.pp.map_genes(adata)
-    vocab = mt.models.Vocabulary.from_anndata(adata)
-    small = mt.models.build_model(SHAPE, vocab)
-    longer = mt.models.extend_model(small, vocab.with_times(-900, 900), max_length=512)
-    return dataclasses.replace(longer, time_head=mt.models.TimeHead("expectation"))
+    return tiny_clock
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """Are generated cells real ones? True cells in their place pass, cells of another kind do not."""
 
-import dataclasses
-
 import anndata
 import numpy as np
 import pandas as pd
@@ -13,20 +11,14 @@ from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_su
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.stats.classification import score_labels, shuffle_genes
 
-SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 KEYS = {"groupby": "cell_type", "donor_key": "donor_id"}
 AGES = {"time_key": "age_months", "donor_key": "donor_id"}
 
 
 @pytest.fixture(scope="module")
-def model():
+def model(tiny_clock):
     """A model that has the genes and reads 126 of a cell; what it learned does not matter here."""
-    adata = mt.datasets.aging_atlas(200, 10, n_genes=500)
-    mt.pp.map_genes(adata)
-    vocab = mt.models.Vocabulary.from_anndata(adata)
-    small = mt.models.build_model({**SHAPE, "max_position_embeddings": 128}, vocab)
-    longer = mt.models.extend_model(small, vocab.with_times(-900, 900), max_length=512)
-    return dataclasses.replace(longer, time_head=mt.models.TimeHead("expectation"))
+    return tiny_clock
 
 
 def prepare(adata, model, n_prompts=240):

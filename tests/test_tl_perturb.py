@@ -13,19 +13,15 @@ import torch
 import maxtoki_toolkit as mt
 from maxtoki_toolkit import _progress
 
-SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 KEYS = ["prompt", "gene", "k"]
 module = importlib.import_module("maxtoki_toolkit.tl._screen")
 
 
 @pytest.fixture(scope="module")
-def model():
+def model(tiny_model):
     """A model that has what it takes to tell time, but has learned nothing; it reads 40 genes of a cell."""
-    adata = mt.datasets.aging_atlas(200, 10, n_genes=500)
-    mt.pp.map_genes(adata)
-    vocab = mt.models.Vocabulary.from_anndata(adata)
-    small = mt.models.build_model({**SHAPE, "max_position_embeddings": 128}, vocab)
-    longer = mt.models.extend_model(small, vocab.with_times(-900, 900), max_length=256)
+    times = tiny_model.vocab.with_times(-900, 900)
+    longer = mt.models.extend_model(tiny_model, times, max_length=256)
     torch.manual_seed(0)
     head = mt.models.TimeHead("linear", hidden_size=16, scale=100.0)
     torch.nn.init.normal_(head.linear.weight)

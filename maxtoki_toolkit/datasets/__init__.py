@@ -5,8 +5,22 @@ from __future__ import annotations
 from .._doors import guard
 from .._manifests import fetch, manifest
 from ._aging_atlas import aging_atlas
+from ._corpus_recipe import CellBalance, CellFilters, CorpusRecipe, StoreColumns
 from ._registry import available, load
+from .census import census, census_plan
 
-__all__ = ["aging_atlas", "available", "fetch", "load", "manifest"]
+__all__ = [
+    "CellBalance",
+    "CellFilters",
+    "CorpusRecipe",
+    "StoreColumns",
+    "census",
+    "census_plan",
+    "aging_atlas",
+    "available",
+    "fetch",
+    "load",
+    "manifest",
+]
 
 guard(globals(), __all__)

@@ -5,6 +5,7 @@ from .ablation import ablation
 from .age_acceleration import age_acceleration, donor_acceleration
 from .age_match import age_match, read_ages
 from .annotation_concordance import annotation_concordance, annotation_matrix, annotation_types, annotations
+from .corpus import corpus_composition, corpus_filters
 from .differential_rank import compared_cells, differential_rank, differential_rank_scores
 from .doublets import doublet_scores, doublets, singlet_fraction
 from .gene_network import gene_network, gene_network_scores
@@ -67,6 +68,8 @@ __all__ = [
     "head_specificity",
     "patch",
     "compared_cells",
+    "corpus_composition",
+    "corpus_filters",
     "differential_rank",
     "differential_rank_scores",
     "gene_network",

@@ -217,3 +217,32 @@ def _duration(hours: float) -> str:
     if hours < 2:
         return f"{hours * 60:.0f} min"
     return f"{hours:,.1f} h" if hours < 48 else f"{hours / 24:,.1f} days"
+
+
+def measure(model, length: int, *, training: bool = False, seconds: float = 3.0) -> float:
+    """FLOP/s that the model's device does on sequences of a length: batches of it are computed for a few seconds."""
+    import time
+
+    import torch
+
+    rows, device = max(1, 4096 // length), model.hf.device
+    tokens = torch.zeros((rows, length), dtype=torch.long, device=device)
+
+    def compute() -> float:
+        start = time.perf_counter()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            out = model.hf(input_ids=tokens, labels=tokens if training else None, use_cache=False)
+        if training:
+            out.loss.backward()
+            model.hf.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    with torch.set_grad_enabled(training):
+        compute()  # the first batch sets things up
+        times = [compute()]
+        while sum(times) < seconds:
+            times.append(compute())
+    done = flops(Shape.of(model.hf.config), [length] * rows, training=training) * len(times)
+    return done / sum(times)

@@ -362,3 +362,12 @@ def _read_weights(folder: Path, *, device: str, dtype: torch.dtype, attention: s
         what = "; ".join(f"{len(keys)} {name} (first: {keys[0]})" for name, keys in problems.items())
         raise ValueError(f"The weights in {folder} do not fit config.json: {what}. Nothing was loaded.")
     return hf.to(device).eval()
+
+
+def vocabulary_of_settings(path: str | Path, files: object) -> Vocabulary | None:
+    """Read the vocabulary of the two files that settings from `path` name, if they name any."""
+    if files is None:
+        return None
+    if not isinstance(files, dict) or set(files) != {"tokens", "medians"}:
+        raise ValueError(f"vocab in {path} must give two files: {{tokens: path, medians: path}}.")
+    return Vocabulary.from_json(files["tokens"], gene_medians=files["medians"])

@@ -11,6 +11,7 @@ from .age_acceleration import age_acceleration
 from .age_match import age_match
 from .annotation_concordance import annotation_concordance
 from .attribute import attribute
+from .corpus_composition import corpus_composition
 from .coverage import coverage
 from .differential_rank import differential_rank
 from .differential_rank_heatmap import differential_rank_heatmap
@@ -62,6 +63,7 @@ __all__ = [
     "age_acceleration",
     "age_match",
     "annotation_concordance",
+    "corpus_composition",
     "doublets",
     "encoding_report",
     "gene_network",

@@ -13,7 +13,7 @@ import pandas as pd
 # The names of CELLxGENE's schema and other common ones, the likeliest first; case and separators do not count.
 _NAMES = {
     "donor_key": "donor_id donor donor_name patient_id patient individual_id individual subject_id subject participant_id participant",
-    "time_key": "age_months age_in_months age_years age_in_years age_yrs age_yr development_stage age donor_age hours days weeks",
+    "time_key": "age_months age_in_months age_years age_in_years age_yrs age_yr development_stage developmental_stage development_stage_ontology_term_id age donor_age hours days weeks",
     "cell_type_key": "cell_type cell_types cell_type_name cell_ontology_class cell_annotation annotation cell_label predicted_cell_type majority_voting",
     "condition_key": "condition disease disease_state disease_status diagnosis case_control status treatment stim",
     "sex_key": "sex gender donor_sex sex_inferred",

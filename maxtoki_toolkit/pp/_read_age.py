@@ -128,7 +128,10 @@ def read_age(text: str, species: str | None = None) -> Reading:
     if twice := re.fullmatch(r"([^()]*\d[^()]*)\(([^()]*\d[^()]*)\)", text):
         # "embryonic day 16.5 (E16.5)" is one age, "16 years (16 yr 63 d)" two.
         first, second = (_read(part.strip(), species) for part in twice.groups())
-        return first if first[:3] == second[:3] else _unknown("two ages")
+        if first[:3] == second[:3]:
+            return first
+        if not np.isnan([first.age, second.age]).all():
+            return _unknown("two ages")
     if named := re.fullmatch(r"([^()]+)\((?:at )?birth\)", text):
         found = _read(named[1].strip(), species)
         return found if found.age == 0 else _unknown("two ages")
@@ -182,28 +185,35 @@ def _point(text: str, species: str | None) -> Reading:
     born = bool(re.search(_BORN, text))
     core = re.sub(r"[-](?=[a-z])|(?<=[a-z])-(?=\d)", " ", text)
     core = " ".join(re.sub(_NOISE, " ", re.sub(_BORN, " ", core)).split()).strip(",; ")
-    for pattern, read in _POINTS:
-        if found := re.fullmatch(pattern, core):
-            return read(*found.groups())
-    if found := re.fullmatch(rf"{_EMBRYO} ?{_NUMBER}", core):
-        return _after_conception(found[1], species)
-    if found := re.fullmatch(rf"{_NUMBER} ?{_COITUM}|dpc ?{_NUMBER}", core):
-        days = found[1] or found[2]
-        # Later than the birth of a mouse or a rat.
-        return _after_conception(days, species or ("human" if float(days) > 21 else None))
-    if found := re.fullmatch(rf"{_NUMBER} ?dpf", core):
-        # Of fishes, as a rule.
-        return _after_conception(found[1], species) if species else _unknown("of which species?")
+    if found := _in_pregnancy(core, species):
+        return _unknown("not an age") if born and "after" in found.read_as else found
     # "postnatal day 3" has lost its first word.
     if found := re.fullmatch(rf"(?:p|pn|pnd|pd) ?{_NUMBER}|{_NUMBER} ?(?:dpp|dpn)", core):
         return _exact(float(found[1] or found[2]), "days")
     if born and (found := re.fullmatch(rf"days? {_NUMBER}", core)):
         return _exact(float(found[1]), "days")
-    if found := _limit(core):
+    if found := _limit(core, species, born=born):
         return found
     if re.fullmatch(_AMOUNT, core):
         return _amount(core, species, born=born)
     return _unknown("no unit" if re.fullmatch(rf"-?{_NUMBER}", core) else "not an age")
+
+
+def _in_pregnancy(text: str, species: str | None) -> Reading | None:
+    """Read stages and times before birth, and what else has a word of its own."""
+    for pattern, read in _POINTS:
+        if found := re.fullmatch(pattern, text):
+            return read(*found.groups())
+    if found := re.fullmatch(rf"{_EMBRYO} ?{_NUMBER}", text):
+        return _after_conception(found[1], species)
+    if found := re.fullmatch(rf"{_NUMBER} ?{_COITUM}|dpc ?{_NUMBER}", text):
+        days = found[1] or found[2]
+        # Later than the birth of a mouse or a rat.
+        return _after_conception(days, species or ("human" if float(days) > 21 else None))
+    if found := re.fullmatch(rf"{_NUMBER} ?dpf", text):
+        # Of fishes, as a rule.
+        return _after_conception(found[1], species) if species else _unknown("of which species?")
+    return None
 
 
 def _unknown(why: str) -> Reading:
@@ -249,16 +259,19 @@ def _amount(text: str, species: str | None, *, born: bool) -> Reading:
     for (_, larger), (number, smaller) in zip(parts, parts[1:], strict=False):
         if number * DAYS[smaller] >= DAYS[larger]:
             return _unknown("not an age")
-    if parts[0][1] in ("weeks", "days") and any(number for number, _ in parts):
-        # "12 weeks" is a grown mouse and a human fetus.
-        if not born and species in (None, "human"):
-            return _unknown("of age or of pregnancy?")
+    if _may_be_of_pregnancy(parts[0][1], species, born=born) and any(number for number, _ in parts):
+        return _unknown("of age or of pregnancy?")
     if pairs == [(pairs[0][0], "m")] and parts[0][0] > _MALE:
         return OR_MALE
     found = _sum(parts)
     if species == "mouse" and found.age > _LIFE["mouse"] * DAYS["years"]:
         return _unknown("not an age")
     return found
+
+
+def _may_be_of_pregnancy(unit: str, species: str | None, *, born: bool) -> bool:
+    # "12 weeks" is a grown mouse and a human fetus.
+    return unit in ("weeks", "days") and not born and species in (None, "human")
 
 
 def _split(text: str) -> tuple[str, str] | None:
@@ -276,9 +289,10 @@ def _split(text: str) -> tuple[str, str] | None:
 
 def _range(low: str, high: str, species: str | None) -> Reading:
     ends = _point(low, species), _point(high, species)
-    if {end.read_as for end in ends} == {"no unit"}:
+    bare = [re.fullmatch(rf"(?:aged? ?:? ?)?{_NUMBER}", end) for end in (low, high)]
+    if all(bare):
         # Nobody counts to 37 months in a band.
-        first, last = float(low), float(high)
+        first, last = (float(found[1]) for found in bare)
         if species != "mouse" and (first >= _GROWN or last > _MALE):
             ends = _exact(first, "years"), _exact(last, "years")
     bad = next((end for end in ends if np.isnan(end.age) or np.isnan(end.high)), None)
@@ -299,7 +313,7 @@ def _join(first: str, last: str) -> str:
     return f"{a[1]} to {b[1]} {b[2]}" if same else f"{first} to {last}"
 
 
-def _limit(text: str) -> Reading | None:
+def _limit(text: str, species: str | None, *, born: bool) -> Reading | None:
     """Read limits: "90+", ">89", "under 1 year"."""
     number = rf"{_NUMBER} ?({_UNIT})?"
     above = (
@@ -309,9 +323,11 @@ def _limit(text: str) -> Reading | None:
     )
     for pattern in above:
         if found := re.fullmatch(pattern, text):
-            return _at_least(float(found[1]), found[2])
+            return OR_MALE if found[2] == "m" else _at_least(float(found[1]), found[2])
     if found := re.fullmatch(rf"(?:<=?|under|below|younger than|less than) ?{_NUMBER} ?({_UNIT})", text):
         unit = _unit_of(found[2])
+        if _may_be_of_pregnancy(unit, species, born=born):
+            return _unknown("of age or of pregnancy?")
         wide = float(found[1]) * DAYS[unit] > _EARLY
         return _unknown("no lower limit") if wide else _interval(0, float(found[1]), unit)
     if re.fullmatch(rf"(?:<=?|under|below) ?{_NUMBER}", text):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -129,14 +129,15 @@ def encoded_blocks(
         repeated = obs.index[obs.index.duplicated()]
         raise ValueError(f"{len(repeated)} cell names in the file are not unique (first: {repeated[0]!r}).")
     earlier = f"uns/{_keys.MAP_GENES}/params"
-    var, params = resolve_genes(
+    encode = block_encoder(
         var,
         vocab,
         gene_key=gene_key,
         min_overlap=min_overlap,
         earlier=ad.io.read_elem(store[earlier]) if earlier in store else None,
+        force=force,
+        chunk_size=chunk_size,
     )
-    mapped = writable({_keys.MAP_GENES: {"params": params, "report": gene_report(var)}})
     counts = open_counts(store, layer)
     if not force:
         check_counts(first_values(store, layer), force=False, hint=counts_hint_of(store, layer))
@@ -146,10 +147,58 @@ def encoded_blocks(
             start, block = next(blocks, (None, None))
         if block is None:
             return
-        cells = AnnData(block, obs=obs.iloc[start : start + chunk_size].copy(), var=var, uns=dict(mapped))
+        yield encode(block, obs.iloc[start : start + chunk_size].copy())
+
+
+def block_encoder(
+    var: pd.DataFrame,
+    vocab: Vocabulary,
+    *,
+    gene_key: str | None = None,
+    min_overlap: float = 0.1,
+    earlier: Mapping | None = None,
+    force: bool = False,
+    drop_empty: bool = False,
+    chunk_size: int = 2048,
+) -> Callable[[sp.csr_matrix, pd.DataFrame], AnnData]:
+    """Return the function that makes rank-encoded cells of a block of counts and its `.obs`.
+
+    With `drop_empty` without those that express no gene of the vocabulary, which are an error otherwise.
+    """
+    var, params = resolve_genes(var, vocab, gene_key=gene_key, min_overlap=min_overlap, earlier=earlier)
+    mapped = writable({_keys.MAP_GENES: {"params": params, "report": gene_report(var)}})
+    token = var[_keys.TOKEN_ID].to_numpy()
+    ranked = (token >= 0) & ~np.isnan(vocab.median_of_token[token])
+
+    def encode(block: sp.csr_matrix, obs: pd.DataFrame) -> AnnData:
+        if drop_empty:
+            n_ranked = np.concatenate([[0], np.cumsum(ranked[block.indices] & (block.data > 0))])
+            some = np.diff(n_ranked[block.indptr]) > 0
+            block, obs = (block, obs) if some.all() else (block[some], obs[some])
+        cells = AnnData(block, obs=obs, var=var, uns=dict(mapped))
         with hidden():
             rank_value_encode(cells, vocab, force=force, chunk_size=chunk_size)
-        yield cells
+        return cells
+
+    return encode
+
+
+def write_encoded(path: Path, blocks: Iterable[AnnData], index: np.dtype, bar) -> None:
+    """Write rank-encoded blocks of cells as one file, without counts; `index` is the type of row pointers and columns."""
+    with open_store(path, "w") as result:
+        frames = []
+        for cells in blocks:
+            ranks = cells.layers[_keys.RANK]
+            # scipy works only with row pointers and columns of one type.
+            ranks.indptr, ranks.indices = ranks.indptr.astype(index), ranks.indices.astype(index)
+            if not frames:
+                ad.io.write_elem(result, "/", AnnData(var=cells.var, uns=cells.uns))
+                ad.io.write_elem(result, f"layers/{_keys.RANK}", ranks)
+            else:
+                ad.io.sparse_dataset(result[f"layers/{_keys.RANK}"]).append(ranks)
+            frames.append(cells.obs)
+            bar.update(cells.n_obs)
+        ad.io.write_elem(result, "obs", pd.concat(frames))
 
 
 def count_values(store, layer: str | None) -> int:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import anndata as ad
-import pandas as pd
 import scipy.sparse as sp
-from anndata import AnnData
 
-from .. import _keys
 from .._outputs import check_output, new_output
 from .._progress import progress
 from ..models.vocabulary import Vocabulary
 from ._identity import input_identity
-from ._store import count_values, encoded_blocks, open_store, read_frames
+from ._store import count_values, encoded_blocks, open_store, read_frames, write_encoded
 from ._vocabulary import as_vocabulary
 
 BY = "mt.pp.encode_file"
@@ -76,8 +72,7 @@ def encode_file(
         return
     with open_store(path) as store:
         obs, var = read_frames(store, layer)
-        # Ranks are no more than counts. scipy works only with row pointers and columns of one type.
-        index = sp.get_index_dtype(maxval=count_values(store, layer))
+        index = sp.get_index_dtype(maxval=count_values(store, layer))  # ranks are no more than counts
         blocks = encoded_blocks(
             store,
             obs,
@@ -91,21 +86,9 @@ def encode_file(
         )
         with (
             new_output(output, by=BY, job=job, overwrite=overwrite, inputs=[path]) as temporary,
-            open_store(temporary, "w") as result,
             progress(total=len(obs), desc="Ranking genes", unit="cell") as bar,
         ):
-            frames = []
-            for cells in blocks:
-                ranks = cells.layers[_keys.RANK]
-                ranks.indptr, ranks.indices = ranks.indptr.astype(index), ranks.indices.astype(index)
-                if not frames:
-                    ad.io.write_elem(result, "/", AnnData(var=cells.var, uns=cells.uns))
-                    ad.io.write_elem(result, f"layers/{_keys.RANK}", ranks)
-                else:
-                    ad.io.sparse_dataset(result[f"layers/{_keys.RANK}"]).append(ranks)
-                frames.append(cells.obs)
-                bar.update(cells.n_obs)
-            ad.io.write_elem(result, "obs", pd.concat(frames))
+            write_encoded(temporary, blocks, index, bar)
 
 
 def encoding_job(path: str | Path, vocab: Vocabulary, **settings) -> dict:

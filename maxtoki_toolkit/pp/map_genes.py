@@ -275,13 +275,16 @@ def _lookup(names: pd.Series, known: frozenset[str], symbols: pd.Series, mapping
     parts = parts.where(parts[0].notna(), of_cut)
     is_id = parts[0].notna()
     stem = parts[0].where(is_id, "").str.upper()
-    retired = is_id & ~stem.isin(known | set(gene_table()["ensembl_id"]))
+    # Sets are asked name by name: `isin` would turn them, tens of thousands of ids, into arrays at every call.
+    in_known = stem.map(known.__contains__).astype(bool)
+    retired = is_id & ~in_known & ~stem.map(_current_ids().__contains__).astype(bool)
     by_symbol = _first(_find(symbols, names), _find(symbols, cut))
 
     # The authors' mapping has upper-case keys; names in mixed case must match as they are (Actb is no ACTB).
     given = _first(_find(mapping, names), _find(mapping, stem))
     # A vocabulary knows its own ids best; the mapping may merge or rename any other.
-    use_given = (given != "") & ~(is_id & stem.isin(known)) & (given.isin(known) if known else True)
+    allowed = given.map(known.__contains__).astype(bool) if known else True
+    use_given = (given != "") & ~(is_id & in_known) & allowed
     ids = stem.where(is_id, by_symbol).mask(use_given, given)
     return pd.DataFrame(
         {
@@ -294,6 +297,12 @@ def _lookup(names: pd.Series, known: frozenset[str], symbols: pd.Series, mapping
             "gap": (ids == "") | (retired & ~use_given),
         }
     )
+
+
+@lru_cache(maxsize=1)
+def _current_ids() -> frozenset[str]:
+    """Ensembl ids of GENCODE."""
+    return frozenset(gene_table()["ensembl_id"])
 
 
 @lru_cache(maxsize=4)

@@ -42,7 +42,8 @@ def parse_age(
     adata
         Cells.
     key
-        Column of `.obs` with the ages as text, or with ids of HsapDv and MmusDv.
+        Column of `.obs` with the ages as text, or with ids of HsapDv and MmusDv. Numbers have the unit in the
+        name of the column ("age_years"), or in a column beside it ("age_unit").
     unit
         Unit of what is written: "years", "months", "weeks" or "days".
     species
@@ -72,8 +73,8 @@ def parse_age(
     KeyError
         If there is no such column.
     ValueError
-        If no age can be read, `unit` or `species` is another, or `key_added` is a column that this function did
-        not write.
+        If no age can be read, `unit` or `species` is not known, or `key_added` is a column that this function
+        did not write.
 
     Notes
     -----
@@ -112,7 +113,8 @@ def parse_age(
             "key_added='parsed_age'."
         )
     species = species or species_of(adata.obs, adata.uns)
-    table = read_terms(adata.obs[key], unit, key_added, species=species)
+    column = _with_units(adata.obs, key)
+    table = read_terms(column, unit, key_added, species=species)
     found = table["n_cells"][table[key_added].notna()].sum()
     lost = table[table[key_added].isna()].sort_values("n_cells", ascending=False, kind="stable")
     if not found:
@@ -122,12 +124,12 @@ def parse_age(
     if len(lost):
         n_lost = lost["n_cells"].sum()
         warnings.warn(
-            f"Read the ages of {found:,} of {adata.n_obs:,} cells from .obs[{key!r}]; those of {n_lost:,} cannot "
-            f"be known ({_first(lost)}).{_advice(lost, key, key_added)}",
+            f"Read the ages of {found:,} of {adata.n_obs:,} cells from .obs[{key!r}]; those of {n_lost:,} "
+            f"cannot be known ({_first(lost)}).{_advice(lost, key, key_added)}",
             UserWarning,
             stacklevel=2,
         )
-    text = _as_text(adata.obs[key])
+    text = _as_text(column)
     if key == key_added:
         adata.obs[f"{key}_as_given"] = adata.obs[key]
     by_term = table.set_index("term")
@@ -170,8 +172,8 @@ def time_in_numbers(adata: AnnData, time_key: str, unit: str) -> str:
     parse_age(adata, time_key, unit=unit, key_added=name)
     adata.obs[name] = adata.obs[name].round()
     warnings.warn(
-        f"Read .obs[{time_key!r}] as ages in {unit}, into .obs[{name!r}]; .obs[{name + '_read_as'!r}] says what "
-        "each was taken for.",
+        f"Read .obs[{time_key!r}] as ages in {unit}, into .obs[{name!r}]; .obs[{name + '_read_as'!r}] says "
+        "what each was taken for.",
         UserWarning,
         stacklevel=3,
     )
@@ -186,6 +188,19 @@ def species_of(obs: pd.DataFrame, uns: Mapping[str, Any] | None = None) -> str |
             value = values[0].strip().lower()
             return _SPECIES.get(value, value) or None
     return None
+
+
+def _with_units(obs: pd.DataFrame, key: str) -> pd.Series:
+    """Ages with what a column beside them says of their unit: `age` and `age_unit`."""
+    beside = next(
+        (name for name in obs if re.fullmatch(rf"{re.escape(key)}[ _.]?units?", str(name), re.IGNORECASE)),
+        None,
+    )
+    if beside is None:
+        return obs[key]
+    ages, units = _as_text(obs[key]), _as_text(obs[beside])
+    bare = ages.str.fullmatch(r"\d+(\.\d+)?") & (units != "")
+    return ages.where(~bare, ages + " " + units)
 
 
 def _unit_of_numbers(name: str) -> str:

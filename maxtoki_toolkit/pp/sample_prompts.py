@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._checked import Checked
+from .._recipes import Checked
 from .._results import write_result
 from .._validate import require_unique_names
 from ..models.prompts import Prompts

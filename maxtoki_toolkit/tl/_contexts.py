@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._checked import Checked
+from .._recipes import Checked
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences

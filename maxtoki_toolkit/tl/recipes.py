@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .._checked import Checked
 from .._names import require_choice
+from .._recipes import Checked
 from ..models.sampling import PROPOSALS
 
 SEARCHES = ("greedy", "beam", "metropolis")

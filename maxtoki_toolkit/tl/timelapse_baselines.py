@@ -22,7 +22,7 @@ from ..pp.sample_prompts import read_prompts
 from ..stats.clocks import fit_ridge
 from ..stats.lapse_scores import score_lapses
 from ._cells import get_sequences
-from ._expression import log_expression
+from ._expression import log_expression, reads_ranks
 
 BASELINES = ("ridge_embedding", "ridge_expression", "sgd_expression", "most_common")
 MIN_CELLS = 100  # training cells that a group needs for a clock of its own
@@ -92,6 +92,7 @@ def timelapse_baselines(
         clock of their own; the others, and groups that were never trained on, use one of all groups, centred in each.
         The penalty is chosen by cross-validation between donors, where donors are known. Ageing clocks are such
         penalised regressions (elastic net in Horvath, Genome Biology 2013; Buckley et al., Nature Aging 2023).
+        Cells without counts, as in encoded files, are read by the ranks of their genes.
     ``ridge_embedding``
         The same on the model's mean-pooled cell embeddings: what it knows of time before any time head.
     ``sgd_expression``
@@ -163,7 +164,7 @@ def timelapse_baselines(
         "time_key": params["time_key"],
         "groupby": params["groupby"],
         "train": train,
-        "layer": source_of(adata, layer)[0] or "X",
+        "layer": "ranks" if reads_ranks(adata) else source_of(adata, None)[0] or "X",
         "n_train_prompts": len(fit_group),
         "n_train_cells": len(cells.place),
         "n_train_donors": None if cells.donor is None else len(np.unique(cells.donor)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .._checked import Checked
+from .._recipes import Checked
 from ..pp.sample_prompts import PromptSampling
 
 

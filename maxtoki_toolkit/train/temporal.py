@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 
@@ -46,8 +47,8 @@ def temporal(
     groupby: str | Sequence[str] | None,
     donor_key: str | None = None,
     time_unit: str = "months",
-    use: str | None = None,
-    held_out: str | None = None,
+    use: str | pd.Series | None = None,
+    held_out: str | pd.Series | None = None,
     replay: AnnData | str | Path | Sequence[AnnData | str | Path] | None = None,
     recipe: TemporalRecipe | None = None,
 ) -> MaxTokiModel:
@@ -71,8 +72,8 @@ def temporal(
     donor_key
         Column of `.obs` with the donor, between whom a teacher chooses its penalty.
     use, held_out
-        Boolean columns of `.obs`: the cells to train on (all by default; `mt.pp.hold_out` writes "train"), and
-        those whose prompts are predicted every `eval_every` steps, which are never trained on.
+        Boolean columns of `.obs`, or booleans by name of cell: the cells to train on (all by default; `mt.pp.hold_out`
+        writes "train"), and those whose prompts are predicted every `eval_every` steps, which are never trained on.
     replay
         Cells of stage 1 that are read again beside the prompts, one for every eight, and count to the cell task: what
         was learned of them is then kept. They need no times.
@@ -120,7 +121,10 @@ def temporal(
     if objective.teacher is not None and not objective.running:
         raise ValueError("A teacher has a say at every gene: give running a weight, such as running=1.")
     columns = {"time_key": time_key, "groupby": groupby, "donor_key": donor_key, "time_unit": time_unit}
-    columns |= {"use": use, "held_out": held_out}
+    # Which cells these are is in the digest.
+    columns |= {
+        name: mask if isinstance(mask, str) else None for name, mask in (("use", use), ("held_out", held_out))
+    }
     record = {name: value for name, value in recipe.flat().items() if name not in _NOT_RECIPE} | columns
     claim_run(output := Path(output))
     device = pick_device(run.device)
@@ -281,7 +285,7 @@ def _trainable(model: MaxTokiModel, adaptation: Adaptation):
     return adapted, lambda trained: trained.merge_and_unload()
 
 
-def _design(tables: Sequence[AnnData], time_key: str, groupby, use: str | None, held_out: str | None):
+def _design(tables: Sequence[AnnData], time_key: str, groupby, use, held_out):
     """Group, time, and which cells to train and test on, over all data sets; prompts stay within one."""
     parts = {"group": [], "time": [], "used": [], "tested": []}
     offset = 0
@@ -296,10 +300,21 @@ def _design(tables: Sequence[AnnData], time_key: str, groupby, use: str | None, 
         parts["group"].append(np.where(group >= 0, group + offset, -1))
         offset += len(names)
         parts["time"].append(time)
-        tested = np.zeros(adata.n_obs, bool) if held_out is None else get_mask(adata, held_out, "held_out")
-        parts["used"].append(get_mask(adata, use, "use") & ~tested & (group >= 0))
+        tested = np.zeros(adata.n_obs, bool) if held_out is None else _mask(adata, held_out, "held_out")
+        parts["used"].append(_mask(adata, use, "use") & ~tested & (group >= 0))
         parts["tested"].append(tested & (group >= 0))
     return tuple(np.concatenate(part) for part in parts.values())
+
+
+def _mask(adata: AnnData, mask: str | pd.Series | None, name: str) -> np.ndarray:
+    """Which cells of one data set; booleans by name may be those of several."""
+    if isinstance(mask, pd.Series):
+        if len(lost := adata.obs_names.difference(mask.index)):
+            raise ValueError(
+                f"{name} has no value for {len(lost)} of {adata.n_obs} cells (first: {lost[0]!r})."
+            )
+        mask = mask.loc[adata.obs_names].to_numpy()
+    return get_mask(adata, mask, name)
 
 
 def _donors(tables: Sequence[AnnData], donor_key: str | None) -> np.ndarray | None:

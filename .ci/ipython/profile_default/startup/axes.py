@@ -2,9 +2,13 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 from matplotlib import backend_bases
+
+# plotly imports nbformat, and that a grammar of web addresses, which takes seconds; it goes on without.
+sys.modules.setdefault("rfc3987_syntax", None)
 
 
 def _number(text):

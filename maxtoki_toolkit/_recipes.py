@@ -1,17 +1,20 @@
-"""What recipes and other groups of settings are made of."""
+"""Recipes: settings in groups, the same objects for Python, YAML files and the command line."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from ._doors import check
+from ._files import read_yaml
 from ._names import closest
 
 
 class Checked:
-    """Settings that belong together: frozen dataclasses whose types and ranges are checked when they are made."""
+    """Settings whose types and ranges are checked when they are made."""
 
     def __post_init__(self) -> None:
         check(type(self), {part.name: getattr(self, part.name) for part in fields(self)})
@@ -22,8 +25,8 @@ class Checked:
 
         Examples
         --------
-        >>> from maxtoki_toolkit.train import TemporalRecipe
-        >>> TemporalRecipe.of(max_steps=500, teacher="ridge", running=1.0).optimization.max_steps
+        >>> import maxtoki_toolkit as mt
+        >>> mt.train.TemporalRecipe.of(max_steps=500, teacher="ridge", running=1.0).optimization.max_steps
         500
         """
         known = cls.names()
@@ -59,3 +62,40 @@ class Checked:
         for name, value in asdict(self).items():
             found |= value if is_dataclass(getattr(self, name)) else {name: value}
         return found
+
+
+def read_call(
+    path: str | Path, function: Callable, recipe: type[Checked], others: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Arguments of a function from YAML, in which its parameters and the settings of its recipe stand side by side.
+
+    Parameters
+    ----------
+    path
+        The file.
+    function
+        It has a parameter `recipe`.
+    recipe
+        Class of that.
+    others
+        Further settings that the file may have.
+
+    Raises
+    ------
+    ValueError
+        If a setting is unknown or missing.
+    """
+    settings = read_yaml(path)
+    parameters = dict(inspect.signature(function).parameters)
+    del parameters["recipe"]
+    known = {*parameters, *recipe.names(), *others}
+    if unknown := sorted(set(map(str, settings)) - known):
+        raise ValueError(
+            f"{path} has unknown settings: {', '.join(unknown)}.{closest(unknown[0], known)} Those of {function.__name__} are "
+            f"{', '.join(sorted(known))}."
+        )
+    needed = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    if missing := [name for name in needed if name not in settings]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}.")
+    made, settings = recipe.split(settings)
+    return {**settings, "recipe": made}

@@ -1,0 +1,147 @@
+"""From a file of settings to a clock and a report on it: what `maxtoki clock` runs."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+
+from . import _keys, pp, reports
+from ._doors import checked
+from ._recipes import read_call
+from .models.costs import Cost, Shape, cost, measure
+from .models.load import load_model, vocabulary_of_settings
+from .models.model import MaxTokiModel
+from .pp._store import open_store
+from .train.clock import ClockRecipe, clock, obs_of, ready_cells
+
+REPORT = "clock_report"
+_DRAWN = 400  # prompts whose lengths a plan goes by
+_MARKS = 3  # tokens of a prompt that are neither cell nor lapse
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Arguments of `mt.train.clock` from YAML, all of them known, without opening cells or model.
+
+    Raises
+    ------
+    ValueError
+        If a setting is unknown or missing.
+    """
+    settings = read_call(path, clock, ClockRecipe, ["vocab"])
+    cells = settings["cells"]
+    settings["cells"] = [str(part) for part in (cells if isinstance(cells, list) else [cells])]
+    return settings
+
+
+def run_clock(path: str | Path) -> MaxTokiModel:
+    """Train and judge a clock, or go on with it, and write a report on it.
+
+    Parameters
+    ----------
+    path
+        YAML with the parameters of `mt.train.clock` and the settings of its recipe by their names. `cells` are paths: files
+        with raw counts (read into memory), files that `mt.pp.encode_file` wrote, or folders of a corpus; `model` as in
+        `mt.load_model`, with `vocab` {tokens: path, medians: path} for weights without one.
+
+    Returns
+    -------
+    The trained model. The output has the report as `report/clock_report.html`, if the extra "notebook" is installed.
+    """
+    settings = read_settings(path)
+    model = _model(path, settings)
+    cells = open_cells(settings.pop("cells"))
+    trained = checked(clock)(cells, model, **settings)
+    output = Path(settings["output"])
+    try:
+        reports.run(REPORT, output / "report", run=str(output.resolve()))
+    except ImportError as error:
+        warnings.warn(f"There is no report: {error}", UserWarning, stacklevel=2)
+    return trained
+
+
+def plan_clock(
+    path: str | Path, *, gpu: str | None = None, n_devices: int = 1, hourly_price: float | None = None
+) -> Cost:
+    """Say what the training of a clock takes, before anything is written.
+
+    Parameters
+    ----------
+    path
+        As in `run_clock`.
+    gpu
+        Name of a GPU, such as "H100"; by default this machine is measured for a few seconds.
+    n_devices
+        How many of them.
+    hourly_price
+        Of one, in any currency.
+    """
+    settings = read_settings(path)
+    model = _model(path, settings)
+    recipe: ClockRecipe = settings["recipe"]
+    training = recipe.training
+    lengths = prompt_lengths(open_cells(settings["cells"]), model, settings, recipe)
+    n = training.optimization.max_steps * training.optimization.batch_size * training.optimization.accumulate
+    rng = np.random.default_rng(0)
+    typical = int(lengths.mean())
+    return cost(
+        Shape.of(model.hf.config),
+        rng.choice(lengths, n * n_devices),
+        batch=int(lengths.mean() * training.optimization.batch_size),
+        training=True,
+        half=training.run.bf16,
+        gpu=gpu,
+        n_devices=n_devices,
+        flop_per_second=None if gpu else measure(model, typical, training=True),
+        hourly_price=hourly_price,
+    )
+
+
+def prompt_lengths(cells: list, model: MaxTokiModel, settings: dict, recipe: ClockRecipe) -> np.ndarray:
+    """Tokens of some prompts as the training will draw them."""
+    parts, time_key = ready_cells(cells, model, settings["time_key"], settings.get("time_unit", "months"))
+    found = []
+    for obs in map(obs_of, parts):
+        table = AnnData(obs=obs)
+        pp.sample_prompts(
+            table,
+            time_key=time_key,
+            groupby=settings.get("groupby"),
+            context_size=tuple(recipe.training.prompts.context_size),
+            n_prompts=_DRAWN,
+        )
+        length = obs[_keys.N_RANKED].clip(upper=model.cell_length - 2) + 2
+        names = table.uns[_keys.PROMPTS]["prompts"].filter(regex="^(context_|query)").to_numpy(dtype=str)
+        size = length.reindex(names.ravel()).fillna(0).to_numpy().reshape(names.shape)
+        n_lapses = (names != "").sum(axis=1) - 1
+        found.append(np.minimum(size.sum(axis=1) + n_lapses + _MARKS, model.max_length))
+    return np.concatenate(found).astype(int)
+
+
+def open_cells(paths: list[str]) -> list[AnnData | str]:
+    """Encoded files and the shards of a corpus by their paths; cells with counts in memory."""
+    found = []
+    for path in map(Path, paths):
+        shards = sorted((path / "shards").glob("*.h5ad")) if path.is_dir() else []
+        if shards:
+            found += map(str, shards)
+        elif _is_encoded(path):
+            found.append(str(path))
+        else:
+            found.append(pp.read_cells(path))
+    return found
+
+
+def _is_encoded(path: Path) -> bool:
+    if path.suffix not in (".h5ad", ".zarr"):
+        return False
+    with open_store(path) as store:
+        return f"layers/{_keys.RANK}" in store
+
+
+def _model(path: str | Path, settings: dict[str, Any]) -> MaxTokiModel:
+    vocab = vocabulary_of_settings(path, settings.pop("vocab", None))
+    return load_model(settings.pop("model"), vocab=vocab, device=settings["recipe"].training.run.device)

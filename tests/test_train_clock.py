@@ -1,0 +1,138 @@
+"""A clock from cells to a card: what is held out is not trained on, from memory as from files, and said."""
+
+import importlib
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+import maxtoki_toolkit as mt
+from maxtoki_toolkit.train.clock import _rows_to_test, _subset
+
+SETTINGS = {"time_key": "age_months", "donor_key": "donor_id", "groupby": "cell_type"}
+RECIPE = {
+    "donors": 0.4,
+    "groups": {"cell_type": ["T cell"]},
+    "max_steps": 2,
+    "batch_size": 2,
+    "n_tested": 60,
+    "n_fitted": 120,
+}
+
+
+@pytest.fixture(scope="module")
+def atlas():
+    return mt.datasets.aging_atlas(700, 16, n_genes=600)
+
+
+@pytest.fixture(scope="module")
+def made(atlas, tmp_path_factory):
+    output = tmp_path_factory.mktemp("clock") / "run"
+    recipe = mt.train.ClockRecipe.of(**RECIPE)
+    before = atlas.copy()
+    model = mt.train.clock(atlas, mt.load_model("demo"), output, **SETTINGS, recipe=recipe)
+    assert list(atlas.layers) == list(before.layers)  # the given cells stay as they are
+    assert atlas.obs.equals(before.obs)
+    return model, output
+
+
+def test_what_is_held_out_is_not_trained_on(atlas, made):
+    tested = anndata.read_h5ad(made[1] / "evaluation.h5ad")
+    held = set(tested.uns["held_out_donors"]["prompts"]["donor"])
+    by = tested.obs.groupby("donor_id", observed=True)
+    for donor in held:
+        assert not by.get_group(donor)["train"].any()
+    lineage = atlas.obs["cell_type"].str.contains("T cell")
+    assert set(atlas.obs.loc[lineage, "cell_type"]) == {"CD4 T cell", "CD8 T cell"}
+    assert not tested.obs.loc[tested.obs["cell_type"].str.contains("T cell"), "train"].any()
+    # Neither context nor query of a tested prompt was trained on.
+    table = tested.uns["held_out_donors"]["prompts"]
+    cells = np.unique(table.filter(regex="^(context_|query)").to_numpy(dtype=str).ravel())
+    assert not tested.obs.loc[cells[cells != ""], "train"].any()
+
+
+def test_evaluation_and_card(made):
+    model, output = made
+    scores = pd.read_csv(output / "evaluation.csv")
+    assert set(scores["set"]) == {"held_out_donors", "held_out_groups"}
+    assert {"MaxToki", "ridge_expression", "ridge_embedding", "most_common"} <= set(scores["predictor"])
+    assert (scores.loc[scores["group"] == "all", "n_prompts"] == 60).all()
+    card = (output / "card.md").read_text()
+    for donor in (
+        anndata.read_h5ad(output / "evaluation.h5ad").uns["held_out_donors"]["prompts"]["donor"].unique()
+    ):
+        assert donor in card
+    assert "CD4 T cell, CD8 T cell" in card
+    assert model.is_temporal
+    assert (output / "training" / "model").is_dir()
+
+
+def test_a_finished_clock_is_not_made_again(atlas, made):
+    _, output = made
+    before = (output / "evaluation.csv").stat().st_mtime_ns
+    mt.train.clock(atlas, mt.load_model("demo"), output, **SETTINGS, recipe=mt.train.ClockRecipe.of(**RECIPE))
+    assert (output / "evaluation.csv").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="run with other settings"):
+        mt.train.clock(
+            atlas,
+            mt.load_model("demo"),
+            output,
+            **SETTINGS,
+            recipe=mt.train.ClockRecipe.of(**RECIPE | {"donors": 0.5}),
+        )
+
+
+def test_cells_from_files_are_those_in_memory(atlas, tmp_path):
+    """Of two files with the genes in other orders; only ranks are in them."""
+    model = mt.load_model("demo")
+    halves = [atlas[:300].copy(), atlas[300:, ::-1].copy()]
+    for i, half in enumerate(halves):
+        half.write_h5ad(tmp_path / f"{i}.h5ad")
+        mt.pp.encode_file(tmp_path / f"{i}.h5ad", tmp_path / f"e{i}.h5ad", model)
+        mt.pp.rank_value_encode(half, model)
+    names = atlas.obs_names[::3]
+    files = _subset([tmp_path / "e0.h5ad", tmp_path / "e1.h5ad"], names, atlas.obs)
+    memory = _subset(halves, names, atlas.obs)
+    assert files.obs_names.tolist() == memory.obs_names.tolist()
+    assert files.var_names.tolist() == memory.var_names.tolist()
+    assert (files.layers["rank"] != memory.layers["rank"]).nnz == 0
+    assert files.X is None
+    whole = atlas.copy()
+    mt.pp.rank_value_encode(whole, model)
+    by_id = pd.Series(np.arange(whole.n_vars), whole.var["ensembl_id"])
+    expected = whole[names].layers["rank"][:, by_id[memory.var_names]]
+    order = pd.Index(names).get_indexer(memory.obs_names)
+    # Ties are ranked in the order of the genes, which differs between the halves.
+    assert (memory.layers["rank"][:, :] > 0).sum() == (expected[order] > 0).sum()
+    first = memory.obs_names.isin(halves[0].obs_names)
+    assert (memory.layers["rank"][first] != expected[order][first]).nnz == 0
+
+
+def test_donors_take_turns_in_the_evaluation(monkeypatch):
+    obs = pd.DataFrame({"donor_id": ["a"] * 90 + ["b"] * 10, "train": [False] * 100})
+    obs["held_out"] = True
+    obs.index = obs.index.astype(str)
+    monkeypatch.setattr(importlib.import_module("maxtoki_toolkit.train.clock"), "_MOST_CELLS", 40)
+    rows = _rows_to_test(anndata.AnnData(obs=obs), "donor_id", 0)
+    assert obs.loc[rows, "donor_id"].value_counts().to_dict() == {"a": 10, "b": 10}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"donors": ["D99"]}, "has no donor 'D99'"),
+        ({"groups": {"cell_type": ["hepatocyte"]}}, "none names a kind of such a cell"),
+        ({"donors": 0.0}, "Nothing that is held out has prompts|held out"),
+    ],
+)
+def test_refused_before_training(atlas, tmp_path, settings, message):
+    recipe = mt.train.ClockRecipe.of(max_steps=1, batch_size=2, **settings)
+    with pytest.raises(ValueError, match=message):
+        mt.train.clock(atlas, mt.load_model("demo"), tmp_path / "run", **SETTINGS, recipe=recipe)
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_that_repeat_are_refused(atlas, tmp_path):
+    with pytest.raises(ValueError, match="700 names of cells repeat between the data sets"):
+        mt.train.clock([atlas, atlas], mt.load_model("demo"), tmp_path / "run", **SETTINGS)
