@@ -287,12 +287,6 @@ def arguments(function: Callable, world: World) -> dict:
             given[key] = objects[key] if key in objects else VALID[key]
         elif key in FEW:
             given[key] = FEW[key]
-        elif (
-            key == "key"
-            and "generated" in inspect.signature(function).parameters
-            and parameter.default is None
-        ):
-            given[key] = "cell_prompts"
         elif key == "donor_key":
             given[key] = VALID[key]
     return given | OWN.get(name, {})

@@ -32,6 +32,7 @@ _EXTRAS = {
     "validation": "the notebook fig6_validation_panels",
     "notebook": "notebooks, mt.reports and mt.widgets",
     "distributed": "Dask clusters and several GPUs",
+    "census": "mt.datasets.census",
 }
 Row = tuple[str, str, str, str]
 

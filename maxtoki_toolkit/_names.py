@@ -25,10 +25,10 @@ def require_choice(name: str, value: object, known: Iterable[str]) -> None:
     Examples
     --------
     >>> try:
-    ...     require_choice("mode", "delet", ["delete", "inhibit"])
+    ...     require_choice("mode", "inhibits", ["delete", "inhibit"])
     ... except ValueError as error:
     ...     print(error)
-    There is no mode 'delet'; choose from delete, inhibit. Did you mean 'delete'?
+    There is no mode 'inhibits'; choose from delete, inhibit. Did you mean 'inhibit'?
     """
     if value not in (known := list(known)):
         raise ValueError(

@@ -123,7 +123,9 @@ COMPARISON = {
     "tolerance": 400,
 }
 FEW = mt.tl.AgeSampling(n_contexts=1, n_cells=2)
+GENES = mt.datasets.aging_atlas(20, 10, n_genes=500).var
 ARGUMENTS = {
+    "pp.map_orthologs": {"orthologs": pd.DataFrame({"gene": GENES["symbol"], "human": GENES.index})},
     "tl.perturb": {"genes": "all"},
     "tl.expression_age_slope": {"time_key": "age_months", "donor_key": "donor_id"},
     "tl.perturbation_concordance": {"n_permutations": 99},
@@ -150,7 +152,7 @@ ARGUMENTS = {
     "tl.train_on_generated": {"n_permutations": 2},
     "pp.holdout_intervals": {"time_key": "age_months", "intervals": 0, "n_permutations": 1},
     "tl.evaluate_generated": {"train": "train"},
-    "tl.differential_rank": {"intervals": ((200, 620), (621, 1200))},
+    "tl.differential_rank": {"intervals": ((200, 620), (621, 1200)), "groupby": []},
     "tl.attention": {"n_cells": 10, "key_added": "heads"},
     "tl.generate": {"n_given": 3, "max_genes": 6},
     "tl.neighbor_purity": {"groupby": "cell_type"},

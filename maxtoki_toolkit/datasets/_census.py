@@ -78,7 +78,8 @@ def describe_job(
     columns = recipe.columns
     require_matrix(experiment, columns.measurement, columns.layer)
     counts = experiment.ms[columns.measurement].X[columns.layer]
-    store = {"address": experiment.uri, "n_cells": experiment.obs.count, "n_values": counts.nnz}
+    with reading(experiment.uri):
+        store = {"address": experiment.uri, "n_cells": experiment.obs.count, "n_values": counts.nnz}
     if not is_remote(experiment.uri):
         found = [
             part.stat() for part in Path(experiment.uri.removeprefix("file://")).rglob("*") if part.is_file()
@@ -277,7 +278,7 @@ class _Donors:
             self.known = np.append(self.known, [person[1].lower() not in NO_DONOR for person in new])
             self.age = np.append(self.age, years_of([person[3] for person in new], self._unit))
             self._lots = np.zeros(0, np.uint64)
-        numbers = np.array([self._numbers[person] for person in people])
+        numbers = np.array([self._numbers[person] for person in people], dtype=np.int64)
         return numbers[np.searchsorted(found, key)]
 
     def lots(self, seed: int) -> np.ndarray:
@@ -323,7 +324,12 @@ def years_of(labels: Sequence[str], unit: str | None) -> np.ndarray:
     labels = pd.Series(labels, dtype=object)
     if unit is not None:
         return pd.to_numeric(labels, errors="coerce").to_numpy(dtype=float) * _IN_YEARS[unit]
-    return read_terms(labels, "years").set_index("term")["age"].reindex(labels).to_numpy(dtype=float)
+    return (
+        read_terms(labels, "years", species="human")
+        .set_index("term")["age"]
+        .reindex(labels)
+        .to_numpy(dtype=float)
+    )
 
 
 def _compose(cells: _Cells, donors: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:

@@ -87,8 +87,8 @@ def census(
 
     Notes
     -----
-    Memory is that of a block (`Notes` of the benchmark `census.py`: under 1 GB), and 24 bytes for each cell that passes the filters. Cells that
-    express no gene of the vocabulary are left out of their shard, with a warning.
+    Memory is that of a block of cells, whatever their number, but for the choice: 24 bytes for each cell that passes the filters, and as much
+    again while donors or tissues are cut. Cells that express no gene of the vocabulary are left out of their shard, with a warning.
 
     Examples
     --------

@@ -24,6 +24,7 @@ JOINID = "soma_joinid"
 _BUFFER, _BUDGET = 64 << 20, 512 << 20
 _MEMORY = {"soma.init_buffer_bytes": _BUFFER, "sm.mem.total_budget": _BUDGET}
 # The bucket of the Census is public.
+_BUCKET = "s3://cellxgene-census-public"
 _PUBLIC = {"vfs.s3.region": "us-west-2", "vfs.s3.no_sign_request": "true"}
 _RELEASE = re.compile(r"\d{4}-\d\d-\d\d")
 # Columns that name the genes, the likeliest first.
@@ -63,8 +64,8 @@ def open_experiment(store: str | Path | None, organism: str) -> Iterator[Experim
     address = locate(store)
     if not is_remote(address) and not Path(address.removeprefix("file://")).exists():
         raise FileNotFoundError(f"Did not find {address}.")
-    is_public = store is None or address != str(store)
-    context = tiledbsoma.SOMATileDBContext(tiledb_config=_MEMORY | (_PUBLIC if is_public else {}))
+    public = _PUBLIC if _BUCKET in address else {}
+    context = tiledbsoma.SOMATileDBContext(tiledb_config=_MEMORY | public)
     with reading(address):
         found = tiledbsoma.open(address, context=context)
     with found:
@@ -95,7 +96,9 @@ def reading(address: str, hint: str = "") -> Iterator[None]:
     except (SOMAError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         if hint:
-            raise ValueError(f"{hint} ({reason})") from error
+            raise ValueError(
+                f"{hint} ({reason}). Write it like \"tissue_general == 'lung' and sex == 'female'\"."
+            ) from error
         if is_remote(address):
             raise ConnectionError(
                 f"{address} cannot be read ({reason}). Check the connection and, for a bucket of yours, region and credentials in "
@@ -122,17 +125,15 @@ def read_obs(
     experiment: Experiment, columns: Sequence[str], value_filter: str | None = None
 ) -> Iterator[pa.Table]:
     """Yield columns of the cells, as many cells at a time as the engine's buffer holds."""
-    hint = f"value_filter {value_filter!r} cannot be read" if value_filter else ""
-    with reading(experiment.uri, hint):
+    # The engine looks at the filter before it reads anything.
+    with reading(experiment.uri, f"value_filter {value_filter!r} cannot be read" if value_filter else ""):
         blocks = experiment.obs.read(column_names=[JOINID, *columns], value_filter=value_filter)
     while True:
-        # A filter is read with the first block.
-        with reading(experiment.uri, hint):
+        with reading(experiment.uri):
             block = next(blocks, None)
         if block is None:
             return
         yield block
-        hint = ""
 
 
 def as_labels(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
@@ -156,10 +157,6 @@ def is_number(kind: pa.DataType) -> bool:
 
 def read_genes(experiment: Experiment, measurement: str) -> pd.DataFrame:
     """Table of the genes, in the order of the columns of the matrix."""
-    if measurement not in experiment.ms:
-        raise KeyError(
-            f"{experiment.uri} has no measurement {measurement!r}. It has {', '.join(experiment.ms)}."
-        )
     with reading(experiment.uri):
         var = experiment.ms[measurement].var.read().concat().to_pandas()
     if not np.array_equal(var.pop(JOINID), np.arange(len(var))):
@@ -170,6 +167,10 @@ def read_genes(experiment: Experiment, measurement: str) -> pd.DataFrame:
 
 def require_matrix(experiment: Experiment, measurement: str, layer: str) -> None:
     """Raise if the counts are not there."""
+    if measurement not in experiment.ms:
+        raise KeyError(
+            f"{experiment.uri} has no measurement {measurement!r}. It has {', '.join(experiment.ms)}."
+        )
     layers = experiment.ms[measurement].X if "X" in experiment.ms[measurement] else []
     if layer not in layers:
         raise KeyError(

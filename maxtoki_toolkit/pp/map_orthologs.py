@@ -59,7 +59,8 @@ def map_orthologs(
         "one_to_one"; "best" (one of several, taken with `ambiguous="best"`); "ambiguous" (dropped); "none" (no
         orthologue is known, or no such gene).
     `.uns["map_orthologs"]`
-        The table `report`, genes of each kind, and `ambiguous`, all pairs of the genes that are not one to one.
+        The table `report`, genes of each kind (`n_genes`), and `ambiguous`, all pairs of the genes that are not one to
+        one: `gene`, `human`, `symbol`, and whether the pair is `used`.
 
     Raises
     ------

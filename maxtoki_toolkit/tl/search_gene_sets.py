@@ -96,7 +96,7 @@ def search_gene_sets(
             Donors, or cells where no donor is known.
 
     `genes`
-        A row a candidate: `shift` of the edit of this gene alone, in the cells that were searched with (NaN where it
+        A row a candidate (`gene`, `symbol`): `shift` of the edit of this gene alone, in the cells that were searched with (NaN where it
         changed nothing that the model reads: `took_effect`); `inclusion`, the share of the draws that have it.
         `mt.get.steer_genes(adata, key="gene_sets")` has the largest first.
     `trace`

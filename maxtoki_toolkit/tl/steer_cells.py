@@ -70,7 +70,7 @@ def steer_cells(
     `None`. Writes to `.uns["steer"]` the tables
 
     `effects`
-        A row a measure and state ("start"; "abrupt", the edit alone; "unsteered", resampled under the edit but not led;
+        A row a measure and `state` ("start"; "abrupt", the edit alone; "unsteered", resampled under the edit but not led;
         "steered"); distances are in `params["unit"]`:
 
         `measure`
@@ -79,14 +79,18 @@ def steer_cells(
             Mean over cells, with its 95% interval over donors or cells.
         `difference`, `difference_low`, `difference_high`, `p_value`, `q_value`
             Paired difference from "abrupt", with the same.
+        `n_units`
+            Donors, or cells where no donor is known.
 
     `genes`
-        A row a gene: `level_start`, `level_abrupt`, `level_unsteered` and `level_steered`, means over cells of 1 for the
+        A row a gene (`gene`, `symbol`): `level_start`, `level_abrupt`, `level_unsteered` and `level_steered`, means over cells of 1 for the
         highest rank and 0 for genes that are not read, and whether it was `held`. `mt.get.steer_genes` has the largest
         changes first.
     `cells`
-        A row a cell: `log_likelihood` (nats a gene) and `distance`, with `_start`, `_abrupt`, `_unsteered`, `_steered` (the
-        latter two means over the kept draws); `acceptance` of proposals, and the share that `moved` the chain; `rhat` and
+        A row a `cell`, with its `donor`: the log-likelihood, nats a gene (`log_likelihood_start`, `log_likelihood_abrupt`,
+        `log_likelihood_unsteered`, `log_likelihood_steered`), and distance (`distance_start`, `distance_abrupt`,
+        `distance_unsteered`, `distance_steered`) of it in each state, of the latter two means over the kept draws;
+        `acceptance` of proposals, and the share that `moved` the chain; `rhat` and
         `effective_size` of the log target over the steered chains; whether the edit `took_effect`.
     `trace`
         A row a step of a chain: `cell`, `chain`, `steered` (False for the chain that is not led), `step` (0 is the start),
