@@ -33,12 +33,9 @@ def evaluate_generated(
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.evaluate_generated`.
-    key
-        Key in `.uns`.
-    ax
-        Axes to draw on.
+    {adata}
+    {key}
+    {ax}
 
     Returns
     -------

@@ -18,12 +18,10 @@ def search_gene_sets(adata: AnnData, *, n_genes: int = 15, key: str = _keys.GENE
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.search_gene_sets`.
+    {adata}
     n_genes
         Candidates to show.
-    key
-        Key in `.uns`.
+    {key}
 
     Returns
     -------
@@ -71,7 +69,7 @@ def search_gene_sets(adata: AnnData, *, n_genes: int = 15, key: str = _keys.GENE
     ax.set_yticks(place, [_short(name) for name in effects["set"]], fontsize=8)
     unit, n_units = effects.attrs["unit"], int(effects["n_units"].max())
     ax.set(ylim=(len(effects) - 0.5, -0.5), xlabel=f"nearer to the target ({unit})")
-    units = adata.uns[key]["params"]["units"]
+    units = effects.attrs["units"]
     ax.set_title(f"{n_units} {units}s that were not searched", fontsize=9)
     figure.legend(
         *ax.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower left", ncols=3

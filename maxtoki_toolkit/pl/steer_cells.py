@@ -26,12 +26,10 @@ def steer_cells(adata: AnnData, *, n_genes: int = 15, key: str = _keys.STEER) ->
 
     Parameters
     ----------
-    adata
-        Cells with a result of `mt.tl.steer_cells`.
+    {adata}
     n_genes
         Genes to show.
-    key
-        Key in `.uns`.
+    {key}
 
     Returns
     -------
