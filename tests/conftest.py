@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import sys
 import threading
-from copy import deepcopy
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -51,39 +49,6 @@ def quiet(monkeypatch):
     import matplotlib.pyplot as plt
 
     plt.close("all")
-
-
-def made_once(function, copy):
-    """The function; what it makes of the same arguments is made once and copied."""
-    made = {}
-
-    @functools.wraps(function)
-    def make(*args, **settings):
-        key = repr((args, sorted(settings.items())))
-        if key not in made:
-            made[key] = function(*args, **settings)
-        return copy(made[key])
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def ingredients():
-    """What most examples begin with."""
-    import maxtoki_toolkit as mt
-
-    return [
-        (mt.datasets, "aging_atlas", made_once(mt.datasets.aging_atlas, lambda adata: adata.copy())),
-        (mt, "load_model", made_once(mt.load_model, deepcopy)),
-    ]
-
-
-@pytest.fixture(autouse=True)
-def examples_share(request, monkeypatch):
-    """Examples simulate the same cells and load the same model over and over."""
-    if isinstance(request.node, pytest.DoctestItem):
-        for module, name, function in request.getfixturevalue("ingredients"):
-            monkeypatch.setattr(module, name, function)
 
 
 @pytest.fixture(scope="session")
