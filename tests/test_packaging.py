@@ -51,6 +51,7 @@ def test_flash_attention_is_never_required(project):
 def test_extras(project):
     expected = {
         "train",
+        "census",
         "interp",
         "validation",
         "notebook",

@@ -286,7 +286,7 @@ def test_ages_of_true_cells_are_found(atlas, model):
     assert copied.loc["generated", "r"] < right.loc["generated", "r"] / 2
     assert copied.loc["generated", "p_value"] > 0.01
 
-    cells = mt.get.table(result, "age_match", "cells")
+    cells = mt.get.table(result, "generated_ages", "cells")
     assert cells.attrs["unit"] == "months"
     np.testing.assert_array_equal(cells["prompted"], mt.get.table(atlas, "prompts")["time"])
     assert np.corrcoef(cells["prompted"], cells["generated"])[0, 1] == pytest.approx(

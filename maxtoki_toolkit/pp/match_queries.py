@@ -66,8 +66,9 @@ def match_queries(
     >>> healthy = adata[adata.obs["condition"] == "control"].copy()
     >>> mt.pp.sample_prompts(healthy, time_key="age_months", groupby="cell_type", n_prompts=50)
     >>> mt.pp.match_queries(healthy, sick, tolerance=36)
-    >>> (mt.get.table(healthy, "matched_prompts")["lapse"] - mt.get.table(...     healthy, "matched_prompts")["old_lapse"]).abs().max() <= 36
-    np.True_
+    >>> table = mt.get.table(healthy, "matched_prompts")
+    >>> bool((table["lapse"] - table["old_lapse"]).abs().max() <= 36)
+    True
     """
     require_unique_names(queries)
     stored = read_result(adata, key or _keys.PROMPTS, "mt.pp.sample_prompts(adata, ...)")

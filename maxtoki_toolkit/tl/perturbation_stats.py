@@ -11,6 +11,7 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
+from ..results.effects_file import as_categories
 from ..results.store import read_result, read_table, write_result
 from ..stats.fdr import benjamini_hochberg
 from ..stats.matched_null import MIN_NULL, matched_null, moderated_error, null_df, storey, two_sided_p
@@ -137,7 +138,7 @@ def perturbation_stats(
     key = key or _keys.PERTURBATION
     params = read_result(adata, key, "mt.tl.perturb(adata, model, genes=...)")["params"]
     genes = adata.uns[key]["genes"].reset_index(drop=True)
-    table = read_table(adata, key, "effects")
+    table = as_categories(read_table(adata, key, "effects"))
     if not table["took_effect"].any():
         raise ValueError(
             "No edit of the screen took effect: the model reads none of these genes in these cells."
