@@ -146,7 +146,7 @@ ARGUMENTS = {
     "tl.train_on_generated": {"n_permutations": 2},
     "pp.holdout_intervals": {"time_key": "age_months", "intervals": 0, "n_permutations": 1},
     "tl.evaluate_generated": {"train": "train"},
-    "tl.differential_rank": {"intervals": ((200, 620), (621, 1200))},
+    "tl.differential_rank": {"intervals": ((200, 620), (621, 1200)), "groupby": []},
     "tl.attention": {"n_cells": 10, "key_added": "heads"},
     "tl.generate": {"n_given": 3, "max_genes": 6},
     "tl.neighbor_purity": {"groupby": "cell_type"},
