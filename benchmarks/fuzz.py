@@ -182,7 +182,7 @@ class World:
 # Analyses in the order in which they build on each other.
 RESULTS = (
     "match_ages embed predict_age predict_timelapse timelapse_baselines age_acceleration generated_ages ablate_prompt doublets "
-    "annotation_concordance train_on_generated differential_rank generation_diversity attention "
+    "annotation_concordance train_on_generated differential_rank generation_diversity evaluate_generated attention "
     "head_enrichment head_segments head_profiles head_similarity ablate_heads patch attribute neighbor_purity "
     "perturb perturbation_stats expression_age_slope perturbation_concordance search_gene_sets steer_cells perturbation_metrics"
 ).split()
@@ -225,6 +225,7 @@ OWN = {
     "tl.predict_age": {"sampling": mt.tl.AgeSampling(n_contexts=1, n_cells=2), "groupby": None},
     "tl.age_acceleration": {"sampling": mt.tl.AgeSampling(n_contexts=1), "groupby": None},
     "tl.ablate_heads": {"donor_key": None},
+    "tl.differential_rank": {"groupby": []},
     "tl.attention": {"groupby": "cell_type"},
     "tl.search_gene_sets": {"search": mt.tl.GeneSetSearch(n_cells=10, n_candidates=4, max_size=2, n_null=2)},
     "tl.steer_cells": {"sampling": mt.tl.CellSampling.of(n_cells=10, n_steps=4)},
