@@ -324,7 +324,12 @@ def years_of(labels: Sequence[str], unit: str | None) -> np.ndarray:
     labels = pd.Series(labels, dtype=object)
     if unit is not None:
         return pd.to_numeric(labels, errors="coerce").to_numpy(dtype=float) * _IN_YEARS[unit]
-    return read_terms(labels, "years", species="human").set_index("term")["age"].reindex(labels).to_numpy(dtype=float)
+    return (
+        read_terms(labels, "years", species="human")
+        .set_index("term")["age"]
+        .reindex(labels)
+        .to_numpy(dtype=float)
+    )
 
 
 def _compose(cells: _Cells, donors: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
