@@ -190,6 +190,12 @@ def test_what_each_filter_left(adata, store):
     assert 0.2 < plan.gigabytes * 1e9 / (plan.n_cells * 6 * obs["nnz"].mean()) < 5
 
 
+def test_cells_by_name(adata, store):
+    wanted = adata.obs_names[asked_for(adata.obs)][:7].tolist()
+    recipe = Recipe.of(keep={"obs_id": wanted}, max_tissue_share=1.0)
+    assert mt.datasets.census_plan(store, recipe=recipe).n_cells == 7
+
+
 def test_balance(store):
     recipe = Recipe.of(balance_sex=True, max_donors=2, cells_per_donor=15, max_tissue_share=1.0)
     table = mt.datasets.census_plan(store, recipe=recipe).composition

@@ -115,9 +115,12 @@ def require_columns(experiment: Experiment, needed: dict[str, str]) -> None:
     missing = {column: why for column, why in needed.items() if column not in there}
     if missing:
         listed = "; ".join(f"{column!r} ({why}){closest(column, there)}" for column, why in missing.items())
+        filters = [(why.split(":")[0], column) for column, why in missing.items() if ": " in why]
+        without = (
+            f" A filter is taken out by null: {filters[0][0]}: {{{filters[0][1]}: null}}." if filters else ""
+        )
         raise KeyError(
-            f"The cells of {experiment.uri} have no column {listed}. They have {', '.join(there)}. Name others, or leave out a "
-            f"filter by null: keep: {{{next(iter(missing))}: null}}."
+            f"The cells of {experiment.uri} have no column {listed}. They have {', '.join(there)}.{without}"
         )
 
 
