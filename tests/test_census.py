@@ -190,6 +190,12 @@ def test_what_each_filter_left(adata, store):
     assert 0.2 < plan.gigabytes * 1e9 / (plan.n_cells * 6 * obs["nnz"].mean()) < 5
 
 
+def test_cells_by_name(adata, store):
+    wanted = adata.obs_names[asked_for(adata.obs)][:7].tolist()
+    recipe = Recipe.of(keep={"obs_id": wanted}, max_tissue_share=1.0)
+    assert mt.datasets.census_plan(store, recipe=recipe).n_cells == 7
+
+
 def test_balance(store):
     recipe = Recipe.of(balance_sex=True, max_donors=2, cells_per_donor=15, max_tissue_share=1.0)
     table = mt.datasets.census_plan(store, recipe=recipe).composition
@@ -256,7 +262,7 @@ def test_killed_and_gone_on_with_it_gives_the_same_shards(store, vocab, tmp_path
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     mt.models.save_model(mt.models.build_model({**shape, "max_position_embeddings": 64}, vocab), vocab_at)
     for name in ("whole", "killed"):
-        lines = {"output": tmp_path / name, "model": vocab_at, "store": store, "cells_per_shard": 40}
+        lines = {"output": tmp_path / name, "model": vocab_at, "store": store, "cells_per_shard": 25}
         (tmp_path / f"{name}.yaml").write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
     command = [sys.executable, "-m", "maxtoki_toolkit.cli", "corpus", "-c"]
     subprocess.run([*command, tmp_path / "whole.yaml"], check=True, capture_output=True)
@@ -264,7 +270,7 @@ def test_killed_and_gone_on_with_it_gives_the_same_shards(store, vocab, tmp_path
         [*command, tmp_path / "killed.yaml"], stdout=subprocess.DEVNULL, start_new_session=True
     )
     while process.poll() is None and len(digests(tmp_path / "killed")) < 2:
-        time.sleep(0.01)
+        time.sleep(0.2)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     there = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed" / "shards").glob("*.h5ad")}

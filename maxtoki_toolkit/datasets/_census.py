@@ -192,6 +192,8 @@ def _filter(
     optional = [columns.dataset_key, columns.sex_key, columns.time_key, columns.tissue_key, *_CELL_NAMES]
     read = list(dict.fromkeys([*needed, *(name for name in optional if name in there)]))
     cell_name = next((name for name in _CELL_NAMES if name in there), None)
+    asked = {column for column, _, _ in filters.rules}
+    labelled = [name for name in read if name in asked or name not in (_N_GENES, *_CELL_NAMES)]
 
     steps = ["in the store" if value_filter is None else f"value_filter: {value_filter}"]
     steps += [
@@ -202,11 +204,11 @@ def _filter(
     n_cells, donors_left = np.zeros(len(steps), dtype=int), [set() for _ in steps]
     donors = _Donors(experiment, columns.time_key)
     tissues: dict[str, int] = {}
-    seen: dict[str, dict] = {column: {} for column, _, _ in filters.rules}
+    seen: dict[str, dict] = {column: {} for column in asked}
     parts: list[tuple[np.ndarray, ...]] = []
     with progress(total=experiment.obs.count, desc="Looking for cells", unit="cell") as bar:
         for block in read_obs(experiment, read, value_filter):
-            labels = {name: as_labels(block[name]) for name in read if name not in (_N_GENES, cell_name)}
+            labels = {name: as_labels(block[name]) for name in labelled}
             unknown = np.full(len(block), -1), [UNKNOWN]
             donor = donors.number(
                 *(

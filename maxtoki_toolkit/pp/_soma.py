@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from tiledbsoma import Experiment
 
 JOINID = "soma_joinid"
-# Of a reading, per column and in all: by default each column has a gigabyte. What is read does not depend on it.
-_BUFFER, _BUDGET = 64 << 20, 512 << 20
+# Bytes of a reading, per column and in all: by default each column has a gigabyte. What is read does not depend on it, but for the
+# table of cells it is also how many are looked at together (about two million).
+_BUFFER, _BUDGET = 16 << 20, 512 << 20
 _MEMORY = {"soma.init_buffer_bytes": _BUFFER, "sm.mem.total_budget": _BUDGET}
 # The bucket of the Census is public.
 _BUCKET = "s3://cellxgene-census-public"
@@ -115,9 +116,12 @@ def require_columns(experiment: Experiment, needed: dict[str, str]) -> None:
     missing = {column: why for column, why in needed.items() if column not in there}
     if missing:
         listed = "; ".join(f"{column!r} ({why}){closest(column, there)}" for column, why in missing.items())
+        filters = [(why.split(":")[0], column) for column, why in missing.items() if ": " in why]
+        without = (
+            f" A filter is taken out by null: {filters[0][0]}: {{{filters[0][1]}: null}}." if filters else ""
+        )
         raise KeyError(
-            f"The cells of {experiment.uri} have no column {listed}. They have {', '.join(there)}. Name others, or leave out a "
-            f"filter by null: keep: {{{next(iter(missing))}: null}}."
+            f"The cells of {experiment.uri} have no column {listed}. They have {', '.join(there)}.{without}"
         )
 
 
