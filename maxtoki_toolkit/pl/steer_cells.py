@@ -82,7 +82,7 @@ def steer_cells(adata: AnnData, *, n_genes: int = 15, key: str = _keys.STEER) ->
         rate = part.groupby("step")["accepted"].mean()
         middle.plot(rate.index, rate.expanding().mean(), color=color, lw=1.4, label=label)
     middle.set(xlabel="step", ylabel="accepted so far (share)", ylim=(0, 1.02))
-    rhat, size = cells["rhat"].median(), cells["effective_size"].median()
+    rhat, size = (cells[name].dropna().median() for name in ("rhat", "effective_size"))
     middle.set_title(f"medians: R-hat {rhat:.2f}, effective size {size:.0f}", fontsize=9)
     place = np.arange(len(genes))
     side.hlines(place, genes["level_start"], genes["level_steered"], color=NULL, lw=1)
