@@ -133,7 +133,10 @@ for name in sets:
 
 # %%
 table = scores[(scores["group"] != "all") & scores["predictor"].isin(["MaxToki", "ridge_expression"])]
-table.pivot_table(index=["set", "group"], columns="predictor", values=["r", "median_error"]).round(2)
+table = table.pivot_table(index=["set", "group"], columns="predictor", values=["r", "median_error"])
+if output:
+    table.to_csv(Path(output) / "groups.csv")
+table.round(2)
 
 # %% [markdown]
 # ## What would make this wrong

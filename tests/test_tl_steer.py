@@ -296,7 +296,7 @@ def test_refusals(cells, model):
     with pytest.raises(KeyError, match="g99"):
         steer(cells, model, **{**SETS, "genes": ["g99"]})
     found = steer(cells, model, method="greedy", max_size=1, **SETS)
-    with pytest.raises(KeyError, match=r"lacks 'trace', which .* writes \(steps of the chains"):
+    with pytest.raises(KeyError, match="which mt.tl.search_gene_sets.* writes .steps of the chains"):
         mt.get.table(found, "gene_sets", "trace")
     with pytest.raises(KeyError, match=r"Run mt.tl.steer_cells"):
         mt.get.table(found, "steer", "cells")
