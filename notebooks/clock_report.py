@@ -45,7 +45,14 @@ if not run:
     cells = mt.datasets.aging_atlas(n_cells, n_donors, seed=seed)
     cells = cells[cells.obs["condition"] == "control"].copy()
     recipe = mt.train.ClockRecipe.of(
-        donors=0.3, max_steps=max_steps, batch_size=4, n_tested=400, n_fitted=1000, seed=seed
+        donors=0.3,
+        max_steps=max_steps,
+        batch_size=4,
+        eval_every=max(max_steps // 6, 1),
+        n_held_out=100,
+        n_tested=400,
+        n_fitted=1000,
+        seed=seed,
     )
     columns = {"time_key": "age_months", "donor_key": "donor_id", "groupby": "cell_type"}
     mt.train.clock(cells, mt.load_model("demo"), folder, **columns, recipe=recipe)
@@ -86,7 +93,7 @@ if "eval_r" in log:
     axes[2].plot(held["step"], held["eval_r"], "o-", color=MODEL, ms=4)
 axes[2].set(ylim=(-0.2, 1.05), ylabel="r, held-out lapses")
 for ax in axes:
-    ax.set_xlabel("optimiser step")
+    ax.set(xlabel="optimiser step", xlim=(0, log["step"].max() * 1.02))
     ax.tick_params(labelsize=9)
     clean(ax)
 if output:
@@ -123,7 +130,7 @@ if output:
 for name in sets:
     figure, ax = plt.subplots(figsize=(4.6, 4.2), layout="constrained")
     mt.pl.timelapse_scatter(tested, key=f"{name}_timelapse", ax=ax)
-    ax.set_title(name.replace("_", " "), fontsize=10)
+    figure.suptitle(name.replace("_", " "), fontsize=10, x=0.02, ha="left")
     if output:
         figure.savefig(Path(output) / f"{name}.pdf")
     plt.show()

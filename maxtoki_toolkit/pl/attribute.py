@@ -54,7 +54,7 @@ def attribute(
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby="cell_type", n_prompts=3, context_size=1)
     >>> try:
-    ...     mt.tl.attribute(adata, model, n_steps=8)
+    ...     mt.tl.attribute(adata, model, n_steps=64)
     ...     ax = mt.pl.attribute(adata, min_prompts=2)
     ... except ImportError:
     ...     print("captum is not installed")

@@ -96,6 +96,12 @@ _DONE = {
         "two-sided tests against {bench_control}; p values were corrected at a level of {alpha}.",
         ["deseq2", "pydeseq2", "decoupler", "fdr"],
     ),
+    "clock_report": (
+        "A model was trained on prompts of cells of known time, with donors, times and groups held out as the card says. Lapses of "
+        "held-out prompts were scored with the donor as the unit, beside ridge regression on expression and on embeddings, SGD "
+        "and the most common lapse; intervals are jackknife intervals over donors.",
+        [],
+    ),
     "train_stage1_pretraining": (
         "A model was trained from random weights for {max_steps} steps to predict each next gene, with donors held out, and its "
         "embedding was scored by the purity of neighbourhoods.",
