@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -196,6 +197,7 @@ def read_cells_of(
 
     def blocks() -> Iterator[sp.csr_matrix]:
         with query:
+            gc.collect()  # readers of the engine are cycles that hold their buffers: those of earlier calls
             found = query.X(layer).blockwise(axis=0, size=chunk_size).scipy(compress=True)
             while True:
                 with reading(experiment.uri):
