@@ -280,8 +280,8 @@ def _by_gene(matrix: sp.spmatrix, part: AnnData, genes: np.ndarray) -> sp.csr_ma
     """Columns of the genes that are ranked, in the order of `genes`."""
     columns = np.flatnonzero(part.var[_keys.TOKEN_ID].to_numpy() >= 0)
     place = np.searchsorted(genes, _genes(part))
-    coo = sp.csr_matrix(matrix)[:, columns].tocoo()
-    return sp.csr_matrix((coo.data, (coo.row, place[coo.col])), shape=(part.n_obs, len(genes)))
+    entries = sp.csr_matrix(matrix)[:, columns].tocoo()
+    return sp.csr_matrix((entries.data, (entries.row, place[entries.col])), shape=(part.n_obs, len(genes)))
 
 
 def _from_file(path: str | Path, names: pd.Index) -> AnnData:
