@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -59,8 +59,9 @@ class Checked:
     def flat(self) -> dict[str, Any]:
         """All settings by name."""
         found = {}
-        for name, value in asdict(self).items():
-            found |= value if is_dataclass(getattr(self, name)) else {name: value}
+        for part in fields(self):
+            value = getattr(self, part.name)
+            found |= value.flat() if isinstance(value, Checked) else {part.name: value}
         return found
 
 

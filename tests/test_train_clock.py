@@ -1,6 +1,7 @@
 """A clock from cells to a card: what is held out is not trained on, from memory as from files, and said."""
 
 import importlib
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.train.clock import _rows_to_test, _subset
 
+ROOT = Path(__file__).parents[1]
 SETTINGS = {"time_key": "age_months", "donor_key": "donor_id", "groupby": "cell_type"}
 RECIPE = {
     "donors": 0.4,
@@ -136,3 +138,57 @@ def test_refused_before_training(atlas, tmp_path, settings, message):
 def test_names_that_repeat_are_refused(atlas, tmp_path):
     with pytest.raises(ValueError, match="700 names of cells repeat between the data sets"):
         mt.train.clock([atlas, atlas], mt.load_model("demo"), tmp_path / "run", **SETTINGS)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_plan_of_the_developing_heart(tmp_path):
+    """The committed plan on simulated cells of stages before birth: weeks and lineages stay out, "embryonic" is not guessed."""
+    from maxtoki_toolkit.clocks import read_settings
+
+    settings = read_settings(ROOT / "docs" / "clock_heart_development.yaml")
+    cells = mt.datasets.aging_atlas(600, 20, n_genes=600, seed=3)
+    ages = cells.obs.groupby("donor_id", observed=True)["age_months"].first().sort_values()
+    weeks = [
+        "4th",
+        "5th",
+        "6th",
+        "7th",
+        "8th",
+        "9th",
+        "10th",
+        "11th",
+        "12th",
+        "13th",
+        "15th",
+        "16th",
+        "17th",
+        "20th",
+    ]
+    stages = [f"{week} week post-fertilization stage" for week in weeks]
+    stages = ["Carnegie stage 17", "embryonic stage", *stages, *stages][: len(ages)]
+    cells.obs["development_stage"] = cells.obs["donor_id"].map(
+        dict(zip(ages.index, sorted(stages), strict=True))
+    )
+    renamed = {
+        "endothelial cell": "endothelial cell of artery",
+        "mural cell": "endothelial cell of lymphatic vessel",
+        "B cell": "mesothelial cell of epicardium",
+    }
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace(renamed)
+    mt.pp.harmonize_cell_types(cells, "cell_type")
+    recipe = mt.train.ClockRecipe.of(
+        **settings["recipe"].flat() | {"max_steps": 1, "batch_size": 2, "n_tested": 20, "n_fitted": 60}
+    )
+    chosen = {name: settings[name] for name in ("time_key", "time_unit", "donor_key", "groupby")}
+    with pytest.warns(UserWarning, match="Read .obs\\['development_stage'\\] as ages in days"):
+        mt.train.clock(cells, mt.load_model("demo"), tmp_path / "heart", **chosen, recipe=recipe)
+    tested = anndata.read_h5ad(tmp_path / "heart" / "evaluation.h5ad")
+    train = tested.obs[tested.obs["train"]]
+    assert not train["development_stage"].str.match("^(7th|10th|20th) ").any()
+    assert {"4th", "9th", "15th"} <= set(train["development_stage"].str.split().str[0])
+    assert not set(train["cell_type"]) & set(renamed.values())
+    assert not tested.obs["development_stage"].eq("embryonic stage").any()
+    card = (tmp_path / "heart" / "card.md").read_text()
+    for name in renamed.values():
+        assert name in card
+    assert "-224 to -218, -203 to -197, -133 to -127 days" in card
