@@ -42,8 +42,8 @@ def doctor() -> pd.DataFrame:
 
     Returns
     -------
-    One row a check: `check`, `status` ("ok", "slow" or "broken"), `found` and `advice` (what to do; empty if nothing). There
-    is no name of yours in it.
+    One row a check: `check`, `status` ("ok", "slow" or "broken"), `found` and `advice` (what to do; empty if
+    nothing). There is no name of yours in it.
 
     Examples
     --------

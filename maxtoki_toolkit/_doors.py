@@ -1,7 +1,7 @@
 """The door of public functions: arguments are checked before anything is done.
 
-What is checked follows from the signature: the type from the annotation, and from the name of a parameter, which means the same
-everywhere, its range and whether it is a column of `.obs`, a mask or a layer.
+What is checked follows from the signature: the type from the annotation, and from the name of a parameter,
+which means the same everywhere, its range and whether it is a column of `.obs`, a mask or a layer.
 """
 
 from __future__ import annotations

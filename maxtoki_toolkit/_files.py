@@ -24,8 +24,8 @@ _LONG_AGO = 2 * 86400  # seconds; for what another machine left, whose processes
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it there on success, remove it on failure.
 
-    Works for a file and for a directory (zarr store, model folder); an existing target is replaced. What a process that
-    was killed has left of the same target goes.
+    Works for a file and for a directory (zarr store, model folder); an existing target is replaced. What a
+    process that was killed has left of the same target goes.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

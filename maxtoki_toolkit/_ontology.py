@@ -113,8 +113,9 @@ def cell_ontology() -> pd.DataFrame:
 
     Returns
     -------
-    `name`; `synonyms` and `parents`, joined by "|"; `replaced_by`, for obsolete terms; booleans `obsolete` and `used`
-    (in the CELLxGENE Census); `level` "class" or "subclass" for terms of CELLxGENE's lists of these.
+    `name`; `synonyms` and `parents`, joined by "|"; `replaced_by`, for obsolete terms; booleans `obsolete`
+    and `used` (in the CELLxGENE Census); `level` "class" or "subclass" for terms of CELLxGENE's lists of
+    these.
     """
     table = pd.read_csv(resource("cell_ontology.csv.gz"), dtype=str, keep_default_na=False, index_col="id")
     return table.assign(obsolete=table["obsolete"] == "1", used=table["used"] == "1")

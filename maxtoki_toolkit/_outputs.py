@@ -1,7 +1,7 @@
 """Outputs: nothing that exists is replaced unless we wrote it and this was asked for; an input never.
 
-What we write bears a mark that says which function wrote it, from what, and which files belong to it: an attribute of an
-h5ad file or a zarr store, and `maxtoki.json` in a folder.
+What we write bears a mark that says which function wrote it, from what, and which files belong to it: an
+attribute of an h5ad file or a zarr store, and `maxtoki.json` in a folder.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def check_output(
     Raises
     ------
     ValueError
-        If something else is there: what `by` did not write, or, unless it is to be replaced, what it made from
-        something else; if `path` is an input, or lies in one, or holds one.
+        If something else is there: what `by` did not write, or, unless it is to be replaced, what it made
+        from something else; if `path` is an input, or lies in one, or holds one.
     """
     path = Path(path)
     refuse_inputs(path, inputs)

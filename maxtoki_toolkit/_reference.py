@@ -90,8 +90,8 @@ def orthologs_of_mouse() -> pd.DataFrame:
 
     Returns
     -------
-    One row a pair, the best of each mouse gene first: `gene` and `human` (Ensembl ids), `symbol` of the mouse gene,
-    `source`.
+    One row a pair, the best of each mouse gene first: `gene` and `human` (Ensembl ids), `symbol` of the mouse
+    gene, `source`.
 
     Examples
     --------

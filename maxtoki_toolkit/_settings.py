@@ -29,8 +29,8 @@ class Settings:
     n_jobs
         Threads for encoding and simulation (`MAXTOKI_JOBS`); the results do not depend on it.
     max_tokens
-        Padded tokens that a model reads at once (`MAXTOKI_MAX_TOKENS`), by default what suits the device; halved whenever memory
-        runs out. The results do not depend on it beyond rounding (about 1e-6).
+        Padded tokens that a model reads at once (`MAXTOKI_MAX_TOKENS`), by default what suits the device;
+        halved whenever memory runs out. The results do not depend on it beyond rounding (about 1e-6).
     debug
         Show the traceback of an error of a command (`MAXTOKI_DEBUG`, or `--debug`).
     """

@@ -142,8 +142,8 @@ def take_shards(
 ) -> Iterator[list[Path] | None]:
     """Yield the paths of all parts, if they are there, and delete them afterwards; no other process has them meanwhile.
 
-    If what is done with them fails, they stay. `None` where parts are missing, or were put together by another process; without
-    `wait` also while another is at it.
+    If what is done with them fails, they stay. `None` where parts are missing, or were put together by
+    another process; without `wait` also while another is at it.
     """
     digest = job_digest(n_shards, recipe)
     paths = [shard_path(folder, i, digest) for i in range(n_shards)]

@@ -56,11 +56,11 @@ def age_file(
     model
         A model with temporal training, best on none of these donors.
     time_key, donor_key, groupby
-        Columns of `.obs` with the known ages (numbers, or text as `mt.pp.parse_age` reads it), donors and cell types; guessed from
-        their names if not given.
+        Columns of `.obs` with the known ages (numbers, or text as `mt.pp.parse_age` reads it), donors and
+        cell types; guessed from their names if not given.
     condition_key, control
-        Column with the condition, and the value of those whose cells are the reference; guessed. Without one, all cells
-        of known age are.
+        Column with the condition, and the value of those whose cells are the reference; guessed. Without one,
+        all cells of known age are.
     time_unit
         Unit of the known ages, where the name of the column does not say it.
     n_contexts
@@ -72,8 +72,9 @@ def age_file(
 
     Returns
     -------
-    The cells, with the ages. The folder holds `cells.csv`, `donors.csv`, `groups.csv`, the figure `ages`, and all of it as `ages.h5ad`,
-    without counts. If it is there already, from this input with these settings, it is read.
+    The cells, with the ages. The folder holds `cells.csv`, `donors.csv`, `groups.csv`, the figure `ages`, and
+    all of it as `ages.h5ad`, without counts. If it is there already, from this input with these settings, it
+    is read.
 
     Raises
     ------

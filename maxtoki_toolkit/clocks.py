@@ -43,13 +43,15 @@ def run_clock(path: str | Path) -> MaxTokiModel:
     Parameters
     ----------
     path
-        YAML with the parameters of `mt.train.clock` and the settings of its recipe by their names. `cells` are paths: files
-        with raw counts (read into memory), files that `mt.pp.encode_file` wrote, or folders of a corpus; `model` as in
-        `mt.load_model`, with `vocab` {tokens: path, medians: path} for weights without one.
+        YAML with the parameters of `mt.train.clock` and the settings of its recipe by their names. `cells`
+        are paths: files with raw counts (read into memory), files that `mt.pp.encode_file` wrote, or folders
+        of a corpus; `model` as in `mt.load_model`, with `vocab` {tokens: path, medians: path} for weights
+        without one.
 
     Returns
     -------
-    The trained model. The output has the report as `report/clock_report.html`, if the extra "notebook" is installed.
+    The trained model. The output has the report as `report/clock_report.html`, if the extra "notebook" is
+    installed.
     """
     settings = read_settings(path)
     model = _model(path, settings)

@@ -44,10 +44,11 @@ def embed_file(
 ) -> AnnData | None:
     """Embed, cluster and plot the cells of a file.
 
-    Counts are read `chunk_size` cells at a time and not kept, so memory grows only by the embedding. Blocks are shared
-    out over the processes of `accelerate launch` and, if that is asked for, the tasks of a SLURM array; each is written to
-    `output`.shards when it is done, and not computed again after an interruption. The process that finds all of them
-    there puts them together. If the output is there already, from this input with these settings, it is read.
+    Counts are read `chunk_size` cells at a time and not kept, so memory grows only by the embedding. Blocks
+    are shared out over the processes of `accelerate launch` and, if that is asked for, the tasks of a SLURM
+    array; each is written to `output`.shards when it is done, and not computed again after an interruption.
+    The process that finds all of them there puts them together. If the output is there already, from this
+    input with these settings, it is read.
 
     Parameters
     ----------
@@ -68,18 +69,20 @@ def embed_file(
     share_array
         Share the blocks out over the tasks of the SLURM array that this process is of.
     overwrite
-        Replace what this function has written to `output` from another input or with other settings. Anything else that is there
-        stays in any case.
+        Replace what this function has written to `output` from another input or with other settings. Anything
+        else that is there stays in any case.
 
     Returns
     -------
-    Cells without genes, counts and ranks: `.obs` with "maxtoki_leiden", `.obsm["X_maxtoki"]`, `.obsm["X_umap"]`. The folder holds
-    them as `embedded.h5ad`, with `cells.csv` and figures. `None` where another process has to finish.
+    Cells without genes, counts and ranks: `.obs` with "maxtoki_leiden", `.obsm["X_maxtoki"]`,
+    `.obsm["X_umap"]`. The folder holds them as `embedded.h5ad`, with `cells.csv` and figures. `None` where
+    another process has to finish.
 
     Raises
     ------
     ValueError
-        If something else is at `output`, the input cannot be read, lies in `output`, or another process is at the same work.
+        If something else is at `output`, the input cannot be read, lies in `output`, or another process is at
+        the same work.
     """
     output = Path(output)
     if output.is_file():

@@ -25,9 +25,9 @@ class CellFilters(Checked):
     Attributes
     ----------
     keep
-        Values that a column has to have, one or a list; "10x*" is all that begins so. Beside those of `mt.datasets.KEEP`: primary
-        data, disease "normal", from tissues (no cell lines, organoids or cultures), droplet protocols. `None` (null) takes a column
-        out of them.
+        Values that a column has to have, one or a list; "10x*" is all that begins so. Beside those of
+        `mt.datasets.KEEP`: primary data, disease "normal", from tissues (no cell lines, organoids or
+        cultures), droplet protocols. `None` (null) takes a column out of them.
     drop
         Values that a column may not have. Beside those of `mt.datasets.DROP`: malignant cells.
     min_genes
@@ -82,9 +82,11 @@ class StoreColumns(Checked):
     Attributes
     ----------
     donor_key, dataset_key
-        Columns of donors and of data sets; donors of two data sets are never the same one. `dataset_key` may be missing.
+        Columns of donors and of data sets; donors of two data sets are never the same one. `dataset_key` may
+        be missing.
     sex_key, time_key, tissue_key
-        Columns of sex, of age (text as `mt.pp.parse_age` reads it, or numbers with the unit in the column's name) and of tissue.
+        Columns of sex, of age (text as `mt.pp.parse_age` reads it, or numbers with the unit in the column's
+        name) and of tissue.
     measurement, layer
         Where the raw counts are: `ms[measurement].X[layer]`.
     """

@@ -40,39 +40,43 @@ def census(
 ) -> pd.DataFrame:
     """Make a corpus to train on from the CELLxGENE Census, or any store of TileDB-SOMA, larger than memory if need be.
 
-    Cells are filtered and balanced, read a block at a time, and written as rank-encoded shards, which `mt.train.pretrain` and
-    `mt.train.temporal` take as they are. Which cells are taken depends on the names of donors and cells and the seed alone. A call
-    that was interrupted goes on when it is made again, and gives the same shards.
+    Cells are filtered and balanced, read a block at a time, and written as rank-encoded shards, which
+    `mt.train.pretrain` and `mt.train.temporal` take as they are. Which cells are taken depends on the names
+    of donors and cells and the seed alone. A call that was interrupted goes on when it is made again, and
+    gives the same shards.
 
     Parameters
     ----------
     output
-        Folder to write: `shards`, `filters.csv` (`mt.get.corpus_filters`), `composition.csv` (`mt.get.corpus_composition`,
-        `mt.pl.corpus_composition`) and the numbers of the cells in the store.
+        Folder to write: `shards`, `filters.csv` (`mt.get.corpus_filters`), `composition.csv`
+        (`mt.get.corpus_composition`, `mt.pl.corpus_composition`) and the numbers of the cells in the store.
     model
         A model or a `Vocabulary`.
     store
-        Path or address of an experiment or a Census, or the date of a release of the Census. By default the release that
-        `mt.datasets.manifest("census")` pins.
+        Path or address of an experiment or a Census, or the date of a release of the Census. By default the
+        release that `mt.datasets.manifest("census")` pins.
     organism
         Which one of a Census.
     value_filter
-        Cells to look at, in the words of TileDB-SOMA: `"tissue_general == 'lung' and sex == 'female'"`. The engine itself leaves out the
-        others.
+        Cells to look at, in the words of TileDB-SOMA: `"tissue_general == 'lung' and sex == 'female'"`. The
+        engine itself leaves out the others.
     recipe
-        Filters, balance, and names of columns: `mt.datasets.CorpusRecipe`. By default what is known of the paper's corpora: normal
-        cells of tissues, each once, none malignant, droplet protocols, at most 25% of any tissue.
+        Filters, balance, and names of columns: `mt.datasets.CorpusRecipe`. By default what is known of the
+        paper's corpora: normal cells of tissues, each once, none malignant, droplet protocols, at most 25% of
+        any tissue.
     cells_per_shard
         Cells of a shard.
     share_array
         Share the shards out over the tasks of the SLURM array that this process is of.
     overwrite
-        Replace a corpus that is there, of other settings or another store. What this function did not write stays in any case.
+        Replace a corpus that is there, of other settings or another store. What this function did not write
+        stays in any case.
 
     Returns
     -------
-    One row a shard: `path`, `n_cells`. In the cells of the shards `.obs` has all columns of the store; `donor_id` begins with the data
-    set, so that no two of them share a donor, and `age_months` is the age, missing where it cannot be known.
+    One row a shard: `path`, `n_cells`. In the cells of the shards `.obs` has all columns of the store;
+    `donor_id` begins with the data set, so that no two of them share a donor, and `age_months` is the age,
+    missing where it cannot be known.
 
     Raises
     ------
@@ -87,8 +91,9 @@ def census(
 
     Notes
     -----
-    Memory is that of a block of cells, whatever their number, but for the choice: 24 bytes for each cell that passes the filters, and as much
-    again while donors or tissues are cut. Cells that express no gene of the vocabulary are left out of their shard, with a warning.
+    Memory is that of a block of cells, whatever their number, but for the choice: 24 bytes for each cell that
+    passes the filters, and as much again while donors or tissues are cut. Cells that express no gene of the
+    vocabulary are left out of their shard, with a warning.
 
     Examples
     --------

@@ -19,8 +19,8 @@ def corpus_filters(path: str | Path) -> pd.DataFrame:
 
     Returns
     -------
-    One row a filter, in the order in which they were applied: `filter`, and the `n_cells` and `n_donors` it left. The donors of all of a
-    store are not known if it was read by a `value_filter`.
+    One row a filter, in the order in which they were applied: `filter`, and the `n_cells` and `n_donors` it
+    left. The donors of all of a store are not known if it was read by a `value_filter`.
 
     Raises
     ------
@@ -49,8 +49,8 @@ def corpus_composition(path: str | Path) -> pd.DataFrame:
 
     Returns
     -------
-    One row a donor and tissue: `donor`, `sex`, `age_years` (missing where it cannot be known, negative before birth), `tissue`,
-    `n_cells`.
+    One row a donor and tissue: `donor`, `sex`, `age_years` (missing where it cannot be known, negative before
+    birth), `tissue`, `n_cells`.
 
     Raises
     ------

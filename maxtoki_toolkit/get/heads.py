@@ -30,13 +30,13 @@ def attention(adata: AnnData, *, key: str = _keys.ATTENTION) -> pd.DataFrame:
     `part`, `kind`
         A part of the sequence or a gene set, and which of both ("segment", "gene set").
     `mass`, `expected`, `evenly`
-        Share of the attention of all tokens but the first; if tokens at the same distance got equal parts; of a
-        head that attends to all alike.
+        Share of the attention of all tokens but the first; if tokens at the same distance got equal parts; of
+        a head that attends to all alike.
     `last`
         Share of what the last token gives.
     `entropy`, `relative_entropy`, `distance`, `relative_distance`, `sink`
-        Entropy (nats) and distance (tokens) of the head's attention, both also over those of an even spread, and its share
-        on the first token: the same in each row of a head and group.
+        Entropy (nats) and distance (tokens) of the head's attention, both also over those of an even spread,
+        and its share on the first token: the same in each row of a head and group.
     `n_sequences`, `n_units`
         Cells or prompts, and how many donors (or blocks of cells) they are of.
 
@@ -118,7 +118,8 @@ def attention_genes(
     One row a gene, those that receive most beyond their position first:
 
     `gene`, `ensembl_id`, `symbol`, `detection`, `mean_rank`, `expression`, `n_tokens`
-        The gene; in what share of all cells it is a token, its mean rank there, its mean expression; its tokens in the group.
+        The gene; in what share of all cells it is a token, its mean rank there, its mean expression; its
+        tokens in the group.
     `mass`
         Attention that a token of it receives, from all tokens that see it.
     `per_attending`
@@ -179,8 +180,9 @@ def prompt_attention(
 
     Returns
     -------
-    One row a token: `position`, `token`, `symbol`, `segment`; `received`, the attention from all tokens, `mean_received`, over
-    the number of tokens that see it; and `last`, its share of what the last token gives.
+    One row a token: `position`, `token`, `symbol`, `segment`; `received`, the attention from all tokens,
+    `mean_received`, over the number of tokens that see it; and `last`, its share of what the last token
+    gives.
 
     Examples
     --------
@@ -227,9 +229,9 @@ def head_similarity(adata: AnnData, *, key: str = _keys.HEAD_SIMILARITY) -> pd.D
 
     Returns
     -------
-    One row a pair of heads, in the order that brings like heads together (`.attrs["order"]`): `head_1`, `head_2`,
-    `similarity` (Spearman, without position), `raw` (with it), `replicated` (one head in one half of the donors, the other in
-    the other), `reliability_1` and `reliability_2` (of each head with itself).
+    One row a pair of heads, in the order that brings like heads together (`.attrs["order"]`): `head_1`,
+    `head_2`, `similarity` (Spearman, without position), `raw` (with it), `replicated` (one head in one half
+    of the donors, the other in the other), `reliability_1` and `reliability_2` (of each head with itself).
 
     Examples
     --------

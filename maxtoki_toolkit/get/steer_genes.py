@@ -21,8 +21,8 @@ def steer_genes(adata: AnnData, *, key: str = _keys.STEER) -> pd.DataFrame:
 
     Returns
     -------
-    The table `genes`: of cells by the size of `change`, which is `level_steered` less `level_start`; of a search
-    (`key="gene_sets"`) by `shift`.
+    The table `genes`: of cells by the size of `change`, which is `level_steered` less `level_start`; of a
+    search (`key="gene_sets"`) by `shift`.
 
     Examples
     --------

@@ -17,15 +17,16 @@ def table(adata: AnnData, key: str, table: str | None = None) -> pd.DataFrame:
     adata
         Cells with a result.
     key
-        Key in `.uns`: the name of the function that wrote it, unless `key_added` was given. `mt.get.results` lists
-        what there is.
+        Key in `.uns`: the name of the function that wrote it, unless `key_added` was given. `mt.get.results`
+        lists what there is.
     table
         Name of the table, by default the main one.
 
     Returns
     -------
-    A copy of the table; its columns are described where it is written, in the docstring of the function (section
-    Returns). `.attrs` has the `unit` of the values, the `function` that wrote them, and every setting.
+    A copy of the table; its columns are described where it is written, in the docstring of the function
+    (section Returns). `.attrs` has the `unit` of the values, the `function` that wrote them, and every
+    setting.
 
     Raises
     ------
@@ -56,8 +57,8 @@ def results(adata: AnnData) -> pd.DataFrame:
 
     Returns
     -------
-    A row a table, and one for each result without any: `key` in `.uns`, `table`, `rows` (what they are), `n_rows`, the
-    `function` that wrote it, and the `unit` of its values.
+    A row a table, and one for each result without any: `key` in `.uns`, `table`, `rows` (what they are),
+    `n_rows`, the `function` that wrote it, and the `unit` of its values.
 
     Examples
     --------

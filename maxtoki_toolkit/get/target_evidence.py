@@ -35,9 +35,9 @@ def target_evidence(
     adata
         Cells with results of `mt.tl.perturbation_stats` and `mt.tl.expression_age_slope`.
     genes
-        Symbols or Ensembl ids of screened genes (or names of sets), in the order to show them. By default the `n_genes` that lie
-        furthest from matched genes (largest size of `z`) in `group`, those that make cells older first. Where no gene has a null,
-        as in a screen of few genes, those with the largest effects.
+        Symbols or Ensembl ids of screened genes (or names of sets), in the order to show them. By default the
+        `n_genes` that lie furthest from matched genes (largest size of `z`) in `group`, those that make cells
+        older first. Where no gene has a null, as in a screen of few genes, those with the largest effects.
     n_genes
         How many genes, where none are given.
     group
@@ -45,9 +45,10 @@ def target_evidence(
     k
         Ranks, where there are several; by default the most.
     tables
-        Further evidence, a table a name, for example differential expression in telomere-shortened mice. Needed columns: `gene`
-        (symbol or Ensembl id as in the screen; for another species, of the human orthologue) and `effect`. Optional: `group` (as in the
-        screen; without it the table is of all cells), `p_value` or `q_value`, `unit` (of the effect), `effect_low`, `effect_high`, `n`.
+        Further evidence, a table a name, for example differential expression in telomere-shortened mice.
+        Needed columns: `gene` (symbol or Ensembl id as in the screen; for another species, of the human
+        orthologue) and `effect`. Optional: `group` (as in the screen; without it the table is of all cells),
+        `p_value` or `q_value`, `unit` (of the effect), `effect_low`, `effect_high`, `n`.
     key, slopes_key
         Keys in `.uns` of the two results.
 
@@ -60,11 +61,12 @@ def target_evidence(
     `evidence`
         "perturbation", "expression" (with age), or the name of a table.
     `effect`, `effect_low`, `effect_high`, `unit`
-        Effect of the edit, slope with age, or the table's own, with a 95% interval and the unit. NaN where it was not tested: the
-        model reads the gene in too few donors, the expression has no slope, the table has no such row.
+        Effect of the edit, slope with age, or the table's own, with a 95% interval and the unit. NaN where it
+        was not tested: the model reads the gene in too few donors, the expression has no slope, the table has
+        no such row.
     `p_value`, `q_value`
-        Of an edit against matched genes, and of a slope; a table's own, its p values corrected over all its rows of a group (Benjamini
-        and Hochberg) where it has no q values.
+        Of an edit against matched genes, and of a slope; a table's own, its p values corrected over all its
+        rows of a group (Benjamini and Hochberg) where it has no q values.
     `n`
         Donors (or what else is the unit).
 
@@ -73,7 +75,8 @@ def target_evidence(
     KeyError
         If an analysis has not been run, a gene was not screened, or there is no such group or `k`.
     ValueError
-        If a table lacks a column, has two rows for a gene in a group, or shares no gene or group with the screen.
+        If a table lacks a column, has two rows for a gene in a group, or shares no gene or group with the
+        screen.
 
     Examples
     --------

@@ -73,7 +73,8 @@ def ablate(
 ) -> Ablated:
     """Read sequences with sets of heads ablated, one set at a time.
 
-    Every pass is over whole sequences in the same batches, so that an ablation that changes nothing changes no bit.
+    Every pass is over whole sequences in the same batches, so that an ablation that changes nothing changes
+    no bit.
 
     Parameters
     ----------
@@ -90,7 +91,8 @@ def ablate(
     partners
         For "resample": row of another sequence with the same segments.
     null
-        Also read with the stream changed by as much at each token, in a direction drawn for each sequence and layer.
+        Also read with the stream changed by as much at each token, in a direction drawn for each sequence and
+        layer.
     seed
         Seed of these directions.
     max_tokens

@@ -83,8 +83,8 @@ def attention_statistics(
     tokens
         Token ids of one sequence.
     groups
-        Tokens x groups: membership of each token, 0 or 1 (a gene set, a cell of the prompt), or a weight; none
-        by default.
+        Tokens x groups: membership of each token, 0 or 1 (a gene set, a cell of the prompt), or a weight;
+        none by default.
     """
     groups = np.zeros((len(tokens), 0)) if groups is None else np.asarray(groups)
     if len(groups) != len(tokens):
@@ -191,7 +191,8 @@ def stream_pairs(
     sequences
         What to read.
     genes
-        Gene of each token of `sequences.tokens`: 0 and up, `n_genes` for any other gene, -1 for what is no gene.
+        Gene of each token of `sequences.tokens`: 0 and up, `n_genes` for any other gene, -1 for what is no
+        gene.
     n_genes
         Genes whose pairs are told apart.
     unit

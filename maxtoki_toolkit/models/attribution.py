@@ -74,7 +74,8 @@ def integrated_gradients(
     read
         The reading.
     baseline
-        Embedding that stands for nothing: "mean" of all genes (of all lapses, for a lapse), that of "mask" or of "pad".
+        Embedding that stands for nothing: "mean" of all genes (of all lapses, for a lapse), that of "mask" or
+        of "pad".
     n_steps
         Points of the Gauss-Legendre rule between baseline and input.
     max_tokens

@@ -18,8 +18,8 @@ class Prefix(NamedTuple):
 class SharedCache:
     """The cache of one batch: prefixes before its tokens, and what is to be kept of them.
 
-    It stands in for a transformers cache: layers hand in the keys and values of the batch's tokens and attend to what
-    they get back.
+    It stands in for a transformers cache: layers hand in the keys and values of the batch's tokens and attend
+    to what they get back.
 
     Parameters
     ----------

@@ -65,8 +65,8 @@ def n_weights(shape: Shape) -> int:
 def flops(shape: Shape, lengths: Sequence[int], *, training: bool = False, logits: bool = True) -> float:
     """Floating-point operations for sequences of these lengths; a multiplication and an addition are two.
 
-    Each token sees itself and those before it. Training takes a backward pass of twice the forward's operations.
-    `logits` says whether every position is turned into gene scores.
+    Each token sees itself and those before it. Training takes a backward pass of twice the forward's
+    operations. `logits` says whether every position is turned into gene scores.
     """
     lengths = np.asarray(lengths, dtype=float)
     seen = (lengths * (lengths + 1) / 2).sum()
@@ -90,8 +90,8 @@ def peak_of(device_name: str) -> float | None:
 def memory(shape: Shape, tokens: int, *, training: bool = False, half: bool = False) -> float:
     """Bytes that are held at once for a batch of so many tokens.
 
-    Training: weights, gradients and two moments in float32, and what the backward pass reads (in bfloat16 half of it).
-    Otherwise: weights, keys and values, and one block's activations.
+    Training: weights, gradients and two moments in float32, and what the backward pass reads (in bfloat16
+    half of it). Otherwise: weights, keys and values, and one block's activations.
     """
     kv = shape.kv_heads * shape.head_dim
     size = 2 if half else 4
@@ -116,7 +116,8 @@ class Cost:
     memory_gib
         Held at once for one batch.
     hours, price
-        On the device that was asked about, `n_devices` of them; `None` where nothing says how fast it is or what an hour costs.
+        On the device that was asked about, `n_devices` of them; `None` where nothing says how fast it is or
+        what an hour costs.
     rests_on
         What the hours rest on.
     """

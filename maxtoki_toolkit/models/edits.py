@@ -54,9 +54,10 @@ def edit_cells(
     edit, token
         T: the edits' genes, in order of the edits; no gene twice in one edit.
     mode
-        "inhibit" (to the last ranks), "delete", "activate" (up by k; an absent gene k above the end), "overexpress" (to the
-        first ranks, in the given order), "shift" (up by k, or down where k is negative). Genes of one edit keep
-        their order among each other, but for "overexpress"; the ends of the ranking stop them.
+        "inhibit" (to the last ranks), "delete", "activate" (up by k; an absent gene k above the end),
+        "overexpress" (to the first ranks, in the given order), "shift" (up by k, or down where k is
+        negative). Genes of one edit keep their order among each other, but for "overexpress"; the ends of the
+        ranking stop them.
     max_length
         Tokens of a cell that the model reads, marks included.
     k

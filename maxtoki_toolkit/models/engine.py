@@ -49,9 +49,9 @@ def tokens_at_once(
 def token_batches(lengths: np.ndarray, max_tokens: int, before: np.ndarray | None = None) -> list[np.ndarray]:
     """Group sequences of similar length into batches of at most `max_tokens` padded tokens.
 
-    The longest come first, so that a batch too large for the memory shows at once. A sequence longer than
-    the budget is a batch of its own. Shared tokens `before` a sequence take memory but are not computed: they may fill
-    another budget of the same size.
+    The longest come first, so that a batch too large for the memory shows at once. A sequence longer than the
+    budget is a batch of its own. Shared tokens `before` a sequence take memory but are not computed: they may
+    fill another budget of the same size.
     """
     longest_first = np.argsort(-lengths, kind="stable")
     before = np.zeros_like(lengths) if before is None else before
@@ -90,8 +90,9 @@ def run(
     compute
         Function of a batch, which calls the transformers model once with `batch.inputs`.
     forest
-        What the sequences share (`prefix_forest`): a sequence then has in its batch only the tokens from where it
-        leaves another one, attends to all before, and comes after that one. `None` runs each as a whole.
+        What the sequences share (`prefix_forest`): a sequence then has in its batch only the tokens from
+        where it leaves another one, attends to all before, and comes after that one. `None` runs each as a
+        whole.
     keep
         Of how many first tokens of each sequence the keys and values are wanted: `compute` finds them in
         `batch.inputs["past_key_values"].kept`. By default those that others branch off from.

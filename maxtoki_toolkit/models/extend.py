@@ -34,9 +34,10 @@ def extend_model(
         Tokens that the new model can read.
     rope
         How positions are stretched when `max_length` is more than the model could read: "llama3" or "linear"
-        (names of transformers; the factor is the ratio of the lengths, times that of the model if it is stretched
-        already), or "none": positions beyond those it knows are simply new. "dynamic", of the authors' fine-tuning
-        code, is the same as "none" up to `max_length`: transformers stretches beyond it only.
+        (names of transformers; the factor is the ratio of the lengths, times that of the model if it is
+        stretched already), or "none": positions beyond those it knows are simply new. "dynamic", of the
+        authors' fine-tuning code, is the same as "none" up to `max_length`: transformers stretches beyond it
+        only.
     seed
         Seed of the new embeddings.
 

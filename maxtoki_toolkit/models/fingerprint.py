@@ -26,7 +26,8 @@ _FIELDS = (
 def fingerprint(model: MaxTokiModel) -> str:
     """Checksum of all that results depend on: weights, vocabulary, time head, and how they are used.
 
-    Unlike `model.sha256` it is there for a model that was never saved, and follows weights that were changed in place.
+    Unlike `model.sha256` it is there for a model that was never saved, and follows weights that were changed
+    in place.
     """
     head = model.time_head
     parts = [

@@ -56,7 +56,8 @@ def generate_cells(
     prompts
         Tokens to go on from. The last cell of each must be open: `<bos>`, and perhaps its first genes.
     keys
-        int64, prompts x samples: seeds of the cells (`chain_keys`); by default of the numbers of their prompts.
+        int64, prompts x samples: seeds of the cells (`chain_keys`); by default of the numbers of their
+        prompts.
     n_samples
         Cells for each prompt.
     max_genes
@@ -64,7 +65,8 @@ def generate_cells(
     temperature
         1 samples from the model's distribution, less is more like its favourite, 0 is its favourite.
     top_k, top_p
-        Sample from the k likeliest tokens (0 for all), or from the likeliest that together have this probability.
+        Sample from the k likeliest tokens (0 for all), or from the likeliest that together have this
+        probability.
     seed
         The random numbers of a cell depend on this, on its prompt and on its number, and on nothing else.
     max_tokens

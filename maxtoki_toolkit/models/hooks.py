@@ -1,8 +1,9 @@
 """Read and change what flows through a model: torch forward hooks that are gone when their block of code ends.
 
-Edits see the tokens of the pass they are made in. Where sequences share a prefix (`models/prefix.py`), that is only
-what comes after it, and what is kept of the prefix has the edit of the sequence it was computed for. So an edit that
-depends on the sequence or the position belongs in a run without a forest: `run(model, sequences, compute)`.
+Edits see the tokens of the pass they are made in. Where sequences share a prefix (`models/prefix.py`), that
+is only what comes after it, and what is kept of the prefix has the edit of the sequence it was computed for.
+So an edit that depends on the sequence or the position belongs in a run without a forest:
+`run(model, sequences, compute)`.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ def edited(model: MaxTokiModel, edits: Iterable[tuple[Site, Edit]]) -> Iterator[
     model
         Model.
     edits
-        Where, and a function from what is there (batch x tokens x size) to what shall be there, of the same shape.
-        It must not change its argument. Of several at one place, each sees what the one before has made; contexts
-        within contexts likewise.
+        Where, and a function from what is there (batch x tokens x size) to what shall be there, of the same
+        shape. It must not change its argument. Of several at one place, each sees what the one before has
+        made; contexts within contexts likewise.
     """
     handles = []
     try:
@@ -75,7 +76,8 @@ def captured(model: MaxTokiModel, sites: Iterable[Site]) -> Iterator[dict[Site, 
 def resume(model: MaxTokiModel, layer: int, states: torch.Tensor) -> torch.Tensor:
     """Last states, after the final norm, of a pass over whole sequences that goes on from the input of a block.
 
-    What comes before a block does not depend on what is edited in it and after it, and need not be computed again.
+    What comes before a block does not depend on what is edited in it and after it, and need not be computed
+    again.
     """
     decoder = model.hf.model
     blocks = decoder.layers

@@ -85,8 +85,8 @@ def n_classes(parts: Layout) -> int:
 def counterparts(parts: Layout, rows: np.ndarray, others: Layout, partners: np.ndarray) -> np.ndarray:
     """Place in its partner of each token of some sequences, padded with 0: sequences x longest.
 
-    A token's counterpart is of the same segment and at the same place in it; the last token's is the last, and where the
-    partner's segment is shorter, the counterpart of what lies beyond is its last but one.
+    A token's counterpart is of the same segment and at the same place in it; the last token's is the last,
+    and where the partner's segment is shorter, the counterpart of what lies beyond is its last but one.
     """
     start, size = parts.start[rows], parts.size[rows]
     lengths = size.sum(axis=1)

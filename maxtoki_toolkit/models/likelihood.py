@@ -30,14 +30,15 @@ def token_log_likelihoods(
     sequences
         Tokens.
     first
-        Position in each sequence of the first token that is asked for, by default 1; those before cost no logits.
+        Position in each sequence of the first token that is asked for, by default 1; those before cost no
+        logits.
     max_tokens
         Padded tokens a batch.
 
     Returns
     -------
-    float32 of the length of `sequences.tokens`, in nats; NaN for the first token of a sequence and for those that
-    were not asked for.
+    float32 of the length of `sequences.tokens`, in nats; NaN for the first token of a sequence and for those
+    that were not asked for.
     """
     n = len(sequences)
     first = np.ones(n, dtype=np.int64) if first is None else np.maximum(first, 1)

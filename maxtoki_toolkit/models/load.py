@@ -81,9 +81,9 @@ def load_model(
     ImportError
         If flash-attn is asked for and not installed.
     ValueError
-        If weights are missing, left over, of another shape or not finite, if a file is corrupt or not the one asked
-        for, if vocabulary and weights disagree, or if weights, vocabulary, `config.json` or time head are not those that
-        the model was saved with.
+        If weights are missing, left over, of another shape or not finite, if a file is corrupt or not the one
+        asked for, if vocabulary and weights disagree, or if weights, vocabulary, `config.json` or time head
+        are not those that the model was saved with.
 
     Examples
     --------
@@ -137,12 +137,14 @@ def save_model(
     card
         Further fields for `maxtoki.json`, such as the training recipe and its metrics.
     overwrite
-        Replace a model that this function has written to the folder. Anything else that is there stays in any case.
+        Replace a model that this function has written to the folder. Anything else that is there stays in any
+        case.
 
     Raises
     ------
     ValueError
-        If something is in the folder that is not to be replaced, or weights are not finite, as after a training that diverged.
+        If something is in the folder that is not to be replaced, or weights are not finite, as after a
+        training that diverged.
 
     Examples
     --------
@@ -264,8 +266,8 @@ def _pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
 def _locate(source: str, revision: str | None, *, download: bool) -> tuple[Path, str | None]:
     """Folder that holds the files, fetched if need be, and the weights' checksum where it is known.
 
-    Without `download`, what is not on disk is an error: published weights come without dictionaries, and it is
-    better to hear of that before gigabytes are fetched.
+    Without `download`, what is not on disk is an error: published weights come without dictionaries, and it
+    is better to hear of that before gigabytes are fetched.
     """
     if source in SHIPPED:
         folder = resource(source.replace("-", "_"))

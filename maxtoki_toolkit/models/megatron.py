@@ -53,8 +53,8 @@ def from_megatron(
     device
         "auto" or a torch device.
     time_head
-        How a lapse is read (`mt.models.TimeHead`); by default the one that `to_megatron` writes into `context/`. A
-        checkpoint of the original does not say.
+        How a lapse is read (`mt.models.TimeHead`); by default the one that `to_megatron` writes into
+        `context/`. A checkpoint of the original does not say.
 
     Returns
     -------
@@ -66,26 +66,28 @@ def from_megatron(
         If a file is missing.
     ValueError
         If a weight is missing, left over or of another shape, if the vocabulary has more tokens than the
-        checkpoint, if `.metadata` names a class that could run code, if the network is no Llama, if weights are not
-        finite, if a time head is given for time tokens that were never trained, or if weights, dictionaries or time
-        head are not those that `to_megatron` wrote together.
+        checkpoint, if `.metadata` names a class that could run code, if the network is no Llama, if weights
+        are not finite, if a time head is given for time tokens that were never trained, or if weights,
+        dictionaries or time head are not those that `to_megatron` wrote together.
 
     Warns
     -----
     UserWarning
-        If the time tokens were never trained, or if more rows lie beyond the vocabulary than padding explains.
+        If the time tokens were never trained, or if more rows lie beyond the vocabulary than padding
+        explains.
 
     Notes
     -----
-    Time tokens were never trained if the embeddings of the lapses, `<boq>` and `<eoq>` are all zero, or if all
-    of them could be independent draws of N(0, initial standard deviation): the squared length of each and of
-    all together, their mean, and the length of their sum lie within chance at p = 1e-6. The published stage-1
-    checkpoint with time tokens is of this kind. The marks count because every temporal prompt trains them,
-    while few lapses occur in training.
+    Time tokens were never trained if the embeddings of the lapses, `<boq>` and `<eoq>` are all zero, or if
+    all of them could be independent draws of N(0, initial standard deviation): the squared length of each and
+    of all together, their mean, and the length of their sum lie within chance at p = 1e-6. The published
+    stage-1 checkpoint with time tokens is of this kind. The marks count because every temporal prompt trains
+    them, while few lapses occur in training.
 
     Rows beyond the vocabulary are cropped. A RoPE `scale_factor` of 1 becomes plain RoPE, which differs in
-    the last bit of a few frequencies at most. Byte entries and optimizer states are not read. A checkpoint of the
-    original has no `cell_length`: for a model that reads several cells, set it with `dataclasses.replace`.
+    the last bit of a few frequencies at most. Byte entries and optimizer states are not read. A checkpoint of
+    the original has no `cell_length`: for a model that reads several cells, set it with
+    `dataclasses.replace`.
 
     Examples
     --------
@@ -151,14 +153,15 @@ def to_megatron(model: MaxTokiModel, directory: str | Path) -> None:
 
     Notes
     -----
-    `weights/` holds the weights with layers stacked, the vocabulary padded with zero rows to a multiple of 128,
-    and empty `_extra_state` entries; `context/` holds `model.yaml` and the two dictionaries. Time head and
-    `cell_length` have no place in the layout: they are beside the dictionaries, in `time_head.safetensors` and
-    `maxtoki.json`, where `from_megatron` finds them and the original does not look.
+    `weights/` holds the weights with layers stacked, the vocabulary padded with zero rows to a multiple of
+    128, and empty `_extra_state` entries; `context/` holds `model.yaml` and the two dictionaries. Time head
+    and `cell_length` have no place in the layout: they are beside the dictionaries, in
+    `time_head.safetensors` and `maxtoki.json`, where `from_megatron` finds them and the original does not
+    look.
 
     Megatron-core 0.16.1 reads the weights and computes the same logits to 1e-5. NeMo also reads
-    `context/io.json`, a graph of Python objects that only NeMo can write: take it from a checkpoint of the same
-    shape. Reading with NeMo and Transformer Engine is untested.
+    `context/io.json`, a graph of Python objects that only NeMo can write: take it from a checkpoint of the
+    same shape. Reading with NeMo and Transformer Engine is untested.
 
     Examples
     --------

@@ -46,9 +46,10 @@ class Forest(NamedTuple):
 def prefix_forest(sequences: Sequences, *, min_shared: int = MIN_SHARED) -> Forest:
     """Find how sequences share their first tokens.
 
-    In order of their tokens, neighbours share most. Sets of sequences are joined from the longest shared start to
-    the shortest, the smaller set branching off from the larger one, so that no sequence is more than log2(n) branches
-    away from one that stands alone. The last shared token is computed again in every branch: what it predicts differs.
+    In order of their tokens, neighbours share most. Sets of sequences are joined from the longest shared
+    start to the shortest, the smaller set branching off from the larger one, so that no sequence is more than
+    log2(n) branches away from one that stands alone. The last shared token is computed again in every branch:
+    what it predicts differs.
 
     Parameters
     ----------

@@ -69,8 +69,8 @@ def write_prompts(
     max_length
         Tokens that a prompt with its answer may have.
     answer
-        Whether to write the answer after `<eoq>`, of all prompts or of each. It counts for the length in either
-        case.
+        Whether to write the answer after `<eoq>`, of all prompts or of each. It counts for the length in
+        either case.
     queries
         Where the query cells are, if not among `cells`.
 

@@ -108,8 +108,8 @@ def metropolis(
 
     Notes
     -----
-    A proposal x' is accepted with probability min(1, pi(x') q(x | x') / (pi(x) q(x' | x))) (Hastings, 1970). Both q are the
-    products of the probabilities with which the genes were, or would be, drawn.
+    A proposal x' is accepted with probability min(1, pi(x') q(x | x') / (pi(x) q(x' | x))) (Hastings, 1970).
+    Both q are the products of the probabilities with which the genes were, or would be, drawn.
     """
     _check(chains, model, proposal, block_size, temperature, proposal_temperature)
     genes, n = chains.genes.astype(np.int64), len(chains.genes)

@@ -94,11 +94,10 @@ def metropolis_sets(
 
     Notes
     -----
-    Half of the proposals put a candidate in or, if it is in, out; the other half exchange a member for a candidate
-    that is not
-    in. Candidates are drawn by their weights, whose ratio there and back is part of the acceptance (`propose`). There
-    are far more large sets
-    than small ones: at a high temperature most draws have `max_size` members.
+    Half of the proposals put a candidate in or, if it is in, out; the other half exchange a member for a
+    candidate that is not in. Candidates are drawn by their weights, whose ratio there and back is part of the
+    acceptance (`propose`). There are far more large sets than small ones: at a high temperature most draws
+    have `max_size` members.
     """
     weights = np.full(n, 1 / n) if weights is None else np.asarray(weights, dtype=float) / np.sum(weights)
     generators = [np.random.default_rng(abs(int(seed))) for seed in seeds]

@@ -1,7 +1,7 @@
 """Draw results.
 
-A function of one panel returns matplotlib axes and takes `ax`; one of several returns a figure, which a notebook
-shows where it is the last line of a cell, and a script saves with `fig.savefig`.
+A function of one panel returns matplotlib axes and takes `ax`; one of several returns a figure, which a
+notebook shows where it is the last line of a cell, and a script saves with `fig.savefig`.
 """
 
 from .._doors import guard

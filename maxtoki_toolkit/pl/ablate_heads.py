@@ -24,16 +24,17 @@ def ablate_heads(
     ----------
     {adata}
     value
-        Column of `mt.get.table(adata, "ablate_heads")` to draw: "change", "error_change" (the default for "timelapse") or "size". The greedy
-        search is drawn by "size".
+        Column of `mt.get.table(adata, "ablate_heads")` to draw: "change", "error_change" (the default for
+        "timelapse") or "size". The greedy search is drawn by "size".
     {key}
     {ax}
 
     Returns
     -------
-    The axes. Heads one at a time: a grid of layers and heads, with a dot where q < 0.05. Sets of heads: a point each with
-    its 95% interval over donors, filled where q < 0.05. The greedy search: the size of the change for each number of heads, with
-    its interval, on donors that the heads were not chosen on, and random sets of as many heads (mean, and the middle 95%).
+    The axes. Heads one at a time: a grid of layers and heads, with a dot where q < 0.05. Sets of heads: a
+    point each with its 95% interval over donors, filled where q < 0.05. The greedy search: the size of the
+    change for each number of heads, with its interval, on donors that the heads were not chosen on, and
+    random sets of as many heads (mean, and the middle 95%).
 
     Examples
     --------

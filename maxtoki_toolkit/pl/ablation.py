@@ -38,8 +38,8 @@ def ablation(adata: AnnData, *, key: str = _keys.ABLATION, ax: Axes | None = Non
 
     Returns
     -------
-    The axes: a point an ablation, the mean difference in absolute error with its 95% interval over donors; filled
-    where q < 0.05.
+    The axes: a point an ablation, the mean difference in absolute error with its 95% interval over donors;
+    filled where q < 0.05.
 
     Examples
     --------

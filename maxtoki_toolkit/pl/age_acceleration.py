@@ -34,8 +34,9 @@ def age_acceleration(
 
     Returns
     -------
-    The figure: a panel a condition, a row a group; effects with 95% intervals over donors, of the model and the
-    baselines. Filled where q < 0.05; "age not read" where there is no effect; a dashed line at the truth; a triangle at the edge where an interval goes on.
+    The figure: a panel a condition, a row a group; effects with 95% intervals over donors, of the model and
+    the baselines. Filled where q < 0.05; "age not read" where there is no effect; a dashed line at the truth;
+    a triangle at the edge where an interval goes on.
 
     Examples
     --------

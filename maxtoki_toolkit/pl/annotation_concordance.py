@@ -26,8 +26,9 @@ def annotation_concordance(adata: AnnData, *, key: str = _keys.CONCORDANCE, ax: 
 
     Returns
     -------
-    The axes: a row a prompted type, with its number of cells, and the share of them that is annotated with each type. Above,
-    the accuracy with its 95% interval, of the true cells in their place, of the context cells, and by chance.
+    The axes: a row a prompted type, with its number of cells, and the share of them that is annotated with
+    each type. Above, the accuracy with its 95% interval, of the true cells in their place, of the context
+    cells, and by chance.
 
     Examples
     --------

@@ -37,8 +37,8 @@ def attribute(
 
     Returns
     -------
-    The axes: a bar a gene with its 95% interval over donors, filled where it differs from what its rank alone would give
-    (q < 0.05), and a diamond at that.
+    The axes: a bar a gene with its 95% interval over donors, filled where it differs from what its rank alone
+    would give (q < 0.05), and a diamond at that.
 
     Raises
     ------

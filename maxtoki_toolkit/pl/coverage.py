@@ -35,8 +35,8 @@ def coverage(
 
     Returns
     -------
-    The figure: cells by colour (log scale), white where there are none; one line through a field of which some cells
-    are held out, two where all are.
+    The figure: cells by colour (log scale), white where there are none; one line through a field of which
+    some cells are held out, two where all are.
 
     Raises
     ------

@@ -39,8 +39,9 @@ def differential_rank(
 
     Returns
     -------
-    The axes: a point a gene. Coloured are the genes that truly rise and fall most, ringed those of them that change
-    against their trend over all times. The title has the correlation with its 95% interval, beside interpolation.
+    The axes: a point a gene. Coloured are the genes that truly rise and fall most, ringed those of them that
+    change against their trend over all times. The title has the correlation with its 95% interval, beside
+    interpolation.
 
     Raises
     ------

@@ -46,8 +46,9 @@ def differential_rank_heatmap(
 
     Returns
     -------
-    A figure of two panels: a row a cell, those of the first interval above the line; a column a gene, from the one that rises
-    most in true cells to the one that falls most. Dark is a high rank; white is not among the genes of the cell.
+    A figure of two panels: a row a cell, those of the first interval above the line; a column a gene, from
+    the one that rises most in true cells to the one that falls most. Dark is a high rank; white is not among
+    the genes of the cell.
 
     Raises
     ------

@@ -31,9 +31,10 @@ def doublets(adata: AnnData, *, scored_on: str = "simulated", key: str = _keys.D
 
     Returns
     -------
-    The figure: ROC and precision-recall curves of the detector and of scrublet, with areas and 95% intervals; the
-    share of doublets against the probability (points as large as their share of cells, from 0.5% on); scores of cells, simulated
-    doublets and queries. Doublets of one type are solid lines, of two types dashed.
+    The figure: ROC and precision-recall curves of the detector and of scrublet, with areas and 95% intervals;
+    the share of doublets against the probability (points as large as their share of cells, from 0.5% on);
+    scores of cells, simulated doublets and queries. Doublets of one type are solid lines, of two types
+    dashed.
 
     Raises
     ------

@@ -35,8 +35,8 @@ def gene_network(adata: AnnData, *, key: str = _keys.GENE_NETWORK) -> Figure:
 
     Returns
     -------
-    The figure: a panel a group, a row a predictor; AUROC with its 95% interval over sources, filled where q < 0.05.
-    Grey: 95% of permuted regulons.
+    The figure: a panel a group, a row a predictor; AUROC with its 95% interval over sources, filled where q <
+    0.05. Grey: 95% of permuted regulons.
 
     Examples
     --------

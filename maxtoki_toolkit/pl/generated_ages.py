@@ -28,8 +28,9 @@ def generated_ages(adata: AnnData, *, key: str = _keys.GENERATED_AGES) -> Figure
 
     Returns
     -------
-    The figure: a panel each for generated cells, the true cells in their place, and the last context cells, with a point a
-    cell, a linear fit, and correlation, slope and median error with their 95% intervals over donors.
+    The figure: a panel each for generated cells, the true cells in their place, and the last context cells,
+    with a point a cell, a linear fit, and correlation, slope and median error with their 95% intervals over
+    donors.
 
     Examples
     --------

@@ -38,8 +38,9 @@ def generation_diversity(adata: AnnData, *, key: str = _keys.DIVERSITY) -> Figur
 
     Returns
     -------
-    The figure: a panel a score, a row a group; generated cells between held-out true cells (what good looks like) and
-    what copies, averages or shuffled cells score, with 95% intervals. A dashed line where cells like true ones are expected.
+    The figure: a panel a score, a row a group; generated cells between held-out true cells (what good looks
+    like) and what copies, averages or shuffled cells score, with 95% intervals. A dashed line where cells
+    like true ones are expected.
 
     Examples
     --------

@@ -23,9 +23,9 @@ def head_profiles(adata: AnnData, *, key: str = _keys.HEAD_PROFILES) -> Figure:
 
     Returns
     -------
-    The figure: a column a head, a row a group; the difference of the group from the donors' means, over the head's standard
-    deviation between groups, with a point where q < 0.05. Above, the specificity of each head, filled where q < 0.05, and
-    what permuted groups give (grey line).
+    The figure: a column a head, a row a group; the difference of the group from the donors' means, over the
+    head's standard deviation between groups, with a point where q < 0.05. Above, the specificity of each
+    head, filled where q < 0.05, and what permuted groups give (grey line).
 
     Examples
     --------

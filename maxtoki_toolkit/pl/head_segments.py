@@ -23,9 +23,9 @@ def head_segments(adata: AnnData, *, key: str = _keys.HEAD_SEGMENTS) -> Figure:
 
     Returns
     -------
-    The figure. Above, a bar a head, divided by part; what is missing to 100% rests on the first token. Below, a
-    grid a part: log2 of its share over that at the same distances; a point on heads that are specialised (q < 0.05 and
-    a ratio of at least 1.25).
+    The figure. Above, a bar a head, divided by part; what is missing to 100% rests on the first token. Below,
+    a grid a part: log2 of its share over that at the same distances; a point on heads that are specialised (q
+    < 0.05 and a ratio of at least 1.25).
 
     Examples
     --------

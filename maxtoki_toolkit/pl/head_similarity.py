@@ -24,8 +24,9 @@ def head_similarity(adata: AnnData, *, key: str = _keys.HEAD_SIMILARITY, ax: Axe
 
     Returns
     -------
-    The axes. Below the diagonal, the similarity in all cells; above, one head in one half of the donors and the other in
-    the other; on the diagonal, that of a head with itself. Grey where a head treats all genes alike.
+    The axes. Below the diagonal, the similarity in all cells; above, one head in one half of the donors and
+    the other in the other; on the diagonal, that of a head with itself. Grey where a head treats all genes
+    alike.
 
     Examples
     --------

@@ -25,7 +25,8 @@ def matched_ages(adata: AnnData, *, key: str = _keys.MATCHED_AGES, ax: Axes | No
 
     Returns
     -------
-    The axes: a dot a donor, filled where it has a match; bars at the mean ages of the matched ones. Months are drawn as years.
+    The axes: a dot a donor, filled where it has a match; bars at the mean ages of the matched ones. Months
+    are drawn as years.
 
     Examples
     --------

@@ -35,7 +35,8 @@ def effect_label(effects) -> str:
 def pick(effects, group: str | None = None, k: int | None = None, *, known: str = "effect"):
     """Rows of one group and `k` in which something is known.
 
-    By default the most ranks for which it is known, and all cells together, or the first group of which it is known.
+    By default the most ranks for which it is known, and all cells together, or the first group of which it is
+    known.
     """
     for name, asked in (("group", group), ("k", k)):
         if asked is not None and asked not in set(effects[name]):
@@ -80,8 +81,9 @@ def perturbation(
 
     Returns
     -------
-    The axes: a point a gene, with its 95% interval over donors; filled where q < 0.05, with a grey edge where it was not
-    tested; a triangle at the edge where it goes on. Grey bands: where the middle 95% of matched genes lie.
+    The axes: a point a gene, with its 95% interval over donors; filled where q < 0.05, with a grey edge where
+    it was not tested; a triangle at the edge where it goes on. Grey bands: where the middle 95% of matched
+    genes lie.
 
     Examples
     --------

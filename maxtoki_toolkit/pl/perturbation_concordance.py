@@ -36,8 +36,8 @@ def perturbation_concordance(
 
     Returns
     -------
-    The axes: a point a gene, coloured where effect and slope say the same of it. The title has the share of such genes with its
-    null.
+    The axes: a point a gene, coloured where effect and slope say the same of it. The title has the share of
+    such genes with its null.
 
     Examples
     --------

@@ -38,7 +38,8 @@ def perturbation_metrics(
 
     Returns
     -------
-    A panel a score: predictions blue, baselines orange, with 95% intervals. Scores that are not defined are left out.
+    A panel a score: predictions blue, baselines orange, with 95% intervals. Scores that are not defined are
+    left out.
 
     Examples
     --------

@@ -40,8 +40,8 @@ def perturbation_volcano(
 
     Returns
     -------
-    The figure: a point a gene, coloured where q < 0.05; in grey the band in which the middle 95% of matched genes lie, and
-    where p would be if genes were no more than those.
+    The figure: a point a gene, coloured where q < 0.05; in grey the band in which the middle 95% of matched
+    genes lie, and where p would be if genes were no more than those.
 
     Examples
     --------

@@ -27,8 +27,9 @@ def predicted_ages(adata: AnnData, *, key: str = _keys.PREDICT_AGE) -> Figure:
 
     Returns
     -------
-    The figure. Reference donors, each read by a fit without the donor, show how far the others can be relied on; donors
-    without a known age stand at the right edge. Bars are the intervals. Groups without ages are named in the title.
+    The figure. Reference donors, each read by a fit without the donor, show how far the others can be relied
+    on; donors without a known age stand at the right edge. Bars are the intervals. Groups without ages are
+    named in the title.
 
     Raises
     ------

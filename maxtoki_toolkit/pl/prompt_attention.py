@@ -38,8 +38,9 @@ def prompt_attention(
 
     Returns
     -------
-    The figure: a line a token, coloured by its part. Above, the mean attention of all tokens that see it, of which the
-    first sees itself alone; below, that of the last token, with what a head that attends to all alike would give (dotted).
+    The figure: a line a token, coloured by its part. Above, the mean attention of all tokens that see it, of
+    which the first sees itself alone; below, that of the last token, with what a head that attends to all
+    alike would give (dotted).
 
     Examples
     --------

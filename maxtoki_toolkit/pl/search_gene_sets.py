@@ -25,8 +25,8 @@ def search_gene_sets(adata: AnnData, *, n_genes: int = 15, key: str = _keys.GENE
 
     Returns
     -------
-    Shifts of the sets with 95% intervals (blue; the best genes by themselves put together orange) over the band of
-    random sets of their size, and the candidates.
+    Shifts of the sets with 95% intervals (blue; the best genes by themselves put together orange) over the
+    band of random sets of their size, and the candidates.
 
     Examples
     --------

@@ -33,8 +33,8 @@ def steer_cells(adata: AnnData, *, n_genes: int = 15, key: str = _keys.STEER) ->
 
     Returns
     -------
-    Each cell's distance and log-likelihood as it was, edited and steered; the share of accepted proposals along the
-    chains; and the genes whose level changed most.
+    Each cell's distance and log-likelihood as it was, edited and steered; the share of accepted proposals
+    along the chains; and the genes whose level changed most.
 
     Examples
     --------

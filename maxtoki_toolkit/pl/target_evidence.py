@@ -42,7 +42,8 @@ def target_evidence(
     adata
         Cells with results of `mt.tl.perturbation_stats` and `mt.tl.expression_age_slope`.
     genes
-        Symbols or Ensembl ids of screened genes, from the top; by default the `n_genes` that lie furthest from matched genes in `group`.
+        Symbols or Ensembl ids of screened genes, from the top; by default the `n_genes` that lie furthest
+        from matched genes in `group`.
     n_genes
         How many genes, where none are given.
     group
@@ -55,9 +56,9 @@ def target_evidence(
 
     Returns
     -------
-    The figure: a row a gene, a block of columns an evidence, a column a group. Colour is the effect, on a scale of the block;
-    the area of a dot is -log10 q, up to q = 0.0001, and its rim is black where q < 0.05. Squares have no q value, crosses were not
-    tested.
+    The figure: a row a gene, a block of columns an evidence, a column a group. Colour is the effect, on a
+    scale of the block; the area of a dot is -log10 q, up to q = 0.0001, and its rim is black where q < 0.05.
+    Squares have no q value, crosses were not tested.
 
     Examples
     --------

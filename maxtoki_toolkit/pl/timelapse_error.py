@@ -30,8 +30,9 @@ def timelapse_error(adata: AnnData, *, key: str = _keys.BASELINES, ax: Axes | No
 
     Returns
     -------
-    The axes: a violin a predictor, of the absolute errors of all prompts; the median as a white dot, with its 95%
-    interval over donors as a black bar and in words. The axis ends at the 99th percentile of the widest violin.
+    The axes: a violin a predictor, of the absolute errors of all prompts; the median as a white dot, with its
+    95% interval over donors as a black bar and in words. The axis ends at the 99th percentile of the widest
+    violin.
 
     Examples
     --------

@@ -24,8 +24,8 @@ def timelapse_scatter(
     {adata}
     {key}
     color
-        Column of `mt.get.table(adata, "timelapse")` to colour the points by, e.g. "group". Without it, more than 5,000 prompts are
-        counted in hexagons.
+        Column of `mt.get.table(adata, "timelapse")` to colour the points by, e.g. "group". Without it, more
+        than 5,000 prompts are counted in hexagons.
     {ax}
 
     Returns

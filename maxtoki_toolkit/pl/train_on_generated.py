@@ -42,8 +42,8 @@ def train_on_generated(
 
     Returns
     -------
-    The axes: a bar a training, with its 95% interval over donors (of permuted labels: 95% of the permutations), and a point a
-    tested donor.
+    The axes: a bar a training, with its 95% interval over donors (of permuted labels: 95% of the
+    permutations), and a point a tested donor.
 
     Raises
     ------

@@ -58,8 +58,8 @@ def iter_csr(
 ) -> Iterator[tuple[int, sp.csr_matrix]]:
     """Yield (first row, CSR block) over a dense, sparse or on-disk matrix; do not change the blocks.
 
-    All blocks, or those with these numbers. Blocks of a CSR matrix in memory share its data, since copying would take as
-    long as ranking.
+    All blocks, or those with these numbers. Blocks of a CSR matrix in memory share its data, since copying
+    would take as long as ranking.
     """
     if sp.issparse(matrix) and matrix.format != "csr":
         matrix = matrix.tocsr()

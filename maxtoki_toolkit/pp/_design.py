@@ -29,8 +29,8 @@ def as_list(columns: str | Sequence[str] | None) -> list[str]:
 def known_cells(adata: AnnData, *keys: str | Sequence[str] | None) -> tuple[AnnData, np.ndarray]:
     """Cells with a value in each of these columns of `.obs`, in the order of their names; and their rows.
 
-    What is drawn and computed of them does not depend on where they stand in the file, and none becomes a donor, a
-    group or a time "nan". How many are left out is warned of.
+    What is drawn and computed of them does not depend on where they stand in the file, and none becomes a
+    donor, a group or a time "nan". How many are left out is warned of.
     """
     require_adata(adata)
     columns = [key for part in keys for key in as_list(part)]

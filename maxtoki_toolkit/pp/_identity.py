@@ -19,7 +19,8 @@ _WHOLE, _SLICES, _SLICE = 1 << 20, 32, 1 << 15  # bytes read of an array: all, o
 def input_identity(path: str | Path) -> dict[str, int | str]:
     """Size, time, and checksums of cells and genes and of a sample of the counts.
 
-    A file that was copied has another time, and is taken for another input: better once too often than once too few.
+    A file that was copied has another time, and is taken for another input: better once too often than once
+    too few.
     """
     path = Path(path)
     files = [part for part in path.rglob("*") if part.is_file()] if path.is_dir() else [path]

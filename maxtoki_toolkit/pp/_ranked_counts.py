@@ -57,7 +57,8 @@ def ranked_counts(
 
     Returns
     -------
-    CSR, cells x genes: raw counts, those of columns of one gene in the first of them, and none of what is no gene.
+    CSR, cells x genes: raw counts, those of columns of one gene in the first of them, and none of what is no
+    gene.
     """
     source, force = source_of(adata, layer)
     try:

@@ -65,7 +65,8 @@ def encode_files(
 
     Returns
     -------
-    One row a file: `source`, `encoded` (its path), `n_cells`. `mt.train.pretrain` and `mt.train.temporal` take the paths.
+    One row a file: `source`, `encoded` (its path), `n_cells`. `mt.train.pretrain` and `mt.train.temporal`
+    take the paths.
 
     Raises
     ------

@@ -36,11 +36,11 @@ def harmonize_cell_types(
     key
         Column of `.obs` with the labels, or with ids of terms ("CL:0000084").
     level
-        Terms, by name or id, at which cells are to be alike: each cell is given the nearest that it is a kind of. Or
-        "class" or "subclass", CELLxGENE's broad and finer list of these. By default the term itself.
+        Terms, by name or id, at which cells are to be alike: each cell is given the nearest that it is a kind
+        of. Or "class" or "subclass", CELLxGENE's broad and finer list of these. By default the term itself.
     mapping
-        Your own term for a label, by name or id, or "" for labels that are no cell type ("doublet", "unknown"). It goes
-        before anything else.
+        Your own term for a label, by name or id, or "" for labels that are no cell type ("doublet",
+        "unknown"). It goes before anything else.
     key_added
         Column of `.obs` to write, and how the other begins.
 
@@ -53,28 +53,29 @@ def harmonize_cell_types(
     `.obs["cell_ontology_id"]`
         Id of the term that the label names.
     `.uns["harmonize_cell_types"]`
-        The table `labels`, one row a label, those to look at first: `label`, `n_cells`, `term`, `name`, `at_level`,
-        `how` it was found ("mapping", "id", "name", "short form", "synonym", "replaced", "without markers"), `sure`, and
-        `suggestions`, names that are spelt like it.
+        The table `labels`, one row a label, those to look at first: `label`, `n_cells`, `term`, `name`,
+        `at_level`, `how` it was found ("mapping", "id", "name", "short form", "synonym", "replaced", "without
+        markers"), `sure`, and `suggestions`, names that are spelt like it.
 
     Raises
     ------
     KeyError
         If there is no such column.
     ValueError
-        If a term of `level` or `mapping` is not in the ontology, a label of `mapping` is not in the column, or no label
-        names a term.
+        If a term of `level` or `mapping` is not in the ontology, a label of `mapping` is not in the column,
+        or no label names a term.
 
     Warns
     -----
     UserWarning
-        Of labels that name no term, or only without their surface markers: "CD56+ NK" is read as natural killer cell.
+        Of labels that name no term, or only without their surface markers: "CD56+ NK" is read as natural
+        killer cell.
 
     Notes
     -----
-    The ontology is the release of 2026-03-26 (Diehl et al., J Biomed Semantics 2016; CC BY 4.0), as CELLxGENE uses it.
-    Synonyms count where one term alone has them and that term is in use in the Census: "alpha cell" is a neuron of the
-    mouse's retina as well. Nothing is guessed from spelling.
+    The ontology is the release of 2026-03-26 (Diehl et al., J Biomed Semantics 2016; CC BY 4.0), as CELLxGENE
+    uses it. Synonyms count where one term alone has them and that term is in use in the Census: "alpha cell"
+    is a neuron of the mouse's retina as well. Nothing is guessed from spelling.
 
     Examples
     --------

@@ -36,21 +36,21 @@ def hold_out(
     donors
         Donors to hold out: their names, or their share, drawn spread over the times if `time_key` is given.
     time_key, times
-        Column of `.obs` with the time, and ranges (first, last) to hold out. A donor with any cell in a range is
-        held out whole.
+        Column of `.obs` with the time, and ranges (first, last) to hold out. A donor with any cell in a range
+        is held out whole.
     groups
-        Values of columns of `.obs` to hold out in all donors, e.g. {"cell_type": ["Microglia"]}. A value that the
-        column lacks may be a term of the Cell Ontology, by name or id ("CL:0000084"): all labels that name a kind of it
-        are held out, a whole lineage.
+        Values of columns of `.obs` to hold out in all donors, e.g. {"cell_type": ["Microglia"]}. A value that
+        the column lacks may be a term of the Cell Ontology, by name or id ("CL:0000084"): all labels that
+        name a kind of it are held out, a whole lineage.
     rng
         Seed.
 
     Returns
     -------
-    `None`. Writes boolean columns of `.obs`: `train`; `held_out`; and what of it is
-    held out for which reason, without overlap: `held_out_groups` (any donor), then `held_out_times` and
-    `held_out_donors`. The counts are in `.uns["hold_out"]`. Cells without a donor, a time or a value of a column of
-    `groups` might be of a donor that is held out: they are in none of these, `train` neither.
+    `None`. Writes boolean columns of `.obs`: `train`; `held_out`; and what of it is held out for which
+    reason, without overlap: `held_out_groups` (any donor), then `held_out_times` and `held_out_donors`. The
+    counts are in `.uns["hold_out"]`. Cells without a donor, a time or a value of a column of `groups` might
+    be of a donor that is held out: they are in none of these, `train` neither.
 
     Raises
     ------

@@ -96,11 +96,12 @@ def holdout_intervals(
 
     Notes
     -----
-    A gene turns in an interval if its slopes up to the interval's end and from the interval's beginning differ from 0
-    with opposite signs: the two-lines test (Simonsohn, Advances in Methods and Practices in Psychological Science 2018) on a
-    gene's rank within the cell, of donors' means at each time or of cells. Genes that a tenth of a group's cells express
-    are tested. Benjamini and Hochberg's correction is over all genes, intervals and groups together, and a gene counts
-    as turning from a false discovery rate of 5% on. The first and the last interval cannot be tested.
+    A gene turns in an interval if its slopes up to the interval's end and from the interval's beginning
+    differ from 0 with opposite signs: the two-lines test (Simonsohn, Advances in Methods and Practices in
+    Psychological Science 2018) on a gene's rank within the cell, of donors' means at each time or of cells.
+    Genes that a tenth of a group's cells express are tested. Benjamini and Hochberg's correction is over all
+    genes, intervals and groups together, and a gene counts as turning from a false discovery rate of 5% on.
+    The first and the last interval cannot be tested.
 
     Only cells inside the intervals are held out; to hold out donors as well, give the intervals that were
     found to `mt.pp.hold_out(..., times=adata.uns["hold_out"]["params"]["times"])`. The intervals are chosen

@@ -30,32 +30,34 @@ def import_samples(
 ) -> pd.DataFrame:
     r"""Join the samples that a sheet lists into one file of cells.
 
-    Genes are joined by their Ensembl ids; a gene that a sample lacks is 0 in its cells. Antibodies, hashtags and guides are
-    left out.
+    Genes are joined by their Ensembl ids; a gene that a sample lacks is 0 in its cells. Antibodies, hashtags
+    and guides are left out.
 
     Parameters
     ----------
     sheet
-        Table (CSV, or separated by semicolons or tabs), one row a sample: `path` of what `mt.pp.read_cells` reads, from the
-        folder of the sheet if it is not absolute; `sample`, its name (by default that of the file); and any other columns, such
-        as donor, age and condition, which all cells of the sample get.
+        Table (CSV, or separated by semicolons or tabs), one row a sample: `path` of what `mt.pp.read_cells`
+        reads, from the folder of the sheet if it is not absolute; `sample`, its name (by default that of the
+        file); and any other columns, such as donor, age and condition, which all cells of the sample get.
     output
         `.h5ad` or `.zarr` to write.
     layer
         Layer with the raw counts, as in `mt.pp.read_cells`; of each sample that is no 10x output.
     overwrite
-        Replace cells that this function has written to `output`. Anything else that is there stays in any case.
+        Replace cells that this function has written to `output`. Anything else that is there stays in any
+        case.
 
     Returns
     -------
-    One row a sample: `sample`, `path`, `n_cells`, `n_genes`, `n_missing` (genes of others that it lacks), `notes` (what does not
-    match). The file has raw counts as `.X`, cells named barcode-sample, the columns of the sheet in `.obs`, and in `.var` the
-    `symbol` and `n_samples`, in how many samples the gene was.
+    One row a sample: `sample`, `path`, `n_cells`, `n_genes`, `n_missing` (genes of others that it lacks),
+    `notes` (what does not match). The file has raw counts as `.X`, cells named barcode-sample, the columns of
+    the sheet in `.obs`, and in `.var` the `symbol` and `n_samples`, in how many samples the gene was.
 
     Raises
     ------
     ValueError
-        If the samples cannot be joined, where the message lists all that is wrong; or if something is at `output` already.
+        If the samples cannot be joined, where the message lists all that is wrong; or if something is at
+        `output` already.
 
     Examples
     --------

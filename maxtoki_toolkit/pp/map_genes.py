@@ -39,8 +39,9 @@ def map_genes(
     """Find the Ensembl id, and the token, of every gene.
 
     Gene symbols, Ensembl ids, Ensembl ids with a version, or a mixture of them are looked up offline in
-    GENCODE v44. Nothing is removed and no count is changed; genes that cannot be named get the id "". So do features
-    that are no genes: antibodies, hashtags, guides and peaks, by a column `feature_types`, `feature_type` or `modality`.
+    GENCODE v44. Nothing is removed and no count is changed; genes that cannot be named get the id "". So do
+    features that are no genes: antibodies, hashtags, guides and peaks, by a column `feature_types`,
+    `feature_type` or `modality`.
 
     Parameters
     ----------
@@ -49,8 +50,9 @@ def map_genes(
     model
         A model or a `Vocabulary`, to find tokens as well; without one, only Ensembl ids are found.
     gene_key
-        Column of `.var` that names the genes ("index" for `.var_names`). By default, one of Ensembl ids where there is
-        one, else the one that names most genes; the genes it leaves unnamed are looked up in the others.
+        Column of `.var` that names the genes ("index" for `.var_names`). By default, one of Ensembl ids where
+        there is one, else the one that names most genes; the genes it leaves unnamed are looked up in the
+        others.
     mapping
         Further names: symbol, alias or retired Ensembl id to Ensembl id. It goes before GENCODE. The
         authors' `ensembl_mapping_dict_v1.json` has this form.
@@ -73,8 +75,8 @@ def map_genes(
     `.var["ensembl_id_given"]`, ...
         What was in a column of one of these names before, where it was something else.
     `.uns["map_genes"]`
-        The table `report`, a row a fate, with its `n_genes`: all "genes"; "matched", "versioned", "retired" and
-        "dropped", which add up to them; "duplicated", columns that share a gene with an earlier one; and
+        The table `report`, a row a fate, with its `n_genes`: all "genes"; "matched", "versioned", "retired"
+        and "dropped", which add up to them; "duplicated", columns that share a gene with an earlier one; and
         "in_vocabulary".
 
     Raises

@@ -39,11 +39,12 @@ def map_orthologs(
     species
         "mouse", whose orthologues ship with the package; for any other give `orthologs`.
     orthologs
-        Table of pairs: `gene`, the Ensembl id or symbol in the other species; `human`, the human Ensembl id; and
-        perhaps `symbol`, by which the gene is found too. The best pair of a gene comes first.
+        Table of pairs: `gene`, the Ensembl id or symbol in the other species; `human`, the human Ensembl id;
+        and perhaps `symbol`, by which the gene is found too. The best pair of a gene comes first.
     ambiguous
-        What to do with a gene that has several human orthologues, or shares one with other genes: "drop" it, or take
-        the "best" pair; counts of genes that share their orthologue are then summed when they are ranked.
+        What to do with a gene that has several human orthologues, or shares one with other genes: "drop" it,
+        or take the "best" pair; counts of genes that share their orthologue are then summed when they are
+        ranked.
     gene_key
         Column of `.var` that names the genes ("index" for `.var_names`), by default the one that names most.
     min_overlap
@@ -56,28 +57,29 @@ def map_orthologs(
     `.var["human_symbol"]`
         Symbol of the orthologue, "" where there is none.
     `.var["ortholog"]`
-        "one_to_one"; "best" (one of several, taken with `ambiguous="best"`); "ambiguous" (dropped); "none" (no
-        orthologue is known, or no such gene).
+        "one_to_one"; "best" (one of several, taken with `ambiguous="best"`); "ambiguous" (dropped); "none"
+        (no orthologue is known, or no such gene).
     `.uns["map_orthologs"]`
-        The table `report`, genes of each kind (`n_genes`), and `ambiguous`, all pairs of the genes that are not one to
-        one: `gene`, `human`, `symbol`, and whether the pair is `used`.
+        The table `report`, genes of each kind (`n_genes`), and `ambiguous`, all pairs of the genes that are
+        not one to one: `gene`, `human`, `symbol`, and whether the pair is `used`.
 
     Raises
     ------
     KeyError
         If `gene_key` is not a column of `.var`.
     ValueError
-        If the species is not known and no table is given, the table lacks a column, or too few genes are found.
+        If the species is not known and no table is given, the table lacks a column, or too few genes are
+        found.
 
     Notes
     -----
-    Mouse pairs are those of Ensembl (BioMart; GRCm39, GRCh38.p13), and for genes without one there those of three or
-    more databases of HCOP (Yates et al., Nucleic Acids Res 2021): 17,444 are one to one. Upper-case letters do not
-    make an orthologue: the human CD8B is mouse Cd8b1, FCGR3A is Fcgr4. Symbols that were renamed since (Atp5b) are not
-    found: keep a column of Ensembl ids, as 10x files have it.
+    Mouse pairs are those of Ensembl (BioMart; GRCm39, GRCh38.p13), and for genes without one there those of
+    three or more databases of HCOP (Yates et al., Nucleic Acids Res 2021): 17,444 are one to one. Upper-case
+    letters do not make an orthologue: the human CD8B is mouse Cd8b1, FCGR3A is Fcgr4. Symbols that were
+    renamed since (Atp5b) are not found: keep a column of Ensembl ids, as 10x files have it.
 
-    Ranks divide by the median expression of the *human* gene in the model's corpus. A model of human cells reads
-    others as if they were human; compare groups within the species, and take absolute ages from none.
+    Ranks divide by the median expression of the *human* gene in the model's corpus. A model of human cells
+    reads others as if they were human; compare groups within the species, and take absolute ages from none.
 
     Examples
     --------

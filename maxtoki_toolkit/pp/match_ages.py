@@ -36,7 +36,8 @@ def match_ages(
         next two are guessed from the names in `.obs` where they are `None`, with a warning that says which
         were taken.
     time_key
-        Column of `.obs` with the age, in whole units; text is read by `mt.pp.parse_age` into a column whose name ends in "_months".
+        Column of `.obs` with the age, in whole units; text is read by `mt.pp.parse_age` into a column whose
+        name ends in "_months".
     donor_key
         Column of `.obs` with the donor.
     match_by
@@ -65,9 +66,9 @@ def match_ages(
 
     Notes
     -----
-    Every control within the tolerance of a donor is a match, so controls are used more than once and none is drawn by
-    chance. `mt.tl.age_acceleration` compares these donors, and adjusts for what difference in age is left within the
-    tolerance.
+    Every control within the tolerance of a donor is a match, so controls are used more than once and none is
+    drawn by chance. `mt.tl.age_acceleration` compares these donors, and adjusts for what difference in age is
+    left within the tolerance.
 
     Examples
     --------

@@ -66,7 +66,8 @@ def parse_age(
         What the text was taken for, such as "70 to 79 years" or "14.5 days after conception of a mouse", or
         why it was not read, such as "no unit".
     `.uns["parse_age"]`
-        The table `terms`, one row a text: `term`, `n_cells`, and `age`, `age_low`, `age_high`, `age_read_as` as above.
+        The table `terms`, one row a text: `term`, `n_cells`, and `age`, `age_low`, `age_high`, `age_read_as`
+        as above.
 
     Raises
     ------

@@ -64,8 +64,8 @@ def rank_value_encode(
     ------
     ValueError
         If the input is not raw counts (negative, NaN, log-normalised), if a cell expresses no gene of the
-        vocabulary, if cell names repeat, or if columns or a layer of these names are there that say something else. Nothing is
-        written then.
+        vocabulary, if cell names repeat, or if columns or a layer of these names are there that say something
+        else. Nothing is written then.
 
     Notes
     -----

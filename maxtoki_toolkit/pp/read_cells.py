@@ -17,14 +17,16 @@ def read_cells(path: str | Path, *, layer: str | None = None) -> AnnData:
     Parameters
     ----------
     path
-        `.h5ad` (older ones too), `.zarr`, an `.h5` file of 10x, or a 10x folder with `matrix.mtx`, barcodes and features.
+        `.h5ad` (older ones too), `.zarr`, an `.h5` file of 10x, or a 10x folder with `matrix.mtx`, barcodes
+        and features.
     layer
-        Layer with the raw counts, by default `.X`; "raw" for the counts in `.raw`, where files of CELLxGENE have them.
+        Layer with the raw counts, by default `.X`; "raw" for the counts in `.raw`, where files of CELLxGENE
+        have them.
 
     Returns
     -------
-    The cells. Those of 10x have their genes named by id, with `.var["symbol"]`. With `layer="raw"`, all genes of `.raw`, its
-    counts as `.X`, and in `.raw` still: functions take them with `layer="raw"` and without.
+    The cells. Those of 10x have their genes named by id, with `.var["symbol"]`. With `layer="raw"`, all genes
+    of `.raw`, its counts as `.X`, and in `.raw` still: functions take them with `layer="raw"` and without.
 
     Raises
     ------

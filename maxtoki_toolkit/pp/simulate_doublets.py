@@ -111,13 +111,14 @@ def simulate_doublets(
 
     Notes
     -----
-    A droplet with two cells yields more molecules than one with a single cell, but not the sum of both: it has as many
-    barcoded primers as any other, and it is sequenced no deeper. Detectors differ in what they assume: the sum
-    (capture 1, Scrublet; Wolock et al., Cell Systems 2019), the mean of both cells (0.5, DoubletFinder; McGinnis et
-    al., Cell Systems 2019), or some of each and what is between (scDblFinder; Germain et al., F1000Research 2021).
-    Doublets that are known by two hashtags (four cell lines; Stoeckius et al., Genome Biology 2018) have 1.26 times
-    the counts of a singlet (medians of 216 and 1,701 cells over 2,000 genes), a capture of 0.63. Nothing says that another experiment is like it,
-    hence the range. Thinning each gene's count binomially is what random loss of molecules does to it.
+    A droplet with two cells yields more molecules than one with a single cell, but not the sum of both: it
+    has as many barcoded primers as any other, and it is sequenced no deeper. Detectors differ in what they
+    assume: the sum (capture 1, Scrublet; Wolock et al., Cell Systems 2019), the mean of both cells (0.5,
+    DoubletFinder; McGinnis et al., Cell Systems 2019), or some of each and what is between (scDblFinder;
+    Germain et al., F1000Research 2021). Doublets that are known by two hashtags (four cell lines; Stoeckius
+    et al., Genome Biology 2018) have 1.26 times the counts of a singlet (medians of 216 and 1,701 cells over
+    2,000 genes), a capture of 0.63. Nothing says that another experiment is like it, hence the range.
+    Thinning each gene's count binomially is what random loss of molecules does to it.
 
     A gene's place in the merged ranks is that of the sum, over both cells, of -log((rank - 1/2) / genes of
     the cell): expression as if it were exponentially distributed over the genes of a cell. On simulated cells

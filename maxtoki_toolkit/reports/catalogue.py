@@ -19,8 +19,9 @@ def catalogue() -> pd.DataFrame:
 
     Returns
     -------
-    One row a notebook: `notebook` (its name), `title`, `data` (what `path` takes), `columns` (the columns of `.obs` that it
-    asks for, as its parameters are), `reads_time` (the demo models cannot do that on your own cells) and `parameters`.
+    One row a notebook: `notebook` (its name), `title`, `data` (what `path` takes), `columns` (the columns of
+    `.obs` that it asks for, as its parameters are), `reads_time` (the demo models cannot do that on your own
+    cells) and `parameters`.
 
     Examples
     --------

@@ -37,8 +37,8 @@ def read_cells(
     layer
         Layer with the raw counts, "raw" for those in `.raw`; "" for `.X`.
     time_key
-        Column of `.obs` with the time: numbers, or ages as text (see `mt.pp.parse_age`); "" for none. Cells without a time are left
-        out, with a warning that counts them.
+        Column of `.obs` with the time: numbers, or ages as text (see `mt.pp.parse_age`); "" for none. Cells
+        without a time are left out, with a warning that counts them.
     time_unit
         Unit of the numbers, and of what is made of text.
     model
@@ -115,8 +115,8 @@ def cells_with(adata: AnnData, columns: Mapping[str, Sequence]) -> np.ndarray:
     adata
         Cells.
     columns
-        Values by column of `.obs`; `{}` for all cells. Whole numbers and their text are the same, because clusters are text in files and
-        numbers in parameters.
+        Values by column of `.obs`; `{}` for all cells. Whole numbers and their text are the same, because
+        clusters are text in files and numbers in parameters.
 
     Returns
     -------

@@ -12,18 +12,21 @@ from ._require import require_reports
 def run(notebook: str | Path, output: str | Path, /, *, overwrite: bool = False, **parameters: Any) -> Path:
     """Run a notebook with other parameters, and make a page of it.
 
-    Relative paths, in parameters too, are those of the folder you are in. The notebook says under its parameters with
-    which versions, model, data and seed it was made, with checksums, and holds the same in its metadata.
+    Relative paths, in parameters too, are those of the folder you are in. The notebook says under its
+    parameters with which versions, model, data and seed it was made, with checksums, and holds the same in
+    its metadata.
 
     Parameters
     ----------
     notebook
         Name of one of the project's notebooks (`mt.reports.catalogue()`), or path of an .ipynb or .py file.
     output
-        Folder to write: NAME.ipynb (executed), NAME.html (one file that opens offline), and in NAME_files the figures and
-        tables that the notebook writes. A report of the same notebook, parameters, data and model that is there stays.
+        Folder to write: NAME.ipynb (executed), NAME.html (one file that opens offline), and in NAME_files the
+        figures and tables that the notebook writes. A report of the same notebook, parameters, data and model
+        that is there stays.
     overwrite
-        Run it again nevertheless, and replace another report of the notebook. What is no report stays in any case.
+        Run it again nevertheless, and replace another report of the notebook. What is no report stays in any
+        case.
     **parameters
         Parameters of the notebook (`mt.reports.parameters(notebook)`), those not given as they are.
 

@@ -31,9 +31,9 @@ def run_all(
     ----------
     on
         Your cells (.h5ad or .zarr with raw counts), one file or several; `None` for the notebooks' own cells.
-        Columns are guessed from the names of CELLxGENE's schema and other common ones, which is said in a line; parameters that you
-        give overrule that. Notebooks that read time are not run on your cells with a demo model, whose time is that of a
-        simulation: give `model`.
+        Columns are guessed from the names of CELLxGENE's schema and other common ones, which is said in a
+        line; parameters that you give overrule that. Notebooks that read time are not run on your cells with
+        a demo model, whose time is that of a simulation: give `model`.
     output
         Folder to write: the reports (in a folder for each file, if there are several) and index.html.
     overwrite
@@ -43,8 +43,9 @@ def run_all(
 
     Returns
     -------
-    One row a report: `notebook`, `status` ("done"; "kept", which was there already; "kept as it was", which was there, made
-    from something else; "failed" or "not possible"), `minutes`, `why` (where it was not made), `parameters` (as JSON) and `report` (path of the page).
+    One row a report: `notebook`, `status` ("done"; "kept", which was there already; "kept as it was", which
+    was there, made from something else; "failed" or "not possible"), `minutes`, `why` (where it was not
+    made), `parameters` (as JSON) and `report` (path of the page).
 
     Raises
     ------

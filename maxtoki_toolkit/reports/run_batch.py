@@ -27,8 +27,8 @@ def run_batch(
 ) -> pd.DataFrame:
     """Run a notebook on each of many files, with each of many sets of parameters.
 
-    Called again, it makes what is missing: a report of the same notebook, parameters, data and model stays. A report that fails
-    does not stop the others.
+    Called again, it makes what is missing: a report of the same notebook, parameters, data and model stays. A
+    report that fails does not stop the others.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """What functions store in `.uns`: for every key, who writes it and the tables that it holds.
 
-The first table of a result is the one that is read when none is named. The columns are in the docstring of the function, section
-Returns.
+The first table of a result is the one that is read when none is named. The columns are in the docstring of
+the function, section Returns.
 """
 
 from __future__ import annotations

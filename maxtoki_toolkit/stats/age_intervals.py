@@ -45,9 +45,9 @@ def calibrate(read: np.ndarray, age: np.ndarray, donor: np.ndarray, coverage: fl
 
     Notes
     -----
-    The intervals are conformal with the donor as the unit: the errors of each donor, found by the fit without this
-    donor, have the weight of one donor, and a new donor may be off by anything with the weight of one more (Lee, Barber and
-    Willett 2023, arXiv:2306.06342). So a 90% interval takes nine donors.
+    The intervals are conformal with the donor as the unit: the errors of each donor, found by the fit without
+    this donor, have the weight of one donor, and a new donor may be off by anything with the weight of one
+    more (Lee, Barber and Willett 2023, arXiv:2306.06342). So a 90% interval takes nine donors.
     """
     names, number, n_cells = np.unique(donor, return_inverse=True, return_counts=True)
     weight = 1 / n_cells[number]

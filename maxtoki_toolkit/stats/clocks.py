@@ -39,8 +39,8 @@ def cross_fitted_ages(
 ) -> np.ndarray:
     """Age of each cell by clocks fitted to controls, none of the cell's own donor.
 
-    The controls' donors are split in up to five parts. A control's cells are read by the clock fitted to the other parts,
-    those of others by all of these clocks, on average: no side is read by what was fitted to it.
+    The controls' donors are split in up to five parts. A control's cells are read by the clock fitted to the
+    other parts, those of others by all of these clocks, on average: no side is read by what was fitted to it.
     """
     names = np.random.default_rng(seed).permutation(np.unique(donor[control]))
     part = {name: i % min(FOLDS, len(names)) for i, name in enumerate(names)}

@@ -64,8 +64,8 @@ def donor_ratio(
 
     Returns
     -------
-    One row a column: `estimate`, `low`, `high` (95%, jackknife over donors, t distribution), `p_value` (two-sided, of
-    ratio 0) and `n_units`.
+    One row a column: `estimate`, `low`, `high` (95%, jackknife over donors, t distribution), `p_value`
+    (two-sided, of ratio 0) and `n_units`.
     """
     unit = "donor" if "donor" in table else "query"
     weights = left_out(table, unit, np.random.default_rng(seed))

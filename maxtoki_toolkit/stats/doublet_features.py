@@ -32,8 +32,8 @@ def features(
     Parameters
     ----------
     spaces
-        Where neighbours are looked for: an array that is used as it is, or a sparse one that is reduced to the
-        principal directions of the reference cells; items x features.
+        Where neighbours are looked for: an array that is used as it is, or a sparse one that is reduced to
+        the principal directions of the reference cells; items x features.
     size
         `size_features`, or `None`.
     reference, items
@@ -47,9 +47,9 @@ def features(
 
     Returns
     -------
-    One array for each labelling, items x features: for each space the share of doublets among the nearest 5, 15
-    and 50, the same weighted by nearness, and a linear score; with `size`, the size, and by how much it is above that
-    of the nearest cells.
+    One array for each labelling, items x features: for each space the share of doublets among the nearest 5,
+    15 and 50, the same weighted by nearness, and a linear score; with `size`, the size, and by how much it is
+    above that of the nearest cells.
     """
     found = [[] for _ in labels]
     for X in spaces.values():

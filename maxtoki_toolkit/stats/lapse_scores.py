@@ -30,8 +30,8 @@ def score_lapses(
     Parameters
     ----------
     table
-        One row a prompt: `lapse`, `time` (of the query), the predictions, and where known `donor` (of the query) and
-        `donor_0`, `donor_1` and so on (of the context cells).
+        One row a prompt: `lapse`, `time` (of the query), the predictions, and where known `donor` (of the
+        query) and `donor_0`, `donor_1` and so on (of the context cells).
     columns
         Name of each predictor and its column; NaN is left out.
     groupby
@@ -43,18 +43,19 @@ def score_lapses(
 
     Returns
     -------
-    One row a predictor (and group): each measure with `_low` and `_high`, `r_null_low`, `r_null_high`, `p_value`.
+    One row a predictor (and group): each measure with `_low` and `_high`, `r_null_low`, `r_null_high`,
+    `p_value`.
 
     Notes
     -----
-    The 95% intervals leave out each donor in turn, with all prompts that he or she has a part in, as query or as
-    context (jackknife, t distribution with a degree of freedom less than there are query donors). Resampling prompts
-    or query donors alone misses that the same donors are in many prompts: intervals are then far too short. These are
-    rather too long where donors or prompts are few. Where no donor is known the query cells are the units. More than
-    100 units are left out in 100 random blocks.
+    The 95% intervals leave out each donor in turn, with all prompts that he or she has a part in, as query or
+    as context (jackknife, t distribution with a degree of freedom less than there are query donors).
+    Resampling prompts or query donors alone misses that the same donors are in many prompts: intervals are
+    then far too short. These are rather too long where donors or prompts are few. Where no donor is known the
+    query cells are the units. More than 100 units are left out in 100 random blocks.
 
-    The null permutes the times of the query donors' samples, within what `groupby` explains, and leaves contexts and
-    predictions: what the context alone gives away is part of it. `p_value` is one-sided.
+    The null permutes the times of the query donors' samples, within what `groupby` explains, and leaves
+    contexts and predictions: what the context alone gives away is part of it. `p_value` is one-sided.
     """
     rows = []
     groups = [] if groupby is None else table.groupby(groupby, observed=True)

@@ -40,7 +40,8 @@ def matched_null(
 
     Notes
     -----
-    Median and half the range of the middle 68%: genes that do matter are among them. Where `MIN_NULL` are not to be had, NaN.
+    Median and half the range of the middle 68%: genes that do matter are among them. Where `MIN_NULL` are not
+    to be had, NaN.
     """
     known = np.isfinite(effects) & np.isfinite(covariates).all(axis=1)
     pool = np.flatnonzero(known & (True if use is None else use))
@@ -87,9 +88,10 @@ def spread_trend(effects: np.ndarray, covariates: np.ndarray, fit: np.ndarray) -
 def null_df(n: np.ndarray) -> np.ndarray:
     """Degrees of freedom of the t distribution that z of genes follows that are no other than the n they are matched to.
 
-    A spread estimated from few genes errs, and what models make of genes has longer tails than a normal distribution. A fifth of n,
-    8 at most, is what genes that drive nothing show (`benchmarks/perturbation.py`). It is not fitted to the screen at hand, where
-    genes that matter would pass for tails.
+    A spread estimated from few genes errs, and what models make of genes has longer tails than a normal
+    distribution. A fifth of n, 8 at most, is what genes that drive nothing show
+    (`benchmarks/perturbation.py`). It is not fitted to the screen at hand, where genes that matter would pass
+    for tails.
     """
     return np.clip(np.asarray(n) / 5, *_DF)
 

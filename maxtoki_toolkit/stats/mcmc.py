@@ -16,7 +16,8 @@ def rhat(draws: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    float64 of the leading shape: about 1 where chains agree; NaN for fewer than 4 draws or where nothing varies.
+    float64 of the leading shape: about 1 where chains agree; NaN for fewer than 4 draws or where nothing
+    varies.
 
     Notes
     -----

@@ -31,7 +31,8 @@ def estimate_effect(
     readings
         What was read.
     cells
-        One row a cell: `donor`, `time` (its age), `case` (bool), and `stratum` (what donors are compared within).
+        One row a cell: `donor`, `time` (its age), `case` (bool), and `stratum` (what donors are compared
+        within).
     n_permutations
         Permutations of the donors.
     seed
@@ -43,14 +44,14 @@ def estimate_effect(
 
     Notes
     -----
-    The model is `age read ~ case + age + stratum`, with a random intercept for each donor (REML, statsmodels), on
-    the mean over contexts of each cell; what contexts add to all cells alike is taken off before. A model that reads
-    time with a slope below 1 shrinks every difference by it, so the effect is the coefficient of the condition over that of
-    the age: years by which controls would have to be older to be read alike. Its interval is Fieller's (1954), with
-    the t distribution for as many degrees of freedom as donors less coefficients; where the slope is not
-    distinguishable from 0 there is none. If the mixed model does not converge, ordinary least squares on the donors' means
-    stand in, and `method` says so. `p_value` is two-sided, by permuting the residuals of the donors' means under no effect
-    (Freedman and Lane, 1983).
+    The model is `age read ~ case + age + stratum`, with a random intercept for each donor (REML,
+    statsmodels), on the mean over contexts of each cell; what contexts add to all cells alike is taken off
+    before. A model that reads time with a slope below 1 shrinks every difference by it, so the effect is the
+    coefficient of the condition over that of the age: years by which controls would have to be older to be
+    read alike. Its interval is Fieller's (1954), with the t distribution for as many degrees of freedom as
+    donors less coefficients; where the slope is not distinguishable from 0 there is none. If the mixed model
+    does not converge, ordinary least squares on the donors' means stand in, and `method` says so. `p_value`
+    is two-sided, by permuting the residuals of the donors' means under no effect (Freedman and Lane, 1983).
     """
     cells = cells.reset_index(drop=True)
     y, by_context = _without_contexts(readings, cells)

@@ -179,8 +179,9 @@ def interpolate(
 ) -> np.ndarray | None:
     """Change of each gene between two intervals as a line between the known times next to them has it.
 
-    Known cells within an interval speak for it. Otherwise a line is drawn between the mean cells of the nearest known times on
-    both sides, as far out as the longer interval is long; beyond the first and the last of them it goes on level.
+    Known cells within an interval speak for it. Otherwise a line is drawn between the mean cells of the
+    nearest known times on both sides, as far out as the longer interval is long; beyond the first and the
+    last of them it goes on level.
     """
     reach = max(last - first for first, last in intervals)
     profiles = []

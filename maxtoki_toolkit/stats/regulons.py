@@ -86,8 +86,8 @@ def permuted_edges(
 ) -> Iterator[np.ndarray]:
     """Other edges among the pairs, with as many for each source and for each target.
 
-    All draws start from one that is as many steps from the edges as they are from it, so that all are exchangeable
-    (Besag and Clifford, Biometrika 1989).
+    All draws start from one that is as many steps from the edges as they are from it, so that all are
+    exchangeable (Besag and Clifford, Biometrika 1989).
     """
     middle = _traded(edges, pairs, rng)
     for _ in range(n):

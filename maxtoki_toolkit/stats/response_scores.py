@@ -79,7 +79,8 @@ def discrimination(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    Draws x perturbations: 1 where the right one is the nearest, 0.5 by chance; NaN for fewer than two. Ties count half.
+    Draws x perturbations: 1 where the right one is the nearest, 0.5 by chance; NaN for fewer than two. Ties
+    count half.
     """
     n = len(predicted)
     if n < 2:

@@ -58,8 +58,9 @@ def two_lines(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Slopes of each gene up to the end of an interval and from its beginning, and whether they differ in sign.
 
-    The p value is two-sided, for either direction the larger of the two slopes' one-sided ones (t tests): both have to differ
-    from 0. Lines with intercepts of their own find no turn in what only levels off (Simonsohn, 2018).
+    The p value is two-sided, for either direction the larger of the two slopes' one-sided ones (t tests):
+    both have to differ from 0. Lines with intercepts of their own find no turn in what only levels off
+    (Simonsohn, 2018).
     """
     sides = []
     for part in (time <= last, time >= first):

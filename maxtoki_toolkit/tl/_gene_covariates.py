@@ -27,8 +27,8 @@ def gene_covariates(adata: AnnData, *, weight: np.ndarray | None = None) -> pd.D
 
     Returns
     -------
-    `mean_rank` in the cells that have the gene (NaN for none), `detection` (share of the cells), `expression` (mean
-    counts per 10,000 of what was ranked; left out where that is not there, or no counts).
+    `mean_rank` in the cells that have the gene (NaN for none), `detection` (share of the cells), `expression`
+    (mean counts per 10,000 of what was ranked; left out where that is not there, or no counts).
     """
     weight = np.ones(adata.n_obs) if weight is None else weight
     column = np.flatnonzero(adata.var[_keys.TOKEN_ID].to_numpy() >= 0)

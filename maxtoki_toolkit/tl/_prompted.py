@@ -79,8 +79,8 @@ def read_prompted(
 
     Returns
     -------
-    The true cells with donors and values in the other columns, and the generated cells, both in the order of their names;
-    and what belongs to what.
+    The true cells with donors and values in the other columns, and the generated cells, both in the order of
+    their names; and what belongs to what.
     """
     require_rank(adata)
     if "prompt" not in generated.obs or _keys.RANK not in generated.layers:

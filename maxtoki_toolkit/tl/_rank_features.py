@@ -13,7 +13,8 @@ from ._cells import get_sequences
 def rank_features(adata: AnnData, model: MaxTokiModel) -> sp.csr_matrix:
     """Cells x genes of the model, float32: 1 for a cell's highest gene, falling evenly to 0 for genes that are not read of it.
 
-    Only as many genes as the model reads of a cell count, so that a long true cell and a generated one are alike.
+    Only as many genes as the model reads of a cell count, so that a long true cell and a generated one are
+    alike.
     """
     cells = get_sequences(adata, model)
     room = model.cell_length - 2

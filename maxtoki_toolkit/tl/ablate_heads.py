@@ -116,12 +116,13 @@ def ablate_heads(
 
     Notes
     -----
-    A head is ablated at all tokens, before the output projection. Effects are paired by prompt; intervals and p values
-    (two-sided, t test) leave out each donor in turn, as those of `mt.tl.ablate_prompt` do, and `q_value` corrects for
-    the heads (Benjamini and Hochberg). "mean" keeps what the head always adds, so that less breaks for being unlike
-    anything seen in training. The mean is over tokens of one segment of the prompt and one octave of the rank (places 0,
-    1-2, 3-6, 7-14 and so on; the last by itself): heads do different things for contexts and queries, high and low
-    ranks, and finer classes would have too few tokens.
+    A head is ablated at all tokens, before the output projection. Effects are paired by prompt; intervals and
+    p values (two-sided, t test) leave out each donor in turn, as those of `mt.tl.ablate_prompt` do, and
+    `q_value` corrects for the heads (Benjamini and Hochberg). "mean" keeps what the head always adds, so that
+    less breaks for being unlike anything seen in training. The mean is over tokens of one segment of the
+    prompt and one octave of the rank (places 0, 1-2, 3-6, 7-14 and so on; the last by itself): heads do
+    different things for contexts and queries, high and low ranks, and finer classes would have too few
+    tokens.
 
     The null of each head changes the residual stream by as much, at every token, in a random direction (one a
     prompt and block): `null_size`. The trivial explanation, that some heads simply write more, is in

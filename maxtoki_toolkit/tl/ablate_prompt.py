@@ -112,10 +112,10 @@ def ablate_prompt(
 
     Notes
     -----
-    Effects are paired: the absolute error of each prompt with the ablation, less that of the prompt as it is. Intervals
-    and p values (two-sided, t test) leave out each donor in turn, with all prompts he or she is part of, which is on the safe
-    side; `q_value` corrects for the ablations (Benjamini and Hochberg). The paper shuffles genes
-    and masks context and query; how many prompts, and its test, are not known to us.
+    Effects are paired: the absolute error of each prompt with the ablation, less that of the prompt as it is.
+    Intervals and p values (two-sided, t test) leave out each donor in turn, with all prompts he or she is
+    part of, which is on the safe side; `q_value` corrects for the ablations (Benjamini and Hochberg). The
+    paper shuffles genes and masks context and query; how many prompts, and its test, are not known to us.
 
     Prompts that are too long for the model lose genes of their first cell; of a shuffled cell these are
     random ones.

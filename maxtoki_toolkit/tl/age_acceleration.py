@@ -132,12 +132,12 @@ def age_acceleration(
 
     Notes
     -----
-    The paper takes the mean difference between the lapses that are predicted for patients and for controls of the same
-    age. That difference is `raw`. A model that reads age with a slope below 1 shrinks it by that slope, so the effect here
-    is the difference over the slope, in years of control ageing, from a mixed model with donors as random intercepts
-    (`params["method"]`: what stands in where it does not converge); its interval is Fieller's. p values are two-sided,
-    by 2,000 permutations of the donors, and `q_value` corrects for the groups and conditions of a predictor (Benjamini and
-    Hochberg).
+    The paper takes the mean difference between the lapses that are predicted for patients and for controls of
+    the same age. That difference is `raw`. A model that reads age with a slope below 1 shrinks it by that
+    slope, so the effect here is the difference over the slope, in years of control ageing, from a mixed model
+    with donors as random intercepts (`params["method"]`: what stands in where it does not converge); its
+    interval is Fieller's. p values are two-sided, by 2,000 permutations of the donors, and `q_value` corrects
+    for the groups and conditions of a predictor (Benjamini and Hochberg).
 
     Donors are matched anew as `mt.pp.match_ages` was told to, so that `adata` may have been subset since.
 

@@ -99,9 +99,9 @@ def annotation_concordance(
 
     Notes
     -----
-    The classifier is a logistic regression on the ranks of the genes that the model reads (1 for the highest, falling
-    evenly to 0), in which each type weighs the same. It has seen no cell of any donor in the prompts (nor of the prompts, where
-    no donor is known). The same classifier annotates, prompt by prompt:
+    The classifier is a logistic regression on the ranks of the genes that the model reads (1 for the highest,
+    falling evenly to 0), in which each type weighs the same. It has seen no cell of any donor in the prompts
+    (nor of the prompts, where no donor is known). The same classifier annotates, prompt by prompt:
 
     ``generated``
         the generated cell;

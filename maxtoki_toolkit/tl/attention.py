@@ -99,11 +99,11 @@ def attention(
     a group and donor (or a block of cells, where no donor is known).
 
     `units`, `sequences`
-        Tables of the units (`group`, `donor`, `n_sequences`), and of the cells or prompts that were read (`name`,
-        `number`, and their `unit`).
+        Tables of the units (`group`, `donor`, `n_sequences`), and of the cells or prompts that were read
+        (`name`, `number`, and their `unit`).
     `genes`
-        Table of the genes among their tokens: `gene`, `ensembl_id`, `symbol`; in what share of the cells it is
-        (`detection`), its `mean_rank` there, its mean `expression`, and `n_tokens`. Expression is of the
+        Table of the genes among their tokens: `gene`, `ensembl_id`, `symbol`; in what share of the cells it
+        is (`detection`), its `mean_rank` there, its mean `expression`, and `n_tokens`. Expression is of the
         counts that were ranked, or where these are gone the vocabulary's medians (`params["expression"]`).
     `mass`, `expected`
         float32, units x genes x heads: attention that a gene received, and that tokens at its position
@@ -117,9 +117,9 @@ def attention(
         float32, sequences x heads x (entropy in nats, and over that of an even spread; distance in tokens,
         and over that of an even spread; share on the first token).
     `tokens`, `received`, `last`
-        Table of the tokens of the examples (`example`, `name`, `position`, `token`, `gene` as a row of `genes`,
-        `segment`, and `could_attend`, how many tokens see it), what each receives from all, and from the last token,
-        by head.
+        Table of the tokens of the examples (`example`, `name`, `position`, `token`, `gene` as a row of
+        `genes`, `segment`, and `could_attend`, how many tokens see it), what each receives from all, and from
+        the last token, by head.
 
     Raises
     ------
@@ -131,12 +131,13 @@ def attention(
 
     Notes
     -----
-    Attention is causal: early tokens can be seen by more, so that high ranked genes receive more from any head. The
-    expectation beside each sum is the mean over the sampled cells at the same rank, in the same part of the sequence,
-    for sequences of like lengths (classes of 30 or more, where there are so many; within a class, along a line in what
-    an even spread would give). For the parts of a sequence it is taken within each sequence: what a head gives to
-    tokens at a distance is shared out evenly among them, so that a head that only looks nearby favours no part.
-    Distances are exact up to 8 and then in steps of a quarter; the first token, where heads rest, is apart.
+    Attention is causal: early tokens can be seen by more, so that high ranked genes receive more from any
+    head. The expectation beside each sum is the mean over the sampled cells at the same rank, in the same
+    part of the sequence, for sequences of like lengths (classes of 30 or more, where there are so many;
+    within a class, along a line in what an even spread would give). For the parts of a sequence it is taken
+    within each sequence: what a head gives to tokens at a distance is shared out evenly among them, so that a
+    head that only looks nearby favours no part. Distances are exact up to 8 and then in steps of a quarter;
+    the first token, where heads rest, is apart.
 
     What a head attends to says where it reads from, not what it does with it.
 

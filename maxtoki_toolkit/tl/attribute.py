@@ -123,8 +123,9 @@ def attribute(
 
     Notes
     -----
-    Attributions of a prompt add up to its reading less that of the baseline input, but for `residual`, the error of the
-    steps. `params["relative_residual"]` is the sum over prompts of its size over that of the difference.
+    Attributions of a prompt add up to its reading less that of the baseline input, but for `residual`, the
+    error of the steps. `params["relative_residual"]` is the sum over prompts of its size over that of the
+    difference.
 
     The trivial baseline is the rank alone: the mean attribution of all genes in the same segment at the same
     rank (above 10, at ranks within a tenth). It is in `rank_alone`, and `excess` is what a gene has beyond

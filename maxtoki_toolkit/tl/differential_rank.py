@@ -145,10 +145,10 @@ def differential_rank(
 
     Notes
     -----
-    A gene's change is the mean of its ranks in the second interval less that in the first, turned so that a gene that moves
-    up the list changes by so many ranks upwards. Lists are read as far as the median true cell goes: genes that a cell does
-    not have, or has further down, count as the next rank (`params["absent_rank"]`). Genes that no compared cell has are left
-    out.
+    A gene's change is the mean of its ranks in the second interval less that in the first, turned so that a
+    gene that moves up the list changes by so many ranks upwards. Lists are read as far as the median true
+    cell goes: genes that a cell does not have, or has further down, count as the next rank
+    (`params["absent_rank"]`). Genes that no compared cell has are left out.
 
     Units are donors, where at least three are in each interval; of generated cells the donors of the last
     context cells. Else they are the prompts, or the cells, and what is said then is about more cells of the

@@ -90,13 +90,15 @@ def evaluate_generated(
 
     Returns
     -------
-    `None`. Writes the results of `mt.tl.doublets` (by ranks), `mt.tl.annotation_concordance`, `mt.tl.train_on_generated`,
-    `mt.tl.generated_ages`, `mt.tl.generation_diversity` and `mt.tl.differential_rank` where these write them, and
-    to `.uns["evaluate_generated"]` the table `summary`, a row a measure. Audits that the cells do not allow are left out,
-    with a warning; `params["left_out"]` says why.
+    `None`. Writes the results of `mt.tl.doublets` (by ranks), `mt.tl.annotation_concordance`,
+    `mt.tl.train_on_generated`, `mt.tl.generated_ages`, `mt.tl.generation_diversity` and
+    `mt.tl.differential_rank` where these write them, and to `.uns["evaluate_generated"]` the table `summary`,
+    a row a measure. Audits that the cells do not allow are left out, with a warning; `params["left_out"]`
+    says why.
 
     `audit`, `measure`, `group`
-        The function that has it in its own result, its name there, and the group ("all" where there is a row for all).
+        The function that has it in its own result, its name there, and the group ("all" where there is a row
+        for all).
     `value`, `low`, `high`
         Of generated cells, with the 95% interval.
     `worst`, `worst_is`, `best`, `best_is`
@@ -111,10 +113,11 @@ def evaluate_generated(
 
     Notes
     -----
-    `place` puts each measure between the worst and the best that there is: 0 is where cells are that are nothing
-    (pairs of cells in one; types exchanged; context cells copied; copies, averages and cells with genes shuffled; intervals
-    exchanged), 1 where true cells of the same kind are. It may go beyond both. A generator that is good has all of them near 1;
-    one alone says little, since copies of the context are of the right type, and averages are single cells.
+    `place` puts each measure between the worst and the best that there is: 0 is where cells are that are
+    nothing (pairs of cells in one; types exchanged; context cells copied; copies, averages and cells with
+    genes shuffled; intervals exchanged), 1 where true cells of the same kind are. It may go beyond both. A
+    generator that is good has all of them near 1; one alone says little, since copies of the context are of
+    the right type, and averages are single cells.
 
     Examples
     --------

@@ -80,9 +80,9 @@ def expression_age_slope(
 
     Notes
     -----
-    The counts of a sample's cells are summed (pseudobulk), turned into log2 of counts per million + 1, and regressed on
-    age and covariates by least squares; tests are two-sided t tests over samples. A line misses genes that turn over
-    with age.
+    The counts of a sample's cells are summed (pseudobulk), turned into log2 of counts per million + 1, and
+    regressed on age and covariates by least squares; tests are two-sided t tests over samples. A line misses
+    genes that turn over with age.
 
     Examples
     --------

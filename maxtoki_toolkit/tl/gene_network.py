@@ -106,8 +106,8 @@ def gene_network(
         `known`
             Whether the edge is in the regulons, if there were any.
 
-        Pairs that see each other in fewer than 10 cells of a group have no score. Coexpression is of the counts
-        that were ranked; where these are gone, the ranks stand in (`params["expression"]`).
+        Pairs that see each other in fewer than 10 cells of a group have no score. Coexpression is of the
+        counts that were ranked; where these are gone, the ranks stand in (`params["expression"]`).
     `scores`
         With regulons, a row a group and predictor: means over sources, each with `_low` and `_high` (95%):
 
@@ -146,11 +146,12 @@ def gene_network(
 
     Notes
     -----
-    A token only sees tokens at higher ranks, and heads prefer places and distances. So genes that are often next to each
-    other or at the top have much attention from any head. The sum over cells is divided by its expectation: for each
-    pair of tokens the mean weight, over that of an even spread, of all pairs of genes of the group at like places
-    (classes of the later place and of the distance or the earlier place, whichever is smaller; exact up to 8, then in
-    steps of a quarter). A head that looks at places alone has a score of 0, log2 of 1, for all pairs but for noise.
+    A token only sees tokens at higher ranks, and heads prefer places and distances. So genes that are often
+    next to each other or at the top have much attention from any head. The sum over cells is divided by its
+    expectation: for each pair of tokens the mean weight, over that of an even spread, of all pairs of genes
+    of the group at like places (classes of the later place and of the distance or the earlier place,
+    whichever is smaller; exact up to 8, then in steps of a quarter). A head that looks at places alone has a
+    score of 0, log2 of 1, for all pairs but for noise.
 
     Regulons are scored source by source: its targets among the network's genes against targets of other
     sources, over pairs that have a score; three targets and three others at least. Values are means over

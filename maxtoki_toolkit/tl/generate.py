@@ -94,8 +94,9 @@ def generate(
 
     Notes
     -----
-    Of each cell's tokens the first is `<bos>`, the others are genes, none twice, and the model decides when it ends.
-    All cells are written side by side, with the keys and values of what they have in common computed once.
+    Of each cell's tokens the first is `<bos>`, the others are genes, none twice, and the model decides when
+    it ends. All cells are written side by side, with the keys and values of what they have in common computed
+    once.
 
     Examples
     --------

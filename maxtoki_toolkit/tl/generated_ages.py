@@ -102,10 +102,11 @@ def generated_ages(
 
     Notes
     -----
-    The prompted age is that of the last context cell and the lapse that was asked for. The clock is a ridge regression of age on
-    the ranks of the genes that the model reads (1 for the highest, falling evenly to 0; of those in 5% of the cells the 2,000 that vary
-    most), its penalty chosen between donors. It is no part of the model, and has seen no cell of any donor in the prompts (nor of the
-    prompts, where no donor is known). The same clock reads, prompt by prompt:
+    The prompted age is that of the last context cell and the lapse that was asked for. The clock is a ridge
+    regression of age on the ranks of the genes that the model reads (1 for the highest, falling evenly to 0;
+    of those in 5% of the cells the 2,000 that vary most), its penalty chosen between donors. It is no part of
+    the model, and has seen no cell of any donor in the prompts (nor of the prompts, where no donor is known).
+    The same clock reads, prompt by prompt:
 
     ``generated``
         the generated cell;

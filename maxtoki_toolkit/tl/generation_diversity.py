@@ -104,8 +104,8 @@ def generation_diversity(
 
     Notes
     -----
-    Half of the held-out cells (of the donors, where there are four) are the true cells that all sets are measured against. The
-    sets, of equal size:
+    Half of the held-out cells (of the donors, where there are four) are the true cells that all sets are
+    measured against. The sets, of equal size:
 
     ``generated``
         the cells in question;

@@ -90,10 +90,11 @@ def head_enrichment(
 
     Notes
     -----
-    The rate of a gene is the attention it receives over what tokens at the same positions receive. The effect is the log2
-    ratio of the mean rate of the set to that of other genes in the same strata: of 16 to 31 genes alike in mean rank,
-    detection and expression in these cells. Its interval leaves out each donor (or block of cells) in turn (jackknife, t distribution);
-    it says how the effect varies between donors, for these genes.
+    The rate of a gene is the attention it receives over what tokens at the same positions receive. The effect
+    is the log2 ratio of the mean rate of the set to that of other genes in the same strata: of 16 to 31 genes
+    alike in mean rank, detection and expression in these cells. Its interval leaves out each donor (or block
+    of cells) in turn (jackknife, t distribution); it says how the effect varies between donors, for these
+    genes.
 
     The p value is for the genes: membership is permuted within the strata, two-sided, and corrected for the
     heads (Benjamini and Hochberg). A head whose rates do not differ between genes has p = 1. `raw` is what

@@ -36,9 +36,9 @@ def head_profiles(
     adata
         Cells with a result of `mt.tl.attention` with `groupby`.
     statistic
-        What is compared: "sink", the share on the first token beyond that of an even spread (a head that rests is idle);
-        "entropy" or "distance", over those of an even spread; or the name of a gene set of `mt.tl.attention`, for the log2 ratio of its share
-        to that of tokens at the same distances.
+        What is compared: "sink", the share on the first token beyond that of an even spread (a head that
+        rests is idle); "entropy" or "distance", over those of an even spread; or the name of a gene set of
+        `mt.tl.attention`, for the log2 ratio of its share to that of tokens at the same distances.
     n_permutations
         Permutations of the groups.
     key
@@ -81,12 +81,13 @@ def head_profiles(
 
     Notes
     -----
-    The mean of each donor and group counts once. What the number of tokens explains within groups is taken out (a
-    common slope), and then the donor's mean over his or her groups. The difference of a group is the mean over donors of what is
-    left; specificity is the share of its variance that lies between groups. Nulls permute the groups of each donor;
-    where no donors are known, those of all cells. p values are two-sided for differences, corrected for all heads and groups,
-    and one-sided for specificity, corrected for the heads (Benjamini and Hochberg). `r_length` is the correlation of the
-    uncorrected profile with the log of the groups' number of tokens: the trivial explanation.
+    The mean of each donor and group counts once. What the number of tokens explains within groups is taken
+    out (a common slope), and then the donor's mean over his or her groups. The difference of a group is the
+    mean over donors of what is left; specificity is the share of its variance that lies between groups. Nulls
+    permute the groups of each donor; where no donors are known, those of all cells. p values are two-sided
+    for differences, corrected for all heads and groups, and one-sided for specificity, corrected for the
+    heads (Benjamini and Hochberg). `r_length` is the correlation of the uncorrected profile with the log of
+    the groups' number of tokens: the trivial explanation.
 
     Examples
     --------

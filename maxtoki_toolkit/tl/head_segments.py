@@ -74,15 +74,16 @@ def head_segments(
 
     Notes
     -----
-    Parts are the genes of the context cells, the lapses between them, the genes of the query, and the marks but for the
-    first token, on which heads rest (its share is in `mt.get.attention`).
+    Parts are the genes of the context cells, the lapses between them, the genes of the query, and the marks
+    but for the first token, on which heads rest (its share is in `mt.get.attention`).
 
-    A uniform head gives each part what share of the visible tokens it is: `log2_evenly` compares with that. A head that
-    looks at its neighbours, whatever they are, gives the query more than that, because nothing comes after it. So the test is against
-    a head that gives as much to each distance, shared evenly among the tokens there: `log2_ratio`, with its jackknife interval
-    that leaves out each donor, with all prompts he or she is part of, as query or context. p values are two-sided (t
-    distribution with a degree of freedom less than there are donors) and corrected for all heads and parts (Benjamini and
-    Hochberg). `specialised` asks for q < 0.05 and a ratio of at least 1.25.
+    A uniform head gives each part what share of the visible tokens it is: `log2_evenly` compares with that. A
+    head that looks at its neighbours, whatever they are, gives the query more than that, because nothing
+    comes after it. So the test is against a head that gives as much to each distance, shared evenly among the
+    tokens there: `log2_ratio`, with its jackknife interval that leaves out each donor, with all prompts he or
+    she is part of, as query or context. p values are two-sided (t distribution with a degree of freedom less
+    than there are donors) and corrected for all heads and parts (Benjamini and Hochberg). `specialised` asks
+    for q < 0.05 and a ratio of at least 1.25.
 
     Examples
     --------

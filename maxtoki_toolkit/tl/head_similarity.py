@@ -57,11 +57,12 @@ def head_similarity(
 
     Notes
     -----
-    The rate of a gene is the attention it receives over what tokens at the same positions receive; the similarity is
-    Spearman's correlation of the rates over genes. `raw` is the same without taking out the position, which alone makes heads alike.
-    `replicated` correlates one head in one half of the donors with the other in the other half, so that the same cells cannot make
-    them alike; its diagonal is `reliability`, which no similarity can much exceed. A head whose rates do not differ between
-    genes has none. Heads are ordered by hierarchical clustering (average linkage of 1 - similarity, optimal leaf order).
+    The rate of a gene is the attention it receives over what tokens at the same positions receive; the
+    similarity is Spearman's correlation of the rates over genes. `raw` is the same without taking out the
+    position, which alone makes heads alike. `replicated` correlates one head in one half of the donors with
+    the other in the other half, so that the same cells cannot make them alike; its diagonal is `reliability`,
+    which no similarity can much exceed. A head whose rates do not differ between genes has none. Heads are
+    ordered by hierarchical clustering (average linkage of 1 - similarity, optimal leaf order).
 
     Examples
     --------

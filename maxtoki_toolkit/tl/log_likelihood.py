@@ -44,8 +44,8 @@ def log_likelihood(
 
     Notes
     -----
-    Depth and number of genes move it as well as cell type, so compare cells of like depth. Cells that were trained on
-    score higher than others of their kind.
+    Depth and number of genes move it as well as cell type, so compare cells of like depth. Cells that were
+    trained on score higher than others of their kind.
 
     Examples
     --------

@@ -65,7 +65,8 @@ def neighbor_purity(
 
     Notes
     -----
-    PCA is that of log-normalised counts: 50 components of the 2,000 most variable genes, as in scanpy's tutorials.
+    PCA is that of log-normalised counts: 50 components of the 2,000 most variable genes, as in scanpy's
+    tutorials.
 
     Cells are resampled one by one, so the intervals say how well these cells are scored, not how another
     donor would be.

@@ -93,9 +93,10 @@ def patch(
 
     Notes
     -----
-    The effect is 0 where the corrupted reading stays and 1 where the clean one comes back: the slope, over prompts and
-    through 0, of what comes back on what was lost, so that prompts in which little was lost count little and the sign
-    does not matter. Intervals and p values leave out each donor in turn, as those of `mt.tl.ablate_prompt` do.
+    The effect is 0 where the corrupted reading stays and 1 where the clean one comes back: the slope, over
+    prompts and through 0, of what comes back on what was lost, so that prompts in which little was lost count
+    little and the sign does not matter. Intervals and p values leave out each donor in turn, as those of
+    `mt.tl.ablate_prompt` do.
 
     States of another clean prompt are the null: they bring back what any states would that are not the
     corrupted ones. `p_value` is of the difference to it, `q_value` corrects for all rows (Benjamini and

@@ -148,10 +148,10 @@ def perturb(
 
     Notes
     -----
-    Edits are made in the whole ranking of a cell; what the model reads is cut after that. A gene that the model reads
-    neither before nor after an edit has the effect NaN, never 0: nothing was seen of it. So has an absent gene, unless
-    the mode puts it in. An edit that leaves what is read as it was has an effect of exactly 0 and `took_effect` False.
-    With "all", genes that are not read in a cell have no row there.
+    Edits are made in the whole ranking of a cell; what the model reads is cut after that. A gene that the
+    model reads neither before nor after an edit has the effect NaN, never 0: nothing was seen of it. So has
+    an absent gene, unless the mode puts it in. An edit that leaves what is read as it was has an effect of
+    exactly 0 and `took_effect` False. With "all", genes that are not read in a cell have no row there.
 
     Taking a gene out of a cell that is longer than the model reads lets the next one in, and putting one in
     pushes the last out: `n_gained` and `n_lost` count them.

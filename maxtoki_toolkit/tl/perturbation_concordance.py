@@ -91,8 +91,8 @@ def perturbation_concordance(
 
     Notes
     -----
-    Slopes are exchanged between genes alike in rank, detection and expression (16 to 31 of them): what depth or rank do to
-    both is in the null. Effects of an edit of the context count the other way round.
+    Slopes are exchanged between genes alike in rank, detection and expression (16 to 31 of them): what depth
+    or rank do to both is in the null. Effects of an edit of the context count the other way round.
 
     Both sides look at the same association of expression with age, one through the model. That they agree
     says that the model has learned it, not that the gene does anything. The interval treats genes as

@@ -87,7 +87,8 @@ def perturbation_metrics(
 
     Notes
     -----
-    With p the predicted, m the true mean of a perturbation's cells, and c that of the controls that are scored:
+    With p the predicted, m the true mean of a perturbation's cells, and c that of the controls that are
+    scored:
 
     `pearson_control`
         r(p - c, m - c), over all genes; `_top` over the `n_top` genes with the largest Welch's t between

@@ -99,18 +99,20 @@ def perturbation_stats(
 
     Notes
     -----
-    Two questions, two tests. `p_donors`: is the mean over donors 0? Nearly no edit leaves a model alone, so with
-    enough donors nearly every gene passes: it says that the effect is stable, not that the gene matters. `p_value`: is the
-    effect further from those of matched genes than these are from each other? A gene is called if both are: `q_value` corrects the larger
-    p of the two (the intersection-union test of Berger, Technometrics 1982) for the genes of a group (Benjamini and Hochberg), and
-    `storey_q` is that times the estimated share of genes without an effect.
+    Two questions, two tests. `p_donors`: is the mean over donors 0? Nearly no edit leaves a model alone, so
+    with enough donors nearly every gene passes: it says that the effect is stable, not that the gene matters.
+    `p_value`: is the effect further from those of matched genes than these are from each other? A gene is
+    called if both are: `q_value` corrects the larger p of the two (the intersection-union test of Berger,
+    Technometrics 1982) for the genes of a group (Benjamini and Hochberg), and `storey_q` is that times the
+    estimated share of genes without an effect.
 
     Compared with matched genes are effects over their error (that of the gene and that of all genes, half
     each), since an effect seen in few donors is large by chance. The centre of the null is the median of the
     matched genes, its spread half the range of their middle 68%, so that genes that matter among them hardly
     count; its tails are those of a t distribution with a fifth as many degrees of freedom as there are
     matched genes (3 to 8), which is what genes that drive nothing show. A model whose effects have longer
-    tails calls some genes for no other reason: look at the controls (`mt.get.table(adata, "perturbation_stats", "controls")`).
+    tails calls some genes for no other reason: look at the controls
+    (`mt.get.table(adata, "perturbation_stats", "controls")`).
 
     A small p says that the **model** answers to this gene more than to others like it. It may be right or
     not, and what it has learned is association.

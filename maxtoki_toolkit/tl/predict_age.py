@@ -111,11 +111,12 @@ def predict_age(
 
     Notes
     -----
-    The age is that of the last context cell and the predicted lapse, on average over the contexts. Models shrink
-    lapses, and not alike in all cell types, so ages are fitted to what is read by a line for each group, on reference
-    cells that were read without their own donor. Reference donors are read by the line fitted without them. Intervals are
-    conformal with the donor as the unit, so a 90% interval takes nine reference donors. A group whose reference donors' ages
-    are not read (the 95% interval of r reaches 0) is left NaN.
+    The age is that of the last context cell and the predicted lapse, on average over the contexts. Models
+    shrink lapses, and not alike in all cell types, so ages are fitted to what is read by a line for each
+    group, on reference cells that were read without their own donor. Reference donors are read by the line
+    fitted without them. Intervals are conformal with the donor as the unit, so a 90% interval takes nine
+    reference donors. A group whose reference donors' ages are not read (the 95% interval of r reaches 0) is
+    left NaN.
 
     Examples
     --------

@@ -83,8 +83,8 @@ def predict_timelapse(
 
     Notes
     -----
-    One forward pass a prompt, read at `<eoq>` with the time head that was trained with the weights. A prompt longer
-    than the model reads loses the lowest ranked genes of its first cell; how many is in `params`.
+    One forward pass a prompt, read at `<eoq>` with the time head that was trained with the weights. A prompt
+    longer than the model reads loses the lowest ranked genes of its first cell; how many is in `params`.
 
     Examples
     --------

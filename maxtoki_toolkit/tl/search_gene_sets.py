@@ -75,19 +75,22 @@ def search_gene_sets(
         A row a set; distances are in `params["unit"]`:
 
         `kind`
-            "found", in order of the search; "best singles": the genes that are best by themselves, put together.
+            "found", in order of the search; "best singles": the genes that are best by themselves, put
+            together.
         `set`, `genes`, `size`
             Symbols, names in `.var_names`, and how many.
         `frequency`
             Share of the kept draws (method "metropolis").
         `searched_shift`
-            What the search went by: distance gained by the cells that it was searched with. Too good, as it was
-            chosen by.
+            What the search went by: distance gained by the cells that it was searched with. Too good, as it
+            was chosen by.
         `shift`, `shift_low`, `shift_high`, `p_value`, `q_value`
-            Mean distance gained (positive: nearer to the target) by the cells held out, with its 95% interval and
-            two-sided t test (jackknife over donors or cells); corrected over the sets found (Benjamini and Hochberg).
+            Mean distance gained (positive: nearer to the target) by the cells held out, with its 95% interval
+            and two-sided t test (jackknife over donors or cells); corrected over the sets found (Benjamini
+            and Hochberg).
         `null_mean`, `null_low`, `null_high`, `p_null`
-            Of random sets of the same size: mean, 2.5% and 97.5% of their shifts, and the share that do as well.
+            Of random sets of the same size: mean, 2.5% and 97.5% of their shifts, and the share that do as
+            well.
         `likelihood_change`
             Change of the mean log-likelihood of the edited cells, nats a gene.
         `took_effect`
@@ -96,12 +99,12 @@ def search_gene_sets(
             Donors, or cells where no donor is known.
 
     `genes`
-        A row a candidate (`gene`, `symbol`): `shift` of the edit of this gene alone, in the cells that were searched with (NaN where it
-        changed nothing that the model reads: `took_effect`); `inclusion`, the share of the draws that have it.
-        `mt.get.steer_genes(adata, key="gene_sets")` has the largest first.
+        A row a candidate (`gene`, `symbol`): `shift` of the edit of this gene alone, in the cells that were
+        searched with (NaN where it changed nothing that the model reads: `took_effect`); `inclusion`, the
+        share of the draws that have it. `mt.get.steer_genes(adata, key="gene_sets")` has the largest first.
     `trace`
-        Of chains, a row a step: `chain`, `step` (0 is the start), `log_target`, `size` of the set, whether the step's
-        proposal was `accepted`.
+        Of chains, a row a step: `chain`, `step` (0 is the start), `log_target`, `size` of the set, whether
+        the step's proposal was `accepted`.
 
     Raises
     ------
@@ -112,11 +115,11 @@ def search_gene_sets(
 
     Notes
     -----
-    A set's estimate is of donors (or cells) that it was not searched with, with its interval over these (jackknife,
-    t test, Benjamini and Hochberg over the sets found). Beside it are random sets of its size, and the best genes by
-    themselves put together. A cell in which an edit changes nothing that the model reads is moved by exactly 0 and
-    counts; `took_effect` is the share of the others. That a set moves what the model reads is no proof that it would
-    move a cell.
+    A set's estimate is of donors (or cells) that it was not searched with, with its interval over these
+    (jackknife, t test, Benjamini and Hochberg over the sets found). Beside it are random sets of its size,
+    and the best genes by themselves put together. A cell in which an edit changes nothing that the model
+    reads is moved by exactly 0 and counts; `took_effect` is the share of the others. That a set moves what
+    the model reads is no proof that it would move a cell.
 
     "metropolis" draws sets with probability proportional to exp((w l - strength d) / temperature), where l
     and d are what the edit changes of the model's log-likelihood of a cell and of its distance to the target,

@@ -70,8 +70,8 @@ def steer_cells(
     `None`. Writes to `.uns["steer"]` the tables
 
     `effects`
-        A row a measure and `state` ("start"; "abrupt", the edit alone; "unsteered", resampled under the edit but not led;
-        "steered"); distances are in `params["unit"]`:
+        A row a measure and `state` ("start"; "abrupt", the edit alone; "unsteered", resampled under the edit
+        but not led; "steered"); distances are in `params["unit"]`:
 
         `measure`
             "log_likelihood", in nats a gene, or "distance".
@@ -83,18 +83,20 @@ def steer_cells(
             Donors, or cells where no donor is known.
 
     `genes`
-        A row a gene (`gene`, `symbol`): `level_start`, `level_abrupt`, `level_unsteered` and `level_steered`, means over cells of 1 for the
-        highest rank and 0 for genes that are not read, and whether it was `held`. `mt.get.steer_genes` has the largest
-        changes first.
+        A row a gene (`gene`, `symbol`): `level_start`, `level_abrupt`, `level_unsteered` and `level_steered`,
+        means over cells of 1 for the highest rank and 0 for genes that are not read, and whether it was
+        `held`. `mt.get.steer_genes` has the largest changes first.
     `cells`
-        A row a `cell`, with its `donor`: the log-likelihood, nats a gene (`log_likelihood_start`, `log_likelihood_abrupt`,
-        `log_likelihood_unsteered`, `log_likelihood_steered`), and distance (`distance_start`, `distance_abrupt`,
-        `distance_unsteered`, `distance_steered`) of it in each state, of the latter two means over the kept draws;
-        `acceptance` of proposals, and the share that `moved` the chain; `rhat` and
-        `effective_size` of the log target over the steered chains; whether the edit `took_effect`.
+        A row a `cell`, with its `donor`: the log-likelihood, nats a gene (`log_likelihood_start`,
+        `log_likelihood_abrupt`, `log_likelihood_unsteered`, `log_likelihood_steered`), and distance
+        (`distance_start`, `distance_abrupt`, `distance_unsteered`, `distance_steered`) of it in each state,
+        of the latter two means over the kept draws; `acceptance` of proposals, and the share that `moved` the
+        chain; `rhat` and `effective_size` of the log target over the steered chains; whether the edit
+        `took_effect`.
     `trace`
-        A row a step of a chain: `cell`, `chain`, `steered` (False for the chain that is not led), `step` (0 is the start),
-        `log_likelihood` in nats a gene, `distance`, and whether the step's proposal was `accepted`.
+        A row a step of a chain: `cell`, `chain`, `steered` (False for the chain that is not led), `step` (0
+        is the start), `log_likelihood` in nats a gene, `distance`, and whether the step's proposal was
+        `accepted`.
 
     and
 
@@ -113,14 +115,15 @@ def steer_cells(
 
     Notes
     -----
-    Metropolis-Hastings draws the order x of a cell's genes with probability proportional to exp((log p(x) - strength
-    d(x)) / temperature), where log p is the model's log-likelihood and d the distance to the target. Proposals are the
-    model's own conditionals; one is accepted with the ratio of the target times that of the probabilities of the way
-    back and of the way there, both of which are known, so that the draws are exact in the long run; R-hat and effective
-    sizes (rank-normalised, Vehtari et al. 2021) say whether they have come that far. It is the autoregressive
-    counterpart of the sampler of CellxPert (arXiv 2605.00930), which draws masked expression bins; its target, steps,
-    blocks and number of anchors are not known to us, so ours are choices. Our distance for "embedding" is Euclidean, to
-    the nearest anchor, in units of the mean distance of the target's own cells from theirs.
+    Metropolis-Hastings draws the order x of a cell's genes with probability proportional to exp((log p(x) -
+    strength d(x)) / temperature), where log p is the model's log-likelihood and d the distance to the target.
+    Proposals are the model's own conditionals; one is accepted with the ratio of the target times that of the
+    probabilities of the way back and of the way there, both of which are known, so that the draws are exact
+    in the long run; R-hat and effective sizes (rank-normalised, Vehtari et al. 2021) say whether they have
+    come that far. It is the autoregressive counterpart of the sampler of CellxPert (arXiv 2605.00930), which
+    draws masked expression bins; its target, steps, blocks and number of anchors are not known to us, so ours
+    are choices. Our distance for "embedding" is Euclidean, to the nearest anchor, in units of the mean
+    distance of the target's own cells from theirs.
 
     Edits alone take a cell where no cell is. The log-likelihood of the edited cell, beside that of the cell
     as it was and of steered ones, says how far. "unsteered" is the null: a chain for each cell under the same

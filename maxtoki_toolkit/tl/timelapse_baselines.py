@@ -92,8 +92,8 @@ def timelapse_baselines(
         100 training cells have a clock of their own; the others, and groups that were never trained on, use
         one of all groups, centred in each. The penalty is chosen by cross-validation between donors, where
         donors are known. Ageing clocks are such penalised regressions (elastic net in Horvath, Genome Biology
-        2013; Buckley et al., Nature Aging 2023).
-        Cells without counts, as in encoded files, are read by the ranks of their genes.
+        2013; Buckley et al., Nature Aging 2023). Cells without counts, as in encoded files, are read by the
+        ranks of their genes.
     ``ridge_embedding``
         The same on the model's mean-pooled cell embeddings: what it knows of time before any time head.
     ``sgd_expression``

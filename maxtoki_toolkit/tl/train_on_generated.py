@@ -91,8 +91,9 @@ def train_on_generated(
 
     Notes
     -----
-    The classifier is a logistic regression on the ranks of the genes that the model reads (1 for the highest, falling evenly to
-    0), in which each type weighs the same. It is trained, each time with the same number of cells of each type, on
+    The classifier is a logistic regression on the ranks of the genes that the model reads (1 for the highest,
+    falling evenly to 0), in which each type weighs the same. It is trained, each time with the same number of
+    cells of each type, on
 
     ``true``
         true cells of the prompts' donors: the ceiling;

@@ -35,8 +35,8 @@ def read_cells(
 ) -> tuple[Sequences, AnnData]:
     """Cells as sequences in the order of their names, and their `.obs`.
 
-    Those of an encoded file are written to `folder` and mapped into memory, so that memory does not grow with their
-    number.
+    Those of an encoded file are written to `folder` and mapped into memory, so that memory does not grow with
+    their number.
     """
     max_length = max_length or model.cell_length
     if isinstance(cells, AnnData):

@@ -23,8 +23,8 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Notes
     -----
-    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) is that of torch; its steps are orthogonalised, so that
-    all directions of a matrix learn.
+    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) is that of torch; its steps are
+    orthogonalised, so that all directions of a matrix learn.
     """
 
     def __init__(self, module: nn.Module, matrix_rate: float, other_rate: float, weight_decay: float) -> None:

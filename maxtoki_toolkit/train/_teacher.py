@@ -40,7 +40,8 @@ class Teacher(NamedTuple):
         Parameters
         ----------
         tokens, place, group
-            Token, how many genes of its cell come before it, and group of its cell; cells end to end, each in order.
+            Token, how many genes of its cell come before it, and group of its cell; cells end to end, each in
+            order.
         is_gene
             Which of the tokens are genes; only there is the clock read.
         """
@@ -78,8 +79,8 @@ def fit_teacher(
     cells
         Cells as sequences, `<bos>` genes `<eos>`.
     group, time, used, donor
-        Group and time of each cell, whether it is trained on, and its donor, between whom the penalty is chosen
-        (`None`: between cells).
+        Group and time of each cell, whether it is trained on, and its donor, between whom the penalty is
+        chosen (`None`: between cells).
     n_tokens, n_groups
         Size of the vocabulary, and number of groups.
     seed

@@ -27,8 +27,8 @@ class TemporalModule(nn.Module):
     weights
         Weights of the tasks, (timelapse, cell); each task's loss is its mean.
     clock
-        Weight of the error of each cell's own time, read at its `<eos>` by a linear layer that serves the training
-        alone.
+        Weight of the error of each cell's own time, read at its `<eos>` by a linear layer that serves the
+        training alone.
     running
         Weight of the error of the clock at every gene, and of the lapse at every gene of a query.
     """

@@ -66,9 +66,9 @@ def fit(
     dataset, collator, held_out
         What is trained on, how it is batched, and what is evaluated.
     recipe
-        `plain` settings of the run, and checksums of what is trained on: a run with others is not continued. Among them
-        max_steps, batch_size, accumulate, learning_rate, warmup, weight_decay, bf16 and seed, which are used here, and
-        optimizer, embedding_rate, hold and floor.
+        `plain` settings of the run, and checksums of what is trained on: a run with others is not continued.
+        Among them max_steps, batch_size, accumulate, learning_rate, warmup, weight_decay, bf16 and seed,
+        which are used here, and optimizer, embedding_rate, hold and floor.
     run
         Steps between evaluations and checkpoints, and how the work is done.
     device
@@ -194,7 +194,8 @@ def fit(
 def claim_run(output: Path) -> None:
     """Take the folder of a run; raise if it holds files of these names that no training wrote.
 
-    Every process does, since any may be the first to write there, and those of another machine may have a disk of their own.
+    Every process does, since any may be the first to write there, and those of another machine may have a
+    disk of their own.
     """
     claim(output, _FILES, by="mt.train")
 

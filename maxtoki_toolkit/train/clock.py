@@ -51,8 +51,8 @@ class HoldOut(Checked):
     Attributes
     ----------
     donors, times, groups
-        As in `mt.pp.hold_out`: names or share of donors; ranges of time; values of columns of `.obs`, or terms of the
-        Cell Ontology with all their kinds.
+        As in `mt.pp.hold_out`: names or share of donors; ranges of time; values of columns of `.obs`, or
+        terms of the Cell Ontology with all their kinds.
     """
 
     donors: float | str | Sequence[str] | Sequence[int] = 0.2
@@ -69,7 +69,8 @@ class ClockRecipe(Checked):
     hold_out, training
         See `HoldOut` and `TemporalRecipe`.
     n_tested, n_fitted
-        Prompts of each held-out set that are predicted, and prompts of training cells that baselines are fitted to.
+        Prompts of each held-out set that are predicted, and prompts of training cells that baselines are
+        fitted to.
 
     Examples
     --------
@@ -107,10 +108,11 @@ def clock(
         A stage-1 or a temporal model to start from.
     output
         Folder of the run: `training/` (with `log.jsonl` and the model in `model/`), `evaluation.csv`,
-        `evaluation.h5ad` (the predicted prompts, for `mt.pl.timelapse_scatter`) and `card.md`. A run that was interrupted
-        goes on when it is called again.
+        `evaluation.h5ad` (the predicted prompts, for `mt.pl.timelapse_scatter`) and `card.md`. A run that was
+        interrupted goes on when it is called again.
     time_key, time_unit
-        Column of `.obs` with the time in whole units, or (in memory) as text that `mt.pp.parse_age` reads; and the unit.
+        Column of `.obs` with the time in whole units, or (in memory) as text that `mt.pp.parse_age` reads;
+        and the unit.
     donor_key
         Column of `.obs` with the donor.
     groupby
@@ -121,22 +123,22 @@ def clock(
 
     Returns
     -------
-    The trained model. `evaluation.csv` has one row a held-out set, group and predictor, with r, slope and errors in
-    `time_unit`, their 95% intervals over donors and a null of permuted donors: the clock, ridge regression on
-    expression and on embeddings, SGD, and the most common lapse.
+    The trained model. `evaluation.csv` has one row a held-out set, group and predictor, with r, slope and
+    errors in `time_unit`, their 95% intervals over donors and a null of permuted donors: the clock, ridge
+    regression on expression and on embeddings, SGD, and the most common lapse.
 
     Raises
     ------
     ValueError
-        If a donor or group to hold out is not there, times are not whole numbers, names of cells repeat, or what
-        `mt.train.temporal` refuses.
+        If a donor or group to hold out is not there, times are not whole numbers, names of cells repeat, or
+        what `mt.train.temporal` refuses.
 
     Notes
     -----
-    Queries of held-out donors are read after contexts of held-out donors, so neither was seen in training. Queries at
-    held-out times are read after contexts of any held-out donor, those of held-out groups after contexts of the same
-    group. The evaluation reads at most 30,000 cells, donors by turns. Of files, which hold no counts, the baselines read
-    ranks in place of expression.
+    Queries of held-out donors are read after contexts of held-out donors, so neither was seen in training.
+    Queries at held-out times are read after contexts of any held-out donor, those of held-out groups after
+    contexts of the same group. The evaluation reads at most 30,000 cells, donors by turns. Of files, which
+    hold no counts, the baselines read ranks in place of expression.
 
     Examples
     --------

@@ -35,7 +35,8 @@ class Corpus(Dataset):
     Parameters
     ----------
     cells
-        Rank-encoded cells for the model's vocabulary, AnnData or encoded files; each may have genes of its own.
+        Rank-encoded cells for the model's vocabulary, AnnData or encoded files; each may have genes of its
+        own.
     model
         The model to train: its vocabulary, and the length beyond which cells are cut.
     repeats

@@ -23,9 +23,9 @@ def train_from_yaml(kind: str, path: str | Path) -> MaxTokiModel:
     kind
         "pretrain" or "temporal".
     path
-        YAML with the function's parameters and the settings of its recipe by their names: `cells` (paths of encoded files),
-        `output`, and for `pretrain` `vocab`, for `temporal` `model` (as in `mt.load_model`); `vocab` is {tokens: path, medians:
-        path}.
+        YAML with the function's parameters and the settings of its recipe by their names: `cells` (paths of
+        encoded files), `output`, and for `pretrain` `vocab`, for `temporal` `model` (as in `mt.load_model`);
+        `vocab` is {tokens: path, medians: path}.
 
     Returns
     -------

@@ -45,8 +45,8 @@ def pretrain(
     Parameters
     ----------
     cells
-        Rank-encoded cells, one or several: AnnData (`mt.pp.rank_value_encode(adata, vocab)`), or paths of files
-        that `mt.pp.encode_file` wrote, which are read a block at a time.
+        Rank-encoded cells, one or several: AnnData (`mt.pp.rank_value_encode(adata, vocab)`), or paths of
+        files that `mt.pp.encode_file` wrote, which are read a block at a time.
     vocab
         Vocabulary.
     output
@@ -67,7 +67,8 @@ def pretrain(
     Raises
     ------
     ValueError
-        If a setting makes no sense, `output` holds a run with other settings or cells, or the training diverges.
+        If a setting makes no sense, `output` holds a run with other settings or cells, or the training
+        diverges.
 
     Notes
     -----

@@ -110,17 +110,21 @@ class PromptCollator:
     max_length
         Longest prompt with its answer.
     age
-        Time of each cell since the first of its group, learned at the `<eos>` of each cell; none if not given.
+        Time of each cell since the first of its group, learned at the `<eos>` of each cell; none if not
+        given.
     gene_dropout
         Share of the genes to leave out, drawn anew for each batch.
     replay
         Cells that are read again as in stage 1, one for every `_REPLAY` prompts, drawn anew for each batch.
     every_cell
-        Learn the genes of every cell in a prompt, each from the cells before it, rather than those of the answer alone.
+        Learn the genes of every cell in a prompt, each from the cells before it, rather than those of the
+        answer alone.
     running, group, teacher
-        Whether the clock is read at every gene; the group of each cell; and the teacher of the running clock, if there is one.
+        Whether the clock is read at every gene; the group of each cell; and the teacher of the running clock,
+        if there is one.
     shortest
-        Cells of a prompt are cut to a number of genes between this and all that the model reads, drawn for each prompt.
+        Cells of a prompt are cut to a number of genes between this and all that the model reads, drawn for
+        each prompt.
 
     Notes
     -----

@@ -74,8 +74,9 @@ def temporal(
     donor_key
         Column of `.obs` with the donor, between whom a teacher chooses its penalty.
     use, held_out
-        Boolean columns of `.obs`, or booleans by name of cell: the cells to train on (all by default; `mt.pp.hold_out`
-        writes "train"), and those whose prompts are predicted every `eval_every` steps, which are never trained on.
+        Boolean columns of `.obs`, or booleans by name of cell: the cells to train on (all by default;
+        `mt.pp.hold_out` writes "train"), and those whose prompts are predicted every `eval_every` steps,
+        which are never trained on.
     replay
         Cells of stage 1 that are read again beside the prompts, one for every eight, and count to the cell
         task: what was learned of them is then kept. They need no times.

@@ -1,7 +1,7 @@
 """Explore results in JupyterLab.
 
-Needs the extra "notebook": `pip install "maxtoki_toolkit[notebook]"`. Where nobody can click, as in a notebook that is
-executed by papermill or exported to HTML, there is a picture in place of the widget.
+Needs the extra "notebook": `pip install "maxtoki_toolkit[notebook]"`. Where nobody can click, as in a
+notebook that is executed by papermill or exported to HTML, there is a picture in place of the widget.
 """
 
 from .explore import explore

@@ -93,9 +93,9 @@ def cell_prompts(adata: AnnData, cell: str, key: str) -> pd.DataFrame:
 
     Returns
     -------
-    Rows of the prompts, with their number as index. First those whose query the cell is (`own`), then those of the same
-    group, with the cell in the place of their query and `lapse` from the context to this cell. None, if no prompts
-    were drawn, or they ask for cells.
+    Rows of the prompts, with their number as index. First those whose query the cell is (`own`), then those
+    of the same group, with the cell in the place of their query and `lapse` from the context to this cell.
+    None, if no prompts were drawn, or they ask for cells.
     """
     stored = adata.uns.get(key)
     if stored is None or stored["params"]["task"] != "timelapse" or stored["params"]["queries_elsewhere"]:

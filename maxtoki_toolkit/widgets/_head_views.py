@@ -131,8 +131,8 @@ def heads_figure(views: HeadViews) -> dict:
 
     Returns
     -------
-    A plotly figure as a dictionary: traces and axes are the same ones in the same order, whatever is drawn. The first trace is
-    the heatmap, to be clicked.
+    A plotly figure as a dictionary: traces and axes are the same ones in the same order, whatever is drawn.
+    The first trace is the heatmap, to be clicked.
     """
     state, grid = views.state, views.grid
     values, two_sided = as_grid(grid, "value"), state.statistic in TWO_SIDED

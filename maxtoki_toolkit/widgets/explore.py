@@ -32,16 +32,17 @@ def explore(
 ) -> VBox:
     """Look through cells, reorder the genes of one by hand, and see the predicted lapse move.
 
-    Click a cell on the map, or type its name. Choose one of its genes and move it up, down, to a rank, or out; the model then
-    reads the cell again. Beside the map: the reading with this gene at other ranks.
+    Click a cell on the map, or type its name. Choose one of its genes and move it up, down, to a rank, or
+    out; the model then reads the cell again. Beside the map: the reading with this gene at other ranks.
 
     Parameters
     ----------
     adata
-        Rank-encoded cells with a map in `.obsm`. With prompts (`mt.pp.sample_prompts`) and a model that tells time, the lapse
-        from a context to the cell is read.
+        Rank-encoded cells with a map in `.obsm`. With prompts (`mt.pp.sample_prompts`) and a model that tells
+        time, the lapse from a context to the cell is read.
     model
-        Model. One without temporal training, or without prompts, shows the log-likelihood of the cell instead.
+        Model. One without temporal training, or without prompts, shows the log-likelihood of the cell
+        instead.
     basis
         Key in `.obsm` of the map; by default "X_umap", or else the first with two columns.
     color
@@ -55,8 +56,8 @@ def explore(
 
     Returns
     -------
-    An ipywidgets container, for the last line of a cell. A notebook that is executed without anybody there, or exported, shows
-    a picture of it instead.
+    An ipywidgets container, for the last line of a cell. A notebook that is executed without anybody there,
+    or exported, shows a picture of it instead.
 
     Raises
     ------
@@ -69,10 +70,10 @@ def explore(
 
     Notes
     -----
-    Genes of the chosen cell are edited, as the query of the prompt; its context stays as it is. A cell that is no query
-    borrows the context of a prompt of the same group. The model reads so many genes of a cell, and those below only when others
-    are taken out. What moves a prediction here is what the model makes of one cell: for an effect with an interval
-    over donors, use `mt.tl.perturb` or `mt.tl.ablate_prompt`.
+    Genes of the chosen cell are edited, as the query of the prompt; its context stays as it is. A cell that
+    is no query borrows the context of a prompt of the same group. The model reads so many genes of a cell,
+    and those below only when others are taken out. What moves a prediction here is what the model makes of
+    one cell: for an effect with an interval over donors, use `mt.tl.perturb` or `mt.tl.ablate_prompt`.
 
     Examples
     --------

@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 def heads(adata: AnnData, *, key: str | Sequence[str] | None = None) -> VBox:
     """Look through what is known of the attention heads of a model.
 
-    Choose a statistic, of what (a gene set, a part of prompts), and in which cells; then click a head, or choose it. Beside the
-    heads: the genes that this one attends to most beyond what their rank explains, how much it gives to the parts of prompts, and the
-    statistic in each group of cells.
+    Choose a statistic, of what (a gene set, a part of prompts), and in which cells; then click a head, or
+    choose it. Beside the heads: the genes that this one attends to most beyond what their rank explains, how
+    much it gives to the parts of prompts, and the statistic in each group of cells.
 
     Parameters
     ----------
     adata
         Cells with a result of `mt.tl.attention`, of cells, prompts or both; and of `mt.tl.head_enrichment`,
-        `mt.tl.head_segments` and `mt.tl.head_profiles`, as far as they were run. A panel for which something is missing
-        says what to run.
+        `mt.tl.head_segments` and `mt.tl.head_profiles`, as far as they were run. A panel for which something
+        is missing says what to run.
     key
-        Key or keys in `.uns` of the results to show; by default all that are there, whatever their keys. Gene sets that were
-        given as lists are called by the key that their result was written to.
+        Key or keys in `.uns` of the results to show; by default all that are there, whatever their keys. Gene
+        sets that were given as lists are called by the key that their result was written to.
 
     Returns
     -------
-    An ipywidgets container, for the last line of a cell. A notebook that is executed without anybody there, or exported, shows
-    a picture of it instead.
+    An ipywidgets container, for the last line of a cell. A notebook that is executed without anybody there,
+    or exported, shows a picture of it instead.
 
     Raises
     ------
@@ -46,8 +46,9 @@ def heads(adata: AnnData, *, key: str | Sequence[str] | None = None) -> VBox:
 
     Notes
     -----
-    A filled point or a dot on a square stands for q < 0.05, with the correction of the function that computed it; looking
-    through many statistics until one is called is not corrected for. Lines are 95% intervals over donors.
+    A filled point or a dot on a square stands for q < 0.05, with the correction of the function that computed
+    it; looking through many statistics until one is called is not corrected for. Lines are 95% intervals over
+    donors.
 
     Examples
     --------
