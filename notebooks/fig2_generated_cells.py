@@ -161,7 +161,7 @@ save(mt.pl.annotation_concordance(adata).figure, "fig2_concordance")
 # ## Can the types be learned from them?
 #
 # The other way round: a classifier learns from generated cells and is tested on true ones of other donors. Beside it the same
-# with as many true cells, and with bags of genes: generated cells whose genes were put in an order by lot.
+# with as many true cells, and with bags of genes: generated cells whose genes were put in random order.
 
 # %%
 write(mt.get.table(adata, "train_on_generated"), "train_on_generated")

@@ -319,7 +319,7 @@ if maxtoki.is_temporal:
 # differences shows; it does not take out how many cell types a gene is in, or how much it varies. Genes that are in few
 # cell types are also read in few.
 #
-# **Cells, or tokens, as if they were donors.** A million tokens of 30 donors are 30 donors. Intervals here leave out donors; the p value of the gene set is
+# **Pseudoreplication: cells, or tokens, as units.** A million tokens of 30 donors are 30 donors. Intervals here leave out donors; the p value of the gene set is
 # of genes, because it is a statement about genes. A test with tokens as units has millions of them and calls the smallest
 # difference.
 #

@@ -17,7 +17,7 @@
 # Cells of controls, with their ages, are the context; a cell of a patient, or of another control of the same age, is the query. The
 # model says how much time lies between. If it sees more time to patients than to controls of the same age, the condition
 # looks like ageing. This notebook matches donors by age, estimates the difference in years for each cell type, with the donor as the unit,
-# and says what stands in the way of a conclusion.
+# and lists caveats.
 #
 # Without a `path` the cells are simulated (`mt.datasets.aging_atlas`): three conditions with a planted acceleration of 15, 5 and 3 years,
 # and a resilient one without.
@@ -185,7 +185,7 @@ for row in whole[whole["predictor"] == "MaxToki"].itertuples():
     print(f"{row.condition}: {row.conclusion}. {interval}, q = {row.q_value:.2g}; {donors}.")
 
 # %% [markdown]
-# What stands in the way of a conclusion:
+# Caveats:
 
 # %% tags=["answer"]
 for note in effects.attrs["warnings"] or ["nothing that was looked for"]:
@@ -257,7 +257,7 @@ spread.groupby("condition")[["context_sd", "half_width"]].median().round(1)
 # **All that goes with the condition.** The effect is that of the condition and of its treatment, of how the tissue was taken, of the centre, and
 # of the batch. Matching by age and sex removes none of these; the list above says where batches give it away.
 #
-# **Cells as if they were donors.** Thousands of prompts of three patients are three patients. The intervals and p values here are of
+# **Pseudoreplication: cells as units.** Thousands of prompts of three patients are three patients. The intervals and p values here are of
 # donors; with `min_donors = 2` you can look, but not conclude.
 #
 # **A model that knows the controls.** Use donors that it was not trained on, on both sides: from donors that it has learned it reads

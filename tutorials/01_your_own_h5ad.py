@@ -87,7 +87,7 @@ adata.n_obs
 # %% [markdown]
 # ## 2. Load a model and name the genes
 #
-# `map_genes` finds the Ensembl id of each gene, offline, and says what became of them all:
+# `map_genes` finds the Ensembl id of each gene, offline, and reports how many were found:
 # every gene is *matched*, *versioned* (found after cutting a version such as `.5`), *retired* (an old id) or *dropped*
 # (the model has no word for it; old names and RNA genes are the usual ones). *Duplicated* counts columns that name a
 # gene a second time, whose counts are summed, so *in_vocabulary* is what the model can see.

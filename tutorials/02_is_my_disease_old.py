@@ -141,7 +141,7 @@ figure = mt.pl.age_acceleration(adata, truth=truth)
 # expression, and on the model's embedding); dashed: the truth. **The clocks are there to keep the model honest.** If only the
 # model sees an effect, be careful.
 #
-# Then read what stands in the way of a conclusion. It is a warning when you run the function, and kept with the result:
+# Then read the caveats. They are a warning when you run the function, and kept with the result:
 
 # %%
 for note in effects.attrs["warnings"]:
@@ -279,7 +279,7 @@ except ValueError as error:
 # Cells of one donor share genes, life and tube. Ten thousand cells of three patients are three patients.
 #
 # To see it, take 30 healthy donors, and give them what people have and this simulation lacks: cells that are
-# a few years older or younger than the passport (standard deviation 6 years; it is enough to shift the recorded ages). Then call half of them
+# a few years older or younger than their chronological age (standard deviation 6 years; it is enough to shift the recorded ages). Then call half of them
 # "patients", at random. **There is nothing to find.** First by donor, then with each cell passed off as a donor of its own. Never do the latter:
 
 # %%

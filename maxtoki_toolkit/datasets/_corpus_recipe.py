@@ -52,7 +52,7 @@ class CellFilters(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class CellBalance(Checked):
-    """How many cells and donors of a kind are taken; which ones is drawn by lot. A donor who is of two ages counts as two.
+    """How many cells and donors of a kind are taken; which ones is random. A donor who is of two ages counts as two.
 
     Attributes
     ----------

@@ -67,7 +67,7 @@ def results(adata: AnnData) -> pd.DataFrame:
     >>> mt.pp.rank_value_encode(adata, mt.load_model("demo"))
     >>> mt.get.results(adata)[["key", "table", "rows", "n_rows"]]
                      key   table                      rows  n_rows
-    0          map_genes  report  what became of the genes       7
+    0          map_genes  report  gene-mapping report            7
     1  rank_value_encode                                         0
     """
     columns = ["key", "table", "rows", "n_rows", "function", "unit"]

@@ -15,7 +15,7 @@ _FAR = 1 << 40  # ranks
 
 
 class Edited(NamedTuple):
-    """Edited cells, and what became of them: one entry an edit (E), or one a gene that was asked for (T)."""
+    """Edited cells, and what each edit did: one entry an edit (E), or one a gene that was asked for (T)."""
 
     sequences: Sequences
     """E cells, cut to what the model reads."""

@@ -1,4 +1,4 @@
-"""What became of genes and cells in the encoding."""
+"""How many genes were mapped, and how much of the cells was ranked."""
 
 from __future__ import annotations
 

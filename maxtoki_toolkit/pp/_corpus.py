@@ -1,4 +1,4 @@
-"""Which cells make a corpus: drawn by lot, from the names of donors and cells alone."""
+"""Which cells make a corpus: drawn at random, from the names of donors and cells alone."""
 
 from __future__ import annotations
 

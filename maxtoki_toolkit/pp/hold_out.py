@@ -69,16 +69,16 @@ def hold_out(
     groups = {key: _names(values) for key, values in (groups or {}).items()}
     if times and time_key is None:
         raise ValueError("Give time_key, the column that the held-out times refer to.")
-    given, (adata, rows) = adata, known_cells(adata, donor_key, time_key, list(groups or {}))
-    donor = get_labels(adata, donor_key)
-    by_group, held = np.zeros(adata.n_obs, dtype=bool), {}
+    cells, rows = known_cells(adata, donor_key, time_key, list(groups or {}))
+    donor = get_labels(cells, donor_key)
+    by_group, held = np.zeros(cells.n_obs, dtype=bool), {}
     for column, values in (groups or {}).items():
-        found = as_labels(adata.obs[column].astype(object))
+        found = as_labels(cells.obs[column].astype(object))
         wanted = [label for value in as_labels(values) for label in _labels_of(value, set(found), column)]
         held[column] = sorted(set(wanted))
         by_group |= np.isin(found, wanted)
-    time = None if time_key is None else get_times(adata, time_key)
-    by_time = np.zeros(adata.n_obs, dtype=bool)
+    time = None if time_key is None else get_times(cells, time_key)
+    by_time = np.zeros(cells.n_obs, dtype=bool)
     for first, last in times:
         if not (inside := (time >= first) & (time <= last)).any():
             raise ValueError(
@@ -98,7 +98,6 @@ def hold_out(
     if held_out.all():
         raise ValueError("Everything is held out: nothing is left to train on.")
 
-    adata = given
     parts = {
         "train": ~held_out,
         "held_out": held_out,

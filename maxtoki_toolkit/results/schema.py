@@ -38,7 +38,7 @@ _ATTENTION = {
 _SHARE = "share, 0 to 1"
 
 SCHEMA: dict[str, Result] = {
-    _keys.MAP_GENES: Result("mt.pp.map_genes(adata)", {"report": "what became of the genes"}, {"report": ""}),
+    _keys.MAP_GENES: Result("mt.pp.map_genes(adata)", {"report": "gene-mapping report"}, {"report": ""}),
     _keys.MAP_ORTHOLOGS: Result(
         "mt.pp.map_orthologs(adata)",
         {"report": "genes by kind", "ambiguous": "pairs of genes that are not one to one"},

@@ -81,8 +81,7 @@ def age_acceleration(
 
     Returns
     -------
-    `None`. Writes to `.uns["age_acceleration"]`, beside `params["warnings"]`, what stands in the way of a
-    conclusion, the tables
+    `None`. Writes to `.uns["age_acceleration"]`, beside caveats in `params["warnings"]`, the tables
 
     `effects`
         A row a predictor, condition and group, in `params["unit"]`:
@@ -412,7 +411,7 @@ def _conclusion(effect: pd.Series) -> str:
 
 
 def _warnings(matching, balance, effects, enough, overlap, min_donors) -> list[str]:
-    """What stands in the way of a conclusion, in words."""
+    """Caveats, in words."""
     notes = []
     for condition, part in matching.groupby("condition"):
         cases = part[part["case"]]

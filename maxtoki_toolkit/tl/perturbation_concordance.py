@@ -189,7 +189,7 @@ def _exchange(values: np.ndarray, strata: np.ndarray, n: int, rng: np.random.Gen
     """Values permuted within strata, draws x genes."""
     order = np.argsort(strata, kind="stable")
     drawn = np.empty((n, len(values)))
-    # Sorted by stratum, then by lot: each draw is a permutation within strata.
+    # Sorted by stratum, then at random: each draw is a permutation within strata.
     lots = rng.random((n, len(values)), dtype=np.float32) * 0.5 + strata
     drawn[:, order] = values[np.argsort(lots, axis=1)]
     return drawn
