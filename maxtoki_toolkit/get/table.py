@@ -66,9 +66,9 @@ def results(adata: AnnData) -> pd.DataFrame:
     >>> adata = mt.datasets.load("heart_nuclei")
     >>> mt.pp.rank_value_encode(adata, mt.load_model("demo"))
     >>> mt.get.results(adata)[["key", "table", "rows", "n_rows"]]
-                     key   table                      rows  n_rows
-    0          map_genes  report  gene-mapping report            7
-    1  rank_value_encode                                         0
+                     key   table                 rows  n_rows
+    0          map_genes  report  gene-mapping report       7
+    1  rank_value_encode                                    0
     """
     columns = ["key", "table", "rows", "n_rows", "function", "unit"]
     found = []
