@@ -16,7 +16,7 @@ from .models.costs import Cost, Shape, cost, measure
 from .models.load import load_model, vocabulary_of_settings
 from .models.model import MaxTokiModel
 from .pp._store import open_store
-from .train.clock import ClockRecipe, clock, obs_of, ready_cells
+from .train.clock import ClockRecipe, clock, obs_of, ready_cells, split
 
 REPORT = "clock_report"
 _DRAWN = 400  # prompts whose lengths a plan goes by
@@ -82,10 +82,19 @@ def plan_clock(
         Of one, in any currency.
     """
     settings = read_settings(path)
+    print("Reading cells ...", flush=True)
     model = _model(path, settings)
     recipe: ClockRecipe = settings["recipe"]
     training = recipe.training
-    lengths = prompt_lengths(open_cells(settings["cells"]), model, settings, recipe)
+    parts, settings["time_key"] = ready_cells(
+        open_cells(settings["cells"]), model, settings["time_key"], settings.get("time_unit", "months")
+    )
+    print(
+        split(
+            parts, recipe, time_key=settings["time_key"], donor_key=settings["donor_key"]
+        ).counts.to_string()
+    )
+    lengths = prompt_lengths(parts, model, settings, recipe)
     n = training.optimization.max_steps * training.optimization.batch_size * training.optimization.accumulate
     rng = np.random.default_rng(0)
     typical = int(lengths.mean())
@@ -104,13 +113,12 @@ def plan_clock(
 
 def prompt_lengths(cells: list, model: MaxTokiModel, settings: dict, recipe: ClockRecipe) -> np.ndarray:
     """Tokens of some prompts as the training will draw them."""
-    parts, time_key = ready_cells(cells, model, settings["time_key"], settings.get("time_unit", "months"))
     found = []
-    for obs in map(obs_of, parts):
+    for obs in map(obs_of, cells):
         table = AnnData(obs=obs)
         pp.sample_prompts(
             table,
-            time_key=time_key,
+            time_key=settings["time_key"],
             groupby=settings.get("groupby"),
             context_size=tuple(recipe.training.prompts.context_size),
             n_prompts=_DRAWN,

@@ -153,13 +153,18 @@ def test_a_lineage_is_held_out():
     labels = ["Tregs", "CD4 T", "CD8+ T cells", "B", "NK", "CD14+ Mono"]
     adata = cells(labels * 4)
     adata.obs["donor"] = np.repeat(list("abcd"), 6)
-    mt.pp.hold_out(adata, donor_key="donor", donors=0.0, groups={"cell_type": "T cell"})
+    with pytest.warns(UserWarning, match="as kinds of 'T cell': 'CD4 T', 'CD8. T cells', 'Tregs'"):
+        mt.pp.hold_out(adata, donor_key="donor", donors=0.0, groups={"cell_type": "T cell"})
     assert set(adata.obs.loc[adata.obs["held_out"], "cell_type"]) == {"Tregs", "CD4 T", "CD8+ T cells"}
-    mt.pp.hold_out(adata, donor_key="donor", donors=0.0, groups={"cell_type": ["lymphocyte"]})
+    with pytest.warns(UserWarning, match="as kinds of 'lymphocyte'"):
+        mt.pp.hold_out(adata, donor_key="donor", donors=0.0, groups={"cell_type": ["lymphocyte"]})
     assert set(adata.obs.loc[adata.obs["train"], "cell_type"]) == {"CD14+ Mono"}
-    # A value that the column has is that value alone.
-    mt.pp.hold_out(adata, donor_key="donor", donors=0.0, groups={"cell_type": ["B"]})
-    assert set(adata.obs.loc[adata.obs["held_out"], "cell_type"]) == {"B"}
+    # A label of one study does not keep those of others in: "B" and "memory B cells" are kinds of B cell.
+    adata.obs.loc[adata.obs_names[::6], "cell_type"] = "memory B cells"
+    adata.obs.loc[adata.obs_names[1::6], "cell_type"] = "blob"
+    with pytest.warns(UserWarning, match="'memory B cells'. 'blob' name no cell type for sure and stay"):
+        mt.pp.hold_out(adata, donor_key="donor", donors=0.0, groups={"cell_type": ["B"]})
+    assert set(adata.obs.loc[adata.obs["held_out"], "cell_type"]) == {"B", "memory B cells"}
     with pytest.raises(ValueError, match="no 'hepatocyte'; it has .* none names a kind of such a cell"):
         mt.pp.hold_out(adata, donor_key="donor", groups={"cell_type": "hepatocyte"})
 

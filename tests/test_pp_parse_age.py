@@ -164,8 +164,14 @@ def test_own_columns_are_kept(tmp_path):
 
 def test_numbers_ask_for_their_unit():
     adata = anndata.AnnData(obs=pd.DataFrame({"donor_age": [23.0, 60.0]}, index=["a", "b"]))
-    with pytest.raises(ValueError, match=r"'23.0' 1.*without a unit may be years or months.*\+ ' years'"):
+    with pytest.raises(
+        ValueError, match=r"'23.0' 1.*without a unit.*adata.obs\['donor_age_unit'\] = 'years'"
+    ):
         mt.pp.parse_age(adata, "donor_age")
+    said = adata.copy()
+    said.obs["donor_age_unit"] = "years"
+    mt.pp.parse_age(said, "donor_age", unit="years")
+    assert said.obs["age"].tolist() == [23, 60]
     for name, unit, age in [
         ("years_old", "years", 23),
         ("age_months", "years", 23 / 12),

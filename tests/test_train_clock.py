@@ -12,6 +12,7 @@ import maxtoki_toolkit as mt
 from maxtoki_toolkit.train.clock import _rows_to_test, _subset
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.filterwarnings("ignore:Held out of")
 SETTINGS = {"time_key": "age_months", "donor_key": "donor_id", "groupby": "cell_type"}
 RECIPE = {
     "donors": 0.4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -40,8 +41,8 @@ def hold_out(
         is held out whole.
     groups
         Values of columns of `.obs` to hold out in all donors, e.g. {"cell_type": ["Microglia"]}. A value that
-        the column lacks may be a term of the Cell Ontology, by name or id ("CL:0000084"): all labels that
-        name a kind of it are held out, a whole lineage.
+        names a term of the Cell Ontology ("T cell", "CL:0000084") is a lineage: all labels that name a kind
+        of it are held out with it. Which these are, and which labels name no term and so stay, is warned of.
     rng
         Seed.
 
@@ -74,8 +75,11 @@ def hold_out(
     by_group, held = np.zeros(cells.n_obs, dtype=bool), {}
     for column, values in (groups or {}).items():
         found = as_labels(cells.obs[column].astype(object))
-        wanted = [label for value in as_labels(values) for label in _labels_of(value, set(found), column)]
-        held[column] = sorted(set(wanted))
+        wanted = sorted(
+            {label for value in as_labels(values) for label in _labels_of(value, set(found), column)}
+        )
+        _say_lineages(set(as_labels(values)), wanted, set(found), column)
+        held[column] = wanted
         by_group |= np.isin(found, wanted)
     time = None if time_key is None else get_times(cells, time_key)
     by_time = np.zeros(cells.n_obs, dtype=bool)
@@ -119,17 +123,27 @@ def hold_out(
 
 
 def _labels_of(value: str, labels: set[str], column: str) -> list[str]:
-    """The value if the column has it, else the labels of the column that name a kind of that cell."""
-    if value in labels:
-        return [value]
+    """The value if the column has it, and the labels of the column that name a kind of that cell."""
     named = match(value)
     kinds = kinds_of(named.term) if named.sure else set()
     # A label that names a kind of the cell only without its surface markers is one all the more.
-    if found := [label for label in labels if match(label).term in kinds - {""}]:
+    if found := [label for label in labels if label == value or match(label).term in kinds - {""}]:
         return found
     raise ValueError(
         f".obs[{column!r}] has no {value!r}; it has {sorted(labels)}, and none names a kind of such a cell."
     )
+
+
+def _say_lineages(asked: set[str], wanted: list[str], labels: set[str], column: str) -> None:
+    """Warn of what is held out beyond the labels that were named, and of labels that may belong to it."""
+    added = [label for label in wanted if label not in asked]
+    if not added:
+        return
+    unknown = sorted(label for label in labels - set(wanted) if not match(label).sure)
+    text = f"Held out of .obs[{column!r}] as kinds of {', '.join(map(repr, sorted(asked)))}: {', '.join(map(repr, added))}."
+    if unknown:
+        text += f" {', '.join(map(repr, unknown))} name no cell type for sure and stay: mt.pp.harmonize_cell_types."
+    warnings.warn(text, UserWarning, stacklevel=4)
 
 
 def _names(values: str | Sequence) -> list[str]:

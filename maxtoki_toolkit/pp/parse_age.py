@@ -232,8 +232,8 @@ def _advice(lost: pd.DataFrame, key: str, key_added: str) -> str:
     text = ""
     if "no unit" in why:
         text += (
-            f" A number without a unit may be years or months: write it, e.g. adata.obs[{key!r}] = "
-            f"adata.obs[{key!r}].astype(str) + ' years'."
+            f" A number without a unit may be years or months: say which in a column beside it, adata.obs['{key}_unit'] = "
+            "'years' (unit= is the unit of what is written)."
         )
     if why & {"of age or of pregnancy?", "of which species?"}:
         text += (

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import anndata as ad
 import numpy as np
@@ -156,21 +157,8 @@ def clock(
     recipe, output = recipe or ClockRecipe(), Path(output)
     parts = [cells] if isinstance(cells, (AnnData, str, Path)) else list(cells)
     parts, time_key = ready_cells(parts, model, time_key, time_unit)
-    held, seed = recipe.hold_out, recipe.training.run.seed
-    table = _all_obs(parts)
-    hold_out(
-        table,
-        donor_key=donor_key,
-        donors=held.donors,
-        time_key=time_key,
-        times=held.times,
-        groups=held.groups,
-        rng=seed,
-    )
-    if not any(table.obs[name].any() for name in SETS):
-        raise ValueError(
-            "Nothing is held out: a clock is judged by donors, times or groups that it was not trained on."
-        )
+    seed = recipe.training.run.seed
+    table = split(parts, recipe, time_key=time_key, donor_key=donor_key).table
     claim_run(output / "training")
     trained = temporal(
         parts,
@@ -195,6 +183,38 @@ def clock(
             temporary.write_text(_card(table, scores, trained, time_key, donor_key, time_unit))
     wait_for_all()
     return trained
+
+
+class Split(NamedTuple):
+    """Which cells are trained on, and which judge."""
+
+    table: AnnData
+    """`.obs` of all cells, with the columns of `mt.pp.hold_out`."""
+    counts: pd.DataFrame
+    """Cells and donors of each part."""
+
+
+def split(parts: list, recipe: ClockRecipe, *, time_key: str, donor_key: str) -> Split:
+    """Hold out what the recipe says, over all data sets."""
+    held, table = recipe.hold_out, _all_obs(parts)
+    hold_out(
+        table,
+        donor_key=donor_key,
+        donors=held.donors,
+        time_key=time_key,
+        times=held.times,
+        groups=held.groups,
+        rng=recipe.training.run.seed,
+    )
+    if not any(table.obs[name].any() for name in SETS):
+        raise ValueError(
+            "Nothing is held out: a clock is judged by donors, times or groups that it was not trained on."
+        )
+    masks = {name: table.obs[name].to_numpy() for name in ("train", *SETS)}
+    masks["left out"] = ~(masks["train"] | table.obs["held_out"].to_numpy())
+    counts = {name: (int(m.sum()), table.obs[donor_key][m].nunique()) for name, m in masks.items()}
+    names = [name.replace("_", " ") for name in counts]
+    return Split(table, pd.DataFrame(list(counts.values()), index=names, columns=["cells", "donors"]))
 
 
 def ready_cells(parts: list, model: MaxTokiModel, time_key: str, unit: str) -> tuple[list, str]:
