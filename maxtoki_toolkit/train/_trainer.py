@@ -113,7 +113,7 @@ def fit(
         prediction_loss_only=compute_metrics is None,
         label_names=None if compute_metrics is None else ["lapse"],
         # Also short runs, which may take hours on a laptop, go on from where they were.
-        save_steps=max(min(run.save_every, max_steps // 10), 1),
+        save_steps=run.save_every or max(min(500, max_steps // 10), 1),
         # Else a loss that is no number is logged as the mean of those before it.
         logging_nan_inf_filter=False,
         logging_steps=max(min(run.eval_every, max_steps) // 10, 1),

@@ -48,7 +48,7 @@ class Run(Checked):
     ----------
     n_held_out, eval_every, save_every
         Prompts to predict (in stage 1 all cells held out are read), and steps between predictions and between
-        checkpoints; the last two are kept.
+        checkpoints (by default every tenth of the run, at most 500 steps); the last two are kept.
     device
         "auto", "cpu", "cuda" or "mps".
     bf16
@@ -63,7 +63,7 @@ class Run(Checked):
 
     n_held_out: int = 512
     eval_every: int = 500
-    save_every: int = 500
+    save_every: int | None = None
     device: str = "auto"
     bf16: bool = False
     gradient_checkpointing: bool = False
