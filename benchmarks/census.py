@@ -186,7 +186,7 @@ def digests(folder: Path) -> dict[str, str]:
     """Checksums of the shards."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.glob("shards/*.h5ad"))
+        for path in sorted(folder.glob("shards/[0-9]*.h5ad"))
     }
 
 
