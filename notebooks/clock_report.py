@@ -40,6 +40,8 @@ import maxtoki_toolkit as mt
 from maxtoki_toolkit.pl._style import BASELINE, MODEL, NULL, clean
 
 mt.settings.progress = False
+if output:
+    Path(output).mkdir(parents=True, exist_ok=True)
 folder = Path(run) if run else Path(tempfile.mkdtemp()) / "simulated"
 if not run:
     cells = mt.datasets.aging_atlas(n_cells, n_donors, seed=seed)
