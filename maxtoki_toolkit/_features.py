@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 
 from . import _keys
+
+if TYPE_CHECKING:  # `models` needs this module, and does without AnnData
+    from anndata import AnnData
 
 SYMBOL_KEYS = ("symbol", "gene_symbol", "gene_symbols", "feature_name", "gene_name", "gene_short_name")
 # Names of the column, and values in it, without case, spaces and punctuation.
