@@ -20,7 +20,7 @@ import zipfile
 import pandas as pd
 
 from maxtoki_toolkit._files import atomic, sha256
-from maxtoki_toolkit._reference import gene_table
+from maxtoki_toolkit._reference import gene_table, symbol_of_gene
 
 OUTPUT = Path(__file__).parents[1] / "maxtoki_toolkit" / "resources" / "mouse_orthologs.csv.gz"
 MIN_DATABASES = 3
@@ -53,7 +53,7 @@ def main(path: Path) -> None:
     pairs = pd.concat([ensembl.assign(source="Ensembl"), hcop])
     pairs = pairs[pairs["human"].isin(gene_table()["ensembl_id"]) & pairs["gene"].str.startswith("ENSMUSG")]
     # The best pair of a gene comes first: of high confidence, in the same order among its neighbours, of the same name.
-    human = gene_table().set_index("ensembl_id")["symbol"].reindex(pairs["human"]).to_numpy()
+    human = symbol_of_gene().reindex(pairs["human"]).to_numpy()
     pairs["same"] = pairs["symbol"].str.upper().to_numpy() == human
     pairs["order"] = pd.to_numeric(pairs["order"]).fillna(-1)
     pairs = pairs.sort_values(

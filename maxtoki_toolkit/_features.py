@@ -97,10 +97,9 @@ def symbols(adata: AnnData) -> np.ndarray:
             return adata.var[key].astype(str).to_numpy()
     if _keys.ENSEMBL_ID not in adata.var:
         return adata.var_names.to_numpy()
-    from ._reference import gene_table
+    from ._reference import symbol_of_gene
 
-    table = gene_table().set_index("ensembl_id")["symbol"]
-    found = table.reindex(adata.var[_keys.ENSEMBL_ID]).to_numpy()
+    found = symbol_of_gene().reindex(adata.var[_keys.ENSEMBL_ID]).to_numpy()
     return np.where(pd.isna(found), adata.var_names, found)
 
 

@@ -68,6 +68,19 @@ def gene_table() -> pd.DataFrame:
 
 
 @cache
+def symbol_of_gene() -> pd.Series:
+    """Symbol of each human gene of GENCODE v44, by its Ensembl id; shared by every caller.
+
+    Examples
+    --------
+    >>> from maxtoki_toolkit._reference import symbol_of_gene
+    >>> symbol_of_gene()["ENSG00000155657"]
+    'TTN'
+    """
+    return gene_table().set_index("ensembl_id")["symbol"]
+
+
+@cache
 def transcription_factors() -> frozenset[str]:
     """Symbols of the 1,639 human transcription factors of Lambert et al. (Cell 2018).
 

@@ -16,7 +16,7 @@ from .models.costs import Cost, Shape, cost, measure
 from .models.load import load_model, vocabulary_of_settings
 from .models.model import MaxTokiModel
 from .pp._store import open_store
-from .train.clock import ClockRecipe, clock, obs_of, ready_cells, split
+from .train.clock import ClockRecipe, clock, count_split, obs_of, ready_cells, split
 
 REPORT = "clock_report"
 _DRAWN = 400  # prompts whose lengths a plan goes by
@@ -89,24 +89,21 @@ def plan_clock(
     parts, settings["time_key"] = ready_cells(
         open_cells(settings["cells"]), model, settings["time_key"], settings.get("time_unit", "months")
     )
-    print(
-        split(
-            parts, recipe, time_key=settings["time_key"], donor_key=settings["donor_key"]
-        ).counts.to_string()
-    )
+    columns = {name: settings[name] for name in ("time_key", "donor_key")}
+    print(count_split(split(parts, recipe, **columns), columns["donor_key"]).to_string())
     lengths = prompt_lengths(parts, model, settings, recipe)
     n = training.optimization.max_steps * training.optimization.batch_size * training.optimization.accumulate
     rng = np.random.default_rng(0)
-    typical = int(lengths.mean())
+    typical = lengths.mean()
     return cost(
         Shape.of(model.hf.config),
         rng.choice(lengths, n * n_devices),
-        batch=int(lengths.mean() * training.optimization.batch_size),
+        batch=int(typical * training.optimization.batch_size),
         training=True,
         half=training.run.bf16,
         gpu=gpu,
         n_devices=n_devices,
-        flop_per_second=None if gpu else measure(model, typical, training=True),
+        flop_per_second=None if gpu else measure(model, int(typical), training=True),
         hourly_price=hourly_price,
     )
 

@@ -65,7 +65,7 @@ class CellBalance(Checked):
     max_tissue_share
         Largest share of the cells that one tissue may have; the paper's is 25%. 1 for any.
     seed
-        Seed of the lots.
+        Seed of the random choice.
     """
 
     balance_sex: bool = False

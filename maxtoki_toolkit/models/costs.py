@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-# Dense bfloat16 TFLOP/s, memory (GiB) and its bandwidth (TB/s), as in the makers' data sheets.
+# Dense bfloat16 TFLOP/s and memory (GiB), as in the makers' data sheets.
 GPUS = {
-    "H200": (989.0, 141.0, 4.8),
-    "H100": (989.0, 80.0, 3.35),
-    "A100": (312.0, 80.0, 2.04),
-    "L40S": (362.0, 48.0, 0.86),
-    "L4": (121.0, 24.0, 0.30),
-    "RTX 4090": (165.0, 24.0, 1.01),
-    "T4": (65.0, 16.0, 0.32),
+    "H200": (989.0, 141.0),
+    "H100": (989.0, 80.0),
+    "A100": (312.0, 80.0),
+    "L40S": (362.0, 48.0),
+    "L4": (121.0, 24.0),
+    "RTX 4090": (165.0, 24.0),
+    "T4": (65.0, 16.0),
 }
 # Share of the peak that small models reach; the plan says that it is an assumption.
 UTILISATION = 0.3
@@ -62,22 +62,20 @@ def n_weights(shape: Shape) -> int:
     return n_matrix_weights(shape) + norms + shape.vocab * shape.hidden * (1 if shape.tied else 2)
 
 
-def flops(shape: Shape, lengths: Sequence[int], *, training: bool = False, logits: bool = True) -> float:
+def flops(shape: Shape, lengths: Sequence[int], *, training: bool = False) -> float:
     """Floating-point operations for sequences of these lengths; a multiplication and an addition are two.
 
-    Each token sees itself and those before it. Training takes a backward pass of twice the forward's
-    operations. `logits` says whether every position is turned into gene scores.
+    Each token sees itself and those before it, and every position is turned into gene scores. Training takes
+    a backward pass of twice the forward's operations.
     """
     lengths = np.asarray(lengths, dtype=float)
     seen = (lengths * (lengths + 1) / 2).sum()
-    return flops_of_sums(shape, lengths.sum(), seen, training=training, logits=logits)
+    return flops_of_sums(shape, lengths.sum(), seen, training=training)
 
 
-def flops_of_sums(
-    shape: Shape, tokens: float, pairs: float, *, training: bool = False, logits: bool = True
-) -> float:
+def flops_of_sums(shape: Shape, tokens: float, pairs: float, *, training: bool = False) -> float:
     """Operations for so many tokens that see so many tokens in all; see `flops`."""
-    weights = n_matrix_weights(shape) + (shape.vocab * shape.hidden if logits else 0)
+    weights = n_matrix_weights(shape) + shape.vocab * shape.hidden
     forward = 2 * weights * tokens + 4 * shape.layers * shape.heads * shape.head_dim * pairs
     return float(forward * (3 if training else 1))
 
@@ -139,10 +137,6 @@ class Cost:
             "rests on": self.rests_on,
         }
         return "\n".join(f"{name:<20}{value}" for name, value in rows.items())
-
-    def as_dict(self) -> dict:
-        """The numbers by name, for a report."""
-        return asdict(self)
 
 
 def cost(

@@ -29,7 +29,7 @@ def matches(labels: Sequence[str], patterns: object) -> np.ndarray:
 
 
 def lots(names: Iterable[str], seed: int) -> np.ndarray:
-    """A number for each name, as if drawn (uint64); it depends on the name and the seed alone.
+    """A random number for each name (uint64) that depends on the name and the seed alone.
 
     Examples
     --------
@@ -57,7 +57,7 @@ def decade_of(years: float) -> str:
 def balance_donors(
     donors: pd.DataFrame, *, balance_sex: bool, max_donors: int | None, lot: np.ndarray
 ) -> np.ndarray:
-    """Which donors are kept, with the lowest lots first.
+    """Which donors are kept, those with the lowest random numbers first.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def balance_donors(
     max_donors
         Most donors of one sex and decade.
     lot
-        Number that was drawn for each.
+        Random number of each.
     """
     place = (
         pd.Series(lot)
@@ -86,7 +86,7 @@ def balance_donors(
 
 
 def lowest_of_each(group: np.ndarray, lot: np.ndarray, n: int) -> np.ndarray:
-    """Which cells are among the `n` with the lowest lots of their group."""
+    """Which cells are among the `n` with the lowest random numbers of their group."""
     order = np.lexsort((lot, group))
     ordered = group[order]
     first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))

@@ -105,13 +105,19 @@ def map_genes(
         min_overlap=min_overlap,
         earlier=earlier,
     )
+    write_genes(adata, var, params)
+
+
+def write_genes(adata: AnnData, var: pd.DataFrame, params: dict) -> None:
+    """Write what `resolve_genes` found, in the order of the genes; other columns of these names stay as `..._given`."""
+    earlier = adata.uns.get(_keys.MAP_GENES, {}).get("params", {})
     for name in (_keys.ENSEMBL_ID, _keys.GENE_STATUS, _keys.TOKEN_ID):
         if name not in var:
             continue
         ours = earlier.get("genes_sha256") if name == _keys.TOKEN_ID else earlier
         if name in adata.var and not ours and not _as_text(adata.var[name]).equals(_as_text(var[name])):
             adata.var[f"{name}_given"] = adata.var[name]
-        adata.var[name] = var[name]
+        adata.var[name] = var[name].array
     write_result(adata, _keys.MAP_GENES, params, report=gene_report(var))
 
 

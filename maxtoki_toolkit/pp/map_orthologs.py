@@ -8,11 +8,11 @@ from anndata import AnnData
 
 from .. import _keys
 from .._features import gene_features
-from .._reference import gene_table, orthologs_of_mouse
+from .._reference import gene_table, orthologs_of_mouse, symbol_of_gene
 from .._validate import require_adata
 from ..results.store import write_result
 from ._vocabulary import as_vocabulary
-from .map_genes import gene_report, name_columns, resolve_genes
+from .map_genes import name_columns, resolve_genes, write_genes
 
 AMBIGUOUS = ("drop", "best")
 KINDS = ("one_to_one", "best", "ambiguous", "none")
@@ -119,16 +119,9 @@ def map_orthologs(
     var.index = human
     # How many must be found was looked at above, among orthologues rather than among all genes.
     resolved, params = resolve_genes(var, vocab, gene_key="index", min_overlap=0.0)
-    symbol = gene_table().set_index("ensembl_id")["symbol"].reindex(human).fillna("").to_numpy(dtype=object)
-    for name in (_keys.ENSEMBL_ID, _keys.GENE_STATUS, _keys.TOKEN_ID):
-        if name in resolved:
-            if name in adata.var and _keys.MAP_GENES not in adata.uns:
-                adata.var[f"{name}_given"] = adata.var[name]
-            adata.var[name] = resolved[name].array
-    adata.var[_keys.HUMAN_SYMBOL] = symbol
+    write_genes(adata, resolved, params | {"gene_key": best, "species": species})
+    adata.var[_keys.HUMAN_SYMBOL] = symbol_of_gene().reindex(human).fillna("").to_numpy(dtype=object)
     adata.var[_keys.ORTHOLOG] = pd.Categorical(kind, categories=KINDS)
-    params |= {"gene_key": best, "species": species}
-    write_result(adata, _keys.MAP_GENES, params, report=gene_report(adata.var))
     several = table[np.isin(kind[table["column"]], ("best", "ambiguous"))]
     report = pd.DataFrame(
         {"n_genes": [int((kind[is_gene] == name).sum()) for name in KINDS]}, index=list(KINDS)
@@ -142,7 +135,7 @@ def map_orthologs(
             {
                 "gene": names[best].to_numpy(dtype=object)[several["column"]],
                 "human": several["human"].to_numpy(dtype=object),
-                "symbol": gene_table().set_index("ensembl_id")["symbol"].reindex(several["human"]).to_numpy(),
+                "symbol": symbol_of_gene().reindex(several["human"]).to_numpy(),
                 "used": (human[several["column"]] == several["human"].to_numpy()),
             }
         ),

@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from .. import _keys
 from .._features import SYMBOL_KEYS, gene_columns, symbols
-from .._reference import gene_table
+from .._reference import symbol_of_gene
 from ..models.model import MaxTokiModel
 
 ALL = "all"
@@ -84,7 +84,7 @@ class _Known:
         self.ids = np.full(vocab.size, "", dtype=object)
         self.ids[vocab.gene_ids] = vocab.gene_of_token[vocab.gene_ids]
         self.names = self.ids.copy()
-        reference = gene_table().drop_duplicates("ensembl_id").set_index("ensembl_id")["symbol"]
+        reference = symbol_of_gene()
         symbol = reference.reindex(self.ids[vocab.gene_ids]).to_numpy(dtype=object)
         self.names[vocab.gene_ids] = np.where(pd.isna(symbol), self.ids[vocab.gene_ids], symbol)
         self._vocabulary = {name: token for token, name in enumerate(self.names) if name}

@@ -17,6 +17,8 @@ from ..models.sequences import Sequences, cell_sequences
 from ..pp._design import get_mask
 from .recipes import Cells
 
+WHOLE = 1 << 30  # tokens: no cell is longer
+
 
 def among_known(on: Cells | None, adata: AnnData, known: np.ndarray) -> Cells:
     """The same cells, as booleans of those rows of the AnnData that are known."""

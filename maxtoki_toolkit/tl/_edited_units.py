@@ -13,12 +13,10 @@ from ..models.prompts import Prompts
 from ..models.sequences import Sequences
 from ..pp._design import get_groups, get_labels, get_mask
 from ._asked_genes import Asked, make_asked
-from ._cells import get_sequences
+from ._cells import WHOLE, get_sequences
 from ._gene_covariates import gene_covariates, nearest_genes
 from ._lapse_prompts import lapse_prompts
 from .recipes import Cells
-
-_WHOLE = 1 << 30  # tokens: no cell is longer
 
 
 class Units(NamedTuple):
@@ -56,7 +54,7 @@ def prompt_units(adata: AnnData, model: MaxTokiModel, key: str | None, on: str) 
     units["lapse"] = table["lapse"].to_numpy(float)
     return Units(
         units,
-        get_sequences(adata[used], model, max_length=_WHOLE),
+        get_sequences(adata[used], model, max_length=WHOLE),
         used,
         members,
         np.array([on != "query"] * size + [on != "context"]),
@@ -79,7 +77,7 @@ def cell_units(adata: AnnData, model: MaxTokiModel, on: Cells, seed: int) -> Uni
         goal = np.flatnonzero(get_mask(adata, on.target, "target"))
         _require_targets(group[chosen], group[goal], names)
     used = np.union1d(chosen, goal)
-    cells = get_sequences(adata[used], model, max_length=_WHOLE)
+    cells = get_sequences(adata[used], model, max_length=WHOLE)
     units = pd.DataFrame({"prompt": np.arange(len(chosen)), "cell": adata.obs_names[chosen].astype(str)})
     units["group"] = np.array(names, dtype=object)[group[chosen]]
     if on.donor_key is not None:

@@ -18,9 +18,9 @@ from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences
 from ..models.timelapse import read_lapses
-from ..pp._design import get_labels, get_mask
+from ..pp._design import get_labels, get_mask, known_cells
 from ..stats.donors import unit_name
-from ._cells import get_sequences
+from ._cells import WHOLE, among_known, get_sequences
 from ._edit_readouts import READOUTS, read_likelihoods
 from ._lapse_prompts import lapse_prompts
 from .recipes import Cells
@@ -28,7 +28,6 @@ from .recipes import Cells
 # Nats that a unit of the distance is worth, unless given.
 _STRENGTH = {"timelapse": 1.0, "embedding": 100.0, "likelihood": 100.0}
 _RHAT = 1.1
-_WHOLE = 1 << 30  # tokens: no cell is longer
 
 
 class Steered(NamedTuple):
@@ -61,7 +60,8 @@ def get_steered(
 ) -> Steered:
     """Choose the cells, and set up the distance."""
     require_choice("readout", readout, READOUTS)
-    on = on or Cells()
+    known, row_of = known_cells(adata, None if on is None else on.donor_key)
+    on, adata = among_known(on, adata, row_of), known
     if on.groupby is not None:
         raise ValueError("Cells are not steered group by group: groupby has no meaning here.")
     cells = get_sequences(adata, model)
@@ -107,7 +107,7 @@ def get_steered(
         else:
             distance = _likelihood_distance(model, cells.take(aims[chosen]))
             unit = "nats a gene"
-    whole = get_sequences(adata[rows].copy(), model, max_length=_WHOLE)
+    whole = get_sequences(adata[rows].copy(), model, max_length=WHOLE)
     table = table.reset_index(drop=True)
     params = {
         "readout": readout,
@@ -118,7 +118,7 @@ def get_steered(
         "n_anchors": n_anchors,
         "seed": rng,
     }
-    return Steered(table, rows, whole, distance, _STRENGTH[readout], params)
+    return Steered(table, row_of[rows], whole, distance, _STRENGTH[readout], params)
 
 
 def find_columns(adata: AnnData, model: MaxTokiModel, genes: Sequence[str]) -> np.ndarray:

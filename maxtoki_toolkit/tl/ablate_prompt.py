@@ -13,15 +13,14 @@ from .. import _keys
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences
-from ..models.timelapse import read_lapses, require_temporal
+from ..models.timelapse import read_lapses
 from ..models.vocabulary import Vocabulary
 from ..pp._design import known_cells
-from ..pp.sample_prompts import read_prompts
-from ..results.store import read_result, write_result
+from ..results.store import write_result
 from ..stats.donors import jackknife_error, jackknife_interval, left_out, unit_name
 from ..stats.fdr import benjamini_hochberg
 from ._cells import get_sequences
-from ._time_unit import check_unit
+from ._lapse_prompts import lapse_prompts
 
 INTACT = "intact"
 ABLATIONS = (
@@ -132,18 +131,13 @@ def ablate_prompt(
     >>> mt.get.table(adata, "ablate_prompt").set_index("ablation").loc["intact", "difference"]
     np.float64(0.0)
     """
-    require_temporal(model)
     if unknown := [name for name in ablations if name not in (*ABLATIONS, INTACT)]:
         raise ValueError(f"There is no ablation {unknown[0]!r}; choose from {', '.join(ABLATIONS)}.")
     if not 0 < share < 1:
         raise ValueError(f"share must be between 0 and 1, got {share}.")
-    stored = read_result(adata, key or _keys.PROMPTS, "mt.pp.sample_prompts(adata, ...)")
-    params, table = stored["params"], stored["prompts"].copy()
-    if params["task"] != "timelapse" or params["queries_elsewhere"]:
-        raise ValueError("Ablations need prompts that ask for the lapse to query cells of the same AnnData.")
-    read_as = check_unit(params["time_key"], table["time"], model.time_head.unit)
     known, _ = known_cells(adata)
-    cells, prompts = get_sequences(known, model), read_prompts(table, known, known)
+    table, prompts, params = lapse_prompts(known, model, key)
+    cells = get_sequences(known, model)
     table[INTACT] = _predict(model, prompts, cells, cells)
     for name in dict.fromkeys(ablations):
         # Each has numbers of its own, whatever else is asked for.
@@ -156,7 +150,7 @@ def ablate_prompt(
         "ablations": list(ablations),
         "share": share,
         "time_key": params["time_key"],
-        "time_read_as": read_as,
+        "time_read_as": table.attrs["time_read_as"],
         "groupby": params["groupby"],
         "n_prompts": len(table),
         "seed": rng,

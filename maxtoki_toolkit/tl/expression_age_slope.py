@@ -12,7 +12,7 @@ from scipy import stats
 
 from .. import _keys
 from .._features import gene_columns, symbols
-from ..pp._design import as_numbers, get_groups, get_labels, get_mask, known_cells
+from ..pp._design import as_list, as_numbers, get_groups, get_labels, get_mask, known_cells
 from ..pp._ranked_counts import ranked_counts
 from ..results.store import write_result
 from ..stats.fdr import benjamini_hochberg
@@ -92,7 +92,7 @@ def expression_age_slope(
     >>> mt.get.table(adata, "expression_age_slope").attrs["unit"]
     'log2 expression per year'
     """
-    columns = [covariates] if isinstance(covariates, str) else list(covariates or [])
+    columns = as_list(covariates)
     cells, kept = known_cells(adata, time_key, donor_key, groupby, columns)
     group, names = get_groups(cells, groupby)
     time = as_numbers(cells.obs[time_key], time_key)
@@ -150,7 +150,7 @@ def expression_age_slope(
         "time_key": time_key,
         "time_read_as": read_as,
         "donor_key": donor_key,
-        "groupby": [groupby] if isinstance(groupby, str) else list(groupby or []),
+        "groupby": as_list(groupby),
         "covariates": columns,
         "min_cells": min_cells,
         "min_donors": min_donors,

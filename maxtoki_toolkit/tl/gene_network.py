@@ -16,7 +16,7 @@ from ..models.attention import n_pair_classes, pair_classes, place_steps, stream
 from ..models.hooks import n_heads, n_layers
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences
-from ..pp._design import known_cells
+from ..pp._design import as_list, known_cells
 from ..pp._ranked_counts import counts_or_none
 from ..results.store import write_result
 from ..stats.expression import log_normalize
@@ -193,7 +193,7 @@ def gene_network(
     """
     if n_permutations < 99:
         raise ValueError(f"n_permutations must be at least 99, got {n_permutations}.")
-    groupby = [groupby] if isinstance(groupby, str) else list(groupby or [])
+    groupby = as_list(groupby)
     cells, _ = known_cells(adata, groupby, donor_key)
     chosen = _heads(model, heads)
     read = read_cells(cells, get_sequences(cells, model), groupby, donor_key, n_cells, rng)

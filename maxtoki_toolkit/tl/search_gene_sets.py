@@ -12,9 +12,7 @@ from .._features import symbols
 from .._names import require_choice
 from ..models.edits import MODES
 from ..models.model import MaxTokiModel
-from ..pp._design import known_cells
 from ..results.store import write_result
-from ._cells import among_known
 from ._gene_set_search import Edits, search_sets
 from ._steering import Steered, column_of_token, find_columns, get_steered, warn_of_chains
 from .recipes import Cells, GeneSetSearch
@@ -141,12 +139,11 @@ def search_gene_sets(
     [1, 2, 1, 2]
     """
     require_choice("mode", mode, MODES)
-    on, search = on or Cells(), search or GeneSetSearch()
-    cells, known = known_cells(adata, on.donor_key)
+    search = search or GeneSetSearch()
     steered = get_steered(
-        cells,
+        adata,
         model,
-        among_known(on, adata, known),
+        on,
         readout=readout,
         n_cells=search.n_cells,
         n_anchors=search.n_anchors,

@@ -14,10 +14,8 @@ from .._features import symbols
 from .._names import require_choice
 from ..models.edits import MODES
 from ..models.model import MaxTokiModel
-from ..pp._design import known_cells
 from ..results.store import write_result
 from ._cell_sampling import sample_ranks
-from ._cells import among_known
 from ._steering import column_of_token, find_columns, get_steered, warn_of_chains
 from .recipes import Cells, CellSampling
 
@@ -147,12 +145,11 @@ def steer_cells(
     ['start', 'abrupt', 'unsteered', 'steered']
     """
     require_choice("mode", mode, MODES)
-    on, sampling = on or Cells(), sampling or CellSampling()
-    cells, known = known_cells(adata, on.donor_key)
+    sampling = sampling or CellSampling()
     steered = get_steered(
-        cells,
+        adata,
         model,
-        among_known(on, adata, known),
+        on,
         readout=readout,
         n_cells=sampling.n_cells,
         n_anchors=sampling.n_anchors,
@@ -174,7 +171,7 @@ def steer_cells(
         seed=rng,
     )
     column = column_of_token(adata, model)
-    name, rows = key_added or _keys.STEER, known[steered.rows]
+    name, rows = key_added or _keys.STEER, steered.rows
     adata.layers[f"{name}_rank"] = _rank_layer(found.last, rows, column, adata.shape)
     adata.layers[f"{name}_level"] = _level_layer(found.level, rows, column, adata.shape)
     params = {

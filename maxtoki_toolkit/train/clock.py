@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import anndata as ad
 import numpy as np
@@ -158,7 +157,7 @@ def clock(
     parts = [cells] if isinstance(cells, (AnnData, str, Path)) else list(cells)
     parts, time_key = ready_cells(parts, model, time_key, time_unit)
     seed = recipe.training.run.seed
-    table = split(parts, recipe, time_key=time_key, donor_key=donor_key).table
+    table = split(parts, recipe, time_key=time_key, donor_key=donor_key)
     claim_run(output / "training")
     trained = temporal(
         parts,
@@ -185,17 +184,8 @@ def clock(
     return trained
 
 
-class Split(NamedTuple):
-    """Which cells are trained on, and which judge."""
-
-    table: AnnData
-    """`.obs` of all cells, with the columns of `mt.pp.hold_out`."""
-    counts: pd.DataFrame
-    """Cells and donors of each part."""
-
-
-def split(parts: list, recipe: ClockRecipe, *, time_key: str, donor_key: str) -> Split:
-    """Hold out what the recipe says, over all data sets."""
+def split(parts: list, recipe: ClockRecipe, *, time_key: str, donor_key: str) -> AnnData:
+    """`.obs` of all data sets, with the columns of `mt.pp.hold_out` for what the recipe holds out."""
     held, table = recipe.hold_out, _all_obs(parts)
     hold_out(
         table,
@@ -210,11 +200,16 @@ def split(parts: list, recipe: ClockRecipe, *, time_key: str, donor_key: str) ->
         raise ValueError(
             "Nothing is held out: a clock is judged by donors, times or groups that it was not trained on."
         )
-    masks = {name: table.obs[name].to_numpy() for name in ("train", *SETS)}
-    masks["left out"] = ~(masks["train"] | table.obs["held_out"].to_numpy())
-    counts = {name: (int(m.sum()), table.obs[donor_key][m].nunique()) for name, m in masks.items()}
-    names = [name.replace("_", " ") for name in counts]
-    return Split(table, pd.DataFrame(list(counts.values()), index=names, columns=["cells", "donors"]))
+    return table
+
+
+def count_split(table: AnnData, donor_key: str) -> pd.DataFrame:
+    """Cells and donors that are trained on, held out for each reason, and left out."""
+    obs = table.obs
+    masks = {name: obs[name] for name in ("train", *SETS)}
+    masks["left out"] = ~(obs["train"] | obs["held_out"])
+    counts = [(int(mask.sum()), obs.loc[mask, donor_key].nunique()) for mask in masks.values()]
+    return pd.DataFrame(counts, [name.replace("_", " ") for name in masks], ["cells", "donors"])
 
 
 def ready_cells(parts: list, model: MaxTokiModel, time_key: str, unit: str) -> tuple[list, str]:
@@ -367,22 +362,21 @@ def _card(
 ) -> str:
     """What the model is, what it was trained and judged on, and how well it does beside baselines."""
     params = table.uns[_keys.HOLD_OUT]["params"]
-    obs = table.obs
+    counts = count_split(table, donor_key)
+    n, times = counts.loc["train"], table.obs.loc[table.obs["train"], time_key]
     rows = [
         f"# {Path(model.name).parent.parent.name}: a clock",
         "",
         f"Reads times in {unit}. Trained by maxtoki_toolkit {__version__} (`mt.train.clock`) on "
-        f"{int(obs['train'].sum()):,} cells of {obs.loc[obs['train'], donor_key].nunique():,} donors, at "
-        f"{obs.loc[obs['train'], time_key].min():g} to {obs.loc[obs['train'], time_key].max():g} {unit}.",
+        f"{n['cells']:,} cells of {n['donors']:,} donors, at {times.min():g} to {times.max():g} {unit}.",
         "",
         "## Held out",
         "",
         "| what | cells | donors |",
         "|---|---|---|",
     ]
-    for name in SETS:
-        part = obs[obs[name]]
-        rows.append(f"| {name.replace('_', ' ')} | {len(part):,} | {part[donor_key].nunique():,} |")
+    for name, n in counts.drop(["train", "left out"]).iterrows():
+        rows.append(f"| {name} | {n['cells']:,} | {n['donors']:,} |")
     rows += ["", f"Donors: {', '.join(params['donors']) or 'none'}."]
     if params["times"]:
         rows.append(f"Times: {', '.join(f'{first} to {last}' for first, last in params['times'])} {unit}.")
