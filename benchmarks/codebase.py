@@ -135,7 +135,7 @@ def age_acceleration() -> Callable[[], object]:
     adata, model = mt.datasets.aging_atlas(400, 40), mt.load_model("demo")
     mt.pp.map_genes(adata, model)
     mt.pp.rank_value_encode(adata, model)
-    design = {"time_key": "age_months", "donor_key": "donor_id", "groupby": None}
+    design = {"time_key": "age_months", "donor_key": "donor_id", "groupby": []}
     return lambda: mt.tl.age_acceleration(
         adata, model, condition_key="condition", control="control", **design, n_cells=2, n_contexts=1
     )

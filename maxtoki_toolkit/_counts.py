@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import scipy.sparse as sp
+
+from ._warn import warn
 
 
 def check_counts(block: sp.csr_matrix, *, force: bool, hint: str = "") -> None:
@@ -40,7 +40,7 @@ def check_counts(block: sp.csr_matrix, *, force: bool, hint: str = "") -> None:
     if values.max() < 20:
         found += ": this looks log-normalised, which changes the order of the genes."
         if force:
-            warnings.warn(f"{found} The ranks are not those of the counts.", UserWarning, stacklevel=4)
+            warn(f"{found} The ranks are not those of the counts.")
             return
         raise ValueError(f"{found} Raw counts are needed.{hint}")
     if not force:

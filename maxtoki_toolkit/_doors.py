@@ -21,6 +21,7 @@ import pandas as pd
 
 from ._errors import explain, is_of_reading, is_ours, tell
 from ._names import closest
+from ._warn import may_repeat
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -110,8 +111,7 @@ def checked(function: Callable) -> Callable:
         except TypeError as error:
             raise TypeError(_misfit(function, signature, kwargs, str(error))) from None
         check(function, given)
-        # Warnings of the function seem to come from here, and Python shows those of one line once: each call may warn anew.
-        globals().pop("__warningregistry__", None)
+        may_repeat()
         try:
             return function(*args, **kwargs)
         except Exception as error:

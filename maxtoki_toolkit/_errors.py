@@ -15,14 +15,14 @@ _FILES = ("cells", "path", "source", "config", "paths", "notebook", "output", "f
 def is_ours(error: BaseException) -> bool:
     """Whether we raised this error, so that its message says what to do."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return _is_here(last.filename) and (last.line or "").startswith("raise")
+    return is_here(last.filename) and (last.line or "").startswith("raise")
 
 
 def is_of_reading(error: BaseException) -> bool:
     """Whether a library raised this error because of a file."""
     below: list[str] = []
     for frame in traceback.extract_tb(error.__traceback__):
-        below = [] if _is_here(frame.filename) else [*below, frame.filename]
+        below = [] if is_here(frame.filename) else [*below, frame.filename]
     return any(not _READERS.isdisjoint(Path(filename).parts) for filename in below)
 
 
@@ -52,7 +52,7 @@ def _where(error: BaseException) -> tuple[str, str]:
     """The innermost of our functions, and the file that it was at."""
     step = "the command"
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        if not _is_here(frame.f_code.co_filename):
+        if not is_here(frame.f_code.co_filename):
             continue
         if step == "the command":
             step = frame.f_code.co_name.strip("_<>").replace("_", " ")
@@ -65,5 +65,5 @@ def _where(error: BaseException) -> tuple[str, str]:
     return step, ""
 
 
-def _is_here(filename: str) -> bool:
+def is_here(filename: str) -> bool:
     return Path(filename).is_relative_to(_PACKAGE)

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -16,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from ._files import atomic, remove, sweep_folder
 from ._outputs import differences
+from ._warn import warn
 
 _MANIFEST, _LOCK = "manifest.json", "lock"
 _SHARD = re.compile(r"\d{6}\.[0-9a-f]{16}\.h5ad")
@@ -181,10 +181,10 @@ def _locked(folder: Path, *, wait: bool) -> Iterator[bool]:
         if not wait:
             yield False
             return
-        warnings.warn(f"Waiting for another process that is at work in {folder}.", stacklevel=5)
+        warn(f"Waiting for another process that is at work in {folder}.")
         lock.acquire()
     except OSError as error:
-        warnings.warn(f"{folder} cannot be locked ({error}): run one process only.", stacklevel=5)
+        warn(f"{folder} cannot be locked ({error}): run one process only.")
     try:
         yield True
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import anndata as ad
@@ -11,21 +10,16 @@ from anndata import AnnData
 
 from . import _keys, get, pl, pp, tl
 from ._outputs import check_output, new_output
+from ._validate import require_obs
 from .models.model import MaxTokiModel
 from .models.timelapse import require_temporal
 from .pipeline import save_figures
-from .pp._columns import as_labels, guess_columns, guess_control, guess_unit, say_columns, suggest_columns
+from .pp._columns import as_labels, find_columns, guess_unit
 from .pp._identity import input_identity
 from .pp.parse_age import time_in_numbers
 from .reports.cells import unit_factor, whole_times
 
 BY, RESULT = "maxtoki age", "ages.h5ad"
-_ROLES = {
-    "time_key": "time_key",
-    "donor_key": "donor_key",
-    "groupby": "cell_type_key",
-    "condition_key": "condition_key",
-}
 
 
 def age_file(
@@ -95,7 +89,8 @@ def age_file(
     if check_output(output, by=BY, job=job, overwrite=overwrite, inputs=[path]):
         return ad.read_h5ad(output / RESULT)
     adata = pp.read_cells(path, layer=layer)
-    columns = _columns(adata, given)
+    columns = find_columns(adata.obs, optional=("condition_key",), **given)
+    require_obs(adata, *(value for name, value in columns.items() if name != "control" and value is not None))
     unit = time_unit or guess_unit(adata.obs[columns["time_key"]])
     if unit is None:
         raise ValueError(
@@ -130,32 +125,3 @@ def age_file(
         AnnData(obs=adata.obs, uns=adata.uns).write_h5ad(folder / RESULT)
         save_figures({"ages": pl.predicted_ages(adata)}, folder)
     return adata
-
-
-def _columns(adata: AnnData, given: dict[str, str | None]) -> dict[str, str]:
-    """The columns that were named, and those that their names give away; said in a line."""
-    obs = adata.obs
-    guessed = guess_columns(obs, [role for name, role in _ROLES.items() if given[name] is None])
-    found = {name: guessed[role] for name, role in _ROLES.items() if given[name] is None and role in guessed}
-    columns = {name: value for name, value in given.items() if value is not None} | found
-    for name in ("time_key", "donor_key", "groupby"):
-        if name not in columns:
-            raise ValueError(
-                f"Give {name}=: no column was found for it; {suggest_columns(obs, _ROLES[name])}."
-            )
-    for name in _ROLES:
-        if name in columns and columns[name] not in obs:
-            raise KeyError(f"Did not find .obs[{columns[name]!r}]. Available columns: {sorted(obs.columns)}.")
-    if "condition_key" in columns and "control" not in columns:
-        column = obs[columns["condition_key"]]
-        control = guess_control(column)
-        if control is None and given["condition_key"] is not None:
-            has = ", ".join(sorted(map(repr, as_labels(column.dropna().unique()))))
-            raise ValueError(f"Give control=: .obs[{columns['condition_key']!r}] has {has}.")
-        if control is None:
-            del columns["condition_key"], found["condition_key"]
-        else:
-            columns["control"] = found["control"] = control
-    if found:
-        warnings.warn(say_columns(found), UserWarning, stacklevel=3)
-    return columns

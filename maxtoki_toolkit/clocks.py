@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,13 @@ from anndata import AnnData
 from . import _keys, pp, reports
 from ._doors import checked
 from ._recipes import read_call
+from ._warn import warn
 from .models.costs import Cost, Shape, cost, measure
 from .models.load import load_model, vocabulary_of_settings
 from .models.model import MaxTokiModel
 from .pp._store import open_store
-from .train.clock import ClockRecipe, clock, count_split, obs_of, ready_cells, split
+from .train._cells import obs_of
+from .train.clock import ClockRecipe, clock, count_split, ready_cells, split
 
 REPORT = "clock_report"
 _DRAWN = 400  # prompts whose lengths a plan goes by
@@ -61,7 +62,7 @@ def run_clock(path: str | Path) -> MaxTokiModel:
     try:
         reports.run(REPORT, output / "report", run=str(output.resolve()))
     except ImportError as error:
-        warnings.warn(f"There is no report: {error}", UserWarning, stacklevel=2)
+        warn(f"There is no report: {error}")
     return trained
 
 
@@ -86,12 +87,13 @@ def plan_clock(
     model = _model(path, settings)
     recipe: ClockRecipe = settings["recipe"]
     training = recipe.training
-    parts, settings["time_key"] = ready_cells(
-        open_cells(settings["cells"]), model, settings["time_key"], settings.get("time_unit", "months")
+    columns = {name: settings.get(name) for name in ("time_key", "donor_key", "groupby")}
+    parts, columns = ready_cells(
+        open_cells(settings["cells"]), model, settings.get("time_unit", "months"), **columns
     )
-    columns = {name: settings[name] for name in ("time_key", "donor_key")}
-    print(count_split(split(parts, recipe, **columns), columns["donor_key"]).to_string())
-    lengths = prompt_lengths(parts, model, settings, recipe)
+    table = split(parts, recipe, time_key=columns["time_key"], donor_key=columns["donor_key"])
+    print(count_split(table, columns["donor_key"]).to_string())
+    lengths = prompt_lengths(parts, model, columns, recipe)
     n = training.optimization.max_steps * training.optimization.batch_size * training.optimization.accumulate
     rng = np.random.default_rng(0)
     typical = lengths.mean()
@@ -108,15 +110,14 @@ def plan_clock(
     )
 
 
-def prompt_lengths(cells: list, model: MaxTokiModel, settings: dict, recipe: ClockRecipe) -> np.ndarray:
+def prompt_lengths(cells: list, model: MaxTokiModel, columns: dict, recipe: ClockRecipe) -> np.ndarray:
     """Tokens of some prompts as the training will draw them."""
     found = []
     for obs in map(obs_of, cells):
         table = AnnData(obs=obs)
         pp.sample_prompts(
             table,
-            time_key=settings["time_key"],
-            groupby=settings.get("groupby"),
+            **columns,
             context_size=tuple(recipe.training.prompts.context_size),
             n_prompts=_DRAWN,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
@@ -13,6 +12,7 @@ import pandas as pd
 from . import _keys, get, pl, pp, tl
 from ._files import atomic, read_yaml
 from ._outputs import check_names, claim, refuse_inputs
+from ._warn import warn
 from .models.load import SHIPPED, load_model
 from .pp._store import open_counts, open_store
 from .tl.recipes import Cells, ScreenFile
@@ -132,11 +132,9 @@ def run_screen(
     ours = {"by": BY, "job": {key: settings.get(key) for key in (*SECTIONS, "layer")}, "overwrite": overwrite}
     check_names(folder, WRITTEN, **ours)
     if reads_time and settings["model"] in SHIPPED:
-        warnings.warn(
+        warn(
             "The time of the demo model is that of a simulation: the effects mean nothing on real cells. As model, give the "
-            "folder of one that mt.train.temporal has trained.",
-            UserWarning,
-            stacklevel=2,
+            "folder of one that mt.train.temporal has trained."
         )
     model = load_model(
         settings["model"], revision=settings.get("revision"), device=settings.get("device", "auto")
@@ -163,10 +161,7 @@ def run_screen(
     if stats.loc[stats["matched_to"] == "", "p_value"].notna().any():
         figures["volcano"] = pl.perturbation_volcano(adata)
     else:
-        warnings.warn(
-            "No gene could be compared with genes like it: screen more genes, or set n_controls.",
-            stacklevel=2,
-        )
+        warn("No gene could be compared with genes like it: screen more genes, or set n_controls.")
     for name, figure in figures.items():
         for ending in ("png", "pdf"):
             with atomic(folder / f"{name}.{ending}") as temporary:

@@ -93,7 +93,7 @@ axes[1].set(ylim=(0, None), ylabel="speed (tokens / s)")
 if "eval_r" in log:
     held = log.dropna(subset="eval_r")
     axes[2].plot(held["step"], held["eval_r"], "o-", color=MODEL, ms=4)
-axes[2].set(ylim=(-0.2, 1.05), ylabel="r, held-out lapses")
+axes[2].set(ylim=(-0.2, 1.05), ylabel="r of held-out lapses")
 for ax in axes:
     ax.set(xlabel="optimiser step", xlim=(0, log["step"].max() * 1.02))
     ax.tick_params(labelsize=9)

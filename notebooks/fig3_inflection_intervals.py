@@ -95,7 +95,7 @@ adata.obs["time"] = adata.obs[time_key].astype(float).astype(int)
 start = mt.load_model(model)
 mt.pp.map_genes(adata, start, min_overlap=min_overlap)
 mt.pp.rank_value_encode(adata, start, layer=layer or None, force=force)
-settings = {"time_key": "time", "groupby": groupby or None}
+settings = {"time_key": "time", "groupby": groupby}
 mt.pp.holdout_intervals(
     adata,
     **settings,

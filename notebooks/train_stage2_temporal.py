@@ -104,7 +104,7 @@ pd.crosstab(
 # easier lessons (`curriculum` of `mt.train.TemporalRecipe`).
 
 # %%
-design = {"time_key": "time", "groupby": groupby or None, "context_size": tuple(context_size)}
+design = {"time_key": "time", "groupby": groupby, "context_size": tuple(context_size)}
 if not start.vocab.is_temporal:
     settings["max_length"] = max_length
 recipe = mt.train.TemporalRecipe.of(
@@ -125,7 +125,7 @@ trained = mt.train.temporal(
     start,
     run,
     time_key="time",
-    groupby=groupby or None,
+    groupby=groupby,
     time_unit=time_unit,
     use="train",
     held_out="held_out",

@@ -145,7 +145,7 @@ ARGUMENTS = {
     "tl.predict_age": {
         "time_key": "age_months",
         "donor_key": "donor_id",
-        "groupby": None,
+        "groupby": [],
         "sampling": FEW,
     },
     "tl.age_acceleration": {"sampling": FEW},

@@ -27,7 +27,7 @@ def adata():
     return AnnData(np.ones((3, 2), dtype=np.float32), obs=obs, layers={"counts": np.ones((3, 2))})
 
 
-PROMPTS = {"time_key": "age_months", "groupby": None}
+PROMPTS = {"time_key": "age_months", "groupby": []}
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ PROMPTS = {"time_key": "age_months", "groupby": None}
         ({"n_prompts": True}, TypeError, "n_prompts must be a whole number, got True"),
         ({"context_size": (1, 2, 3)}, TypeError, "context_size must be a whole number or 2 values"),
         ({"groupby": 3}, TypeError, "groupby must be a text or a list of names or None, got 3"),
-        ({"time_key": None}, TypeError, "time_key must be a text, got None"),
+        ({"task": None}, TypeError, "task must be a text, got None"),
         ({"n_prompts": 0}, ValueError, "n_prompts must be at least 1, got 0"),
         ({"rng": -1}, ValueError, "rng must be at least 0, got -1"),
         ({"donor_key": "donor"}, KeyError, r"\['donor'\]. Available columns: .* Did you mean 'donor_id'\?"),
@@ -70,8 +70,8 @@ def test_groups_of_settings_are_checked_when_they_are_made(given, error, message
 
 
 def test_missing_and_misplaced_arguments(adata):
-    with pytest.raises(TypeError, match="mt.pp.sample_prompts needs 'groupby'"):
-        mt.pp.sample_prompts(adata, time_key="age_months")
+    with pytest.raises(TypeError, match="mt.pp.match_queries needs 'queries'"):
+        mt.pp.match_queries(adata)
     with pytest.raises(TypeError, match="mt.pp.sample_prompts: too many positional arguments.* by name"):
         mt.pp.sample_prompts(adata, "age_months")
 
@@ -137,17 +137,14 @@ def test_a_door_costs_nothing_to_speak_of(adata):
     assert min(clock.repeat(5, 100)) / 100 < 0.002
 
 
-def test_each_call_warns_anew():
-    def warn() -> None:
-        """One that warns of the line that calls it."""
-        warnings.warn("Look here.", UserWarning, stacklevel=2)
-
+def test_each_call_warns_anew_and_at_the_callers_line():
+    adata = mt.datasets.aging_atlas(60, 10, n_genes=500)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        door = _doors.checked(warn)
         for _ in range(3):
-            door()
-    assert len(caught) == 3
+            mt.pp.hold_out(adata)
+    assert ["donor_key='donor_id'" in str(warning.message) for warning in caught] == [True] * 3
+    assert {warning.filename for warning in caught} == {__file__}
 
 
 def test_closest_names_what_may_have_been_meant():

@@ -165,7 +165,7 @@ def test_training_refuses_a_doubtful_unit(cells, model, tmp_path):
             model,
             tmp_path / "run",
             time_key="age",
-            groupby=None,
+            groupby=[],
             recipe=mt.train.TemporalRecipe.of(max_steps=1),
         )
 

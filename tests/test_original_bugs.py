@@ -246,7 +246,7 @@ def test_donors_are_held_out(adata):
     sets = [set(adata.obs.loc[adata.obs[side], "donor"]) for side in ("train", "held_out_donors")]
     assert not sets[0] & sets[1]
     mt.pp.sample_prompts(
-        adata, time_key="age", groupby=None, queries="held_out_donors", contexts="train", n_prompts=50
+        adata, time_key="age", groupby=[], queries="held_out_donors", contexts="train", n_prompts=50
     )
     drawn = read_prompts(adata.uns["prompts"]["prompts"], adata, adata)
     assert adata.obs["train"].to_numpy()[drawn.context[drawn.context >= 0]].all()
@@ -324,5 +324,5 @@ def test_tasks_depend_on_the_seed_alone(adata):
     np.random.seed(99)  # noqa: NPY002
     np.testing.assert_array_equal(draw(), first)
     assert first.mean() == pytest.approx(0.5, abs=0.05)
-    mt.pp.sample_prompts(adata, time_key="age", groupby=None, task="cell", n_prompts=5)
+    mt.pp.sample_prompts(adata, time_key="age", groupby=[], task="cell", n_prompts=5)
     assert adata.uns["prompts"]["params"]["task"] == "cell"

@@ -170,8 +170,72 @@ def test_functions_guess_too():
     params = adata.uns["matched_ages"]["params"]
     assert (params["condition_key"], params["control"]) == ("condition", "control")
     adata.obs = adata.obs.rename(columns={"condition": "arm"})
-    with pytest.raises(ValueError, match="Give condition_key: no column was found for it; .obs has .*'arm'"):
+    with pytest.raises(ValueError, match="Give condition_key=: no column was found for it; .obs has .*'arm'"):
         mt.pp.match_ages(adata)
     adata.obs["arm"] = adata.obs["arm"].astype(str).replace("control", "reference")
-    with pytest.raises(ValueError, match=r"Give control: .obs\['arm'\] has .*'reference'"):
+    with pytest.raises(ValueError, match=r"Give control=: .obs\['arm'\] has .*'reference'"):
         mt.pp.match_ages(adata, condition_key="arm", time_key="age_months", donor_key="donor_id")
+
+
+# What a function is told where it guesses.
+GUESSED = {
+    "pp.hold_out": {"donor_key": "donor_id"},
+    "pp.holdout_intervals": {"time_key": "age_months", "donor_key": "donor_id", "intervals": 0, "n_permutations": 1},
+    "pp.sample_prompts": {"time_key": "age_months", "groupby": "cell_type", "donor_key": "donor_id", "n_prompts": 20},
+    "tl.expression_age_slope": {"time_key": "age_months", "donor_key": "donor_id"},
+    "tl.perturbation_metrics": {
+        "predicted": "same", "perturbation_key": "condition", "control": "control", "donor_key": "donor_id", "n_bootstrap": 2,
+    },
+}  # fmt: skip
+_COLUMNS = ("time_key", "donor_key", "groupby", "perturbation_key", "control")
+
+
+@pytest.mark.parametrize("name", GUESSED)
+def test_what_is_guessed_is_what_would_be_named(name, encoded):
+    space, function = name.split(".")
+    run, found = getattr(getattr(mt, space), function), []
+    for given in (GUESSED[name], {key: v for key, v in GUESSED[name].items() if key not in _COLUMNS}):
+        adata = encoded.copy()
+        run(adata, **given)
+        found.append((adata.obs, adata.uns.get(function, adata.uns.get("prompts"))))
+    pd.testing.assert_frame_equal(found[0][0], found[1][0])
+    assert found[0][1]["params"] == found[1][1]["params"]
+    for key, table in found[0][1].items():
+        if key != "params":
+            pd.testing.assert_frame_equal(table, found[1][1][key])
+
+
+@pytest.fixture(scope="module")
+def encoded():
+    adata = mt.datasets.aging_atlas(300, 20, n_genes=500)
+    adata.layers["same"] = adata.X
+    mt.pp.map_genes(adata)
+    mt.pp.rank_value_encode(adata, mt.models.Vocabulary.from_anndata(adata))
+    return adata
+
+
+def test_prompts_of_a_cellxgene_file_need_no_names(encoded):
+    adata = encoded.copy()
+    adata.obs["development_stage"] = [f"{age // 12}-year-old stage" for age in adata.obs["age_months"]]
+    del adata.obs["age_months"]
+    guess = "time_key='development_stage', groupby='cell_type', donor_key='donor_id'"
+    with pytest.warns(UserWarning, match=guess), pytest.warns(UserWarning, match="Read .* as ages in months"):
+        mt.pp.sample_prompts(adata, n_prompts=10)
+    stored = adata.uns["prompts"]
+    assert stored["params"]["time_key"] == "development_stage_months"
+    assert (stored["prompts"]["time"] % 12 == 0).all()
+    assert "donor" in stored["prompts"]
+
+
+def test_one_donor_is_none_unless_it_is_named(encoded):
+    adata = encoded[encoded.obs["cell_type"] == "fibroblast"].copy()
+    adata.obs["donor_id"] = "one"
+    mt.pp.sample_prompts(adata, n_prompts=5)
+    assert adata.uns["prompts"]["params"]["donor_key"] == ""
+    mt.pp.sample_prompts(adata, n_prompts=5, donor_key="donor_id")
+    assert adata.uns["prompts"]["params"]["donor_key"] == "donor_id"
+
+
+@pytest.mark.parametrize("value", ["PBS", "DMSO", "normal", "Healthy control", "non-targeting", "CTRL"])
+def test_controls_by_their_names(value):
+    assert _columns.guess_control(pd.Series([value, "drug", None])) == value

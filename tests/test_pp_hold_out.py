@@ -155,7 +155,7 @@ def test_copy(adata):
         ({"donors": ["d00", "d77"]}, ValueError, r"\.obs\['donor'\] has no donor 'd77'"),
         ({"donors": 1.0}, ValueError, r"must be in \[0, 1\), got 1.0"),
         ({"donors": -0.1}, ValueError, r"must be in \[0, 1\), got -0.1"),
-        ({"times": [(1, 2)]}, ValueError, "Give time_key"),
+        ({"times": [(1, 2)]}, ValueError, "No cell has a time from 1 to 2: .obs..age.. is from 0 to 228"),
         (
             {"time_key": "age", "times": [(60, 72), (5, 7)]},
             ValueError,

@@ -143,7 +143,8 @@ def test_prompts_survive_a_file_and_are_found_again(healthy, sick, tmp_path):
 
 
 def test_without_groups_and_donors(healthy, sick):
-    mt.pp.sample_prompts(healthy, time_key="age", groupby=None, n_prompts=20, key_added="mine")
+    del healthy.obs["donor"]
+    mt.pp.sample_prompts(healthy, time_key="age", groupby=[], n_prompts=20, key_added="mine")
     del sick.obs["donor"], sick.obs["cell_type"]
     table = matched(healthy, sick, tolerance=None, key="mine", key_added="out")["prompts"]
     assert len(table) == 20

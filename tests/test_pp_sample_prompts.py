@@ -70,7 +70,7 @@ def test_what_is_recorded(adata):
     }
     assert params["groupby"] == ["cell_type", "sex"]
     assert params["context_size"] == [2, 2]
-    assert (params["contexts"], params["queries"], params["donor_key"]) == ("mask", "all", "")
+    assert (params["contexts"], params["queries"], params["donor_key"]) == ("mask", "all", "donor")
 
 
 def test_cells_are_found_again(adata):
@@ -121,7 +121,7 @@ def test_masks(adata):
 
 def test_groups_may_be_one_column_or_none(adata):
     assert set(sample(adata, groupby="sex")["prompts"]["group"]) == {"f", "m"}
-    assert set(sample(adata, groupby=None)["prompts"]["group"]) == {"all"}
+    assert set(sample(adata, groupby=[])["prompts"]["group"]) == {"all"}
 
 
 def test_cells_without_a_group_are_left_out(adata):

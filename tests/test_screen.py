@@ -93,7 +93,7 @@ def test_refusals(settings, tmp_path, change, message):
 
 def test_types_that_are_allowed(settings, tmp_path):
     """Numbers where a list may be, whole numbers where others may be, null."""
-    settings["prompts"] |= {"balance": 1, "groupby": None, "context_size": [1, 2], "forward": True}
+    settings["prompts"] |= {"balance": 1, "groupby": [], "context_size": [1, 2], "forward": True}
     settings["perturb"] = {"genes": {"both": ["FOXO3", "KLF2"]}, "mode": "shift", "k": -5, "donor_key": None}
     assert read_settings(write(settings, tmp_path)) == settings
 

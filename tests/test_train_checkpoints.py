@@ -239,7 +239,7 @@ def test_a_refused_training_leaves_nothing(cells, tmp_path):
             output=tmp_path / "run",
             time_key="hours",
             time_unit="hours",
-            groupby=None,
+            groupby=[],
             recipe=mt.train.TemporalRecipe.of(zero_lapse="now"),
         )
     assert not (tmp_path / "run").exists()

@@ -226,7 +226,7 @@ def test_settings_are_checked_first(settings, message, tmp_path):
             model,
             tmp_path / "run",
             time_key="age",
-            groupby=None,
+            groupby=[],
             recipe=mt.train.TemporalRecipe.of(**settings),
         )
     assert not (tmp_path / "run").exists()

@@ -29,7 +29,7 @@ SHAPE = {
 SETTINGS = {
     "time_key": "hours",
     "time_unit": "hours",
-    "groupby": None,
+    "groupby": [],
     "max_length": 128,
     "max_steps": 6,
     "batch_size": 8,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
+from .._warn import warn
 from ._corpus_recipe import CorpusRecipe
 
 
@@ -133,10 +133,8 @@ def census(
         )
     if len(shards) == -(-len(selection.joinids) // cells_per_shard):
         if n_lost := len(selection.joinids) - shards["n_cells"].sum():
-            warnings.warn(
-                f"{n_lost:,} of {len(selection.joinids):,} cells express no gene of the vocabulary and are left out.",
-                UserWarning,
-                stacklevel=3,
+            warn(
+                f"{n_lost:,} of {len(selection.joinids):,} cells express no gene of the vocabulary and are left out."
             )
     return shards
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from .._warn import warn
 from ._torch_dist import read_entries, read_tensor
 
 if TYPE_CHECKING:
@@ -131,10 +131,9 @@ def _crop(rows: torch.Tensor, size: int) -> torch.Tensor:
             "Give the dictionary that the model was trained with."
         )
     if beyond >= _MOST_PADDING:
-        warnings.warn(
+        warn(
             f"{beyond:,} of {len(rows):,} token embeddings lie beyond the vocabulary and are left out, more than "
-            "padding explains. If the checkpoint has time tokens, give the dictionary that has them.",
-            stacklevel=4,
+            "padding explains. If the checkpoint has time tokens, give the dictionary that has them."
         )
     return rows[:size].clone()
 

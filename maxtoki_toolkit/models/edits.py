@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from .._names import require_choice
 from .sequences import Sequences
 
 MODES = ("inhibit", "delete", "activate", "overexpress", "shift")
 # Modes that put a gene in where it is absent; the others leave a cell without it alone.
 INSERTING = ("activate", "overexpress")
 _FAR = 1 << 40  # ranks
+
+
+def ranks_to_move(mode: str, k: int | Sequence[int] | None, usual: int) -> np.ndarray:
+    """Ranks to move genes by, one or several doses: `usual` for "activate"; 0 where the mode moves none."""
+    require_choice("mode", mode, MODES)
+    if mode not in ("activate", "shift"):
+        if k is not None:
+            raise ValueError(f"mode={mode!r} has no k; it is for 'activate' and 'shift'.")
+        return np.zeros(1, dtype=np.int64)
+    if k is None and mode == "shift":
+        raise ValueError("mode='shift' needs k, the ranks to move a gene up by (down where it is negative).")
+    doses = np.atleast_1d(usual if k is None else k)
+    if doses.dtype.kind not in "iu" or not len(doses) or len(np.unique(doses)) < len(doses):
+        raise ValueError(f"k must be whole numbers, each once, got {k!r}.")
+    if mode == "activate" and (doses < 0).any():
+        raise ValueError(f"k must not be negative for 'activate', got {k!r}; use 'shift'.")
+    return doses.astype(np.int64)
 
 
 class Edited(NamedTuple):
@@ -63,8 +82,7 @@ def edit_cells(
     k
         Ranks, of each edit.
     """
-    if mode not in MODES:
-        raise ValueError(f"There is no mode {mode!r}; choose from {', '.join(MODES)}.")
+    require_choice("mode", mode, MODES)
     edit, token = np.asarray(edit, dtype=np.int64), np.asarray(token, dtype=np.int64)
     rows, k = np.asarray(rows, dtype=np.int64), np.broadcast_to(k, len(rows))
     n_genes = cells.lengths[rows] - 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import torch
 from scipy.stats import chi2
 
 from .._files import atomic
+from .._warn import warn
 from ._megatron_config import read_config, write_config
 from ._megatron_weights import PADDED_TO, arrange_weights, read_weights
 from ._quiet import quiet_transformers
@@ -120,7 +120,7 @@ def from_megatron(
     if problems := sorted([*report["missing_keys"], *report["unexpected_keys"]]):
         raise ValueError(f"{len(problems)} weights do not fit transformers' Llama (first: {problems[0]}).")
     if untrained:
-        warnings.warn(untrained, stacklevel=2)
+        warn(untrained)
     found = None if time_head or untrained else read_time_head(context, card)
     head = time_head or found
     model = MaxTokiModel(

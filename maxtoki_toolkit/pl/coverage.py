@@ -7,8 +7,9 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.figure import Figure
 
-from ..pp._columns import as_labels, unit_in_name
+from ..pp._columns import as_labels, find_columns, unit_in_name
 from ..pp._design import as_numbers, known_cells
+from ..pp.parse_age import time_in_numbers
 from ._style import drawing
 
 _MOST_STUDIES = 6
@@ -16,7 +17,12 @@ _MOST_STUDIES = 6
 
 @drawing
 def coverage(
-    adata: AnnData, *, time_key: str, groupby: str, study_key: str | None = None, n_bins: int = 12
+    adata: AnnData,
+    *,
+    time_key: str | None = None,
+    groupby: str | None = None,
+    study_key: str | None = None,
+    n_bins: int = 12,
 ) -> Figure:
     """Draw how many cells there are of each type at each time in each study, and which are held out.
 
@@ -25,7 +31,8 @@ def coverage(
     adata
         Cells; after `mt.pp.hold_out` held-out ones are marked.
     time_key
-        Column of `.obs` with the time.
+        Column of `.obs` with the time; text is read by `mt.pp.parse_age`. It and the cell type are guessed
+        from the names in `.obs` where they are `None`, with a warning that says which were taken.
     groupby
         Column of `.obs` with the cell type, such as "cell_ontology".
     study_key
@@ -53,6 +60,9 @@ def coverage(
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
 
+    adata = AnnData(obs=adata.obs.copy(), uns=adata.uns)
+    time_key, groupby = find_columns(adata.obs, time_key=time_key, groupby=groupby).values()
+    time_key = time_in_numbers(adata, time_key, "months")
     adata, _ = known_cells(adata, time_key, groupby, study_key)
     time = as_numbers(adata.obs[time_key], time_key)
     unit = unit_in_name(time_key)

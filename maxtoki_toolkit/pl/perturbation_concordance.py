@@ -46,7 +46,7 @@ def perturbation_concordance(
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby=None, n_prompts=2, context_size=1, donor_key="donor_id")
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby=[], n_prompts=2, context_size=1, donor_key="donor_id")
     >>> mt.tl.perturb(adata, model, genes="all")
     >>> mt.tl.perturbation_stats(adata, min_donors=2)
     >>> mt.tl.expression_age_slope(adata, time_key="age_months", donor_key="donor_id")

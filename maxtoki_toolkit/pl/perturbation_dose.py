@@ -48,7 +48,7 @@ def perturbation_dose(
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby=None, n_prompts=2, context_size=1, donor_key="donor_id")
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby=[], n_prompts=2, context_size=1, donor_key="donor_id")
     >>> mt.tl.perturb(adata, model, genes=["CD74", "FTL"], mode="shift", k=[-50, 0, 50])
     >>> mt.tl.perturbation_stats(adata, min_donors=2)
     >>> mt.pl.perturbation_dose(adata).get_xlabel()

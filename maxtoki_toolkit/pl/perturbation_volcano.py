@@ -50,7 +50,7 @@ def perturbation_volcano(
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby=None, n_prompts=4, context_size=1, donor_key="donor_id")
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby=[], n_prompts=4, context_size=1, donor_key="donor_id")
     >>> mt.tl.perturb(adata, model, genes="all")
     >>> mt.tl.perturbation_stats(adata, min_donors=2)
     >>> mt.pl.perturbation_volcano(adata).axes[0].get_ylabel()

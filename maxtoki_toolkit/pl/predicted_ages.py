@@ -43,7 +43,7 @@ def predicted_ages(adata: AnnData, *, key: str = _keys.PREDICT_AGE) -> Figure:
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.tl.predict_age(adata, model, time_key="age_months", donor_key="donor_id", groupby=None,
+    >>> mt.tl.predict_age(adata, model, time_key="age_months", donor_key="donor_id", groupby=[],
     ...     sampling=mt.tl.AgeSampling(n_contexts=1))
     >>> len(mt.pl.predicted_ages(adata).axes)
     1

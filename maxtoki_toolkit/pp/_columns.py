@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from .._warn import warn
 
 # The names of CELLxGENE's schema and other common ones, the likeliest first; case and separators do not count.
 _NAMES = {
@@ -17,13 +18,17 @@ _NAMES = {
     "cell_type_key": "cell_type cell_types cell_type_name cell_ontology_class cell_annotation annotation cell_label predicted_cell_type majority_voting",
     "condition_key": "condition disease disease_state disease_status diagnosis case_control status treatment stim",
     "sex_key": "sex gender donor_sex sex_inferred",
+    "perturbation_key": "perturbation perturbations target_gene gene_target guide_identity guide sgrna treatment drug compound condition stim",
     "batch_key": "batch batch_id library_id library chip assay dataset_id",
 }
 # Of these a column with one value says nothing.
-_DIFFER = ("time_key", "condition_key", "batch_key")
+_DIFFER = ("time_key", "condition_key", "perturbation_key", "batch_key")
 _CONTROLS = (
-    "control controls ctrl normal healthy healthycontrol unaffected none vehicle untreated wt wildtype"
+    "control controls ctrl normal healthy healthycontrol unaffected none vehicle pbs dmso mock sham untreated unstimulated "
+    "nontargeting wt wildtype"
 )
+# What the column of a parameter holds, where its name does not say it.
+_ROLES = {"groupby": "cell_type_key"}
 UNITS = {
     "years": r"years?|yrs?",
     "months": r"months?|mos?",
@@ -91,40 +96,69 @@ def say_columns(found: Mapping[str, str]) -> str:
     return f"Taken from the names in .obs: {', '.join(f'{key}={value!r}' for key, value in found.items())}. Name others to overrule this."
 
 
-class Comparison(NamedTuple):
-    """Where conditions, their controls, ages and donors are."""
+def find_columns(obs: pd.DataFrame, *, optional: Iterable[str] = (), **given: Any) -> dict[str, Any]:
+    """Fill in what is `None` from the names of columns, and say so in a line; or raise with what could be named.
 
-    condition_key: str
-    control: str
-    time_key: str
-    donor_key: str
+    Parameters
+    ----------
+    obs
+        What is known of the cells.
+    optional
+        Names that stay `None` where no column is called so.
+    given
+        Columns by the names of parameters: `groupby` is the cell type, `control` a value of `condition_key`
+        or `perturbation_key`.
 
+    Returns
+    -------
+    `given`, filled in.
 
-def find_comparison(
-    obs: pd.DataFrame,
-    condition_key: str | None,
-    control: str | None,
-    time_key: str | None,
-    donor_key: str | None,
-) -> Comparison:
-    """Fill in what is `None` from the names of columns, and say so in a line; or raise with what could be named."""
-    given = {"condition_key": condition_key, "time_key": time_key, "donor_key": donor_key}
-    found = guess_columns(obs, [name for name, value in given.items() if value is None])
-    for name, value in given.items():
-        if value is None and name not in found:
-            raise ValueError(f"Give {name}: no column was found for it; {suggest_columns(obs, name)}.")
-    values = given | found
-    if control is None and values["condition_key"] in obs:
-        column = obs[values["condition_key"]]
-        control = guess_control(column)
-        if control is None:
-            raise ValueError(
-                f"Give control: .obs[{column.name!r}] has {', '.join(sorted(map(repr, map(str, column.dropna().unique()))))}."
-            )
-        found["control"] = control
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> obs = pd.DataFrame({"donor_id": ["a", "b"], "disease": ["normal", "asthma"]})
+    >>> import warnings
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")
+    ...     find_columns(obs, donor_key=None, condition_key="disease", control=None)
+    {'donor_key': 'donor_id', 'condition_key': 'disease', 'control': 'normal'}
+    """
+    missing = [name for name, value in given.items() if value is None]
+    roles = {name: _ROLES.get(name, name) for name in missing if name != "control"}
+    guessed = guess_columns(obs, dict.fromkeys(roles.values()))
+    found = {name: guessed[role] for name, role in roles.items() if role in guessed}
+    for name, role in roles.items():
+        if name in optional and name in found and obs[found[name]].nunique() < 2:
+            del found[name]  # one donor is none
+        if name not in found and name not in optional:
+            raise ValueError(f"Give {name}=: no column was found for it; {suggest_columns(obs, role)}.")
+    if "control" in missing:
+        key = next(name for name in ("condition_key", "perturbation_key") if name in given)
+        _find_control(obs, key, given[key], found, optional)
     if found:
-        warnings.warn(say_columns(found), UserWarning, stacklevel=3)
-    return Comparison(values["condition_key"], control or "", values["time_key"], values["donor_key"])
+        warn(say_columns(found))
+    return {**given, **found}
+
+
+def find_donors(obs: pd.DataFrame, donor_key: str | None) -> str | None:
+    """Return the column of donors: the one that was named, or the one that its name gives away, if any."""
+    return find_columns(obs, optional=("donor_key",), donor_key=donor_key)["donor_key"]
+
+
+def _find_control(
+    obs: pd.DataFrame, key: str, column: str | None, found: dict[str, str], optional: Iterable[str]
+) -> None:
+    """Add the control of a column to what was found; without one, a column that nobody named is none."""
+    name = column or found.get(key)
+    if name not in obs:
+        return
+    if control := guess_control(obs[name]):
+        found["control"] = control
+    elif column is None and key in optional:
+        del found[key]
+    else:
+        has = ", ".join(sorted(map(repr, as_labels(obs[name].dropna().unique()))))
+        raise ValueError(f"Give control=: .obs[{name!r}] has {has}.")
 
 
 def suggest_columns(obs: pd.DataFrame, role: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .._validate import require_adata, require_obs
+from .._warn import warn
 
 # What a missing value becomes when a column is made text before it gets here.
 _MISSING = ("", "nan")
@@ -42,7 +42,7 @@ def known_cells(adata: AnnData, *keys: str | Sequence[str] | None) -> tuple[AnnD
             text = f"{(mask & left).sum()} of {adata.n_obs} cells have no value in .obs[{key!r}]"
             if mask.all():
                 raise ValueError(f"{text}.")
-            warnings.warn(f"{text} and are left out.", UserWarning, stacklevel=3)
+            warn(f"{text} and are left out.")
         left &= ~mask
     if adata.n_obs and not left.any():
         raise ValueError(f"No cell has a value in all of {', '.join(f'.obs[{key!r}]' for key in missing)}.")

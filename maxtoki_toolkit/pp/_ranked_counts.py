@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
@@ -11,6 +9,7 @@ from anndata import AnnData
 from .. import _keys
 from .._counts import check_counts
 from .._features import gene_columns
+from .._warn import warn
 from ._counts import counts_hint, get_counts
 
 # What `.uns["rank_value_encode"]` calls `.X`, and cells that a model wrote, which have no counts.
@@ -83,11 +82,9 @@ def counts_or_none(
     except (KeyError, ValueError) as error:
         # Who calls this has no `layer` to say where they are.
         reason = error.args[0].replace(_ELSEWHERE, "")
-    warnings.warn(
+    warn(
         f"{instead}: {reason} The counts that the cells were ranked from must be where they were then: put them back, or "
-        "rank again (mt.pp.rank_value_encode with layer=).",
-        UserWarning,
-        stacklevel=5,
+        "rank again (mt.pp.rank_value_encode with layer=)."
     )
     return None
 

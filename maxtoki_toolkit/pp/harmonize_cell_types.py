@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,6 +11,7 @@ from anndata import AnnData
 from .. import _keys
 from .._ontology import cell_ontology, find_term, match, nearest, suggestions
 from .._validate import require_obs
+from .._warn import warn
 from ..results.store import write_obs, write_result
 from ._columns import as_labels
 from ._design import is_missing
@@ -171,9 +171,7 @@ def _warn(table: pd.DataFrame, key: str) -> None:
         if len(part)
     ]
     if texts:
-        warnings.warn(
+        warn(
             f"Of .obs[{key!r}], {' '.join(texts)} Look at .uns[{_keys.HARMONIZED!r}]['labels'], and say what they mean: "
-            "mapping={label: term}.",
-            UserWarning,
-            stacklevel=4,
+            "mapping={label: term}."
         )

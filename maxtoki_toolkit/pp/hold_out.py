@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,15 +10,17 @@ from anndata import AnnData
 
 from .. import _keys
 from .._ontology import kinds_of, match
+from .._warn import warn
 from ..results.store import write_obs, write_result
-from ._columns import as_labels
+from ._columns import as_labels, find_columns
 from ._design import get_labels, get_times, known_cells
+from .parse_age import time_in_numbers
 
 
 def hold_out(
     adata: AnnData,
     *,
-    donor_key: str,
+    donor_key: str | None = None,
     donors: float | str | Sequence[str] | Sequence[int] = 0.2,
     time_key: str | None = None,
     times: Sequence[tuple[int, int]] = (),
@@ -33,7 +34,8 @@ def hold_out(
     adata
         Cells.
     donor_key
-        Column of `.obs` with the donor.
+        Column of `.obs` with the donor; guessed from the names in `.obs` and said, as is `time_key` where
+        `times` are given.
     donors
         Donors to hold out: their names, or their share, drawn spread over the times if `time_key` is given.
     time_key, times
@@ -68,8 +70,11 @@ def hold_out(
     """
     # Values are compared as text, whatever their column holds.
     groups = {key: _names(values) for key, values in (groups or {}).items()}
-    if times and time_key is None:
-        raise ValueError("Give time_key, the column that the held-out times refer to.")
+    given = {"donor_key": donor_key} | ({"time_key": time_key} if times else {})
+    columns = {"time_key": time_key} | find_columns(adata.obs, **given)
+    donor_key, time_key = columns["donor_key"], columns["time_key"]
+    if time_key is not None:
+        time_key = time_in_numbers(adata, time_key, "months")
     cells, rows = known_cells(adata, donor_key, time_key, list(groups or {}))
     donor = get_labels(cells, donor_key)
     by_group, held = np.zeros(cells.n_obs, dtype=bool), {}
@@ -143,7 +148,7 @@ def _say_lineages(asked: set[str], wanted: list[str], labels: set[str], column: 
     text = f"Held out of .obs[{column!r}] as kinds of {', '.join(map(repr, sorted(asked)))}: {', '.join(map(repr, added))}."
     if unknown:
         text += f" {', '.join(map(repr, unknown))} name no cell type for sure and stay: mt.pp.harmonize_cell_types."
-    warnings.warn(text, UserWarning, stacklevel=4)
+    warn(text)
 
 
 def _names(values: str | Sequence) -> list[str]:

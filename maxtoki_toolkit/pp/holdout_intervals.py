@@ -14,8 +14,10 @@ from .._validate import require_rank
 from ..results.store import write_obs, write_result
 from ..stats.fdr import benjamini_hochberg
 from ..stats.turnover import rank_scores, sample_means, two_lines
+from ._columns import find_columns
 from ._design import as_list, get_groups, get_labels, get_times, known_cells
 from .hold_out import hold_out
+from .parse_age import time_in_numbers
 
 _MIN_SAMPLES = 6
 # Genes are tested in groups where this share of the cells expresses them: ranks of rarer ones are mostly ties.
@@ -27,7 +29,7 @@ ALPHA = 0.05
 def holdout_intervals(
     adata: AnnData,
     *,
-    time_key: str,
+    time_key: str | None = None,
     intervals: int | Sequence[tuple[int, int]] = 1,
     groupby: str | Sequence[str] | None = None,
     donor_key: str | None = None,
@@ -43,7 +45,8 @@ def holdout_intervals(
     adata
         Rank-encoded cells.
     time_key
-        Column of `.obs` with the time, in whole units (hours, months, pseudotime * 100).
+        Column of `.obs` with the time, in whole units (hours, months, pseudotime * 100); guessed from the names in
+        `.obs` and said, as is the donor.
     intervals
         How many to hold out, those with most turning genes; 0 to look only. Or the intervals (first, last)
         themselves.
@@ -118,6 +121,8 @@ def holdout_intervals(
     [24, 48]
     """
     require_rank(adata)
+    columns = find_columns(adata.obs, optional=("donor_key",), time_key=time_key, donor_key=donor_key)
+    time_key, donor_key = time_in_numbers(adata, columns["time_key"], "months"), columns["donor_key"]
     cells, rows = known_cells(adata, time_key, groupby, donor_key)
     time = get_times(cells, time_key)
     group, names = get_groups(cells, groupby)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -15,6 +14,7 @@ from .. import _keys
 from .._features import gene_columns, gene_features, type_columns
 from .._reference import gene_table
 from .._validate import require_adata
+from .._warn import warn
 from ..models.vocabulary import Vocabulary
 from ..results.store import write_result
 from ._vocabulary import as_vocabulary
@@ -352,12 +352,10 @@ def _warn_of_species(names: pd.Series, found: np.ndarray) -> None:
     if len(species) < max(_FEW * len(names), _SOME):
         return
     example = names[species.index[0]]
-    warnings.warn(
+    warn(
         f"{len(species)} of {len(names)} genes are of another species ({species.mode()[0]}; e.g. {example!r}) and are not read. "
         "Its cells would be ranked by their few stray counts of human genes: leave out those with a low "
-        ".obs['share_ranked'], and these genes.",
-        UserWarning,
-        stacklevel=4,
+        ".obs['share_ranked'], and these genes."
     )
 
 

@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from .. import _keys
 from ..results.store import write_result
-from ._columns import find_comparison
+from ._columns import find_columns
 from ._design import as_list, get_groups, get_labels, get_times, known_cells
 from .parse_age import time_in_numbers
 
@@ -79,18 +79,12 @@ def match_ages(
     >>> adata.uns["matched_ages"]["balance"]["condition"].tolist()
     ['accelerated_15y', 'accelerated_3y', 'accelerated_5y', 'resilient']
     """
-    condition_key, control, time_key, donor_key = find_comparison(
-        adata.obs, condition_key, control, time_key, donor_key
+    columns = find_columns(
+        adata.obs, condition_key=condition_key, control=control, time_key=time_key, donor_key=donor_key
     )
-    time_key = time_in_numbers(adata, time_key, "months")
-    columns = {
-        "condition_key": condition_key,
-        "control": control,
-        "time_key": time_key,
-        "donor_key": donor_key,
-        "match_by": as_list(match_by),
-    }
-    table = match_donors(donor_table(adata, **columns), control, tolerance)
+    columns["time_key"] = time_in_numbers(adata, columns["time_key"], "months")
+    columns["match_by"] = as_list(match_by)
+    table = match_donors(donor_table(adata, **columns), columns["control"], tolerance)
     params = {**columns, "tolerance": tolerance}
     write_result(adata, _keys.MATCHED_AGES, params, donors=table, balance=age_balance(table))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from anndata import AnnData
 
 from .. import _keys
 from .._validate import require_obs
+from .._warn import warn
 from ..results.store import write_result
 from ._columns import unit_in_name
 from ._read_age import DAYS, OR_MALE, guess_species, read_age
@@ -124,11 +124,9 @@ def parse_age(
         )
     if len(lost):
         n_lost = lost["n_cells"].sum()
-        warnings.warn(
+        warn(
             f"Read the ages of {found:,} of {adata.n_obs:,} cells from .obs[{key!r}]; those of {n_lost:,} "
-            f"cannot be known ({_first(lost)}).{_advice(lost, key, key_added)}",
-            UserWarning,
-            stacklevel=2,
+            f"cannot be known ({_first(lost)}).{_advice(lost, key, key_added)}"
         )
     text = _as_text(column)
     if key == key_added:
@@ -172,11 +170,9 @@ def time_in_numbers(adata: AnnData, time_key: str, unit: str) -> str:
     name = f"{time_key}_{unit}"
     parse_age(adata, time_key, unit=unit, key_added=name)
     adata.obs[name] = adata.obs[name].round()
-    warnings.warn(
+    warn(
         f"Read .obs[{time_key!r}] as ages in {unit}, into .obs[{name!r}]; .obs[{name + '_read_as'!r}] says "
-        "what each was taken for.",
-        UserWarning,
-        stacklevel=3,
+        "what each was taken for."
     )
     return name
 

@@ -14,8 +14,10 @@ from .._recipes import Checked
 from .._validate import require_unique_names
 from ..models.prompts import Prompts
 from ..results.store import write_result
+from ._columns import find_columns
 from ._design import as_list, get_groups, get_labels, get_mask, get_times, known_cells
 from ._sampling import Sampler
+from .parse_age import time_in_numbers
 
 TASKS = ("timelapse", "cell")
 
@@ -44,8 +46,8 @@ class PromptSampling(Checked):
 def sample_prompts(
     adata: AnnData,
     *,
-    time_key: str,
-    groupby: str | Sequence[str] | None,
+    time_key: str | None = None,
+    groupby: str | Sequence[str] | None = None,
     task: str = "timelapse",
     n_prompts: int = 1000,
     context_size: int | tuple[int, int] = (2, 3),
@@ -63,9 +65,11 @@ def sample_prompts(
     adata
         Cells.
     time_key
-        Column of `.obs` with the time, in whole units (age in months, hours of a course).
+        Column of `.obs` with the time, in whole units (age in months, hours of a course); text is read by
+        `mt.pp.parse_age` as ages in months. This, the cell type (for `groupby`) and the donor are guessed from
+        the names in `.obs` where they are `None`, with a warning that says which were taken.
     groupby
-        Column or columns of `.obs`: all cells of a prompt agree in them, e.g. ["cell_type", "sex"]. `None`
+        Column or columns of `.obs`: all cells of a prompt agree in them, e.g. ["cell_type", "sex"]. `[]`
         for one group. Cells without a group, a time or (with `donor_key`) a donor are left out.
     task
         "timelapse": the query cell is given and the lapse asked for; "cell": the reverse.
@@ -79,7 +83,7 @@ def sample_prompts(
         default. With `mt.pp.hold_out`, `queries="held_out_donors"` and `contexts="held_out"` keep training
         cells out of the prompts.
     donor_key
-        Column of `.obs` with the donor, kept for donor-level intervals.
+        Column of `.obs` with the donor, kept for donor-level intervals; guessed, and none is fine.
     sampling
         How cells and times are drawn: `mt.pp.PromptSampling(balance=1)` for all groups equally often.
     rng
@@ -133,6 +137,11 @@ def sample_prompts(
         raise ValueError(f"There is no task {task!r}; choose from {', '.join(TASKS)}.")
     size = (context_size, context_size) if isinstance(context_size, int) else tuple(context_size)
     how = {name: getattr(sampling or PromptSampling(), name) for name in PromptSampling.names()}
+    columns = find_columns(
+        adata.obs, optional=("donor_key",), time_key=time_key, groupby=groupby, donor_key=donor_key
+    )
+    groupby, donor_key = columns["groupby"], columns["donor_key"]
+    time_key = time_in_numbers(adata, columns["time_key"], "months")
     cells, rows = known_cells(adata, time_key, groupby, donor_key)
     group, names = get_groups(cells, groupby)
     time = get_times(cells, time_key)

@@ -13,6 +13,7 @@ from .. import _keys
 from .._recipes import Checked
 from .._validate import require_rank, require_unique_names
 from ..results.store import write_result
+from ._columns import find_donors
 from ._design import get_labels, known_cells
 from ._doublets import add_counts, draw_pairs, merge_ranks, uniform
 from ._ranked_counts import ranked_counts, source_of
@@ -79,7 +80,8 @@ def simulate_doublets(
     groupby
         Column of `.obs` with the cell type.
     donor_key
-        Column of `.obs` with the donor (or the sample): only its own cells meet.
+        Column of `.obs` with the donor (or the sample): only its own cells meet. Guessed
+        from the names in `.obs`; without one, any two cells do.
     simulation
         Of counts or ranks, how many and which: `mt.pp.DoubletSimulation(n_doublets=100, same_type=0.5)`.
     layer
@@ -137,6 +139,7 @@ def simulate_doublets(
     require_unique_names(adata)
     simulation = simulation or DoubletSimulation()
     require_types(groupby, simulation.same_type)
+    donor_key = find_donors(adata.obs, donor_key)
     cells, _ = known_cells(adata, groupby, donor_key)
     n, counted = simulation.n_doublets or cells.n_obs, simulation.kind == "counts"
     if not counted:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from .._warn import warn
 from ..models.model import MaxTokiModel
 from ..pp._columns import has_values
 from ..pp._design import as_times
@@ -80,10 +81,8 @@ def read_cells(
             f"No cell has a time in .obs[{time_key!r}] (first: {adata.obs[time_key].iloc[0]!r})."
         )
     if not known.all():
-        warnings.warn(
-            f"{(~known).sum():,} of {len(known):,} cells have no time in .obs[{time_key!r}] and are left out.",
-            UserWarning,
-            stacklevel=2,
+        warn(
+            f"{(~known).sum():,} of {len(known):,} cells have no time in .obs[{time_key!r}] and are left out."
         )
         adata = adata[known].copy()
     adata.obs[time_key] = as_times(pd.Series(times[known]), time_key)

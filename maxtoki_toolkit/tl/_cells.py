@@ -14,17 +14,22 @@ from .. import _keys
 from .._validate import require_rank, require_tokens, require_unique_names
 from ..models.model import MaxTokiModel, require_model
 from ..models.sequences import Sequences, cell_sequences
-from ..pp._design import get_mask
+from ..pp._columns import find_donors
+from ..pp._design import get_mask, known_cells
 from .recipes import Cells
 
 WHOLE = 1 << 30  # tokens: no cell is longer
 
 
-def among_known(on: Cells | None, adata: AnnData, known: np.ndarray) -> Cells:
-    """The same cells, as booleans of those rows of the AnnData that are known."""
+def known_among(on: Cells | None, adata: AnnData, *, guess: bool = True) -> tuple[Cells, AnnData, np.ndarray]:
+    """Which cells, as booleans of those whose group and donor are known; the latter, and their rows."""
     on = on or Cells()
+    if guess:
+        on = replace(on, donor_key=find_donors(adata.obs, on.donor_key))
+    known, rows = known_cells(adata, on.groupby, on.donor_key)
     masks = {name: mask for name in ("use", "target") if (mask := getattr(on, name)) is not None}
-    return replace(on, **{name: get_mask(adata, mask, name)[known] for name, mask in masks.items()})
+    masks = {name: get_mask(adata, mask, name)[rows] for name, mask in masks.items()}
+    return replace(on, **masks), known, rows
 
 
 def get_sequences(adata: AnnData, model: MaxTokiModel, *, max_length: int | None = None) -> Sequences:

@@ -17,6 +17,7 @@ from ..models.prompts import Prompts, write_prompts
 from ..models.readout import Readout, lapse_readout, likelihood_readout, logits_readout, token_readout
 from ..models.sequences import Sequences
 from ..models.timelapse import require_temporal
+from ..pp._columns import find_donors
 from ..pp._design import get_labels
 from ..pp.sample_prompts import read_prompts
 from ..results.store import read_result
@@ -61,7 +62,7 @@ def get_prompts(
                 "it reads the cells one by one."
             )
         cells, table = get_sequences(adata, model), pd.DataFrame({"query": adata.obs_names})
-        if donor_key is not None:
+        if (donor_key := find_donors(adata.obs, donor_key)) is not None:
             table["donor"] = get_labels(adata, donor_key)
         return table.iloc[_some(len(table), n_prompts, rng)].reset_index(drop=True), None, cells
     if donor_key is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,6 +24,7 @@ from .._shards import (
     shard_path,
     take_shards,
 )
+from .._warn import warn
 from ..models.edits import INSERTING, cut_cells, edit_cells
 from ..models.embedding import embed_sequences
 from ..models.sequences import Sequences
@@ -239,5 +239,5 @@ def run_in_parts(
         raise ValueError(
             f"Parts of the job in {folder} have gone meanwhile. Run it again: it makes what is missing."
         )
-    warnings.warn(f"This process has done its share; the last one to finish writes {path}.", stacklevel=3)
+    warn(f"This process has done its share; the last one to finish writes {path}.")
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,14 +12,15 @@ from anndata import AnnData
 from .. import _keys
 from .._features import find_genes
 from .._names import require_choice
+from .._warn import warn
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.prompts import Prompts, write_prompts
 from ..models.sequences import Sequences
 from ..models.timelapse import read_lapses
-from ..pp._design import get_labels, get_mask, known_cells
+from ..pp._design import get_labels, get_mask
 from ..stats.donors import unit_name
-from ._cells import WHOLE, among_known, get_sequences
+from ._cells import WHOLE, get_sequences, known_among
 from ._edit_readouts import READOUTS, read_likelihoods
 from ._lapse_prompts import lapse_prompts
 from .recipes import Cells
@@ -28,6 +28,7 @@ from .recipes import Cells
 # Nats that a unit of the distance is worth, unless given.
 _STRENGTH = {"timelapse": 1.0, "embedding": 100.0, "likelihood": 100.0}
 _RHAT = 1.1
+RANKS = 20  # what "activate" moves a gene by, unless told
 
 
 class Steered(NamedTuple):
@@ -60,8 +61,8 @@ def get_steered(
 ) -> Steered:
     """Choose the cells, and set up the distance."""
     require_choice("readout", readout, READOUTS)
-    known, row_of = known_cells(adata, None if on is None else on.donor_key)
-    on, adata = among_known(on, adata, row_of), known
+    # Prompts know their donors.
+    on, adata, row_of = known_among(on, adata, guess=readout != "timelapse")
     if on.groupby is not None:
         raise ValueError("Cells are not steered group by group: groupby has no meaning here.")
     cells = get_sequences(adata, model)
@@ -148,11 +149,9 @@ def column_of_token(adata: AnnData, model: MaxTokiModel) -> np.ndarray:
 def warn_of_chains(rhat: float) -> None:
     """Chains that differ have not yet forgotten where they began."""
     if rhat > _RHAT:
-        warnings.warn(
+        warn(
             f"The chains have not converged (R-hat {rhat:.2f}, {_RHAT} at most is asked for): what they show depends on "
-            "where they began. Take more steps (n_steps).",
-            UserWarning,
-            stacklevel=3,
+            "where they began. Take more steps (n_steps)."
         )
 
 

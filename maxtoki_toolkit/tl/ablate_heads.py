@@ -73,7 +73,8 @@ def ablate_heads(
     n_prompts
         Prompts to read, drawn at random where there are more; `None` for all.
     donor_key
-        Column of `.obs` with the donor, for a model that reads cells one by one; prompts know theirs.
+        Column of `.obs` with the donor (guessed from its name), for a model that reads cells one by one;
+        prompts know theirs.
     rng
         Seed of what is drawn.
     key_added

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 from zlib import crc32
@@ -13,6 +12,7 @@ from anndata import AnnData
 
 from .. import _keys
 from .._progress import progress
+from .._warn import warn
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences
@@ -189,7 +189,7 @@ def age_acceleration(
     if batch_key is not None:
         notes += _batches(known, matching, donor_key, batch_key)
     for note in notes:
-        warnings.warn(note, stacklevel=2)
+        warn(note)
 
     params = {
         **columns,

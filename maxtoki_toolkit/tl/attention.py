@@ -19,6 +19,7 @@ from ..models.attention import STATISTICS, stream_attention
 from ..models.model import MaxTokiModel
 from ..models.prompts import write_prompts
 from ..models.sequences import Sequences
+from ..pp._columns import find_donors
 from ..pp._design import get_groups, get_labels, known_cells
 from ..pp._ranked_counts import counts_or_none
 from ..results.head_sums import Shape, Sums, checksum_of
@@ -76,8 +77,8 @@ def attention(
     groupby
         Column of `.obs` with the cell type. For prompts, by default their own group.
     donor_key
-        Column of `.obs` with the donor. For prompts, by default that of the query cell as the prompts have
-        it.
+        Column of `.obs` with the donor, guessed from its name. For prompts, by default that of the query cell
+        as the prompts have it.
     n_cells
         Cells of each group and donor, at most (of each group, where no donor is known). Which ones depends on
         `rng` and their names alone, not on the order or number of the other cells. All prompts are read.
@@ -158,6 +159,8 @@ def attention(
     """
     if path is not None:
         _check_path(path := Path(path), overwrite=overwrite)
+    if key is None:
+        donor_key = find_donors(adata.obs, donor_key)
     cells, _ = known_cells(adata, groupby, donor_key)
     if key is None:
         read = read_cells(cells, get_sequences(cells, model), groupby, donor_key, n_cells, rng)

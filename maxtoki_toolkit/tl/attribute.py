@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -12,6 +10,7 @@ from scipy import stats
 from .. import _keys
 from .._features import symbols
 from .._names import require_choice
+from .._warn import warn
 from ..models.attribution import BASELINES, Attributions, integrated_gradients, require_captum
 from ..models.model import MaxTokiModel
 from ..pp._design import known_cells
@@ -66,7 +65,8 @@ def attribute(
     n_prompts
         Prompts to read, drawn at random where there are more; `None` for all.
     donor_key
-        Column of `.obs` with the donor, for a model that reads cells one by one; prompts know theirs.
+        Column of `.obs` with the donor (guessed from its name), for a model that reads cells one by one;
+        prompts know theirs.
     rng
         Seed of what is drawn.
     key_added
@@ -167,10 +167,9 @@ def attribute(
     difference = np.abs(found.value - found.baseline).sum()
     relative = float(np.abs(residual).sum() / difference) if difference else 0.0
     if relative > _TOLERANCE:
-        warnings.warn(
+        warn(
             f"Attributions miss {relative:.0%} of what they should add up to (tolerance {_TOLERANCE:.0%}): read them with "
-            f"care, or give more than n_steps={n_steps}.",
-            stacklevel=2,
+            f"care, or give more than n_steps={n_steps}."
         )
     genes, correlation = _genes(cells, model, readings, found, rng)
     prompts, segments = _segments(readings, found, residual, rng)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
+from .._warn import warn
 from ..models.model import MaxTokiModel
 from ..pp._design import as_list, get_mask, get_times, known_cells
 from ..results.store import write_result
@@ -262,10 +262,8 @@ def differential_rank(
             f"{counts['generated'][0]} and {counts['generated'][1]} generated cells."
         )
     if small:
-        warnings.warn(
-            f"Left out, with fewer than {_MIN_UNITS} true or generated cells in an interval: {', '.join(small)}.",
-            UserWarning,
-            stacklevel=2,
+        warn(
+            f"Left out, with fewer than {_MIN_UNITS} true or generated cells in an interval: {', '.join(small)}."
         )
     scores = pd.concat(scores, ignore_index=True)
     scores["q_value"] = benjamini_hochberg(scores["p_value"])

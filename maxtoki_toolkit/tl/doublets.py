@@ -17,6 +17,7 @@ from .._progress import progress
 from .._validate import require_rank, require_tokens
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
+from ..pp._columns import find_donors
 from ..pp._design import get_labels, known_cells
 from ..pp._doublets import add_counts, draw_pairs, merge_ranks
 from ..pp._ranked_counts import has_counts, ranked_counts, source_of
@@ -71,7 +72,8 @@ def doublets(
     groupby
         Column of `.obs` with the cell type, which doublets of one type are told by.
     donor_key
-        Column of `.obs` with the donor (or sample): doublets are of one donor. From three donors on, folds,
+        Column of `.obs` with the donor (or sample), guessed from the names in `.obs`: doublets are of one
+        donor. From three donors on, folds,
         intervals and the null are by donor, else by cell.
     truth_key
         Column of `.obs` with what is known: boolean (true for a doublet) or "singlet" and "doublet" in any
@@ -201,6 +203,7 @@ def doublets(
     require_types(groupby, simulation.same_type)
     if not 0 < expected_rate < 1:
         raise ValueError(f"expected_rate must be between 0 and 1, got {expected_rate}.")
+    donor_key = find_donors(adata.obs, donor_key)
     cells, rows = known_cells(adata, groupby, donor_key)
     if queries is not None and donor_key in queries.obs:
         queries, _ = known_cells(queries, donor_key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
+from .._warn import warn
 from ..models.model import MaxTokiModel
 from ..pp._design import as_list
 from ..pp.simulate_doublets import DoubletSimulation
@@ -172,7 +172,7 @@ def evaluate_generated(
         raise errors[0]
     if errors:
         reasons = " ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        warnings.warn(f"Left out, since the cells do not allow it. {reasons}", UserWarning, stacklevel=2)
+        warn(f"Left out, since the cells do not allow it. {reasons}")
     params = {
         "groupby": columns,
         "donor_key": donor_key,

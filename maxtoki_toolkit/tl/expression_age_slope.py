@@ -12,8 +12,10 @@ from scipy import stats
 
 from .. import _keys
 from .._features import gene_columns, symbols
+from ..pp._columns import find_columns
 from ..pp._design import as_list, as_numbers, get_groups, get_labels, get_mask, known_cells
 from ..pp._ranked_counts import ranked_counts
+from ..pp.parse_age import time_in_numbers
 from ..results.store import write_result
 from ..stats.fdr import benjamini_hochberg
 from ._time_unit import check_unit
@@ -22,8 +24,8 @@ from ._time_unit import check_unit
 def expression_age_slope(
     adata: AnnData,
     *,
-    time_key: str,
-    donor_key: str,
+    time_key: str | None = None,
+    donor_key: str | None = None,
     groupby: str | Sequence[str] | None = None,
     covariates: str | Sequence[str] | None = None,
     use: str | Sequence[bool] | None = None,
@@ -40,7 +42,8 @@ def expression_age_slope(
     adata
         Cells with raw counts.
     time_key, donor_key
-        Columns of `.obs` with the age and the donor. A donor of several ages is one sample at each.
+        Columns of `.obs` with the age (of text, `mt.pp.parse_age` makes numbers) and the donor; guessed from
+        the names in `.obs`. A donor of several ages is one sample at each.
     groupby
         Columns of `.obs` with the group of cells, e.g. "cell_type"; slopes are those of a group.
     covariates
@@ -93,6 +96,8 @@ def expression_age_slope(
     'log2 expression per year'
     """
     columns = as_list(covariates)
+    time_key, donor_key = find_columns(adata.obs, time_key=time_key, donor_key=donor_key).values()
+    time_key = time_in_numbers(adata, time_key, time_unit)
     cells, kept = known_cells(adata, time_key, donor_key, groupby, columns)
     group, names = get_groups(cells, groupby)
     time = as_numbers(cells.obs[time_key], time_key)

@@ -16,6 +16,7 @@ from ..models.attention import n_pair_classes, pair_classes, place_steps, stream
 from ..models.hooks import n_heads, n_layers
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences
+from ..pp._columns import find_donors
 from ..pp._design import as_list, known_cells
 from ..pp._ranked_counts import counts_or_none
 from ..results.store import write_result
@@ -60,7 +61,7 @@ def gene_network(
     groupby
         Column or columns of `.obs`, e.g. the cell type: a network for each group. All cells by default.
     donor_key
-        Column of `.obs` with the donor. Coexpression is then within donors, and the halves are of donors.
+        Column of `.obs` with the donor, guessed from its name. Coexpression is then within donors, and the halves are of donors.
     genes
         Genes of the network (symbols, Ensembl ids or `.var_names`), at most 1,000. By default the 300 that
         are read most often; with `regulons`, the 100 sources (of those with three targets) and then the
@@ -194,6 +195,7 @@ def gene_network(
     if n_permutations < 99:
         raise ValueError(f"n_permutations must be at least 99, got {n_permutations}.")
     groupby = as_list(groupby)
+    donor_key = find_donors(adata.obs, donor_key)
     cells, _ = known_cells(adata, groupby, donor_key)
     chosen = _heads(model, heads)
     read = read_cells(cells, get_sequences(cells, model), groupby, donor_key, n_cells, rng)

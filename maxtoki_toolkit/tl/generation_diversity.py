@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
+from .._warn import warn
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..models.sequences import cell_sequences
@@ -203,11 +203,7 @@ def generation_diversity(
             f"{generated.n_obs} are generated."
         )
     if small:
-        warnings.warn(
-            f"Left out, with too few held-out, generated or training cells: {', '.join(small)}.",
-            UserWarning,
-            stacklevel=2,
-        )
+        warn(f"Left out, with too few held-out, generated or training cells: {', '.join(small)}.")
     scores = pd.concat(tables, ignore_index=True)
     scores["q_value"] = np.nan
     # All cells together are no further test of the groups.

@@ -10,6 +10,7 @@ from .. import _keys
 from ..models.build import build_model
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
+from ..pp._columns import find_columns
 from ..pp._design import get_labels, get_mask, known_cells
 from ..pp._ranked_counts import ranked_counts
 from ..results.store import write_result
@@ -23,7 +24,7 @@ def neighbor_purity(
     adata: AnnData,
     model: MaxTokiModel,
     *,
-    groupby: str,
+    groupby: str | None = None,
     subset: str | None = None,
     n_neighbors: int = 15,
     rng: int = 0,
@@ -41,7 +42,8 @@ def neighbor_purity(
     model
         The model that embedded them.
     groupby
-        Column of `.obs` with the label, e.g. the cell type. It is used for scoring only.
+        Column of `.obs` with the label, by default the cell type as its name gives it away. It is used for
+        scoring only.
     subset
         Boolean column of `.obs`: score these cells only, with neighbours among all.
     n_neighbors
@@ -82,6 +84,7 @@ def neighbor_purity(
     >>> mt.get.table(adata, "neighbor_purity")["embedding"].tolist()
     ['MaxToki', 'untrained', 'PCA', 'chance']
     """
+    groupby = find_columns(adata.obs, groupby=groupby)["groupby"]
     cells, rows = known_cells(adata, groupby)
     scored = get_mask(adata, subset, "subset")[rows]
     if _keys.EMBEDDING not in adata.obsm:

@@ -12,13 +12,13 @@ from anndata import AnnData
 from .. import _keys
 from .._digest import digest
 from .._names import require_choice
-from ..models.edits import MODES
+from ..models.edits import ranks_to_move
 from ..models.model import MaxTokiModel
 from ..pp._design import known_cells
 from ..results.effects_file import check_path
 from ..results.store import write_result
 from ._asked_genes import ALL, ask_genes
-from ._cells import among_known
+from ._cells import known_among
 from ._edit_readouts import READOUTS
 from ._edited_units import cell_units, prompt_units, with_controls
 from ._screen import Screen, read_parts, run_in_parts
@@ -171,17 +171,17 @@ def perturb(
     >>> mt.get.table(adata, "perturbation").shape[0]
     8
     """
-    doses = _doses(mode, k)
+    doses = ranks_to_move(mode, k, _RANKS)
     _check(on, readout, key)
     file = path if isinstance(path, ScreenFile) or path is None else ScreenFile(path=path)
     if file is not None:
         check_path(Path(file.path))
-    cells_on = on if isinstance(on, Cells) else Cells()
-    cells, known = known_cells(adata, cells_on.groupby, cells_on.donor_key)
     if readout == "timelapse":
+        cells, _ = known_cells(adata)
         units = prompt_units(cells, model, key, on)
     else:
-        units = cell_units(cells, model, among_known(cells_on, adata, known), rng)
+        chosen, cells, _ = known_among(on if isinstance(on, Cells) else None, adata)
+        units = cell_units(cells, model, chosen, rng)
     asked = ask_genes(cells, model, genes)
     if n_controls:
         asked = with_controls(cells[units.used], model, asked, units, n_controls)
@@ -213,7 +213,7 @@ def perturb(
         "unit": unit,
         "whole_vocabulary": whole,
         "prompts": (key or _keys.PROMPTS) if readout == "timelapse" else "",
-        "target": cells_on.target is not None,
+        "target": readout != "timelapse" and chosen.target is not None,
         "groupby": units.groupby,
         "donor_key": units.donor_key,
         "time_read_as": units.time_read_as,
@@ -261,20 +261,3 @@ def _check(on: str | Cells, readout: str, key: str | None) -> None:
         raise ValueError(
             f"readout={readout!r} reads single cells (on=mt.tl.Cells(...)): there is no context, and no prompts of a key."
         )
-
-
-def _doses(mode: str, k: int | Sequence[int] | None) -> np.ndarray:
-    """Ranks to move genes by, 0 where the mode has none."""
-    require_choice("mode", mode, MODES)
-    if mode not in ("activate", "shift"):
-        if k is not None:
-            raise ValueError(f"mode={mode!r} has no k; it is for 'activate' and 'shift'.")
-        return np.zeros(1, dtype=np.int64)
-    if k is None and mode == "shift":
-        raise ValueError("mode='shift' needs k, the ranks to move a gene up by (down where it is negative).")
-    doses = np.atleast_1d(_RANKS if k is None else k)
-    if doses.dtype.kind not in "iu" or not len(doses) or len(np.unique(doses)) < len(doses):
-        raise ValueError(f"k must be whole numbers, each once, got {k!r}.")
-    if mode == "activate" and (doses < 0).any():
-        raise ValueError(f"k must not be negative for 'activate', got {k!r}; use 'shift'.")
-    return doses.astype(np.int64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,6 +11,8 @@ from anndata import AnnData
 
 from .. import _keys
 from .._validate import require_adata, require_obs, require_unique_names
+from .._warn import warn
+from ..pp._columns import find_columns
 from ..pp._counts import get_counts
 from ..pp._design import get_labels, get_mask, known_cells
 from ..results.store import write_result
@@ -27,8 +28,8 @@ def perturbation_metrics(
     adata: AnnData,
     *,
     predicted: Predicted | Mapping[str, Predicted],
-    perturbation_key: str,
-    control: str,
+    perturbation_key: str | None = None,
+    control: str | None = None,
     layer: str | None = None,
     train: str | Sequence[bool] | None = None,
     n_top: int = 20,
@@ -49,7 +50,8 @@ def perturbation_metrics(
         mean (it needs no controls); or the layer of `adata` in which treated cells hold what was predicted
         for them; or several by name.
     perturbation_key, control
-        Column of `.obs` with the perturbation, and its value for controls.
+        Column of `.obs` with the perturbation, and its value for controls; guessed from the names in `.obs`,
+        as is `donor_key`.
     layer
         Layer of the true values, and of those of a predicted AnnData; by default `.X`.
     train
@@ -133,6 +135,14 @@ def perturbation_metrics(
     require_unique_names(adata)
     if n_bootstrap < 2:
         raise ValueError(f"n_bootstrap must be at least 2, got {n_bootstrap}.")
+    columns = find_columns(
+        adata.obs,
+        optional=("donor_key",),
+        perturbation_key=perturbation_key,
+        control=control,
+        donor_key=donor_key,
+    )
+    perturbation_key, control, donor_key = columns.values()
     known, kept = known_cells(adata, perturbation_key, donor_key)
     label = get_labels(known, perturbation_key)
     learned = np.zeros(len(kept), dtype=bool) if train is None else get_mask(adata, train, "train")[kept]
@@ -205,11 +215,9 @@ def perturbation_metrics(
 def _warn_of_scale(name: str, predicted: float, true: float) -> None:
     """Counts beside logarithms give scores that mean nothing."""
     if predicted > 0 and true > 0 and not 1 / _APART < predicted / true < _APART:
-        warnings.warn(
+        warn(
             f"{name!r} has a mean of {predicted:.3g}, the true cells one of {true:.3g}: they are not on one scale. Normalise and "
-            "take logarithms of both, or of neither.",
-            UserWarning,
-            stacklevel=3,
+            "take logarithms of both, or of neither."
         )
 
 

@@ -11,6 +11,7 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
+from .._warn import warn
 from ..results.effects_file import as_categories
 from ..results.store import read_result, read_table, write_result
 from ..stats.fdr import benjamini_hochberg
@@ -127,7 +128,7 @@ def perturbation_stats(
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby=None, n_prompts=2, context_size=1, donor_key="donor_id")
+    >>> mt.pp.sample_prompts(adata, time_key="age_months", groupby=[], n_prompts=2, context_size=1, donor_key="donor_id")
     >>> mt.tl.perturb(adata, model, genes="all")
     >>> mt.tl.perturbation_stats(adata)
     >>> mt.get.table(adata, "perturbation_stats").attrs["unit"]
@@ -148,11 +149,9 @@ def perturbation_stats(
     unit, factor = ("years", 12.0) if params["unit"] == "months" else (str(params["unit"]), 1.0)
     is_known = "donor" in table
     if not is_known:
-        warnings.warn(
+        warn(
             "No donor is known, so cells are the units: those of one donor are alike, and p and intervals are too small. Screen "
-            "prompts with donors (donor_key=).",
-            UserWarning,
-            stacklevel=2,
+            "prompts with donors (donor_key=)."
         )
     owner = table["donor" if is_known else "cell"]
     groups = list(table["group"].cat.categories)

@@ -16,7 +16,9 @@ from .._validate import require_obs, require_unique_names
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences
 from ..models.timelapse import require_temporal
+from ..pp._columns import find_columns
 from ..pp._design import as_list, as_times, get_groups, get_mask, known_cells
+from ..pp.parse_age import time_in_numbers
 from ..results.store import write_result
 from ..stats.age_intervals import calibrate
 from ._cells import count_truncated, get_sequences
@@ -30,9 +32,9 @@ def predict_age(
     adata: AnnData,
     model: MaxTokiModel,
     *,
-    time_key: str,
-    donor_key: str,
-    groupby: str | Sequence[str] | None,
+    time_key: str | None = None,
+    donor_key: str | None = None,
+    groupby: str | Sequence[str] | None = None,
     reference: str | Sequence[bool] | AnnData | None = None,
     sampling: AgeSampling | None = None,
     coverage: float = 0.9,
@@ -48,11 +50,13 @@ def predict_age(
     model
         A model with temporal training; best if it was trained on none of these donors.
     time_key
-        Column of `.obs` with the known ages, in the model's unit; cells without reference may lack it.
+        Column of `.obs` with the known ages, in the model's unit; cells without reference may lack it. This
+        and the next two are guessed from the names in `.obs` where they are `None`, with a warning that says
+        which were taken; text is read by `mt.pp.parse_age`.
     donor_key
         Column of `.obs` with the donor.
     groupby
-        Columns of `.obs` in which a query cell and its context agree, e.g. "cell_type".
+        Columns of `.obs` in which a query cell and its context agree, e.g. "cell_type"; `[]` for one group.
     reference
         Cells of known age, e.g. the controls: a boolean column of `.obs`, one boolean a cell, or another
         AnnData, rank-encoded for the same model, with the same columns. By default all cells whose age is
@@ -126,7 +130,7 @@ def predict_age(
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
     >>> adata.obs["control"] = adata.obs["condition"] == "control"
-    >>> mt.tl.predict_age(adata, model, time_key="age_months", donor_key="donor_id", groupby=None,
+    >>> mt.tl.predict_age(adata, model, time_key="age_months", donor_key="donor_id", groupby=[],
     ...                   reference="control", sampling=mt.tl.AgeSampling(n_contexts=1, n_cells=2))
     >>> "predicted_age" in adata.obs
     True
@@ -135,6 +139,10 @@ def predict_age(
     sampling = sampling or AgeSampling(n_contexts=8)
     if not 0.5 <= coverage < 1:
         raise ValueError(f"coverage must be at least 0.5 and less than 1, got {coverage}.")
+    known = reference if isinstance(reference, AnnData) else adata
+    named = find_columns(known.obs, time_key=time_key, donor_key=donor_key, groupby=groupby)
+    time_key = time_in_numbers(known, named["time_key"], model.time_head.unit)
+    donor_key, groupby = named["donor_key"], named["groupby"]
     columns = as_list(groupby)
     kind = reference if isinstance(reference, str) else _kind_of(reference)
     cells, rows_given = known_cells(adata, donor_key, columns)

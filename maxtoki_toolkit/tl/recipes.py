@@ -26,7 +26,7 @@ class Cells(Checked):
     target
         Cells of the target state, given in the same way.
     groupby, donor_key
-        Columns of `.obs` with the group and the donor of a cell.
+        Columns of `.obs` with the group and the donor of a cell; that of the donor is guessed from its name.
 
     Examples
     --------

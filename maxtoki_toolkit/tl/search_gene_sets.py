@@ -9,12 +9,11 @@ from anndata import AnnData
 
 from .. import _keys
 from .._features import symbols
-from .._names import require_choice
-from ..models.edits import MODES
+from ..models.edits import ranks_to_move
 from ..models.model import MaxTokiModel
 from ..results.store import write_result
 from ._gene_set_search import Edits, search_sets
-from ._steering import Steered, column_of_token, find_columns, get_steered, warn_of_chains
+from ._steering import RANKS, Steered, column_of_token, find_columns, get_steered, warn_of_chains
 from .recipes import Cells, GeneSetSearch
 
 
@@ -24,7 +23,7 @@ def search_gene_sets(
     *,
     genes: Sequence[str] | None = None,
     mode: str = "delete",
-    k: int = 20,
+    k: int | None = None,
     readout: str = "timelapse",
     on: Cells | None = None,
     search: GeneSetSearch | None = None,
@@ -46,7 +45,7 @@ def search_gene_sets(
         What is done to a gene: "delete", "inhibit" (to the last rank), "overexpress" (to the first),
         "activate" (up by `k` ranks) or "shift" (by `k` ranks, down where negative).
     k
-        Ranks of "activate" and "shift".
+        Ranks of "activate", by default 20, and of "shift".
     readout
         "timelapse": a shorter predicted lapse of the query cells of `.uns["prompts"]`, that is younger;
         "embedding": nearer to the embedding of target cells; "likelihood": target cells more likely after the
@@ -138,7 +137,7 @@ def search_gene_sets(
     >>> mt.get.table(adata, "gene_sets")["size"].tolist()
     [1, 2, 1, 2]
     """
-    require_choice("mode", mode, MODES)
+    k = int(ranks_to_move(mode, k, RANKS)[0])
     search = search or GeneSetSearch()
     steered = get_steered(
         adata,

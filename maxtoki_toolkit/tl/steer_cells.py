@@ -11,12 +11,11 @@ from anndata import AnnData
 
 from .. import _keys
 from .._features import symbols
-from .._names import require_choice
-from ..models.edits import MODES
+from ..models.edits import ranks_to_move
 from ..models.model import MaxTokiModel
 from ..results.store import write_result
 from ._cell_sampling import sample_ranks
-from ._steering import column_of_token, find_columns, get_steered, warn_of_chains
+from ._steering import RANKS, column_of_token, find_columns, get_steered, warn_of_chains
 from .recipes import Cells, CellSampling
 
 
@@ -26,7 +25,7 @@ def steer_cells(
     *,
     genes: Sequence[str] | None = None,
     mode: str = "delete",
-    k: int = 20,
+    k: int | None = None,
     readout: str = "timelapse",
     on: Cells | None = None,
     sampling: CellSampling | None = None,
@@ -144,7 +143,7 @@ def steer_cells(
     >>> mt.get.table(adata, "steer")["state"].unique().tolist()
     ['start', 'abrupt', 'unsteered', 'steered']
     """
-    require_choice("mode", mode, MODES)
+    k = int(ranks_to_move(mode, k, RANKS)[0])
     sampling = sampling or CellSampling()
     steered = get_steered(
         adata,

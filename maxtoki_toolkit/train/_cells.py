@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
@@ -16,9 +18,11 @@ from .._progress import progress
 from .._validate import require_obs, require_unique_names
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences, cell_sequences
+from ..pp._columns import find_columns
 from ..pp._counts import iter_csr
 from ..pp._design import known_cells
 from ..pp._store import open_store, read_frames
+from ..pp.parse_age import time_in_numbers
 from ..tl._cells import get_sequences, require_all_ranked, require_encoding
 
 _CHUNK = 8192
@@ -88,14 +92,45 @@ def _open_ranks(store, path: str | Path):
     return ad.io.sparse_dataset(store[slot])
 
 
+def as_parts(cells: AnnData | str | Path | Sequence[AnnData | str | Path]) -> list[AnnData | str | Path]:
+    """Data sets, where one may be given alone; or raise if there are none."""
+    parts = [cells] if isinstance(cells, (AnnData, str, Path)) else list(cells)
+    if not parts or any(isinstance(part, AnnData) and not part.n_obs for part in parts):
+        raise ValueError("There are no cells to train on: cells is empty.")
+    return parts
+
+
+def obs_of(part: AnnData | str | Path) -> pd.DataFrame:
+    """What is known of the cells of one data set."""
+    if isinstance(part, AnnData):
+        return part.obs
+    with open_store(part) as store:
+        return read_frames(store)[0]
+
+
+def name_columns(
+    parts: Sequence[AnnData | str | Path],
+    unit: str,
+    *,
+    optional: Sequence[str] = (),
+    **columns: str | Sequence[str] | None,
+) -> dict[str, Any]:
+    """Columns of `.obs` by what they hold, guessed where they are `None`; times that are text get a column of numbers."""
+    columns = find_columns(obs_of(parts[0]), optional=optional, **columns)
+    key = columns["time_key"]
+    keys = {time_in_numbers(part, key, unit) if isinstance(part, AnnData) else key for part in parts}
+    if len(keys) > 1:
+        raise ValueError(
+            f"Times are text in some of the cells and numbers in others: .obs has {sorted(keys)}."
+        )
+    return columns | {"time_key": keys.pop()}
+
+
 def read_together(
     cells: AnnData | str | Path | Sequence[AnnData | str | Path], model: MaxTokiModel, folder: Path
 ) -> tuple[Sequences, list[AnnData]]:
     """Cells of one or several data sets as one set of sequences, and the `.obs` of each."""
-    cells = [cells] if isinstance(cells, (AnnData, str, Path)) else list(cells)
-    if not cells or any(isinstance(part, AnnData) and not part.n_obs for part in cells):
-        raise ValueError("There are no cells to train on: cells is empty.")
-    read = [read_cells(part, model, folder, i) for i, part in enumerate(cells)]
+    read = [read_cells(part, model, folder, i) for i, part in enumerate(as_parts(cells))]
     return join([part for part, _ in read], folder), [table for _, table in read]
 
 

@@ -6,10 +6,11 @@ import json
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .._warn import warn
 
 _KEPT = 2
 _FILES = "files.json"
@@ -64,7 +65,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     for path in reversed(_checkpoints(folder)):
         if _is_complete(path):
             return path
-        warnings.warn(f"{path} is incomplete: it is left out.", UserWarning, stacklevel=2)
+        warn(f"{path} is incomplete: it is left out.")
     return None
 
 

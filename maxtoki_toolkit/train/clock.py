@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -17,18 +17,19 @@ from anndata import AnnData
 from .. import __version__, _keys
 from .._files import atomic
 from .._recipes import Checked
+from .._warn import warn
 from ..models.model import MaxTokiModel
 from ..pp._counts import iter_csr
 from ..pp._design import get_labels
 from ..pp._ranked_counts import has_counts, ranked_counts
 from ..pp._store import open_store, read_frames
 from ..pp.hold_out import hold_out
-from ..pp.parse_age import time_in_numbers
 from ..pp.rank_value_encode import rank_value_encode
 from ..pp.sample_prompts import sample_prompts
 from ..results.store import writable
 from ..tl.predict_timelapse import predict_timelapse
 from ..tl.timelapse_baselines import timelapse_baselines
+from ._cells import as_parts, name_columns, obs_of
 from ._trainer import claim_run, is_first_process, leaves_nothing, wait_for_all
 from .recipe import TemporalRecipe
 from .temporal import temporal
@@ -91,8 +92,8 @@ def clock(
     model: MaxTokiModel,
     output: str | Path,
     *,
-    time_key: str,
-    donor_key: str,
+    time_key: str | None = None,
+    donor_key: str | None = None,
     groupby: str | Sequence[str] | None = None,
     time_unit: str = "months",
     recipe: ClockRecipe | None = None,
@@ -116,7 +117,9 @@ def clock(
     donor_key
         Column of `.obs` with the donor.
     groupby
-        Columns of `.obs` in which all cells of a prompt agree, e.g. "cell_type".
+        Columns of `.obs` in which all cells of a prompt agree, by default the cell type; `[]` for one group.
+        It, the time and the donor are guessed from the names in `.obs` where they are `None`, with a warning
+        that says which were taken.
     recipe
         What is held out, how it is trained, and how many prompts are predicted:
         `mt.train.ClockRecipe.of(donors=0.2, max_steps=2000)`.
@@ -154,8 +157,10 @@ def clock(
     ['held_out_donors']
     """
     recipe, output = recipe or ClockRecipe(), Path(output)
-    parts = [cells] if isinstance(cells, (AnnData, str, Path)) else list(cells)
-    parts, time_key = ready_cells(parts, model, time_key, time_unit)
+    parts, columns = ready_cells(
+        as_parts(cells), model, time_unit, time_key=time_key, donor_key=donor_key, groupby=groupby
+    )
+    time_key, donor_key, groupby = columns.values()
     seed = recipe.training.run.seed
     table = split(parts, recipe, time_key=time_key, donor_key=donor_key)
     claim_run(output / "training")
@@ -212,31 +217,17 @@ def count_split(table: AnnData, donor_key: str) -> pd.DataFrame:
     return pd.DataFrame(counts, [name.replace("_", " ") for name in masks], ["cells", "donors"])
 
 
-def ready_cells(parts: list, model: MaxTokiModel, time_key: str, unit: str) -> tuple[list, str]:
-    """Parts that are rank-encoded, with times in numbers; the given cells stay as they are."""
-    ready, keys = [], set()
+def ready_cells(
+    parts: list, model: MaxTokiModel, unit: str, **columns: str | Sequence[str] | None
+) -> tuple[list, dict[str, Any]]:
+    """Parts that are rank-encoded, and what `name_columns` makes of the columns."""
+    ready = []
     for part in parts:
-        key = time_key
-        if isinstance(part, AnnData):
-            if _keys.RANK not in part.layers:
-                part = part.copy()
-                rank_value_encode(part, model)
-            key = time_in_numbers(part, time_key, unit)
+        if isinstance(part, AnnData) and _keys.RANK not in part.layers:
+            part = part.copy()
+            rank_value_encode(part, model)
         ready.append(part)
-        keys.add(key)
-    if len(keys) > 1:
-        raise ValueError(
-            f"Times are text in some of the cells and numbers in others: .obs has {sorted(keys)}."
-        )
-    return ready, keys.pop()
-
-
-def obs_of(part: AnnData | str | Path) -> pd.DataFrame:
-    """What is known of the cells of one data set."""
-    if isinstance(part, AnnData):
-        return part.obs
-    with open_store(part) as store:
-        return read_frames(store)[0]
+    return ready, name_columns(ready, unit, **columns)
 
 
 def _all_obs(parts: Sequence[AnnData | str | Path]) -> AnnData:
@@ -343,7 +334,7 @@ def _evaluate(
                 tested, n_prompts=recipe.n_tested, contexts=contexts, queries=name, key_added=name, **settings
             )
         except ValueError as error:
-            warnings.warn(f"{name} is not evaluated: {error}", UserWarning, stacklevel=4)
+            warn(f"{name} is not evaluated: {error}")
             continue
         timelapse, baselines = f"{name}_timelapse", f"{name}_baselines"
         predict_timelapse(tested, model, key=name, key_added=timelapse)

@@ -24,7 +24,7 @@ from ..pp._design import get_groups, get_mask, get_times, known_cells
 from ..pp._sampling import Sampler
 from ..pp.sample_prompts import PromptSampling
 from ..tl._time_unit import check_unit
-from ._cells import read_together
+from ._cells import as_parts, name_columns, read_together
 from ._optimizer import require_optimizer
 from ._settings import plain
 from ._teacher import fit_teacher
@@ -43,8 +43,8 @@ def temporal(
     model: MaxTokiModel,
     output: str | Path,
     *,
-    time_key: str,
-    groupby: str | Sequence[str] | None,
+    time_key: str | None = None,
+    groupby: str | Sequence[str] | None = None,
     donor_key: str | None = None,
     time_unit: str = "months",
     use: str | pd.Series | None = None,
@@ -68,11 +68,13 @@ def temporal(
         model.
     time_key, time_unit
         Column of `.obs` with the time in whole units, and the unit: "years", "months", "weeks", "days" or
-        "hours".
+        "hours". Where `time_key`, `groupby` or `donor_key` is `None`, it is guessed from the names in `.obs`,
+        with a warning that says which were taken.
     groupby
-        Columns of `.obs` in which all cells of a prompt agree, e.g. ["cell_type", "sex"].
+        Columns of `.obs` in which all cells of a prompt agree, e.g. ["cell_type", "sex"]; by default the cell
+        type, `[]` for one group.
     donor_key
-        Column of `.obs` with the donor, between whom a teacher chooses its penalty.
+        Column of `.obs` with the donor, between whom a teacher chooses its penalty; may be missing.
     use, held_out
         Boolean columns of `.obs`, or booleans by name of cell: the cells to train on (all by default;
         `mt.pp.hold_out` writes "train"), and those whose prompts are predicted every `eval_every` steps,
@@ -123,15 +125,24 @@ def temporal(
         raise ValueError(f'There is no teacher {objective.teacher!r}; give "ridge" or None.')
     if objective.teacher is not None and not objective.running:
         raise ValueError("A teacher has a say at every gene: give running a weight, such as running=1.")
-    columns = {"time_key": time_key, "groupby": groupby, "donor_key": donor_key, "time_unit": time_unit}
+    claim_run(output := Path(output))
+    device = pick_device(run.device)
+    columns = name_columns(
+        cells := as_parts(cells),
+        time_unit,
+        optional=["donor_key"],
+        time_key=time_key,
+        groupby=groupby,
+        donor_key=donor_key,
+    )
+    time_key, groupby, donor_key = columns.values()
+    sequences, tables = read_together(cells, model, output / "cells")
+    columns["time_unit"] = time_unit
     # Which cells these are is in the digest.
     columns |= {
         name: mask if isinstance(mask, str) else None for name, mask in (("use", use), ("held_out", held_out))
     }
     record = {name: value for name, value in recipe.flat().items() if name not in _NOT_RECIPE} | columns
-    claim_run(output := Path(output))
-    device = pick_device(run.device)
-    sequences, tables = read_together(cells, model, output / "cells")
     group, time, used, tested = _design(tables, time_key, groupby, use, held_out)
     names = [name for table in tables for name in table.obs_names]
     record |= {
