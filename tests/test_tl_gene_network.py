@@ -350,6 +350,7 @@ def test_few_cells_and_no_counts(made):
     """A group without pairs has no scores; ranks stand in for counts."""
     adata, model, regulons = made
     adata = adata.copy()
+    adata.obs = adata.obs.drop(columns="donor")
     adata.obs["kind"] = np.where(np.arange(adata.n_obs) < 4, "few", "many")
     del adata.X
     mt.tl.gene_network(adata, model, groupby="kind", n_cells=60, regulons=regulons, n_permutations=99)
@@ -364,6 +365,7 @@ def test_few_cells_and_no_counts(made):
 def test_what_is_refused(made):
     adata, model, regulons = made
     adata = adata.copy()
+    adata.obs = adata.obs.drop(columns="donor")
 
     def refuse(match, error=ValueError, **settings):
         with pytest.raises(error, match=match):

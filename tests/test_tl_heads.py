@@ -529,6 +529,7 @@ def test_results_survive_a_file(read, tmp_path):
 def test_without_donors_cells_are_in_blocks(made):
     adata, model, members = made
     adata = adata.copy()
+    adata.obs = adata.obs.drop(columns="donor_id")
     mt.tl.attention(adata, model, n_cells=80, gene_sets={"planted": members})
     assert adata.uns["attention"]["units"].shape == (20, 3)
     mt.tl.head_enrichment(adata, gene_set="planted", n_permutations=199)

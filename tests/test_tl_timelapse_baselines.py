@@ -158,6 +158,7 @@ def test_queries_elsewhere(planted):
 def test_without_donors(planted):
     adata, model = planted[0].copy(), planted[1]
     settings = {**SETTINGS, "donor_key": None, "n_prompts": 100}
+    del adata.obs["donor_id"]
     mt.pp.sample_prompts(adata, contexts="train", queries="train", key_added="train_prompts", **settings)
     mt.tl.timelapse_baselines(adata, model, embedding=False)
     assert overall(adata).loc["ridge_expression", "r"] > 0.8

@@ -382,7 +382,7 @@ def test_yaml_and_command_line(cells, model, tmp_path):
     with pytest.raises(ValueError, match="unknown settings: lerning_rate"):
         train_from_yaml("temporal", path)
     path.write_text(yaml.safe_dump({"model": "demo"}))
-    with pytest.raises(ValueError, match="lacks cells, output, time_key, groupby"):
+    with pytest.raises(ValueError, match="lacks cells, output"):
         train_from_yaml("temporal", path)
     path.write_text("!!python/object/apply:os.system ['true']")
     with pytest.raises(ValueError, match="is not valid YAML: could not determine a constructor"):

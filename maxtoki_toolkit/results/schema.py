@@ -199,6 +199,11 @@ SCHEMA: dict[str, Result] = {
         "mt.tl.perturbation_concordance(adata)",
         {"concordance": "groups and sets of genes", "genes": "genes and groups"},
     ),
+    _keys.KNOWN_GENES: Result(
+        "mt.tl.known_gene_concordance(adata, known)",
+        {"concordance": "groups", "genes": "genes and groups"},
+        {"concordance": _SHARE},
+    ),
     _keys.GENE_SETS: Result(
         "mt.tl.search_gene_sets(adata, model, ...)",
         {

@@ -21,6 +21,7 @@ from .head_enrichment import head_enrichment
 from .head_profiles import head_profiles
 from .head_segments import head_segments
 from .head_similarity import head_similarity
+from .known_gene_concordance import known_gene_concordance
 from .log_likelihood import log_likelihood
 from .neighbor_purity import neighbor_purity
 from .patch import patch
@@ -68,6 +69,7 @@ __all__ = [
     "log_likelihood",
     "neighbor_purity",
     "expression_age_slope",
+    "known_gene_concordance",
     "perturb",
     "perturbation_concordance",
     "perturbation_stats",

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import stats
 
 from .. import _keys
 from ..results.store import read_result, read_table, write_result
+from ..stats.concordance import MIN_GENES, concordance, exchange
 from ..stats.fdr import benjamini_hochberg
 from ..stats.matched_sets import make_strata
 from ._gene_covariates import COVARIATES
 
-MIN_GENES = 10
 _DIRECTION = {"inhibit": -1, "delete": -1, "activate": 1, "overexpress": 1}
 
 
@@ -116,24 +117,9 @@ def perturbation_concordance(
     if n_permutations < 99:
         raise ValueError(f"n_permutations must be at least 99, got {n_permutations}.")
     key, slopes_key = key or _keys.PERTURBATION_STATS, slopes_key or _keys.AGE_SLOPE
-    params = read_result(adata, key, "mt.tl.perturbation_stats(adata)")["params"]
-    if params["readout"] != "timelapse":
-        raise ValueError(
-            f"The screen read {params['readout']!r}, which has no direction in age. Screen with readout='timelapse'."
-        )
-    effects = read_table(adata, key, "effects")
+    params, effects = signed_effects(adata, key)
     slopes = read_table(adata, slopes_key, "slopes")
     slope_unit, unit = slopes.attrs["unit"], effects.attrs["unit"]
-    effects = effects[effects["n_units"] >= int(params["min_donors"])]
-    effects = effects[(effects["n_genes"] == 1) & (effects["matched_to"] == "")]
-    direction = _DIRECTION.get(str(params["mode"]), np.sign(effects["k"]))
-    if params["on"] == "both":
-        raise ValueError(
-            "Context and query were edited together: which way is older is not known. Screen with on='query'."
-        )
-    effects = effects.assign(direction=direction * (-1 if params["on"] == "context" else 1))
-    if effects["k"].nunique() > 1:
-        raise ValueError("The screen has several k; compare one of them.")
     kept = ["gene", "group", "slope", "slope_low", "slope_high", "q_value"]
     slopes = slopes[kept].drop_duplicates(["gene", "group"]).rename(columns={"q_value": "slope_q"})
     table = effects.rename(columns={"q_value": "effect_q"}).merge(slopes, on=["gene", "group"])
@@ -151,12 +137,12 @@ def perturbation_concordance(
             "ageing": part["slope_q"] < alpha,
             "called": part["effect_q"] < alpha,
         }
-        drawn = _exchange(part["slope"].to_numpy(), strata, n_permutations, np.random.default_rng(rng))
+        drawn = exchange(part["slope"].to_numpy(), strata, n_permutations, np.random.default_rng(rng))
         signed = part["effect"].to_numpy() * part["direction"].to_numpy()
         for name, some in sets.items():
             some = np.asarray(some)
             if some.sum() >= MIN_GENES:
-                values = _compare(signed[some], part["slope"].to_numpy()[some], drawn[:, some], rng)
+                values = concordance(signed[some], part["slope"].to_numpy()[some], drawn[:, some], rng)
                 rows.append({"group": group, "genes": name, **values})
     if not rows:
         raise ValueError(
@@ -185,41 +171,24 @@ def perturbation_concordance(
     )
 
 
-def _exchange(values: np.ndarray, strata: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Values permuted within strata, draws x genes."""
-    order = np.argsort(strata, kind="stable")
-    drawn = np.empty((n, len(values)))
-    # Sorted by stratum, then at random: each draw is a permutation within strata.
-    lots = rng.random((n, len(values)), dtype=np.float32) * 0.5 + strata
-    drawn[:, order] = values[np.argsort(lots, axis=1)]
-    return drawn
-
-
-def _compare(signed: np.ndarray, slope: np.ndarray, drawn: np.ndarray, seed: int) -> dict:
-    """Concordance and correlation with their nulls."""
-
-    def shares(slopes: np.ndarray, effects: np.ndarray) -> np.ndarray:
-        return (np.sign(slopes) == np.sign(effects)).mean(axis=-1)
-
-    def rho(slopes: np.ndarray) -> np.ndarray:
-        a = stats.rankdata(np.atleast_2d(slopes), axis=1)
-        b = stats.rankdata(signed)
-        a, b = a - a.mean(axis=1, keepdims=True), b - b.mean()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return (a @ b) / np.sqrt((a**2).sum(axis=1) * (b @ b))
-
-    def p_of(value: float, null: np.ndarray) -> float:
-        far = np.abs(null - null.mean()) >= np.abs(value - null.mean()) * (1 - 1e-9)
-        return (1 + far.sum()) / (len(null) + 1)
-
-    share, null = float(shares(slope, signed)), shares(drawn, signed)
-    r, r_null = float(rho(slope)[0]), rho(drawn)
-    rows = np.random.default_rng(seed).integers(0, len(signed), (1000, len(signed)))
-    low, high = np.quantile(shares(slope[rows], signed[rows]), [0.025, 0.975])
-    found = {"n_genes": len(signed), "share": share, "share_low": low, "share_high": high}
-    found["null_low"], found["null_high"] = np.quantile(null, [0.025, 0.975])
-    found["p_value"] = p_of(share, null)
-    found["rho"] = r
-    found["rho_null_low"], found["rho_null_high"] = np.quantile(r_null, [0.025, 0.975])
-    found["rho_p_value"] = p_of(r, r_null)
-    return found
+def signed_effects(adata: AnnData, key: str) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Parameters of a screen, and its effects with `direction`: 1 where the edit puts the gene up in the query."""
+    params = read_result(adata, key, "mt.tl.perturbation_stats(adata)")["params"]
+    if params["readout"] != "timelapse":
+        raise ValueError(
+            f"The screen read {params['readout']!r}, which has no direction in age. Screen with readout='timelapse'."
+        )
+    effects = read_table(adata, key, "effects")
+    unit = effects.attrs["unit"]
+    effects = effects[effects["n_units"] >= int(params["min_donors"])]
+    effects = effects[(effects["n_genes"] == 1) & (effects["matched_to"] == "")]
+    direction = _DIRECTION.get(str(params["mode"]), np.sign(effects["k"]))
+    if params["on"] == "both":
+        raise ValueError(
+            "Context and query were edited together: which way is older is not known. Screen with on='query'."
+        )
+    effects = effects.assign(direction=direction * (-1 if params["on"] == "context" else 1))
+    if effects["k"].nunique() > 1:
+        raise ValueError("The screen has several k; compare one of them.")
+    effects.attrs["unit"] = unit
+    return params, effects
