@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.results.store import write_result
 from maxtoki_toolkit.stats.matched_null import matched_null, moderated_error, null_df, storey, two_sided_p
+from maxtoki_toolkit.stats.slopes import get_residuals
 
 N_GENES, N_DONORS, N_CELLS = 300, 20, 3
 ID = [f"ENSG{i:011d}" for i in range(N_GENES)]
@@ -287,12 +288,21 @@ class TestConcordance:
         adata = screened(rng)
         mt.tl.perturbation_stats(adata)
         effects = mt.get.table(adata, "perturbation_stats")
-        slope = (-follow * effects["effect"] + rng.normal(0, effects["effect"].std(), N_GENES)).to_numpy()
+        # Twenty donors: what age leaves of them makes slopes as large as those that follow nothing.
+        X = np.column_stack([np.ones(20), np.arange(20.0)])
+        residuals, weight = get_residuals(rng.normal(0, 1, (20, N_GENES)), X)
+        residuals *= effects["effect"].std() / np.linalg.norm(weight)
+        noise = weight @ residuals
+        slope = (-follow * effects["effect"] + noise).to_numpy()
         table = effects[["gene", "symbol", "group"]].assign(
             slope=slope, q_value=np.where(np.abs(slope) > 0.3, 0.01, 1)
         )
         table["slope_low"], table["slope_high"] = slope - 1, slope + 1
-        write_result(adata, "expression_age_slope", {"unit": "log2 expression per year"}, slopes=table)
+        samples = pd.DataFrame(
+            {"group": table["group"].iloc[0], "donor": [f"D{i}" for i in range(20)], "weight": weight}
+        )
+        made = {"slopes": table, "samples": samples, "residuals": residuals}
+        write_result(adata, "expression_age_slope", {"unit": "log2 expression per year"}, **made)
         return adata
 
     def test_found_where_it_is(self):

@@ -193,7 +193,9 @@ SCHEMA: dict[str, Result] = {
         {"effects": "genes, groups and k", "controls": "groups, k and kinds of genes"},
     ),
     _keys.AGE_SLOPE: Result(
-        "mt.tl.expression_age_slope(adata, time_key=..., donor_key=...)", {"slopes": "genes and groups"}
+        "mt.tl.expression_age_slope(adata)",
+        {"slopes": "genes and groups", "samples": "groups, donors and times"},
+        {"samples": ""},
     ),
     _keys.PERTURBATION_CONCORDANCE: Result(
         "mt.tl.perturbation_concordance(adata)",

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
-from scipy import stats
 
 from .. import _keys
 from .._features import gene_columns, symbols
@@ -16,8 +15,9 @@ from ..pp._columns import find_columns
 from ..pp._design import as_list, as_numbers, get_groups, get_labels, get_mask, known_cells
 from ..pp._ranked_counts import ranked_counts
 from ..pp.parse_age import time_in_numbers
-from ..results.store import write_result
-from ..stats.fdr import benjamini_hochberg
+from ..results.schema import SCHEMA
+from ..results.store import read_result, write_result
+from ..stats.slopes import fit_slopes, get_residuals, null_slopes
 from ._time_unit import check_unit
 
 
@@ -75,6 +75,10 @@ def expression_age_slope(
         Two-sided t test; corrected for the genes of a group (Benjamini and Hochberg).
     `mean_expression`, `detection`, `n_donors`
         Mean log2 counts per million over donors, share of the donors' cells with the gene, donors.
+
+    Beside it are `samples`, a row a `group`, `donor` and `time` with `n_cells`, the covariates and the
+    `weight` in a slope; and `residuals`, samples x genes, what age and covariates leave of log2 expression. From
+    these others make slopes that are noise.
 
     Raises
     ------
@@ -134,7 +138,7 @@ def expression_age_slope(
         {"gene": np.asarray(ids, dtype=str).astype(object), "symbol": symbols(adata).astype(object)}
     )
     head = head.iloc[column].reset_index(drop=True)
-    tables, few = [], {}
+    tables, kept_samples, residuals, few = [], [], [], {}
     for number_of, name in enumerate(names):
         mine = np.flatnonzero((samples["group"] == number_of) & (samples["n_cells"] >= min_cells))
         n_donors = samples["donor"].iloc[mine].nunique()
@@ -147,6 +151,9 @@ def expression_age_slope(
         table["detection"] = seen[mine].sum(axis=0) / samples["n_cells"].iloc[mine].sum()
         table["n_donors"] = n_donors
         tables.append(table)
+        rest, weight = get_residuals(level[mine], X)
+        residuals.append(rest)
+        kept_samples.append(samples.iloc[mine].assign(group=name, weight=weight))
     if not tables:
         raise ValueError(f"No group has {min_donors} donors with {min_cells} cells each (donors: {few}).")
 
@@ -163,8 +170,31 @@ def expression_age_slope(
         "n_left_out": adata.n_obs - len(kept),
     }
     write_result(
-        adata, _keys.AGE_SLOPE, params, key_added=key_added, slopes=pd.concat(tables, ignore_index=True)
+        adata,
+        _keys.AGE_SLOPE,
+        params,
+        key_added=key_added,
+        slopes=pd.concat(tables, ignore_index=True),
+        samples=pd.concat(kept_samples, ignore_index=True),
+        residuals=np.concatenate(residuals),
     )
+
+
+def draw_null_slopes(adata: AnnData, key: str, group: str, n: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Slopes of a group that are noise, with residuals exchanged between donors: draws x genes, by Ensembl id."""
+    result = read_result(adata, key, SCHEMA[_keys.AGE_SLOPE].call)
+    if "residuals" not in result:
+        raise KeyError(f".uns[{key!r}] has no residuals. Run mt.tl.expression_age_slope again.")
+    mine = (result["samples"]["group"] == group).to_numpy()
+    if not mine.any():
+        raise ValueError(
+            f".uns[{key!r}] has no slopes of {group!r}, from which the null is made. Run mt.tl.expression_age_slope with the groups "
+            "of what is compared."
+        )
+    samples, residuals = result["samples"][mine], np.asarray(result["residuals"])[mine]
+    drawn = null_slopes(residuals, samples["weight"].to_numpy(), samples["donor"].to_numpy(str), n, rng)
+    slopes = result["slopes"]
+    return pd.DataFrame(drawn, columns=slopes.loc[slopes["group"] == group, "gene"].to_numpy())
 
 
 def _design(samples: pd.DataFrame, columns: list[str]) -> np.ndarray:
@@ -183,27 +213,3 @@ def _design(samples: pd.DataFrame, columns: list[str]) -> np.ndarray:
             "away, or there are too few samples. Adjust for less."
         )
     return X
-
-
-def fit_slopes(level: np.ndarray, X: np.ndarray) -> pd.DataFrame:
-    """Least squares of each column of `level` (samples x genes) on X, whose second column is age."""
-    inverse = np.linalg.pinv(X.T @ X)
-    beta = inverse @ (X.T @ level)
-    df = len(X) - np.linalg.matrix_rank(X)
-    error = np.sqrt(((level - X @ beta) ** 2).sum(axis=0) / df * inverse[1, 1])
-    slope, reach = beta[1], stats.t.ppf(0.975, df) * error
-    # A gene without counts has no slope.
-    varies = np.ptp(level, axis=0) > 0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p = np.where(varies, 2 * stats.t.sf(np.abs(slope) / error, df), np.nan)
-    slope, reach = np.where(varies, slope, np.nan), np.where(varies, reach, np.nan)
-    return pd.DataFrame(
-        {
-            "slope": slope,
-            "slope_low": slope - reach,
-            "slope_high": slope + reach,
-            "p_value": p,
-            "q_value": benjamini_hochberg(p),
-            "mean_expression": level.mean(axis=0),
-        }
-    )

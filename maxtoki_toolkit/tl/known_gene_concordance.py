@@ -12,10 +12,11 @@ from .. import _keys
 from ..pp._design import get_groups
 from ..results.schema import SCHEMA
 from ..results.store import read_result, read_table, write_result
-from ..stats.concordance import MIN_GENES, concordance, exchange
+from ..stats.concordance import MIN_GENES, concordance
 from ..stats.fdr import benjamini_hochberg
 from ..stats.matched_sets import make_strata
 from ._gene_covariates import COVARIATES, gene_covariates
+from .expression_age_slope import draw_null_slopes
 from .perturbation_concordance import signed_effects
 
 _SOURCES = (_keys.AGE_SLOPE, _keys.PERTURBATION_STATS, _keys.ATTRIBUTE)
@@ -27,6 +28,7 @@ def known_gene_concordance(
     *,
     source: str = _keys.AGE_SLOPE,
     key: str | None = None,
+    slopes_key: str | None = None,
     n_permutations: int = 2000,
     rng: int = 0,
     key_added: str | None = None,
@@ -47,8 +49,11 @@ def known_gene_concordance(
         cell adds to the lapse beyond others at its rank.
     key
         Key of the result in `.uns`, by default the name of the source.
+    slopes_key
+        Key of the slopes (`mt.tl.expression_age_slope`, with the same groups) that the null is made from, by
+        default "expression_age_slope"; of slopes, their own.
     n_permutations
-        Exchanges of the known values between matched genes.
+        Exchanges of the donors.
     rng
         Seed.
     key_added
@@ -67,8 +72,7 @@ def known_gene_concordance(
             Share of the genes whose score and known value have the same sign, with a 95% interval over genes
             (bootstrap).
         `null_low`, `null_high`, `p_value`
-            Middle 95% of that share when known values are exchanged between matched genes, and its two-sided
-            p.
+            Middle 95% of that share, around that of matched genes, when slopes are noise, and its two-sided p.
         `rho`, `rho_null_low`, `rho_null_high`, `rho_p_value`
             The same for Spearman's correlation.
         `q_value`
@@ -84,9 +88,11 @@ def known_gene_concordance(
 
     Notes
     -----
-    Values are exchanged between genes alike in rank, detection and expression (16 to 31 of them), so that what
-    depth or rank do to both is in the null. The interval and the null treat genes as independent; where genes
-    go together, both are too narrow.
+    The null is slopes that are noise: what age and covariates do not explain, exchanged between donors, so
+    that genes go together as they do in the cells. It stands in for the slopes, or, where a screen or
+    attributions are compared, for the known values.
+    What is tested is the difference from genes alike in rank, detection and expression (16 to 31 of them), so
+    that what depth or rank do to both is taken off. The interval of the share treats genes as independent: it is too short.
 
     Examples
     --------
@@ -108,6 +114,7 @@ def known_gene_concordance(
             f"known has no column {sorted(missing)[0]!r}; it has {', '.join(map(repr, known.columns))}."
         )
     key = key or source
+    slopes_key = key if source == _keys.AGE_SLOPE else slopes_key or _keys.AGE_SLOPE
     scores, params = _scores(adata, source, key)
     scores = scores.dropna(subset="score")
     known = known.dropna(subset=["gene", "value"])
@@ -129,9 +136,13 @@ def known_gene_concordance(
         if len(part) < 2 * MIN_GENES:
             continue
         strata = make_strata(covariates.loc[able, columns].to_numpy(float))
-        value = part["known"].to_numpy(float)
-        drawn = exchange(value, strata, n_permutations, np.random.default_rng(rng))
-        rows.append({"group": group, **concordance(part["score"].to_numpy(float), value, drawn, rng)})
+        null = draw_null_slopes(adata, slopes_key, group, n_permutations, np.random.default_rng(rng))
+        null = null.loc[:, ~null.columns.duplicated()].reindex(columns=part["gene"])
+        score, value = part["score"].to_numpy(float), part["known"].to_numpy(float)
+        if source == _keys.AGE_SLOPE:
+            score, value = value, score
+        found = concordance(score, value, null.fillna(0).to_numpy(), strata, seed=rng)
+        rows.append({"group": group, **found})
     if not rows:
         groups = (
             f" in its groups ({', '.join(map(repr, sorted(set(scores['group']))))})" if len(on) > 1 else ""
@@ -140,15 +151,15 @@ def known_gene_concordance(
             f"{len(both)} genes have both a score in .uns[{key!r}] and a known value{groups}; at least {2 * MIN_GENES} of a group "
             "are needed."
         )
-    found = pd.DataFrame(rows)
-    found["q_value"] = benjamini_hochberg(found["rho_p_value"])
+    table = pd.DataFrame(rows)
+    table["q_value"] = benjamini_hochberg(table["rho_p_value"])
     settings = {"source": source, "scores": key, "unit": params["unit"], "n_permutations": n_permutations}
     write_result(
         adata,
         _keys.KNOWN_GENES,
         {**settings, "seed": rng},
         key_added=key_added,
-        concordance=found,
+        concordance=table,
         genes=both[["gene", "symbol", "group", "score", "known"]],
     )
 

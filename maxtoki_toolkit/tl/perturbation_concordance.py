@@ -10,10 +10,11 @@ from anndata import AnnData
 
 from .. import _keys
 from ..results.store import read_result, read_table, write_result
-from ..stats.concordance import MIN_GENES, concordance, exchange
+from ..stats.concordance import MIN_GENES, concordance
 from ..stats.fdr import benjamini_hochberg
 from ..stats.matched_sets import make_strata
 from ._gene_covariates import COVARIATES
+from .expression_age_slope import draw_null_slopes
 
 _DIRECTION = {"inhibit": -1, "delete": -1, "activate": 1, "overexpress": 1}
 
@@ -43,7 +44,7 @@ def perturbation_concordance(
     alpha
         q below which a gene is "ageing" (by its slope) or "called" (by its effect).
     n_permutations
-        Exchanges of the slopes between matched genes.
+        Exchanges of the donors.
     rng
         Seed.
     key_added
@@ -63,7 +64,7 @@ def perturbation_concordance(
             Share of the genes that are concordant: what the edit does to the cell's age is what the slope
             says; with a 95% interval over genes (bootstrap).
         `null_low`, `null_high`, `p_value`
-            Middle 95% of that share when slopes are exchanged between matched genes, and its two-sided p.
+            Middle 95% of that share, around that of matched genes, when slopes are noise, and its two-sided p.
         `rho`, `rho_null_low`, `rho_null_high`, `rho_p_value`
             The same for Spearman's correlation of slope and effect, its sign turned so that concordance is
             positive.
@@ -92,12 +93,13 @@ def perturbation_concordance(
 
     Notes
     -----
-    Slopes are exchanged between genes alike in rank, detection and expression (16 to 31 of them): what depth
-    or rank do to both is in the null. Effects of an edit of the context count the other way round.
+    The slopes of the null are noise: what age and covariates do not explain, exchanged between donors, so that
+    genes go together as they do in the cells. What is tested is the difference from genes alike in rank, detection and expression (16 to 31 of them), so that
+    what depth or rank do to both is taken off. Effects of an edit of the context count the other way round.
 
     Both sides look at the same association of expression with age, one through the model. That they agree
-    says that the model has learned it, not that the gene does anything. The interval treats genes as
-    independent, which they are not: it is too short where genes go together.
+    says that the model has learned it, not that the gene does anything. The interval of the
+    share treats genes as independent, which they are not: it is too short where genes go together.
 
     Examples
     --------
@@ -137,12 +139,13 @@ def perturbation_concordance(
             "ageing": part["slope_q"] < alpha,
             "called": part["effect_q"] < alpha,
         }
-        drawn = exchange(part["slope"].to_numpy(), strata, n_permutations, np.random.default_rng(rng))
+        null = draw_null_slopes(adata, slopes_key, group, n_permutations, np.random.default_rng(rng))
+        null = null.loc[:, ~null.columns.duplicated()][part["gene"]].to_numpy()
         signed = part["effect"].to_numpy() * part["direction"].to_numpy()
         for name, some in sets.items():
             some = np.asarray(some)
             if some.sum() >= MIN_GENES:
-                values = concordance(signed[some], part["slope"].to_numpy()[some], drawn[:, some], rng)
+                values = concordance(signed, part["slope"].to_numpy(), null, strata, some=some, seed=rng)
                 rows.append({"group": group, "genes": name, **values})
     if not rows:
         raise ValueError(
