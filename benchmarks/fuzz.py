@@ -213,6 +213,7 @@ VALID = {
     "layer": 0,
     "head": 0,
     "name": "heart_nuclei",
+    "known": pd.DataFrame({"gene": ["FOXO3"], "value": [1.0]}),
     "notebook": "fig1_timelapse",
     "output": "out",
 }
@@ -253,6 +254,11 @@ OWN = {
             "intermediate_size": 16,
         },
         "recipe": mt.train.PretrainRecipe.of(max_steps=1, device="cpu", batch_size=1),
+    },
+    "train.clock": {
+        "recipe": mt.train.ClockRecipe.of(
+            donors=0.4, max_steps=1, device="cpu", batch_size=1, n_tested=10, n_fitted=10
+        )
     },
     "get.table": {"key": "predict_timelapse"},
     "datasets.aging_atlas": {"n_cells": 60, "n_donors": 10, "n_genes": 500},

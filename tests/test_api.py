@@ -129,6 +129,10 @@ ARGUMENTS = {
     "tl.perturb": {"genes": "all"},
     "tl.expression_age_slope": {"time_key": "age_months", "donor_key": "donor_id"},
     "tl.perturbation_concordance": {"n_permutations": 99},
+    "tl.known_gene_concordance": {
+        "known": pd.DataFrame({"gene": GENES["symbol"], "value": np.arange(len(GENES)) - 99.5}),
+        "n_permutations": 99,
+    },
     "tl.search_gene_sets": {"search": mt.tl.GeneSetSearch(n_cells=4, n_candidates=4, max_size=2, n_null=2)},
     "tl.steer_cells": {"sampling": mt.tl.CellSampling.of(n_cells=4, n_steps=4)},
     "tl.perturbation_metrics": {
@@ -185,7 +189,7 @@ def encoded():
 ON_ATTENTION = {"tl.head_enrichment", "tl.head_profiles", "tl.head_segments", "tl.head_similarity"}
 
 # Functions of a screen.
-ON_SCREEN = {"tl.perturbation_stats", "tl.perturbation_concordance"}
+ON_SCREEN = {"tl.perturbation_stats", "tl.perturbation_concordance", "tl.known_gene_concordance"}
 
 
 def with_slow(names, quick):

@@ -28,7 +28,7 @@ def test_planted_genes_are_found(atlas):
     mt.tl.expression_age_slope(half, groupby="cell_type")
     known = mt.get.table(half, "expression_age_slope").rename(columns={"slope": "value"})
     known = known.assign(gene=known["symbol"])[["gene", "group", "value"]]
-    mt.tl.known_gene_concordance(atlas, known, n_permutations=499)
+    mt.tl.known_gene_concordance(atlas, known=known, n_permutations=499)
     found = mt.get.table(atlas, "known_gene_concordance").set_index("group")
     assert found.loc["fibroblast", "rho_p_value"] < 0.05
     assert found.loc["fibroblast", "rho"] > found.loc["fibroblast", "rho_null_high"]
@@ -38,7 +38,7 @@ def test_planted_genes_are_found(atlas):
     by_id = known.assign(
         gene=slopes.set_index("symbol")["gene"].groupby(level=0).first()[known["gene"]].to_numpy()
     )
-    mt.tl.known_gene_concordance(atlas, by_id, n_permutations=499, key_added="by_id")
+    mt.tl.known_gene_concordance(atlas, known=by_id, n_permutations=499, key_added="by_id")
     pd.testing.assert_frame_equal(mt.get.table(atlas, "by_id").set_index("group"), found)
 
 
@@ -52,7 +52,7 @@ def test_screens_and_attributions_are_read_with_their_sign(atlas):
     params = {"readout": "timelapse", "min_donors": 3, "mode": "inhibit", "on": "query", "unit": "months"}
     write_result(adata, "perturbation_stats", params | {"groupby": ["cell_type"]}, effects=effects)
     known = mine[["symbol", "slope"]].set_axis(["gene", "value"], axis=1)
-    mt.tl.known_gene_concordance(adata, known, source="perturbation_stats", n_permutations=99)
+    mt.tl.known_gene_concordance(adata, known=known, source="perturbation_stats", n_permutations=99)
     table = mt.get.table(adata, "known_gene_concordance")
     assert table["group"].tolist() == ["fibroblast"]
     assert table["rho"].iloc[0] == pytest.approx(1)
@@ -61,25 +61,27 @@ def test_screens_and_attributions_are_read_with_their_sign(atlas):
     genes = mine[["gene", "symbol"]].assign(excess=mine["slope"], part="query")
     write_result(adata, "attribute", {"readout": "timelapse", "unit": "months"}, genes=genes)
     with pytest.raises(ValueError, match="no slopes of 'all', from which the null is made"):
-        mt.tl.known_gene_concordance(adata, known, source="attribute", n_permutations=99)
+        mt.tl.known_gene_concordance(adata, known=known, source="attribute", n_permutations=99)
     mt.tl.expression_age_slope(adata, key_added="whole")
-    mt.tl.known_gene_concordance(adata, known, source="attribute", slopes_key="whole", n_permutations=99)
+    mt.tl.known_gene_concordance(
+        adata, known=known, source="attribute", slopes_key="whole", n_permutations=99
+    )
     assert mt.get.table(adata, "known_gene_concordance")["rho"].iloc[0] == pytest.approx(1)
     adata.uns["attribute"]["params"]["readout"] = "FOXO3"
     with pytest.raises(ValueError, match="those of the lapse have a direction"):
-        mt.tl.known_gene_concordance(adata, known, source="attribute", slopes_key="whole")
+        mt.tl.known_gene_concordance(adata, known=known, source="attribute", slopes_key="whole")
 
 
 def test_refusals(atlas):
     known = pd.DataFrame({"gene": ["FOXO3"], "value": [1.0]})
     with pytest.raises(ValueError, match="1[0-9]? genes have both a score"):
-        mt.tl.known_gene_concordance(atlas, pd.concat([known] * 3))
+        mt.tl.known_gene_concordance(atlas, known=pd.concat([known] * 3))
     with pytest.raises(ValueError, match="known has no column 'value'; it has 'gene', 'rho'"):
-        mt.tl.known_gene_concordance(atlas, known.rename(columns={"value": "rho"}))
+        mt.tl.known_gene_concordance(atlas, known=known.rename(columns={"value": "rho"}))
     with pytest.raises(ValueError, match="There is no source 'slopes'"):
-        mt.tl.known_gene_concordance(atlas, known, source="slopes")
+        mt.tl.known_gene_concordance(atlas, known=known, source="slopes")
     with pytest.raises(KeyError, match="Run mt.tl.expression_age_slope"):
-        mt.tl.known_gene_concordance(AnnData(atlas.X, obs=atlas.obs, var=atlas.var), known)
+        mt.tl.known_gene_concordance(AnnData(atlas.X, obs=atlas.obs, var=atlas.var), known=known)
 
 
 def test_what_ages_in_t_cells(shared):
@@ -94,7 +96,7 @@ def test_what_ages_in_t_cells(shared):
     known = table.loc[table["cell_type"] == "CD4T", ["gene", "value"]]
     columns = {"time_key": "age", "time_unit": "years", "donor_key": "donor_id"}
     mt.tl.expression_age_slope(adata, **columns)
-    mt.tl.known_gene_concordance(adata, known)
+    mt.tl.known_gene_concordance(adata, known=known)
     found = mt.get.table(adata, "known_gene_concordance").iloc[0]
     assert found["n_genes"] > 150
     assert found["rho"] > 0  # as the source says
@@ -106,6 +108,6 @@ def test_what_ages_in_t_cells(shared):
         exchanged = pd.Series(np.random.default_rng(seed).permutation(ages), index=ages.index)
         adata.obs["age"] = adata.obs["donor_id"].map(exchanged).astype(float)
         mt.tl.expression_age_slope(adata, **columns)
-        mt.tl.known_gene_concordance(adata, known, n_permutations=199)
+        mt.tl.known_gene_concordance(adata, known=known, n_permutations=199)
         p.append(mt.get.table(adata, "known_gene_concordance")["rho_p_value"].iloc[0])
     assert (np.array(p) < 0.05).sum() <= 4

@@ -202,7 +202,7 @@ SCHEMA: dict[str, Result] = {
         {"concordance": "groups and sets of genes", "genes": "genes and groups"},
     ),
     _keys.KNOWN_GENES: Result(
-        "mt.tl.known_gene_concordance(adata, known)",
+        "mt.tl.known_gene_concordance(adata, known=...)",
         {"concordance": "groups", "genes": "genes and groups"},
         {"concordance": _SHARE},
     ),

@@ -24,8 +24,8 @@ _SOURCES = (_keys.AGE_SLOPE, _keys.PERTURBATION_STATS, _keys.ATTRIBUTE)
 
 def known_gene_concordance(
     adata: AnnData,
-    known: pd.DataFrame,
     *,
+    known: pd.DataFrame,
     source: str = _keys.AGE_SLOPE,
     key: str | None = None,
     slopes_key: str | None = None,
@@ -90,9 +90,9 @@ def known_gene_concordance(
     -----
     The null is slopes that are noise: what age and covariates do not explain, exchanged between donors, so
     that genes go together as they do in the cells. It stands in for the slopes, or, where a screen or
-    attributions are compared, for the known values.
-    What is tested is the difference from genes alike in rank, detection and expression (16 to 31 of them), so
-    that what depth or rank do to both is taken off. The interval of the share treats genes as independent: it is too short.
+    attributions are compared, for the known values. What is tested is the difference from genes alike in rank,
+    detection and expression (16 to 31 of them), so that what depth or rank do to both is taken off. The
+    interval of the share treats genes as independent: it is too short.
 
     Examples
     --------
@@ -103,7 +103,7 @@ def known_gene_concordance(
     >>> mt.tl.expression_age_slope(adata, time_key="age_months", donor_key="donor_id")
     >>> slopes = mt.get.table(adata, "expression_age_slope")
     >>> known = pd.DataFrame({"gene": slopes["symbol"], "value": slopes["slope"]})
-    >>> mt.tl.known_gene_concordance(adata, known, n_permutations=99)
+    >>> mt.tl.known_gene_concordance(adata, known=known, n_permutations=99)
     >>> float(mt.get.table(adata, "known_gene_concordance")["rho"].round(2).iloc[0])
     1.0
     """
