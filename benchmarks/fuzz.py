@@ -303,7 +303,7 @@ def arguments(function: Callable, world: World) -> dict:
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
         if parameter.default is parameter.empty:
-            given[key] = objects[key] if key in objects else VALID[key]
+            given[key] = objects[key] if key in objects else OWN.get(name, VALID).get(key) or VALID[key]
         elif key in FEW:
             given[key] = FEW[key]
         elif key == "donor_key":

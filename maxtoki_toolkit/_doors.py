@@ -66,7 +66,7 @@ _OWN_RANGES = {
 # Words of which a parameter is one. (Those of one function are checked there.)
 CHOICES = {"time_unit": ("years", "months", "weeks", "days", "hours")}
 # What has a name: that is no empty text, which would pass for the default.
-_NAMED = COLUMNS | {"key", "key_added", "layer"}
+_NAMED = COLUMNS | {"key", "key_added", "slopes_key", "layer"}
 # Columns that the cells may lack: the reference has them.
 _MAY_LACK = {("predict_age", "time_key")}
 _NEED_NO_CELLS = {"map_genes"}

@@ -34,6 +34,7 @@ from .perturbation_heatmap import perturbation_heatmap
 from .perturbation_metrics import perturbation_metrics
 from .perturbation_volcano import perturbation_volcano
 from .predicted_ages import predicted_ages
+from .prompt import prompt
 from .prompt_attention import prompt_attention
 from .rank_heatmap import rank_heatmap
 from .search_gene_sets import search_gene_sets
@@ -74,6 +75,7 @@ __all__ = [
     "head_segments",
     "head_similarity",
     "predicted_ages",
+    "prompt",
     "prompt_attention",
     "matched_ages",
     "neighbor_purity",

@@ -166,7 +166,7 @@ def suggest_columns(obs: pd.DataFrame, role: str) -> str:
     if role == "time_key":
         able = [name for name in obs.columns if pd.api.types.is_numeric_dtype(obs[name])]
     else:
-        able = [name for name in obs.columns if 1 < obs[name].nunique() < max(len(obs), 3)]
+        able = [name for name in obs.columns if 1 < _n_values(obs[name]) < max(len(obs), 3)]
     able = able or list(obs.columns)
     more = f" and {len(able) - _SHOWN} more" if len(able) > _SHOWN else ""
     return f".obs has {', '.join(map(repr, able[:_SHOWN]))}{more}" if able else ".obs has no columns"
@@ -211,7 +211,15 @@ def _plain(name: object) -> str:
 def _is_usable(obs: pd.DataFrame, column: str, role: str) -> bool:
     if role == "time_key":
         return _times(obs, column).nunique() > 1
-    return obs[column].nunique() > (role in _DIFFER)
+    return _n_values(obs[column]) > (role in _DIFFER)
+
+
+def _n_values(column: pd.Series) -> int:
+    """How many values there are; none of a column of lists or the like."""
+    try:
+        return column.nunique()
+    except TypeError:
+        return 0
 
 
 def _times(obs: pd.DataFrame, name: str) -> pd.Series:

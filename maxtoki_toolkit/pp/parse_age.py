@@ -162,6 +162,7 @@ def read_terms(
 
 def time_in_numbers(adata: AnnData, time_key: str, unit: str) -> str:
     """Name of a column of times in whole numbers: `time_key`, or one made of its text in `unit`, and said."""
+    require_obs(adata, time_key)
     column = adata.obs[time_key]
     if pd.to_numeric(column.astype(object), errors="coerce").notna().any() or unit not in DAYS:
         return time_key

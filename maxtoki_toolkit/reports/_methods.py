@@ -72,6 +72,11 @@ _DONE = {
         "error was tested over donors by leaving each out in turn.",
         ["fdr"],
     ),
+    "fig1_corpus_and_prompts": (
+        "Donors ({donor_key}) were counted by age and sex and cells by type; a share of {held_out} of the donors was held out, spread over "
+        "the ages, and prompts of {context_size} context cells of one type were drawn at random.",
+        [],
+    ),
     "fig4a_prompt_ablation": (
         _PROMPTS
         + "Parts of each prompt were shuffled, masked, replaced or left out, and the change of the mean absolute error was "

@@ -41,13 +41,20 @@ def get_sequences(adata: AnnData, model: MaxTokiModel, *, max_length: int | None
     require_encoding(adata.uns.get(_keys.ENCODING, {}), model)
     ranks = sp.csr_matrix(adata.layers[_keys.RANK])
     require_all_ranked(np.diff(ranks.indptr), adata.obs[_keys.N_RANKED].to_numpy())
+    return cell_sequences(
+        ranks, get_tokens(adata, model), model.vocab, max_length=max_length or model.cell_length
+    )
+
+
+def get_tokens(adata: AnnData, model: MaxTokiModel) -> np.ndarray:
+    """Tokens of the genes, -1 for none; or raise if the model has no such tokens."""
     token = adata.var[_keys.TOKEN_ID].to_numpy()
     if token.max() >= model.vocab.size:
         raise ValueError(
             f".var[{_keys.TOKEN_ID!r}] has tokens up to {token.max()}, and the model {model.vocab.size:,} of them. Run "
             "mt.pp.map_genes(adata, model), with this model."
         )
-    return cell_sequences(ranks, token, model.vocab, max_length=max_length or model.cell_length)
+    return token
 
 
 def require_all_ranked(n_found: np.ndarray, n_ranked: np.ndarray) -> None:

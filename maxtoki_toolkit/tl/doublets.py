@@ -28,7 +28,7 @@ from ..stats.binary_scores import at_odds, auroc_ap, bootstrap_weights, calibrat
 from ..stats.doublet_features import features as describe
 from ..stats.doublet_features import size_features
 from ..stats.expression import log_normalize
-from ._cells import get_sequences, match_columns
+from ._cells import get_sequences, get_tokens, match_columns
 from ._rank_features import rank_features
 
 FEATURES = ("embedding", "ranks", "expression", "size")
@@ -367,7 +367,7 @@ def _simulate(adata, model, order, first, second, simulation: DoubletSimulation,
     counts = ranked_counts(adata, whole=True)[order].astype(np.float32)
     made = add_counts(counts, first, second, simulation.shares(len(first), seed), seed=seed)
     # A doublet of small cells may have lost all genes that the model knows.
-    token = adata.var[_keys.TOKEN_ID].to_numpy()
+    token = get_tokens(adata, model)
     known = (token >= 0) & ~np.isnan(model.vocab.median_of_token[token])
     left = made @ known.astype(np.float32) > 0
     first, second, made = first[left], second[left], made[left]
