@@ -23,6 +23,16 @@ _Overwrite = Annotated[
 _ShareArray = Annotated[
     bool, typer.Option("--share-array", help="Share the job with the other tasks of this SLURM array.")
 ]
+_Plan = Annotated[
+    bool,
+    typer.Option("--plan", help="Say what the model takes, in time, memory and money; write nothing."),
+]
+_Gpu = Annotated[
+    str | None,
+    typer.Option(help='With --plan: a GPU such as "H100"; by default this machine is measured.'),
+]
+_Devices = Annotated[int, typer.Option(min=1, help="With --plan: how many of them.")]
+_Price = Annotated[float | None, typer.Option(min=0, help="With --plan: price of an hour of one.")]
 
 app = typer.Typer(
     help="MaxToki for single cells.",
@@ -189,6 +199,10 @@ def embed(
         typer.Option("--force", help="Accept values that are linear in expression but no integers (TPM)."),
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    plan: _Plan = False,
+    gpu: _Gpu = None,
+    n_devices: _Devices = 1,
+    hourly_price: _Price = None,
     share_array: _ShareArray = False,
     overwrite: _Overwrite = False,
 ) -> None:
@@ -197,11 +211,16 @@ def embed(
     The result holds the embedding, clusters and .obs, but no counts: add it to your own object by cell name.
     """
     from .models import load_model
-    from .pipeline import embed_file
+    from .pipeline import embed_file, plan_embedding
     from .pp._formats import stem_of
 
     vocab = _dictionaries(tokens, medians)
     loaded = load_model(model, vocab=vocab, revision=revision, device=device)
+    if plan:
+        how = {"gpu": gpu, "n_devices": n_devices, "hourly_price": hourly_price}
+        print(plan_embedding(path, loaded, layer=layer, gene_key=gene_key, force=force, **how))
+        print("Neighbours, UMAP and clusters come on top of it.")
+        return
     output = output or path.with_name(f"{stem_of(path)}_maxtoki")
     adata = embed_file(
         path,
@@ -397,16 +416,10 @@ def clock(
     config: Annotated[
         Path, typer.Option("--config", "-c", help="YAML: cells, model, output, columns, hold-outs.")
     ],
-    plan: Annotated[
-        bool,
-        typer.Option("--plan", help="Say what the training takes, in time, memory and money; write nothing."),
-    ] = False,
-    gpu: Annotated[
-        str | None,
-        typer.Option(help='With --plan: a GPU such as "H100"; by default this machine is measured.'),
-    ] = None,
-    n_devices: Annotated[int, typer.Option(min=1, help="With --plan: how many of them.")] = 1,
-    hourly_price: Annotated[float | None, typer.Option(help="With --plan: price of an hour of one.")] = None,
+    plan: _Plan = False,
+    gpu: _Gpu = None,
+    n_devices: _Devices = 1,
+    hourly_price: _Price = None,
 ) -> None:
     """Train a clock on some donors, judge it by others beside baselines, and write a card and a report.
 
@@ -502,6 +515,10 @@ def screen(
         Path,
         typer.Option("--config", "-c", help="YAML: cells, output, model; sections prompts, perturb, stats."),
     ],
+    plan: _Plan = False,
+    gpu: _Gpu = None,
+    n_devices: _Devices = 1,
+    hourly_price: _Price = None,
     share_array: _ShareArray = False,
     overwrite: _Overwrite = False,
 ) -> None:
@@ -530,6 +547,11 @@ def screen(
     """  # noqa: D301 - typer does not wrap what follows \b
     from ._files import read_yaml
 
+    if plan:
+        from .screen import plan_screen
+
+        print(plan_screen(config, gpu=gpu, n_devices=n_devices, hourly_price=hourly_price))
+        return
     output = Path(str(read_yaml(config).get("output")))
     try:
         from .screen import run_screen

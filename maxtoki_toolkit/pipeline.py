@@ -17,16 +17,18 @@ from ._outputs import check_output, is_made, new_output
 from ._progress import hidden, progress
 from ._shards import drop_shards, job_digest, open_shards, process_index, shard_path, take_shards
 from ._validate import require_obs
+from .models.costs import Cost, plan, reading, require_gpu
 from .models.model import MaxTokiModel
 from .pl._style import category_colors, clean, drawing
 from .pp._identity import input_identity
-from .pp._store import encoded_blocks, open_store, read_frames
+from .pp._store import encoded_blocks, open_store, ranked_lengths, read_frames
 
 BY = "maxtoki embed"
 # Cells kept for the heat map of ranks, of however many there are.
 _SHOWN = 2000
 _MOST_LABELS = 60  # a legend of more is larger than the figure
 _FEWEST = 4  # cells for neighbours and a UMAP
+_COUNTED = 16  # blocks of cells whose lengths a plan goes by
 
 
 def embed_file(
@@ -140,6 +142,45 @@ def embed_file(
     raise ValueError(
         f"Parts of the job in {shards} have gone meanwhile. Run it again: it makes what is missing."
     )
+
+
+def plan_embedding(
+    path: str | Path,
+    model: MaxTokiModel,
+    *,
+    layer: str | None = None,
+    gene_key: str | None = None,
+    force: bool = False,
+    chunk_size: int = 2048,
+    gpu: str | None = None,
+    n_devices: int = 1,
+    hourly_price: float | None = None,
+) -> Cost:
+    """Say what the model takes for embedding the cells of a file, before anything is written.
+
+    Parameters
+    ----------
+    path
+        As in `embed_file`, or a file that was encoded for the model. Of many cells, the lengths of some are
+        looked at.
+    model, layer, gene_key, force, chunk_size
+        As in `embed_file`.
+    gpu, n_devices, hourly_price
+        As in `models.costs.plan`.
+    """
+    require_gpu(gpu)
+    with open_store(path) as store:
+        obs, var = read_frames(store, layer)
+        n_genes = ranked_lengths(store, model.vocab)
+        if n_genes is None:
+            n_blocks = -(-len(obs) // chunk_size)
+            numbers = np.unique(np.linspace(0, n_blocks - 1, min(n_blocks, _COUNTED)).astype(int))
+            settings = {"layer": layer, "gene_key": gene_key, "force": force, "chunk_size": chunk_size}
+            blocks = encoded_blocks(store, obs, var, model.vocab, numbers=numbers, **settings)
+            n_genes = np.concatenate([cells.obs[_keys.N_RANKED].to_numpy() for cells in blocks])
+    lengths = np.minimum(n_genes + 2, model.cell_length)
+    work = reading(lengths) * (len(obs) / len(lengths))
+    return plan(model, work, gpu=gpu, n_devices=n_devices, hourly_price=hourly_price)
 
 
 def _read(output: Path) -> AnnData:

@@ -8,13 +8,17 @@ from types import NoneType, UnionType
 from typing import get_args, get_origin, get_type_hints
 
 import pandas as pd
+from anndata import AnnData
 
 from . import _keys, get, pl, pp, tl
 from ._files import atomic, read_yaml
 from ._outputs import check_names, claim, refuse_inputs
 from ._warn import warn
+from .models.costs import Cost, plan, require_gpu
 from .models.load import SHIPPED, load_model
+from .models.model import MaxTokiModel
 from .pp._store import open_counts, open_store
+from .tl.perturb import set_up
 from .tl.recipes import Cells, ScreenFile
 
 BY, EFFECTS = "maxtoki screen", "effects.csv.gz"
@@ -123,30 +127,18 @@ def run_screen(
     """
     settings = read_settings(path)
     folder, cells, layer = Path(settings["output"]), Path(settings["cells"]), settings.get("layer")
-    cells_on, asked = Cells.split(settings["perturb"])
-    reads_time = asked.get("readout", "timelapse") == "timelapse"
     with open_store(cells) as store:
         open_counts(store, layer)  # it says what is wrong with a file
     refuse_inputs(folder / EFFECTS, [cells])
     # Cells and model are known by what they are, beside the effects.
     ours = {"by": BY, "job": {key: settings.get(key) for key in (*SECTIONS, "layer")}, "overwrite": overwrite}
     check_names(folder, WRITTEN, **ours)
-    if reads_time and settings["model"] in SHIPPED:
+    if _reads_time(settings) and settings["model"] in SHIPPED:
         warn(
             "The time of the demo model is that of a simulation: the effects mean nothing on real cells. As model, give the "
             "folder of one that mt.train.temporal has trained."
         )
-    model = load_model(
-        settings["model"], revision=settings.get("revision"), device=settings.get("device", "auto")
-    )
-    adata = pp.read_cells(cells, layer=layer)
-    pp.map_genes(adata, model)
-    pp.rank_value_encode(adata, model, layer=layer)
-    if reads_time:
-        sampling, others = pp.PromptSampling.split(settings["prompts"])
-        pp.sample_prompts(adata, sampling=sampling, **others)
-    if settings["perturb"].keys() & set(Cells.names()):
-        asked["on"] = cells_on
+    adata, model, asked = _ready(settings)
     file = ScreenFile(path=folder / EFFECTS, share_array=share_array, overwrite=overwrite)
     tl.perturb(adata, model, path=file, **asked)
     if _keys.PERTURBATION not in adata.uns:
@@ -167,3 +159,49 @@ def run_screen(
             with atomic(folder / f"{name}.{ending}") as temporary:
                 figure.savefig(temporary, dpi=200, bbox_inches="tight")
     return stats
+
+
+def plan_screen(
+    path: str | Path, *, gpu: str | None = None, n_devices: int = 1, hourly_price: float | None = None
+) -> Cost:
+    """Say what the model takes for a screen, before anything is written.
+
+    Of a large screen, some parts are edited and counted; what prompts and edits share is counted once, as it
+    is read.
+
+    Parameters
+    ----------
+    path
+        As in `run_screen`.
+    gpu, n_devices, hourly_price
+        As in `models.costs.plan`.
+    """
+    require_gpu(gpu)
+    settings = read_settings(path)
+    print("Reading cells ...", flush=True)
+    adata, model, asked = _ready(settings)
+    screen = set_up(adata, model, **asked)
+    print(f"{len(screen.unit) * len(screen.doses):,} edits of {len(screen.units.table):,} prompts or cells.")
+    return plan(model, screen.work(), gpu=gpu, n_devices=n_devices, hourly_price=hourly_price)
+
+
+def _reads_time(settings: dict) -> bool:
+    return settings["perturb"].get("readout", "timelapse") == "timelapse"
+
+
+def _ready(settings: dict) -> tuple[AnnData, MaxTokiModel, dict]:
+    """Encoded cells with prompts, the model, and the arguments of `mt.tl.perturb`."""
+    layer = settings.get("layer")
+    cells_on, asked = Cells.split(settings["perturb"])
+    model = load_model(
+        settings["model"], revision=settings.get("revision"), device=settings.get("device", "auto")
+    )
+    adata = pp.read_cells(settings["cells"], layer=layer)
+    pp.map_genes(adata, model)
+    pp.rank_value_encode(adata, model, layer=layer)
+    if _reads_time(settings):
+        sampling, others = pp.PromptSampling.split(settings["prompts"])
+        pp.sample_prompts(adata, sampling=sampling, **others)
+    if settings["perturb"].keys() & set(Cells.names()):
+        asked["on"] = cells_on
+    return adata, model, asked

@@ -78,7 +78,7 @@ def test_costs_add_up():
     assert many.petaflop == pytest.approx(100 * one.petaflop)
     assert many.hours == pytest.approx(25 * one.hours)
     assert many.price == pytest.approx(100 * one.price)
-    assert one.hours * 3600 == pytest.approx(one.petaflop * 1e15 / (GPUS["H100"][0] * 1e12 * UTILISATION))
+    assert one.hours * 3600 == pytest.approx(one.petaflop * 1e15 / (GPUS["H100"].single * 1e12 * UTILISATION))
     assert "assumed, not measured" in one.rests_on
     measured = cost(shape, [100] * 10, batch=1000, gpu="H100", flop_per_second=1e12)
     assert measured.hours * 3600 == pytest.approx(one.petaflop * 1e3)

@@ -16,7 +16,7 @@ from .prefix import prefix_forest
 from .sequences import Sequences
 
 # Tokens whose keys and values are held at once.
-_HELD = {"cpu": 1 << 14, "mps": 1 << 15, "cuda": 1 << 17}
+HELD_TOKENS = {"cpu": 1 << 14, "mps": 1 << 15, "cuda": 1 << 17}
 # Keys and values are given room for so many tokens at a time.
 _GROWTH = 128
 
@@ -77,7 +77,7 @@ def generate_cells(
             "temperature must be at least 0, top_p in (0, 1], top_k at least 0 and n_samples at least 1; got "
             f"{temperature}, {top_p}, {top_k}, {n_samples}."
         )
-    max_tokens = tokens_at_once(model, max_tokens, _HELD)
+    max_tokens = tokens_at_once(model, max_tokens, HELD_TOKENS)
     start, given = _open_cells(prompts, model)
     room = np.minimum(model.cell_length - 2, model.max_length - start - 2)
     limit = room if max_genes is None else np.minimum(room, max_genes)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from .costs import Work, reading
 from .engine import Batch, run
 from .model import MaxTokiModel
-from .prefix import prefix_forest
+from .prefix import Forest, prefix_forest
 from .sequences import Sequences
 
 # Logits held at a time.
@@ -40,14 +41,9 @@ def token_log_likelihoods(
     float32 of the length of `sequences.tokens`, in nats; NaN for the first token of a sequence and for those
     that were not asked for.
     """
-    n = len(sequences)
-    first = np.ones(n, dtype=np.int64) if first is None else np.maximum(first, 1)
+    first = np.ones(len(sequences), dtype=np.int64) if first is None else np.maximum(first, 1)
     forest = prefix_forest(sequences)
-    # A sequence also answers for what branches off from it, the last branches first.
-    asked, level = first.copy(), forest.level
-    for row in np.argsort(-level, kind="stable"):
-        if (up := forest.parent[row]) >= 0 and asked[row] <= forest.shared[row]:
-            asked[up] = min(asked[up], asked[row])
+    asked, level = _asked(forest, first), forest.level
     found = np.full(len(sequences.tokens), np.nan, dtype=np.float32)
     vocab_size = model.vocab.size
 
@@ -76,3 +72,20 @@ def token_log_likelihoods(
             found[sequences.indptr[row] + shared] = found[sequences.indptr[up] + shared]
     found[sequences.positions < np.repeat(first, sequences.lengths)] = np.nan
     return found
+
+
+def work_of_log_likelihoods(sequences: Sequences, first: np.ndarray) -> Work:
+    """What `token_log_likelihoods` has to do."""
+    forest = prefix_forest(sequences)
+    begin = np.maximum(_asked(forest, np.maximum(first, 1)) - 1, forest.shared)
+    scored = np.maximum(sequences.lengths - 1 - begin, 0)
+    return reading(sequences.lengths, forest.shared, scored=scored)
+
+
+def _asked(forest: Forest, first: np.ndarray) -> np.ndarray:
+    """From which token on each sequence answers: also for what branches off from it, the last branches first."""
+    asked = first.copy()
+    for row in np.argsort(-forest.level, kind="stable"):
+        if (up := forest.parent[row]) >= 0 and asked[row] <= forest.shared[row]:
+            asked[up] = min(asked[up], asked[row])
+    return asked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .costs import Work, reading
 from .engine import Batch, last_states, run
 from .model import MaxTokiModel, require_model
 from .prefix import prefix_forest
@@ -42,3 +43,9 @@ def read_lapses(
     ):
         lapse[rows], p_non_numeric[rows] = predicted, p
     return lapse, p_non_numeric
+
+
+def work_of_lapses(model: MaxTokiModel, prompts: Sequences) -> Work:
+    """What `read_lapses` has to do."""
+    scored = int(model.time_head.kind == "expectation")
+    return reading(prompts.lengths, prefix_forest(prompts).shared, scored=scored)

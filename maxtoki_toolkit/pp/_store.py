@@ -201,6 +201,15 @@ def write_encoded(path: Path, blocks: Iterable[AnnData], index: np.dtype, bar) -
         ad.io.write_elem(result, "obs", pd.concat(frames))
 
 
+def ranked_lengths(store, vocab: Vocabulary) -> np.ndarray | None:
+    """Genes of each cell that are ranked, of a file that was encoded for this vocabulary; `None` for others."""
+    if f"layers/{_keys.RANK}" not in store or f"uns/{_keys.ENCODING}/params" not in store:
+        return None
+    if ad.io.read_elem(store[f"uns/{_keys.ENCODING}/params"]).get("genes_sha256") != vocab.genes_sha256:
+        return None
+    return np.diff(store[f"layers/{_keys.RANK}/indptr"][:])
+
+
 def count_values(store, layer: str | None) -> int:
     """How many values of counts are stored."""
     matrix = _counts_of(store, layer)

@@ -20,6 +20,8 @@ _WORKS = {
     "tfs": "Lambert et al., Cell 172:650 (2018), doi:10.1016/j.cell.2018.01.029",
     "rhat": "Vehtari et al., Bayesian Anal 16:667 (2021), doi:10.1214/20-BA1221",
     "scaling": "Kaplan et al., arXiv:2001.08361 (2020)",
+    "glass": "Green, Through a Glass Darkly, Markov Bio (2024)",
+    "tahoe": "Tahoe-x1 (2025), doi:10.1101/2025.10.23.683759",
     "lora": "Hu et al., arXiv:2106.09685 (2021)",
 }
 _PROMPTS = (
@@ -33,6 +35,12 @@ _DONE = {
         "({n_steps} steps, {n_chains} chains a cell); convergence was judged by R-hat, and differences from the edit alone were "
         "tested over donors.",
         ["rhat"],
+    ),
+    "cost_of_experiments": (
+        "Operations of a screen of {n_genes} genes in {n_cells} cells each were counted from the shapes of the models and the lengths of "
+        "cells, with what prompts share counted once, and priced at {hourly_price} dollars an hour of {gpu} and an assumed {utilisation} "
+        "of its peak, beside {wet_price} dollars for a cell at the bench.",
+        ["glass", "tahoe"],
     ),
     "doublet_detector_training": (
         "Doublets were simulated from pairs of cells of one donor, and a detector was trained and scored in folds of donors, beside "

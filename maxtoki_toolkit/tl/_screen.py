@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import anndata as ad
 import numpy as np
@@ -25,16 +27,38 @@ from .._shards import (
     take_shards,
 )
 from .._warn import warn
+from ..models.costs import Work, reading
 from ..models.edits import INSERTING, cut_cells, edit_cells
 from ..models.embedding import embed_sequences
+from ..models.likelihood import work_of_log_likelihoods
+from ..models.prompts import write_prompts
 from ..models.sequences import Sequences
+from ..models.timelapse import read_lapses, work_of_lapses
 from ..results.effects_file import as_categories, find_effects, read_effects, write_effects
 from ._asked_genes import Asked
-from ._edit_readouts import likeness, read_likelihoods, read_prompted_lapses
+from ._edit_readouts import likeness, read_likelihoods, with_targets
 from ._edited_units import Units
 from .recipes import ScreenFile
 
 _TOKENS = 1 << 21  # read at a time: a shard
+_COUNTED = 6  # parts that a plan goes by
+
+
+class _Part(NamedTuple):
+    """Pairs of a part: what edits do, and what is read, the units as they are and then those that are edited."""
+
+    table: pd.DataFrame
+    """One row a pair."""
+    read: np.ndarray
+    """bool: the model reads a gene of the edit."""
+    took_effect: np.ndarray
+    """bool: and what the model reads is changed; these are read again."""
+    intact: np.ndarray
+    """Which of the sequences is the unit of each pair as it is."""
+    unit: np.ndarray
+    """Of each sequence."""
+    sequences: Sequences
+    """Prompts, or single cells."""
 
 
 class Screen:
@@ -50,17 +74,15 @@ class Screen:
         self.read_cells = cut_cells(units.cells, self.max_length)
         if readout == "likelihood" and len(units.target):
             self.targets = self.read_cells.take(units.target)
-        if readout == "embedding":
-            self.embedding = self._embeddings()
         self.unit, self.edit = self._pairs()
         length = np.where(units.members >= 0, self.read_cells.lengths[units.members], 0).sum(axis=1)
         # An edit takes the whole cell, beyond what is read of it.
         edited = np.where(units.members >= 0, units.cells.lengths[units.members], 0)[:, units.edited].sum(
             axis=1
         )
-        cost = np.maximum(length, edited)[self.unit] * len(doses)
+        self.cost = np.maximum(length, edited)[self.unit] * len(doses)
         # A part is as many pairs as there are in `_TOKENS` tokens.
-        part = (np.cumsum(cost) - cost) // _TOKENS
+        part = (np.cumsum(self.cost) - self.cost) // _TOKENS
         self.first = (
             np.flatnonzero(np.r_[True, np.diff(part) > 0]) if len(part) else np.zeros(1, dtype=np.int64)
         )
@@ -91,13 +113,16 @@ class Screen:
         pairs.sort_indices()
         return np.repeat(np.arange(n_units), np.diff(pairs.indptr)), pairs.indices.astype(np.int64)
 
-    def part(self, number: int) -> pd.DataFrame:
-        """Effects of a part."""
+    def _rows(self, number: int) -> slice:
+        """Pairs of a part."""
         stop = self.first[number + 1] if number + 1 < self.n_parts else len(self.unit)
-        rows = slice(self.first[number], stop)
-        n_doses = len(self.doses)
+        return slice(self.first[number], stop)
+
+    def _make(self, number: int) -> _Part:
+        """Edit the cells of a part."""
+        rows, n_doses = self._rows(number), len(self.doses)
         unit, edit = np.repeat(self.unit[rows], n_doses), np.repeat(self.edit[rows], n_doses)
-        k = np.tile(self.doses, stop - self.first[number])
+        k = np.tile(self.doses, rows.stop - rows.start)
 
         # One edited cell for each pair and cell of the unit that is edited.
         columns = np.flatnonzero(self.units.edited)
@@ -129,26 +154,52 @@ class Screen:
         table["n_lost"], table["n_gained"] = over(edited.lost, pair), over(edited.gained, pair)
 
         # Only what is read and changed is read again; the rest is exactly 0, or not known.
-        run = np.flatnonzero(read & changed)
+        took_effect = read & changed
+        run = np.flatnonzero(took_effect)
         mine, where = np.unique(unit, return_inverse=True)
         place = np.full(len(unit), -1)
         place[run] = np.arange(len(run))
         kept = np.flatnonzero(place[pair] >= 0)
-        values, clipped = self._read(
+        sequences, n_clipped = self._write(
             mine, unit[run], edited.sequences.take(kept), place[pair[kept]], columns[column[kept]]
         )
-        intact = values[where]
-        value = np.where(read, intact, np.nan)
-        value[run] = values[len(mine) :]
-        table["value"], table["value_intact"] = value, intact
-        table["effect"] = value - intact
-        table["took_effect"] = read & changed
         # A longer prompt may leave out more of its first cell.
-        table.loc[run, "n_lost"] += np.maximum(clipped[len(mine) :] - clipped[where[run]], 0)
-        return table[read] if self.whole else table
+        table.loc[run, "n_lost"] += np.maximum(n_clipped[len(mine) :] - n_clipped[where[run]], 0)
+        return _Part(table, read, took_effect, where, np.r_[mine, unit[run]], sequences)
 
-    def _read(self, mine, unit, cells: Sequences, place, column) -> tuple[np.ndarray, np.ndarray]:
-        """Readings of units as they are, then of edited ones: cells (in pair `place`, at `column` of the unit) replaced."""
+    def part(self, number: int) -> pd.DataFrame:
+        """Effects of a part."""
+        part = self._make(number)
+        values = self._read(part.sequences, part.unit)
+        table, intact = part.table, values[part.intact]
+        value = np.where(part.read, intact, np.nan)
+        value[part.took_effect] = values[len(values) - part.took_effect.sum() :]
+        table["value"], table["value_intact"] = value, intact
+        table["effect"], table["took_effect"] = value - intact, part.took_effect
+        return table[part.read] if self.whole else table
+
+    def work(self) -> Work:
+        """What reading all parts takes, from some of them."""
+        numbers = np.unique(np.linspace(0, self.n_parts - 1, _COUNTED).astype(int))
+        if not len(self.unit):
+            return Work(0, 0)
+        counted = sum(self.cost[self._rows(number)].sum() for number in numbers)
+        found = sum((self._work(self._make(number)) for number in numbers), Work(0, 0))
+        found *= self.cost.sum() / counted
+        return found + reading(self._compared.lengths) if self.readout == "embedding" else found
+
+    def _work(self, part: _Part) -> Work:
+        if self.readout == "timelapse":
+            return work_of_lapses(self.model, part.sequences)
+        if self.readout == "likelihood":
+            return work_of_log_likelihoods(*with_targets(part.sequences, self._targets(part.unit)))
+        return reading(part.sequences.lengths)
+
+    def _targets(self, unit: np.ndarray) -> Sequences | None:
+        return None if self.targets is None else self.targets.take(unit)
+
+    def _write(self, mine, unit, cells: Sequences, place, column) -> tuple[Sequences, np.ndarray]:
+        """Units as they are, then edited ones: cells (in pair `place`, at `column` of the unit) replaced."""
         units, n = self.units, len(mine)
         if self.readout == "timelapse":
             members = units.members[np.r_[mine, unit]]
@@ -159,30 +210,48 @@ class Screen:
             prompts = units.prompts[np.r_[mine, unit]]._replace(
                 context=members[:, :size], query=members[:, size]
             )
-            return read_prompted_lapses(
-                self.model,
+            written = write_prompts(
                 prompts,
                 Sequences.concatenate([self.read_cells, cells]).take(used),
+                self.model.vocab,
+                max_length=self.model.max_length,
+                answer=False,
             )
+            return written.sequences, written.n_clipped
         sequences = Sequences.concatenate([self.read_cells.take(units.members[mine, 0]), cells])
-        of = np.r_[mine, unit]
-        none = np.zeros(len(of), dtype=np.int64)
-        if self.readout == "likelihood":
-            targets = None if self.targets is None else self.targets.take(of)
-            return read_likelihoods(self.model, sequences, targets), none
-        cosine = likeness(self.model, sequences, self.embedding[of])
-        return (cosine if len(units.target) else 1 - cosine), none
+        return sequences, np.zeros(len(sequences), dtype=np.int64)
 
-    def _embeddings(self) -> np.ndarray:
+    def _read(self, sequences: Sequences, unit: np.ndarray) -> np.ndarray:
+        """Reading of each sequence."""
+        if self.readout == "timelapse":
+            return read_lapses(self.model, sequences)[0].astype(float)
+        if self.readout == "likelihood":
+            return read_likelihoods(self.model, sequences, self._targets(unit))
+        cosine = likeness(self.model, sequences, self.embedding[unit])
+        return cosine if len(self.units.target) else 1 - cosine
+
+    @cached_property
+    def embedding(self) -> np.ndarray:
         """What each unit's embedding is compared with: its own as it is, or the mean of the targets of its group."""
-        units = self.units
-        if not len(units.target):
-            return embed_sequences(self.model, self.read_cells.take(units.members[:, 0])).cells
-        group = pd.factorize(units.table["group"])[0]
-        pairs = np.unique(np.column_stack([group, units.target]), axis=0)
-        found = embed_sequences(self.model, self.read_cells.take(pairs[:, 1])).cells
+        found = embed_sequences(self.model, self._compared).cells
+        if not len(self.units.target):
+            return found
+        group, pairs = self._group_targets
         means = np.stack([found[pairs[:, 0] == one].mean(axis=0) for one in range(group.max() + 1)])
         return means[group]
+
+    @property
+    def _compared(self) -> Sequences:
+        """Cells that others are compared with."""
+        units = self.units
+        rows = self._group_targets[1][:, 1] if len(units.target) else units.members[:, 0]
+        return self.read_cells.take(rows)
+
+    @property
+    def _group_targets(self) -> tuple[np.ndarray, np.ndarray]:
+        """Group of each unit; groups with each of their targets."""
+        group = pd.factorize(self.units.table["group"])[0]
+        return group, np.unique(np.column_stack([group, self.units.target]), axis=0)
 
     def table(self, found: pd.DataFrame) -> pd.DataFrame:
         """Effects with the names of units and genes."""

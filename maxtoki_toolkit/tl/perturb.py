@@ -171,25 +171,25 @@ def perturb(
     >>> mt.get.table(adata, "perturbation").shape[0]
     8
     """
-    doses = ranks_to_move(mode, k, _RANKS)
-    _check(on, readout, key)
     file = path if isinstance(path, ScreenFile) or path is None else ScreenFile(path=path)
     if file is not None:
         check_path(Path(file.path))
-    if readout == "timelapse":
-        cells, _ = known_cells(adata)
-        units = prompt_units(cells, model, key, on)
-    else:
-        chosen, cells, _ = known_among(on if isinstance(on, Cells) else None, adata)
-        units = cell_units(cells, model, chosen, rng)
-    asked = ask_genes(cells, model, genes)
-    if n_controls:
-        asked = with_controls(cells[units.used], model, asked, units, n_controls)
-    whole = isinstance(genes, str) and genes == ALL
-    screen = Screen(model, units, asked, mode, doses, readout, whole=whole)
+    screen = set_up(
+        adata,
+        model,
+        genes=genes,
+        mode=mode,
+        k=k,
+        on=on,
+        readout=readout,
+        key=key,
+        n_controls=n_controls,
+        rng=rng,
+    )
+    units, asked = screen.units, screen.asked
 
     edited = on if isinstance(on, str) else "query"
-    settings = {"mode": mode, "k": doses.tolist(), "on": edited, "readout": readout, "seed": rng}
+    settings = {"mode": mode, "k": screen.doses.tolist(), "on": edited, "readout": readout, "seed": rng}
     unit = UNITS.get(readout) or model.time_head.unit
     if file is None:
         effects = _in_memory(screen)
@@ -211,9 +211,9 @@ def perturb(
     params = {
         **settings,
         "unit": unit,
-        "whole_vocabulary": whole,
+        "whole_vocabulary": screen.whole,
         "prompts": (key or _keys.PROMPTS) if readout == "timelapse" else "",
-        "target": readout != "timelapse" and chosen.target is not None,
+        "target": readout != "timelapse" and len(units.target) > 0,
         "groupby": units.groupby,
         "donor_key": units.donor_key,
         "time_read_as": units.time_read_as,
@@ -233,6 +233,35 @@ def perturb(
         genes=table,
         **({"effects": effects} if file is None else {}),
     )
+
+
+def set_up(
+    adata: AnnData,
+    model: MaxTokiModel,
+    *,
+    genes: str | Sequence[str | Sequence[str]] | Mapping[str, str | Sequence[str]],
+    mode: str = "inhibit",
+    k: int | Sequence[int] | None = None,
+    on: str | Cells = "query",
+    readout: str = "timelapse",
+    key: str | None = None,
+    n_controls: int = 0,
+    rng: int = 0,
+) -> Screen:
+    """Say what is edited and read, before anything is."""
+    doses = ranks_to_move(mode, k, _RANKS)
+    _check(on, readout, key)
+    if readout == "timelapse":
+        cells, _ = known_cells(adata)
+        units = prompt_units(cells, model, key, on)
+    else:
+        chosen, cells, _ = known_among(on if isinstance(on, Cells) else None, adata)
+        units = cell_units(cells, model, chosen, rng)
+    asked = ask_genes(cells, model, genes)
+    if n_controls:
+        asked = with_controls(cells[units.used], model, asked, units, n_controls)
+    whole = isinstance(genes, str) and genes == ALL
+    return Screen(model, units, asked, mode, doses, readout, whole=whole)
 
 
 def _in_memory(screen: Screen) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from .._files import atomic
 from .._outputs import claim
 from .._progress import progress
 from ..models._quiet import quiet_transformers
-from ..models.costs import Shape, flops_of_sums, peak_of
+from ..models.costs import Shape, Work, flops, peak_of
 from ..models.model import require_finite
 from ._checkpoints import drop_unfinished, finish, last_checkpoint, unfinished, writing
 from ._optimizer import MuonAdamW
@@ -263,7 +263,7 @@ class _Speed:
         """Tokens a second, TFLOP/s and, where the device's peak is known, its share; then begin anew."""
         now = time.perf_counter()
         seconds, tokens, pairs = now - self.since, float(self.tokens), float(self.pairs)
-        rate = flops_of_sums(self.shape, tokens, pairs, training=True) / seconds
+        rate = flops(self.shape, Work(tokens, pairs, scored=tokens), training=True) / seconds
         entry = {"tokens_per_second": round(tokens / seconds, 1), "tflop_per_second": round(rate / 1e12, 4)}
         if torch.cuda.is_available() and (peak := peak_of(torch.cuda.get_device_name())):
             entry["mfu"] = round(rate / peak, 4)
