@@ -388,6 +388,48 @@ def steering() -> str:
     return markdown(rows)
 
 
+MIXED = {
+    "PCA": "PCA",
+    "PCA + Harmony": "PCA + Harmony",
+    "MaxToki": "demo model",
+    "MaxToki + Harmony": "demo model + Harmony",
+    "untrained": "same shape, untrained",
+    "chance": "cells placed at random",
+    "expression": "expression itself",
+    "majority": "commonest label",
+}
+
+
+def mixing() -> str:
+    """Two studies on one map."""
+    rows = [row for row in read("mixing")["rows"] if "lisi" in row]
+    return markdown(
+        [
+            {
+                "sorted blood and": row["query"],
+                "embedding": MIXED[row["embedding"]],
+                "iLISI": ranged(row, "lisi", "{:.2f}"),
+                "iLISI of perfect mixing": f"{row['lisi_chance']:.2f}",
+                "neighbours of the other study, of those expected": ranged(row, "other_study", "{:.0%}"),
+                "nearest of the other study that have the cell's type": ranged(row, "same_type", "{:.0%}"),
+            }
+            for row in rows
+        ]
+    )
+
+
+def label_transfer() -> str:
+    """Labels of the sorted blood on cells of another study."""
+    table = []
+    for row in read("mixing")["rows"]:
+        line = {"labels for": row["query"], "from": MIXED[row["embedding"]]}
+        for key, name in {"knn": "15 neighbours", "logistic": "logistic regression"}.items():
+            line[f"{name}: macro F1"] = ranged(row, f"{key}_f1", "{:.2f}")
+            line[f"{name}: accuracy"] = ranged(row, f"{key}_accuracy", "{:.0%}")
+        table.append(line)
+    return markdown(table)
+
+
 def screens() -> str:
     """Whether a screen finds the genes that go with age."""
     cases, models = read("perturbation")["cases"], {"planted": "demo", "panel": "panel of 500 genes"}
@@ -524,6 +566,8 @@ _TABLES = (
     generated,
     screens,
     screen_nulls,
+    mixing,
+    label_transfer,
     steering,
     time_heads,
     tokenize,

@@ -96,14 +96,10 @@ def neighbor_purity(
         )
 
     settings = adata.uns.get(_keys.EMBED, {}).get("params", {})
-    config = model.hf.config.to_diff_dict()
-    for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "architectures"):
-        config.pop(name, None)
-    untrained = build_model(config, model.vocab, seed=rng, device=str(model.device), dtype=model.hf.dtype)
     embeddings = {
         "MaxToki": cells.obsm[_keys.EMBEDDING],
         "untrained": embed_sequences(
-            untrained,
+            _untrained(model, rng),
             get_sequences(cells, model),
             layer=settings.get("layer", -1),
             pool=settings.get("pool", "mean"),
@@ -123,6 +119,14 @@ def neighbor_purity(
         key_added=key_added,
         scores=_score_table(purity, np.random.default_rng(rng)),
     )
+
+
+def _untrained(model: MaxTokiModel, seed: int) -> MaxTokiModel:
+    """A model of the same shape and vocabulary with random weights."""
+    config = model.hf.config.to_diff_dict()
+    for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "architectures"):
+        config.pop(name, None)
+    return build_model(config, model.vocab, seed=seed, device=str(model.device), dtype=model.hf.dtype)
 
 
 def _purity(X: np.ndarray, labels: np.ndarray, n_neighbors: int) -> np.ndarray:
