@@ -20,7 +20,7 @@ from ._settings import settings
 KINDS = ("dataset", "checkpoint", "reference")
 UNKNOWN = "unknown"
 _TEXT = ("name", "title", "description", "licence", "revision", "genes")
-_FIELDS = {*_TEXT, "kind", "source", "shipped", "download", "files", "columns", "use", "notes"}
+_FIELDS = {*_TEXT, "kind", "source", "shipped", "download", "files", "columns", "use", "notes", "clock"}
 _ROLES = {"cell_type", "cell_state", "donor", "sex", "time", "time_unit", "condition", "batch"}
 
 
@@ -148,6 +148,14 @@ def _problems(entry: dict) -> Iterator[str]:
             yield f"{field} must be text"
     if entry.get("kind") in ("checkpoint", "reference") and "use" not in entry:
         yield "use must say how to open what holds no cells"
+    if "clock" in entry:
+        plan = entry["clock"]
+        if not (
+            isinstance(plan, dict)
+            and plan.keys() == {"corpus", "split"}
+            and all(isinstance(part, dict) for part in plan.values())
+        ):
+            yield "clock must hold corpus and split, each a mapping of settings"
     yield from _access_problems(entry)
     yield from _column_problems(entry)
 

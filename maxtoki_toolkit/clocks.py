@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ from anndata import AnnData
 
 from . import _keys, pp, reports
 from ._doors import checked
+from ._files import read_yaml
+from ._manifests import manifest, manifest_paths
 from ._recipes import read_call
 from ._warn import warn
+from .corpus import in_words
+from .datasets import CorpusRecipe, census, census_plan
 from .models.costs import Cost, Shape, cost, measure
 from .models.load import load_model, vocabulary_of_settings
 from .models.model import MaxTokiModel
@@ -21,6 +26,8 @@ from .train.clock import ClockRecipe, clock, count_split, ready_cells, split
 
 REPORT = "clock_report"
 _DRAWN = 400  # prompts whose lengths a plan goes by
+# Columns of a corpus.
+_CORPUS_COLUMNS = {"time_key": "age_months", "donor_key": "donor_id", "groupby": ["cell_type"]}
 _MARKS = 3  # tokens of a prompt that are neither cell nor lapse
 
 
@@ -32,10 +39,37 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     ValueError
         If a setting is unknown or missing.
     """
-    settings = read_call(path, clock, ClockRecipe, ["vocab"])
+    settings = read_call(path, clock, ClockRecipe, ["vocab", "store"])
     cells = settings["cells"]
     settings["cells"] = [str(part) for part in (cells if isinstance(cells, list) else [cells])]
+    known = public_clock(settings["cells"])
+    if known is not None:
+        # What the file says goes before the split of the manifest.
+        given = settings["recipe"].flat().keys() & read_yaml(path).keys()
+        split_by = {name: value for name, value in known["split"].items() if name not in given}
+        settings["recipe"] = replace(settings["recipe"], **split_by)
+        settings = _CORPUS_COLUMNS | settings
+    elif "store" in settings:
+        raise ValueError(
+            f"{path}: store has a meaning only where cells is a public data set ({', '.join(public_clocks())})."
+        )
     return settings
+
+
+def public_clocks() -> list[str]:
+    """Public data sets of the Census whose manifest says how a clock is made of them."""
+    return [name for name in manifest_paths() if "clock" in manifest(name)]
+
+
+def public_clock(cells: list[str]) -> dict[str, Any] | None:
+    """Filters of the Census and the split of a data set, where its name stands in place of paths."""
+    if len(cells) == 1 and cells[0] in manifest_paths() and not Path(cells[0]).exists():
+        if plan := manifest(cells[0]).get("clock"):
+            return plan
+        raise ValueError(
+            f"The manifest of {cells[0]!r} says of no clock; those of {', '.join(public_clocks())} do. Give paths of cells."
+        )
+    return None
 
 
 def run_clock(path: str | Path) -> MaxTokiModel:
@@ -46,7 +80,8 @@ def run_clock(path: str | Path) -> MaxTokiModel:
     path
         YAML with the parameters of `mt.train.clock` and the settings of its recipe by their names. `cells`
         are paths: files with raw counts (read into memory), files that `mt.pp.encode_file` wrote, or folders
-        of a corpus; `model` as in `mt.load_model`, with `vocab` {tokens: path, medians: path} for weights
+        of a corpus; or the name of a public data set ("aida"), which is gathered from the Census (or a copy
+        of it, `store`) into `corpus` of the output, with the split of its manifest; `model` as in `mt.load_model`, with `vocab` {tokens: path, medians: path} for weights
         without one.
 
     Returns
@@ -56,7 +91,12 @@ def run_clock(path: str | Path) -> MaxTokiModel:
     """
     settings = read_settings(path)
     model = _model(path, settings)
-    cells = open_cells(settings.pop("cells"))
+    store, cells = settings.pop("store", None), settings.pop("cells")
+    if (known := public_clock(cells)) is not None:
+        folder = Path(settings["output"]) / "corpus"
+        census(folder, model, store=store, recipe=CorpusRecipe.of(**known["corpus"]))
+        cells = [str(folder)]
+    cells = open_cells(cells)
     trained = checked(clock)(cells, model, **settings)
     output = Path(settings["output"])
     try:
@@ -83,6 +123,12 @@ def plan_clock(
         Of one, in any currency.
     """
     settings = read_settings(path)
+    if (known := public_clock(settings["cells"])) is not None:
+        recipe = CorpusRecipe.of(**known["corpus"])
+        print(in_words(census_plan(settings.get("store"), recipe=recipe)))
+        raise ValueError(
+            "The training can be planned when the cells are there: maxtoki corpus writes them, and cells takes its folder."
+        )
     print("Reading cells ...", flush=True)
     model = _model(path, settings)
     recipe: ClockRecipe = settings["recipe"]
