@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         # What the file says goes before the split of the manifest.
         given = settings["recipe"].flat().keys() & read_yaml(path).keys()
         split_by = {name: value for name, value in known["split"].items() if name not in given}
-        settings["recipe"] = replace(settings["recipe"], **split_by)
+        settings["recipe"] = ClockRecipe.of(**settings["recipe"].flat() | split_by)
         settings = _CORPUS_COLUMNS | settings
     elif "store" in settings:
         raise ValueError(

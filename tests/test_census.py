@@ -476,3 +476,44 @@ def test_the_figure_shows_the_table():
         mt.pl.corpus_composition(table.drop(columns="n_cells"))
     with pytest.raises(ValueError, match="no rows"):
         mt.pl.corpus_composition(table.iloc[:0])
+
+
+@pytest.mark.slow
+def test_a_clock_of_a_public_data_set_by_its_name(adata, tmp_path, monkeypatch):
+    """Cells of the data set alone, gathered, split as the manifest says, trained on and judged."""
+    from maxtoki_toolkit import clocks, reports
+
+    monkeypatch.setattr(reports, "run", lambda *args, **kwargs: None)
+    pytest.importorskip("tiledbsoma", reason="needs the extra census")
+    ours = mt.datasets.manifest("aida")["clock"]["corpus"]["keep"]["dataset_id"][0]
+    renamed = adata.copy()
+    renamed.obs["dataset_id"] = renamed.obs["dataset_id"].cat.rename_categories({"atlas": ours})
+    config = tmp_path / "clock.yaml"
+    lines = {
+        "cells": "aida",
+        "store": write(renamed, tmp_path / "store"),
+        "model": "demo",
+        "output": str(tmp_path / "out"),
+    }
+    lines |= {"times": [], "max_steps": 1, "batch_size": 2, "n_tested": 20, "n_fitted": 40, "device": "cpu"}
+    config.write_text("\n".join(f"{key}: {value}" for key, value in lines.items()))
+    assert not clocks.read_settings(config)["recipe"].flat()["times"]  # the file goes before the manifest
+    clocks.run_clock(config)
+    tested = anndata.read_h5ad(tmp_path / "out" / "evaluation.h5ad")
+    assert set(tested.obs["dataset_id"]) == {ours}
+    assert set(tested.obs["disease"]) == {"normal"}
+    held_out = tested.obs.groupby("donor_id", observed=True)["held_out"].first().mean()
+    assert 0.1 < held_out < 0.5
+    assert (tmp_path / "out" / "card.md").is_file()
+
+
+def test_public_clocks_are_said_where_there_is_none(tmp_path):
+    from maxtoki_toolkit import clocks
+
+    config = tmp_path / "clock.yaml"
+    config.write_text("cells: kang2018\nmodel: demo\noutput: out\n")
+    with pytest.raises(ValueError, match="'kang2018' says of no clock; those of .*aida.* do"):
+        clocks.read_settings(config)
+    config.write_text("cells: mine.h5ad\nstore: here\nmodel: demo\noutput: out\n")
+    with pytest.raises(ValueError, match="store has a meaning only where cells is a public data set"):
+        clocks.read_settings(config)

@@ -452,3 +452,15 @@ def test_manifests_are_found_in_an_installed_package(monkeypatch, tmp_path):
     assert _manifests._folder() == tmp_path / "site" / "data_manifests"
     (tmp_path / "site" / "maxtoki_toolkit" / "data_manifests").mkdir(parents=True)
     assert _manifests._folder() == tmp_path / "site" / "maxtoki_toolkit" / "data_manifests"
+
+
+def test_clocks_of_manifests_are_settings_that_there_are():
+    import maxtoki_toolkit as mt
+    from maxtoki_toolkit.clocks import public_clocks
+
+    assert {"aida", "onek1k", "human_lung_cell_atlas"} <= set(public_clocks())
+    for name in public_clocks():
+        plan = mt.datasets.manifest(name)["clock"]
+        mt.datasets.CorpusRecipe.of(**plan["corpus"])
+        mt.train.ClockRecipe.of(**plan["split"])
+        assert plan["split"].keys() <= {"donors", "times", "groups"}
