@@ -30,7 +30,7 @@
 # are **assumptions**: set your own.
 
 # %% tags=["parameters"]
-path: str = ""  # .h5ad with raw counts; "" for 700 heart nuclei (Tucker et al. 2020)
+path: str = ""  # .h5ad with raw counts; "" for 700 heart nuclei of the Heart Cell Atlas
 layer: str = ""  # layer with the raw counts; "" for .X
 gpu: str = "H100"  # a GPU of maxtoki_toolkit.models.costs.GPUS
 hourly_price: float = 3.0  # dollars for an hour of it; assumed
@@ -83,6 +83,7 @@ rng = np.random.default_rng(seed)
 drawn = rng.choice(adata.n_obs, (n_cells, context_size + 1))
 lengths = adata.obs["n_genes_ranked"].to_numpy() + 2
 ranks = ranks[drawn[:, -1]][:, genes].tocoo()
+# Shapes, the tokens of a cell and those of a prompt that are read.
 MODELS = {
     "demo": (Shape.of(model.hf.config), model.cell_length, model.max_length),
     "MaxToki 217M": (Shape(11, 1232, 2464, 8, 8, 154, 20275, tied=False), 4096, 4096),
