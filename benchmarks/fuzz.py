@@ -257,7 +257,7 @@ OWN = {
     },
     "train.clock": {
         "recipe": mt.train.ClockRecipe.of(
-            donors=0.4, max_steps=1, device="cpu", batch_size=1, n_tested=10, n_fitted=10
+            donors=0.4, max_steps=1, device="cpu", batch_size=1, n_held_out=2, n_tested=10, n_fitted=10
         )
     },
     "get.table": {"key": "predict_timelapse"},

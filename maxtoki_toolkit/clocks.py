@@ -21,6 +21,7 @@ from .models.load import load_model, vocabulary_of_settings
 from .models.model import MaxTokiModel
 from .pp._store import open_store
 from .train._cells import obs_of
+from .train._trainer import is_first_process
 from .train.clock import ClockRecipe, clock, count_split, ready_cells, split
 
 REPORT = "clock_report"
@@ -97,11 +98,12 @@ def run_clock(path: str | Path) -> MaxTokiModel:
         cells = [str(folder)]
     cells = open_cells(cells)
     trained = checked(clock)(cells, model, **settings)
-    output = Path(settings["output"])
-    try:
-        reports.run(REPORT, output / "report", run=str(output.resolve()))
-    except ImportError as error:
-        warn(f"There is no report: {error}")
+    if is_first_process():
+        output = Path(settings["output"])
+        try:
+            reports.run(REPORT, output / "report", run=str(output.resolve()))
+        except ImportError as error:
+            warn(f"There is no report: {error}")
     return trained
 
 
@@ -122,23 +124,26 @@ def plan_clock(
         Of one, in any currency.
     """
     settings = read_settings(path)
-    if (known := public_clock(settings["cells"])) is not None:
-        recipe = CorpusRecipe.of(**known["corpus"])
-        print(in_words(census_plan(settings.get("store"), recipe=recipe)))
-        raise ValueError(
-            "The training can be planned when the cells are there: maxtoki corpus writes them, and cells takes its folder."
-        )
-    print("Reading cells ...", flush=True)
+    known = public_clock(settings["cells"])
+    print("Reading cells ..." if known is None else "Asking the store ...", flush=True)
     model = _model(path, settings)
     recipe: ClockRecipe = settings["recipe"]
     training = recipe.training
-    columns = {name: settings.get(name) for name in ("time_key", "donor_key", "groupby")}
-    parts, columns = ready_cells(
-        open_cells(settings["cells"]), model, settings.get("time_unit", "months"), **columns
-    )
-    table = split(parts, recipe, time_key=columns["time_key"], donor_key=columns["donor_key"])
-    print(count_split(table, columns["donor_key"]).to_string())
-    lengths = prompt_lengths(parts, model, columns, recipe)
+    if known is not None:
+        plan = census_plan(settings.get("store"), recipe=CorpusRecipe.of(**known["corpus"]))
+        print(
+            f"{in_words(plan)}\nTheir lengths are not known before they are there: of prompts that are as long as can be,"
+        )
+        longest = (max(training.prompts.context_size) + 1) * (model.cell_length + 1) + _MARKS
+        lengths = np.array([min(longest, model.max_length)])
+    else:
+        columns = {name: settings.get(name) for name in ("time_key", "donor_key", "groupby")}
+        parts, columns = ready_cells(
+            open_cells(settings["cells"]), model, settings.get("time_unit", "months"), **columns
+        )
+        table = split(parts, recipe, time_key=columns["time_key"], donor_key=columns["donor_key"])
+        print(count_split(table, columns["donor_key"]).to_string())
+        lengths = prompt_lengths(parts, model, columns, recipe)
     n = training.optimization.max_steps * training.optimization.batch_size * training.optimization.accumulate
     rng = np.random.default_rng(0)
     typical = lengths.mean()

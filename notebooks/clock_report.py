@@ -23,6 +23,7 @@ run: str = ""  # folder of a run of mt.train.clock; "" to train a small one on s
 n_cells: int = 3000  # cells of that
 n_donors: int = 60  # and their donors
 max_steps: int = 60  # and optimiser steps
+n_tested: int = 400  # held-out prompts that are predicted
 seed: int = 0  # seed of that
 output: str = ""  # folder for the figures as PDF; "" for none
 
@@ -51,8 +52,8 @@ if not run:
         max_steps=max_steps,
         batch_size=4,
         eval_every=max(max_steps // 6, 1),
-        n_held_out=100,
-        n_tested=400,
+        n_held_out=n_tested // 4,
+        n_tested=n_tested,
         n_fitted=1000,
         seed=seed,
     )

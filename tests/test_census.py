@@ -479,7 +479,7 @@ def test_the_figure_shows_the_table():
 
 
 @pytest.mark.slow
-def test_a_clock_of_a_public_data_set_by_its_name(adata, tmp_path, monkeypatch):
+def test_a_clock_of_a_public_data_set_by_its_name(adata, tmp_path, monkeypatch, capsys):
     """Cells of the data set alone, gathered, split as the manifest says, trained on and judged."""
     from maxtoki_toolkit import clocks, reports
 
@@ -495,10 +495,22 @@ def test_a_clock_of_a_public_data_set_by_its_name(adata, tmp_path, monkeypatch):
         "model": "demo",
         "output": str(tmp_path / "out"),
     }
-    lines |= {"times": [], "max_steps": 1, "batch_size": 2, "n_tested": 20, "n_fitted": 40, "device": "cpu"}
+    lines |= {
+        "times": [],
+        "max_steps": 1,
+        "batch_size": 2,
+        "n_held_out": 4,
+        "n_tested": 20,
+        "n_fitted": 40,
+        "device": "cpu",
+    }
     config.write_text("\n".join(f"{key}: {value}" for key, value in lines.items()))
     assert not clocks.read_settings(config)["recipe"].flat()["times"]  # the file goes before the manifest
+    cost = clocks.plan_clock(config, gpu="H100")
+    assert "cells of" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
     clocks.run_clock(config)
+    assert cost.tokens <= 2 * 512
     tested = anndata.read_h5ad(tmp_path / "out" / "evaluation.h5ad")
     assert set(tested.obs["dataset_id"]) == {ours}
     assert set(tested.obs["disease"]) == {"normal"}

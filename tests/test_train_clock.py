@@ -1,12 +1,15 @@
 """A clock from cells to a card: what is held out is not trained on, from memory as from files, and said."""
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.train.clock import _rows_to_test, _subset
@@ -19,6 +22,7 @@ RECIPE = {
     "groups": {"cell_type": ["T cell"]},
     "max_steps": 2,
     "batch_size": 2,
+    "n_held_out": 8,
     "n_tested": 60,
     "n_fitted": 120,
 }
@@ -130,7 +134,7 @@ def test_donors_take_turns_in_the_evaluation(monkeypatch):
     ],
 )
 def test_refused_before_training(atlas, tmp_path, settings, message):
-    recipe = mt.train.ClockRecipe.of(max_steps=1, batch_size=2, **settings)
+    recipe = mt.train.ClockRecipe.of(max_steps=1, batch_size=2, n_held_out=4, **settings)
     with pytest.raises(ValueError, match=message):
         mt.train.clock(atlas, mt.load_model("demo"), tmp_path / "run", **SETTINGS, recipe=recipe)
     assert not (tmp_path / "run").exists()
@@ -142,6 +146,32 @@ def test_names_that_repeat_are_refused(atlas, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.slow
+def test_two_processes_make_one_clock(atlas, made, tmp_path):
+    """By the command, started by accelerate: one evaluation, card and report, with the donors held out that one process holds out."""
+    atlas.write_h5ad(tmp_path / "cells.h5ad")
+    settings = {"cells": str(tmp_path / "cells.h5ad"), "model": "demo", "output": str(tmp_path / "out")}
+    settings |= SETTINGS | RECIPE | {"batch_size": 1, "device": "cpu"}
+    (tmp_path / "clock.yaml").write_text(yaml.safe_dump(settings))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--main_process_port", "29523", "-m", "maxtoki_toolkit.cli", "clock", "-c"]
+    result = subprocess.run(
+        [*launch, str(tmp_path / "clock.yaml")], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / "out" / "report" / "clock_report.html").is_file()
+    alone, together = (
+        anndata.read_h5ad(folder / "evaluation.h5ad") for folder in (made[1], tmp_path / "out")
+    )
+    pd.testing.assert_series_equal(alone.obs["held_out"], together.obs["held_out"])
+    scores = [pd.read_csv(folder / "evaluation.csv") for folder in (made[1], tmp_path / "out")]
+    same = ["set", "group", "predictor", "n_prompts"]
+    pd.testing.assert_frame_equal(scores[0][same], scores[1][same])
+    ridge = [table[table["predictor"] == "ridge_expression"]["r"].to_numpy() for table in scores]
+    np.testing.assert_allclose(*ridge)  # whatever the network
+
+
 def test_plan_of_the_developing_heart(tmp_path):
     """The committed plan on simulated cells of stages before birth: weeks and lineages stay out, "embryonic" is not guessed."""
     from maxtoki_toolkit.clocks import read_settings
@@ -178,7 +208,8 @@ def test_plan_of_the_developing_heart(tmp_path):
     cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace(renamed)
     mt.pp.harmonize_cell_types(cells, "cell_type")
     recipe = mt.train.ClockRecipe.of(
-        **settings["recipe"].flat() | {"max_steps": 1, "batch_size": 2, "n_tested": 20, "n_fitted": 60}
+        **settings["recipe"].flat()
+        | {"max_steps": 1, "batch_size": 2, "n_held_out": 4, "n_tested": 20, "n_fitted": 60}
     )
     chosen = {name: settings[name] for name in ("time_key", "time_unit", "donor_key", "groupby")}
     with pytest.warns(UserWarning, match="Read .obs\\['development_stage'\\] as ages in days"):

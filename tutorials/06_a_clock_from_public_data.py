@@ -51,6 +51,7 @@ store: str = ""  # a TileDB-SOMA experiment of yours; "" to write one of simulat
 n_simulated: int = 4000  # cells of that
 n_donors: int = 60  # and their donors
 max_steps: int = 60  # optimiser steps; a clock that is to be used takes thousands
+n_tested: int = 300  # held-out prompts that are predicted
 seed: int = 0  # seed of cells, hold-out and training
 
 # %%
@@ -171,7 +172,8 @@ settings = mt.train.ClockRecipe.of(
     groups={"cell_type": "B cell"},
     max_steps=max_steps,
     batch_size=4,
-    n_tested=300,
+    n_held_out=n_tested,
+    n_tested=n_tested,
     n_fitted=600,
     seed=seed,
 )

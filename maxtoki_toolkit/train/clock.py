@@ -148,7 +148,7 @@ def clock(
     >>> import tempfile, maxtoki_toolkit as mt
     >>> adata = mt.datasets.aging_atlas(300, 10)
     >>> model = mt.load_model("demo")
-    >>> recipe = mt.train.ClockRecipe.of(donors=0.4, max_steps=2, batch_size=2, n_tested=20, n_fitted=40)
+    >>> recipe = mt.train.ClockRecipe.of(donors=0.4, max_steps=2, batch_size=2, n_held_out=4, n_tested=20, n_fitted=40)
     >>> output = tempfile.mkdtemp()
     >>> trained = mt.train.clock(adata, model, output, time_key="age_months", donor_key="donor_id",
     ...                          groupby="cell_type", recipe=recipe)
