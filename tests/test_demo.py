@@ -1,6 +1,8 @@
 """The demo model and the main job: real nuclei, and what the embedding has to reach."""
 
 import json
+import os
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -10,11 +12,19 @@ import pytest
 import maxtoki_toolkit as mt
 from maxtoki_toolkit._files import sha256
 from maxtoki_toolkit._reference import resource
-from maxtoki_toolkit.demo import held_out_nuclei, run_demo
+from maxtoki_toolkit.demo import Demo, held_out_nuclei, run_demo
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
+    """What the demo finds; where it has run already, MAXTOKI_DEMO is its folder."""
+    if "MAXTOKI_DEMO" in os.environ:
+        folder = Path(os.environ["MAXTOKI_DEMO"])
+        tables = (
+            pd.read_csv(folder / f"{name}.csv")
+            for name in ("neighbor_purity", "timelapse_scores", "age_acceleration")
+        )
+        return Demo(*tables), folder
     folder = tmp_path_factory.mktemp("demo")
     mt.settings.progress = False
     return run_demo(folder), folder
