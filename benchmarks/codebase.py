@@ -135,10 +135,13 @@ def age_acceleration() -> Callable[[], object]:
     adata, model = mt.datasets.aging_atlas(400, 40), mt.load_model("demo")
     mt.pp.map_genes(adata, model)
     mt.pp.rank_value_encode(adata, model)
-    design = {"time_key": "age_months", "donor_key": "donor_id", "groupby": []}
-    return lambda: mt.tl.age_acceleration(
-        adata, model, condition_key="condition", control="control", **design, n_cells=2, n_contexts=1
-    )
+    sampling = mt.tl.AgeSampling(n_cells=2, n_contexts=1)
+
+    def call() -> None:
+        mt.pp.match_ages(adata)
+        mt.tl.age_acceleration(adata, model, sampling=sampling)
+
+    return call
 
 
 def rank_genes_groups() -> Callable[[], object]:
@@ -159,7 +162,7 @@ def ulm() -> Callable[[], object]:
 
 # Package, its namespaces, and the analysis that is watched.
 PACKAGES = {
-    "maxtoki_toolkit": (["pp", "tl"], "mt.tl.age_acceleration", age_acceleration),
+    "maxtoki_toolkit": (["pp", "tl"], "mt.pp.match_ages, mt.tl.age_acceleration", age_acceleration),
     "scanpy": (["pp", "tl"], "sc.tl.rank_genes_groups", rank_genes_groups),
     "decoupler": (["pp", "tl", "mt"], "dc.mt.ulm", ulm),
 }

@@ -29,12 +29,12 @@ def corpus_filters(path: str | Path) -> pd.DataFrame:
 
     Examples
     --------
-    >>> import maxtoki_toolkit as mt
-    >>> try:
-    ...     mt.get.corpus_filters("nowhere")
-    ... except FileNotFoundError as error:
-    ...     print(error)
-    Did not find nowhere/filters.csv. Run mt.datasets.census(output, model) first.
+    >>> import tempfile, pandas as pd, maxtoki_toolkit as mt
+    >>> folder = tempfile.mkdtemp()  # stands for one that mt.datasets.census has written
+    >>> table = pd.DataFrame({"filter": ["all cells", "disease is normal"], "n_cells": [900, 600], "n_donors": [9, 6]})
+    >>> table.to_csv(f"{folder}/filters.csv", index=False)
+    >>> mt.get.corpus_filters(folder)["n_cells"].tolist()
+    [900, 600]
     """
     return pd.read_csv(_find(path, _FILTERS), dtype={"n_donors": "Int64"})
 
@@ -59,12 +59,12 @@ def corpus_composition(path: str | Path) -> pd.DataFrame:
 
     Examples
     --------
-    >>> import maxtoki_toolkit as mt
-    >>> try:
-    ...     mt.get.corpus_composition("nowhere")
-    ... except FileNotFoundError as error:
-    ...     print(error)
-    Did not find nowhere/composition.csv. Run mt.datasets.census(output, model) first.
+    >>> import tempfile, pandas as pd, maxtoki_toolkit as mt
+    >>> folder = tempfile.mkdtemp()  # stands for one that mt.datasets.census has written
+    >>> table = pd.DataFrame({"donor": ["a"], "sex": ["female"], "age_years": [34.0], "tissue": ["lung"], "n_cells": [900]})
+    >>> table.to_csv(f"{folder}/composition.csv", index=False)
+    >>> mt.get.corpus_composition(folder)["tissue"].tolist()
+    ['lung']
     """
     return pd.read_csv(_find(path, _COMPOSITION), dtype={"donor": str, "sex": str, "tissue": str})
 
