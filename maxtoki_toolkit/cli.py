@@ -186,7 +186,7 @@ def embed(
     ] = None,
     medians: Annotated[Path | None, typer.Option(help="Gene medians (JSON), for published weights.")] = None,
     color: Annotated[
-        str | None, typer.Option(help="Column of .obs to colour the UMAP by, beside the clusters.")
+        str | None, typer.Option(help="Column of .obs to colour the UMAP by, beside the clusters; guessed.")
     ] = None,
     layer: Annotated[
         str | None, typer.Option(help="Layer with the raw counts, by default X; raw for raw.X.")

@@ -20,6 +20,7 @@ from ._validate import require_obs
 from .models.costs import Cost, plan, reading, require_gpu
 from .models.model import MaxTokiModel
 from .pl._style import category_colors, clean, drawing
+from .pp._columns import find_columns
 from .pp._identity import input_identity
 from .pp._store import encoded_blocks, open_store, ranked_lengths, read_frames
 
@@ -61,7 +62,8 @@ def embed_file(
     model
         Model.
     color
-        Column of `.obs` to colour the UMAP by, beside the clusters.
+        Column of `.obs` to colour the UMAP by, beside the clusters; by default that of the cell type, if its
+        name gives it away.
     layer, force
         As in `mt.pp.rank_value_encode`.
     gene_key
@@ -92,6 +94,7 @@ def embed_file(
     with open_store(path) as store:
         obs, var = read_frames(store, layer)
         require_obs(AnnData(obs=obs), color)
+        color = find_columns(obs, optional=["groupby"], groupby=color)["groupby"]
         if len(obs) < _FEWEST:
             raise ValueError(
                 f"{path} has {len(obs)} cell{'s' * (len(obs) != 1)}: neighbours, UMAP and clusters need {_FEWEST} at least. "
