@@ -148,7 +148,7 @@ def check(function: Callable, given: Mapping[str, Any]) -> None:
         if name in kinds and not fits(value, kinds[name]):
             raise TypeError(_mistyped(name, value, kinds[name]))
         _check_range(function.__name__, name, value, kinds.get(name))
-        if name in CHOICES and value not in CHOICES[name]:
+        if name in CHOICES and value is not None and value not in CHOICES[name]:
             known = ", ".join(CHOICES[name])
             raise ValueError(f"{name} must be one of {known}, got {value!r}.{closest(value, CHOICES[name])}")
         if name in _NAMED and isinstance(value, str) and value == "" != _default(function, name):

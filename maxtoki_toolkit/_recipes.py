@@ -91,10 +91,10 @@ def read_call(
     del parameters["recipe"]
     known = {*parameters, *recipe.names(), *others}
     if unknown := sorted(set(map(str, settings)) - known):
-        hint = closest(unknown[0], known) or (
-            f" It takes {', '.join([*parameters, *others])}, and the settings of {recipe.__name__}."
-        )
-        raise ValueError(f"{path} has unknown settings: {', '.join(unknown)}.{hint}")
+        hints = [closest(name, known) for name in unknown]
+        if not all(hints):
+            hints = [f" It takes {', '.join([*parameters, *others])}, and the settings of {recipe.__name__}."]
+        raise ValueError(f"{path} has unknown settings: {', '.join(unknown)}.{''.join(hints)}")
     needed = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
     if missing := [name for name in needed if name not in settings]:
         raise ValueError(f"{path} lacks {', '.join(missing)}.")

@@ -89,6 +89,9 @@ def _in_flags(message: object) -> str:
     options = {parameter.name for parameter in command.params}
 
     def flag(found: re.Match) -> str:
+        before = text[: found.start()]
+        if before.count("(") > before.count(")"):
+            return found[0]  # in a call in Python
         name, value = found["name"], found["value"].strip("'\"")
         if name in options:
             return f"--{name.replace('_', '-')}{'' if value in ('', 'True') else f' {value}'}"
@@ -97,9 +100,8 @@ def _in_flags(message: object) -> str:
             return f"-p {name}={value}"
         return f"{name}: {value}" if "config" in options and value else found[0]
 
-    # Not what is in the parentheses of a call in Python.
     return re.sub(
-        r"(?<![\w.(=])(?<!, )(?P<name>[a-z_]+)=(?P<value>'[^']*'|\"[^\"]*\"|True|False|[\d.]*\d|)", flag, text
+        r"(?<![\w.(=])(?P<name>[a-z_]+)=(?P<value>'[^']*'|\"[^\"]*\"|True|False|[\d.]*\d|)", flag, text
     )
 
 
@@ -428,12 +430,12 @@ def clock(
     clock.yaml has the parameters of mt.train.clock and the settings of mt.train.ClockRecipe:
 
     \b
-    cells: [my_cells.h5ad]        # raw counts, encoded files, or the folder of a corpus
+    cells: my_cells.h5ad          # raw counts, encoded files, or the folder of a corpus
     model: maxtoki-217m           # or "demo", a folder; vocab: {tokens: PATH, medians: PATH} beside it
     output: my_clock
     time_key: development_stage   # numbers in time_unit, or text such as "45-year-old stage"
     donor_key: donor_id
-    groupby: [cell_type]
+    groupby: cell_type            # columns may be left out: they are guessed
     donors: 0.2                   # held out: a share, or names
     times: [[600, 660]]           # and donors of these ages
     groups: {cell_type: [T cell]} # and this lineage, in all donors

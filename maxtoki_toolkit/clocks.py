@@ -12,6 +12,7 @@ from . import _keys, pp, reports
 from ._doors import checked
 from ._files import read_yaml
 from ._manifests import manifest, manifest_paths
+from ._names import closest
 from ._recipes import read_call
 from ._warn import warn
 from .corpus import in_words
@@ -43,6 +44,12 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     cells = settings["cells"]
     settings["cells"] = [str(part) for part in (cells if isinstance(cells, list) else [cells])]
     known = public_clock(settings["cells"])
+    first = Path(settings["cells"][0])
+    if known is None and first.name == settings["cells"][0] and not (first.suffix or first.exists()):
+        near = closest(first.name, public_clocks())
+        raise ValueError(
+            f"{path}: did not find {settings['cells'][0]}.{near} cells are paths, or a public data set: {', '.join(public_clocks())}."
+        )
     if known is not None:
         # What the file says goes before the split of the manifest.
         given = settings["recipe"].flat().keys() & read_yaml(path).keys()
@@ -139,10 +146,11 @@ def plan_clock(
     else:
         columns = {name: settings.get(name) for name in ("time_key", "donor_key", "groupby")}
         parts, columns = ready_cells(
-            open_cells(settings["cells"]), model, settings.get("time_unit", "months"), **columns
+            open_cells(settings["cells"]), model, settings.get("time_unit"), **columns
         )
         table = split(parts, recipe, time_key=columns["time_key"], donor_key=columns["donor_key"])
         print(count_split(table, columns["donor_key"]).to_string())
+        print(f"Times are read as {columns.pop('time_unit')}. Training alone, without the evaluation:")
         lengths = prompt_lengths(parts, model, columns, recipe)
     n = training.optimization.max_steps * training.optimization.batch_size * training.optimization.accumulate
     rng = np.random.default_rng(0)

@@ -75,9 +75,7 @@ def read_settings(path: str | Path) -> dict:
         _check_types(path, f"{name}: ", section, types)
         settings[name] = section
     needed = ["cells", "output", "model"] + ([] if "genes" in settings["perturb"] else ["perturb: genes"])
-    if settings["perturb"].get("readout", "timelapse") == "timelapse":
-        needed += [f"prompts: {key}" for key in ("time_key", "groupby") if key not in settings["prompts"]]
-    elif settings["prompts"]:
+    if settings["perturb"].get("readout", "timelapse") != "timelapse" and settings["prompts"]:
         raise ValueError(
             f"prompts in {path} has no meaning: readout={settings['perturb']['readout']!r} reads single cells."
         )

@@ -42,6 +42,7 @@ output: str = ""  # folder for the figures (PNG, PDF) and the table (CSV); "" fo
 # %%
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 
 import maxtoki_toolkit as mt
@@ -50,7 +51,8 @@ mt.settings.progress = False
 
 
 def save(figure, name):
-    """Write a figure as PNG and PDF."""
+    """Write a figure as PNG and PDF, and show it once."""
+    plt.close(figure)
     if output:
         Path(output).mkdir(parents=True, exist_ok=True)
         for ending in ("png", "pdf"):
@@ -66,6 +68,10 @@ else:
     adata = mt.datasets.aging_atlas(n_cells, n_donors, seed=seed)
 mt.pp.map_genes(adata, maxtoki)
 mt.pp.rank_value_encode(adata, maxtoki, layer=layer or None)
+# Times are in the unit of the model from here on, and the name of the column says so.
+unit = maxtoki.time_head.unit
+adata.obs[f"age_{unit}"] = adata.obs[time_key]
+time_key = f"age_{unit}"
 print(f"{adata.n_obs:,} cells, {adata.obs[donor_key].nunique()} donors")
 
 # %% [markdown]
@@ -75,11 +81,14 @@ print(f"{adata.n_obs:,} cells, {adata.obs[donor_key].nunique()} donors")
 # rare teaches little of it.
 
 # %% tags=["answer"]
-per_year = {"years": 1, "months": 12, "weeks": 365.25 / 7, "days": 365.25}.get(time_unit)
+per_year = {"years": 1, "months": 12, "weeks": 365.25 / 7, "days": 365.25}.get(unit)
+sexes = adata.obs[sex_key].astype(str).str.lower() if sex_key else pd.Series("unknown", index=adata.obs_names)
 table = pd.DataFrame(
     {
         "donor": adata.obs[donor_key].astype(str),
-        "sex": adata.obs[sex_key].astype(str) if sex_key else "unknown",
+        "sex": sexes.replace({"f": "female", "m": "male"}).where(
+            lambda sex: sex.isin(["female", "male"]), "unknown"
+        ),
         "age_years": adata.obs[time_key].astype(float) / per_year if per_year else float("nan"),
         "tissue": adata.obs[tissue_key or cell_type_key].astype(str),
     }

@@ -387,7 +387,7 @@ def test_a_store_that_cannot_be_reached(monkeypatch):
 
 def test_without_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tiledbsoma", None)
-    with pytest.raises(ImportError, match=r'pip install "maxtoki_toolkit\[census\]"'):
+    with pytest.raises(ImportError, match=r'pip install -c constraints.txt -e "\.\[census\]"'):
         mt.datasets.census_plan()
 
 
@@ -525,6 +525,9 @@ def test_public_clocks_are_said_where_there_is_none(tmp_path):
     config = tmp_path / "clock.yaml"
     config.write_text("cells: kang2018\nmodel: demo\noutput: out\n")
     with pytest.raises(ValueError, match="'kang2018' says of no clock; those of .*aida.* do"):
+        clocks.read_settings(config)
+    config.write_text("cells: aidaa\nmodel: demo\noutput: out\n")
+    with pytest.raises(ValueError, match="did not find aidaa. Did you mean 'aida'"):
         clocks.read_settings(config)
     config.write_text("cells: mine.h5ad\nstore: here\nmodel: demo\noutput: out\n")
     with pytest.raises(ValueError, match="store has a meaning only where cells is a public data set"):

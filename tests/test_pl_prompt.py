@@ -30,7 +30,7 @@ def test_cells_genes_and_lapses_are_those_of_the_prompt(adata):
     first = adata.var["symbol"].iloc[np.flatnonzero(ranks == 1)[0]]
     assert f"1  {first}" in shown
     assert f"{(ranks > 0).sum():,} genes" in shown
-    assert ax.get_title("left") == row["group"]
+    assert ax.get_title("left") == f"{row['group']}; lapses in months"
 
 
 def test_a_cell_that_is_asked_for_is_not_shown(adata):

@@ -199,6 +199,7 @@ GUESSED = {
 _COLUMNS = ("time_key", "donor_key", "groupby", "perturbation_key", "control")
 
 
+@pytest.mark.filterwarnings("ignore:.X holds counts")
 @pytest.mark.parametrize("name", GUESSED)
 def test_what_is_guessed_is_what_would_be_named(name, encoded):
     space, function = name.split(".")
@@ -248,3 +249,42 @@ def test_one_donor_is_none_unless_it_is_named(encoded):
 @pytest.mark.parametrize("value", ["PBS", "DMSO", "normal", "Healthy control", "non-targeting", "CTRL"])
 def test_controls_by_their_names(value):
     assert _columns.guess_control(pd.Series([value, "drug", None])) == value
+
+
+def test_the_column_that_says_most_of_the_times(encoded):
+    """Stages that are mostly "adult" stand back behind ages in numbers."""
+    obs = encoded.obs.rename(columns={"age_months": "age"})
+    stages = np.array(["human adult stage"] * len(obs), dtype=object)
+    stages[:40] = [f"{age}-year-old stage" for age in range(20, 60)]
+    obs["development_stage"] = stages
+    assert _columns.guess_columns(obs)["time_key"] == "age"
+    obs["development_stage"] = [f"{age // 12}-year-old stage" for age in obs["age"]]
+    assert _columns.guess_columns(obs)["time_key"] == "development_stage"
+
+
+def test_the_column_that_has_a_control():
+    """As of a study with the drug in one column and the arm in another."""
+    obs = pd.DataFrame({"treatment": ["0.2 uM drug", "solvent"] * 2, "condition": ["drug", "ctrl"] * 2})
+    found = _columns.find_columns(obs, perturbation_key=None, control=None)
+    assert found == {"perturbation_key": "condition", "control": "ctrl"}
+    found = _columns.find_columns(obs, perturbation_key=None, control="solvent")
+    assert found == {"perturbation_key": "treatment", "control": "solvent"}
+    assert _columns.guess_control(pd.Series(["0.2 uM panobinostat", "vehicle (DMSO)"])) == "vehicle (DMSO)"
+    assert _columns.guess_control(pd.Series(["control day 1", "control day 2", "drug"])) is None  # which one?
+
+
+def test_units_of_ages_by_their_range():
+    years = pd.Series([34, 71], name="age")
+    with pytest.warns(UserWarning, match=r"Read .obs\['age'\] as years, by its range. Pass time_unit="):
+        assert _columns.find_unit(years, None) == "years"
+    assert _columns.find_unit(years, "months") == "months"
+    assert _columns.find_unit(years.rename("age_yr"), None) == "years"  # its name says so
+    assert _columns.find_unit(years.rename("stage"), None) == "months"
+
+
+def test_what_is_suggested_is_the_users(encoded):
+    obs = encoded.obs[["n_genes_ranked", "share_ranked"]].assign(train=True, depth=np.arange(encoded.n_obs))
+    with pytest.raises(ValueError, match=r"Give time_key=: no column was found for it; .obs has 'depth'\."):
+        _columns.find_columns(obs, time_key=None)
+    with pytest.raises(ValueError, match=r"or groupby=\[\] for one group"):
+        _columns.find_columns(obs, groupby=None)

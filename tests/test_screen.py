@@ -74,7 +74,6 @@ def test_screen(settings, tmp_path):
         ({"cell": "x"}, "unknown settings: cell"),
         ({"perturb": {"genes": "all", "modes": "delete"}}, "perturb has unknown settings: modes"),
         ({"perturb": {}}, "lacks perturb: genes"),
-        ({"prompts": {}}, "lacks prompts: time_key"),
         ({"perturb": {"genes": "all", "readout": "embedding"}}, "has no meaning"),
         ({"stats": ["n_null"]}, "stats in"),
         ({"model": None}, "model must be a text, got None"),

@@ -78,10 +78,17 @@ def test_refusals(atlas):
         mt.tl.known_gene_concordance(atlas, known=pd.concat([known] * 3))
     with pytest.raises(ValueError, match="known has no column 'value'; it has 'gene', 'rho'"):
         mt.tl.known_gene_concordance(atlas, known=known.rename(columns={"value": "rho"}))
+    twice = pd.concat([known, known.assign(value=-1.0)])
+    with pytest.raises(ValueError, match=r"1 genes of known have several values \(first: 'FOXO3'\)"):
+        mt.tl.known_gene_concordance(atlas, known=twice)
+    with pytest.raises(ValueError, match="of known: 'CD4T'"):
+        mt.tl.known_gene_concordance(atlas, known=known.assign(group="CD4T"))
     with pytest.raises(ValueError, match="There is no source 'slopes'"):
         mt.tl.known_gene_concordance(atlas, known=known, source="slopes")
     with pytest.raises(KeyError, match="Run mt.tl.expression_age_slope"):
-        mt.tl.known_gene_concordance(AnnData(atlas.X, obs=atlas.obs, var=atlas.var), known=known)
+        mt.tl.known_gene_concordance(
+            AnnData(atlas.X, obs=atlas.obs, var=atlas.var, layers=atlas.layers), known=known
+        )
 
 
 def test_what_ages_in_t_cells(shared):

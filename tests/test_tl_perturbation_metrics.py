@@ -127,7 +127,8 @@ def test_one_perturbation_and_no_change():
     """What is not defined is NaN: the mean perturbed of one, its baseline without training cells, no change without direction."""
     true, perfect = simulate()
     true, perfect = true[true.obs["drug"].isin(["control", "a"])].copy(), perfect[["a"]].copy()
-    mt.tl.perturbation_metrics(true, predicted=perfect, **SETTINGS)
+    with pytest.warns(UserWarning, match="'perturbation mean' is not known: there is no other"):
+        mt.tl.perturbation_metrics(true, predicted=perfect, **SETTINGS)
     found = scores(true)
     assert np.isnan(found.loc[("prediction", "pearson_perturbed"), "value"])
     assert np.isnan(found.loc[("prediction", "discrimination"), "value"])

@@ -145,7 +145,6 @@ def test_names_that_repeat_are_refused(atlas, tmp_path):
         mt.train.clock([atlas, atlas], mt.load_model("demo"), tmp_path / "run", **SETTINGS)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.slow
 def test_two_processes_make_one_clock(atlas, made, tmp_path):
     """By the command, started by accelerate: one evaluation, card and report, with the donors held out that one process holds out."""
@@ -172,6 +171,7 @@ def test_two_processes_make_one_clock(atlas, made, tmp_path):
     np.testing.assert_allclose(*ridge)  # whatever the network
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_plan_of_the_developing_heart(tmp_path):
     """The committed plan on simulated cells of stages before birth: weeks and lineages stay out, "embryonic" is not guessed."""
     from maxtoki_toolkit.clocks import read_settings

@@ -33,7 +33,7 @@ def require_captum() -> None:
         import captum  # noqa: F401
     except ImportError:
         raise ImportError(
-            'Integrated gradients need captum, of the extra "interp": pip install "maxtoki_toolkit[interp]".'
+            'Integrated gradients need captum, of the extra "interp": pip install -c constraints.txt -e ".[interp]".'
         ) from None
 
 

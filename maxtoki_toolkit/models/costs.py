@@ -267,13 +267,24 @@ class Cost:
     def __str__(self) -> str:
         rows = {
             "tokens": f"{self.tokens:,}",
-            "operations": f"{self.petaflop:,.3g} PFLOP",
-            "memory for a batch": f"{self.memory_gib:.1f} GiB",
+            "operations": _scaled(self.petaflop, "PFLOP", "TFLOP", "GFLOP", by=1000),
+            "memory for a batch": _scaled(self.memory_gib, "GiB", "MiB", by=1024),
             "time": "not known" if self.hours is None else _duration(self.hours),
-            "price": "give the price of an hour" if self.price is None else f"{self.price:,.2f}",
+            "price": "not known: give the price of an hour (--hourly-price)"
+            if self.price is None
+            else f"{self.price:,.2f}",
             "rests on": self.rests_on,
         }
         return "\n".join(f"{name:<20}{value}" for name, value in rows.items())
+
+
+def _scaled(value: float, *units: str, by: int) -> str:
+    """A number in the largest unit of which there is one."""
+    for unit in units[:-1]:
+        if value >= 1:
+            return f"{value:,.3g} {unit}"
+        value *= by
+    return f"{value:,.3g} {units[-1]}"
 
 
 def cost(

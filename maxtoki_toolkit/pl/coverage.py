@@ -7,7 +7,7 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.figure import Figure
 
-from ..pp._columns import as_labels, find_columns, unit_in_name
+from ..pp._columns import as_labels, find_columns, guess_unit
 from ..pp._design import as_numbers, known_cells
 from ..pp.parse_age import time_in_numbers
 from ._style import drawing
@@ -65,7 +65,7 @@ def coverage(
     time_key = time_in_numbers(adata, time_key, "months")
     adata, _ = known_cells(adata, time_key, groupby, study_key)
     time = as_numbers(adata.obs[time_key], time_key)
-    unit = unit_in_name(time_key)
+    unit = guess_unit(adata.obs[time_key])
     factor = 12 if unit == "months" and np.ptp(time) > 60 else 1
     unit = "years" if factor == 12 else unit
     place, edges, ticks = _bins(time / factor, n_bins)

@@ -15,6 +15,7 @@ from ..results.store import read_result
 from ._style import BASELINE, MODEL, NULL, drawing
 
 _WIDTH, _GAP, _LINE = 1.0, 0.9, 0.16  # of a cell, between cells, of a gene
+_LETTERS = 11  # of a gene's name
 
 
 @drawing
@@ -64,7 +65,7 @@ def prompt(
     steps = [row[f"lapse_{i}"] for i in range(len(contexts) - 1)]
     cells, lapses = [*contexts, row["query"]], [*map(int, steps), int(row["lapse"])]
     times = row["time"] - np.cumsum([0, *lapses[::-1]])[::-1]
-    unit = unit_in_name(str(params["time_key"])) or str(params["time_key"])
+    unit = unit_in_name(str(params["time_key"])) or f".obs[{params['time_key']!r}]"
     asks_for_cell = params["task"] == "cell"
 
     n = len(cells)
@@ -133,7 +134,7 @@ def prompt(
         low + (shown - times.min()) / max(np.ptp(times), 1) * (high - low), [f"{t:g}" for t in shown]
     )
     ax.set_xlabel(f"time of the cell ({unit})")
-    ax.set_title(str(row["group"]), fontsize=10, loc="left")
+    ax.set_title(f"{row['group']}; lapses in {unit}", fontsize=10, loc="left")
     ax.spines[["top", "right", "left"]].set_visible(False)
     return ax
 
@@ -145,5 +146,10 @@ def _genes(adata: AnnData, cells: list[str], n_genes: int) -> tuple[list[list[st
     for i in range(len(cells)):
         part = slice(ranks.indptr[i], ranks.indptr[i + 1])
         order = np.argsort(ranks.data[part], kind="stable")[:n_genes]
-        found.append([str(names[j]) for j in ranks.indices[part][order]])
+        found.append([_short(str(names[j])) for j in ranks.indices[part][order]])
     return found, np.diff(ranks.indptr)
+
+
+def _short(name: str) -> str:
+    """A name that fits into its box."""
+    return name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…"

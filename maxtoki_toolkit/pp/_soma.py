@@ -62,7 +62,7 @@ def open_experiment(store: str | Path | None, organism: str) -> Iterator[Experim
         import tiledbsoma
     except ImportError:
         raise ImportError(
-            'Stores of TileDB-SOMA need the extra census: pip install "maxtoki_toolkit[census]" (Linux and macOS).'
+            'Stores of TileDB-SOMA need the extra census: pip install -c constraints.txt -e ".[census]" (Linux and macOS).'
         ) from None
     address = locate(store)
     if not is_remote(address) and not Path(address.removeprefix("file://")).exists():

@@ -160,7 +160,9 @@ def _on_dask(jobs, vocab, settings, scheduler, n_workers):
     try:
         from dask.distributed import Client, LocalCluster, as_completed
     except ImportError:
-        raise ImportError('Several workers need Dask: pip install "maxtoki_toolkit[distributed]".') from None
+        raise ImportError(
+            'Several workers need Dask: pip install -c constraints.txt -e ".[distributed]".'
+        ) from None
     cluster = (
         nullcontext()
         if scheduler

@@ -1,6 +1,6 @@
 """Run the project's notebooks, or your own, with other parameters: an executed notebook, an HTML page, and how they were made.
 
-Needs the extra "notebook": `pip install "maxtoki_toolkit[notebook]"`.
+Needs the extra "notebook": `pip install -c constraints.txt -e ".[notebook]"`.
 """
 
 from .._doors import guard

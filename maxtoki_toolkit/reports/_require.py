@@ -12,5 +12,5 @@ def require_reports() -> None:
         import papermill  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f'Reports need {error.name}, of the extra "notebook": pip install "maxtoki_toolkit[notebook]".'
+            f'Reports need {error.name}, of the extra "notebook": pip install -c constraints.txt -e ".[notebook]".'
         ) from None

@@ -41,7 +41,7 @@ def attribute(
 ) -> None:
     """Attribute a reading to the genes, cells and lapses of each prompt, by integrated gradients.
 
-    Needs captum: `pip install "maxtoki_toolkit[interp]"`.
+    Needs captum: `pip install -c constraints.txt -e ".[interp]"`.
 
     Parameters
     ----------

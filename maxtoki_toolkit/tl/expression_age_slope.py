@@ -11,7 +11,8 @@ from anndata import AnnData
 
 from .. import _keys
 from .._features import gene_columns, symbols
-from ..pp._columns import find_columns
+from .._validate import require_obs
+from ..pp._columns import find_columns, find_unit
 from ..pp._design import as_list, as_numbers, get_groups, get_labels, get_mask, known_cells
 from ..pp._ranked_counts import ranked_counts
 from ..pp.parse_age import time_in_numbers
@@ -29,7 +30,7 @@ def expression_age_slope(
     groupby: str | Sequence[str] | None = None,
     covariates: str | Sequence[str] | None = None,
     use: str | Sequence[bool] | None = None,
-    time_unit: str = "months",
+    time_unit: str | None = None,
     min_cells: int = 5,
     min_donors: int = 6,
     layer: str | None = None,
@@ -52,7 +53,8 @@ def expression_age_slope(
     use
         Cells to use: boolean column of `.obs`, or one boolean a cell. All by default.
     time_unit
-        Unit of `time_key`: "years", "months", "weeks", "days" or "hours"; months become years.
+        Unit of `time_key`: "years", "months", "weeks", "days" or "hours"; by default what its name or the range
+        of the ages says, or months. Months become years.
     min_cells
         Fewest cells of a group for a sample to count.
     min_donors
@@ -101,6 +103,8 @@ def expression_age_slope(
     """
     columns = as_list(covariates)
     time_key, donor_key = find_columns(adata.obs, time_key=time_key, donor_key=donor_key).values()
+    require_obs(adata, time_key)
+    time_unit = find_unit(adata.obs[time_key], time_unit)
     time_key = time_in_numbers(adata, time_key, time_unit)
     cells, kept = known_cells(adata, time_key, donor_key, groupby, columns)
     group, names = get_groups(cells, groupby)

@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
+from .._validate import require_rank, require_tokens
 from ..pp._design import get_groups
 from ..results.schema import SCHEMA
 from ..results.store import read_result, read_table, write_result
@@ -42,7 +43,7 @@ def known_gene_concordance(
     known
         Columns `gene` (symbol or Ensembl id) and `value`, positive for a gene that rises with age: a
         correlation, a slope, a log fold change. With a column `group` each group of cells is compared with
-        its own genes; the names are those of the result.
+        its own genes; the names are those of the result. Without it a gene has one value.
     source
         Scores to compare: "expression_age_slope", the slopes; "perturbation_stats", the effects of a screen
         on the lapse, with the sign of what raising the gene does; or "attribute", what the gene in the query
@@ -88,6 +89,10 @@ def known_gene_concordance(
 
     Notes
     -----
+    A `rho` above `rho_null_high` says that genes which rise with age elsewhere have higher scores here than
+    genes like them, more than in cells in which nothing goes with age. Genes without a token, or that none of
+    the cells of a group has, are left out.
+
     The null is slopes that are noise: what age and covariates do not explain, exchanged between donors, so
     that genes go together as they do in the cells. It stands in for the slopes, or, where a screen or
     attributions are compared, for the known values. What is tested is the difference from genes alike in rank,
@@ -109,17 +114,25 @@ def known_gene_concordance(
     """
     if n_permutations < 99:
         raise ValueError(f"n_permutations must be at least 99, got {n_permutations}.")
-    if missing := {"gene", "value"} - set(known.columns):
+    if missing := sorted({"gene", "value"} - set(known.columns)):
         raise ValueError(
-            f"known has no column {sorted(missing)[0]!r}; it has {', '.join(map(repr, known.columns))}."
+            f"known has no column {missing[0]!r}; it has {', '.join(map(repr, known.columns))}. Rename one: "
+            f"known.rename(columns={{...: {missing[0]!r}}})."
         )
+    require_rank(adata)
+    require_tokens(adata)
     key = key or source
     slopes_key = key if source == _keys.AGE_SLOPE else slopes_key or _keys.AGE_SLOPE
     scores, params = _scores(adata, source, key)
     scores = scores.dropna(subset="score")
     known = known.dropna(subset=["gene", "value"])
     on = ["gene", "group"] if "group" in known else ["gene"]
-    known = known.drop_duplicates(on)[[*on, "value"]].rename(columns={"value": "known"})
+    known = known.drop_duplicates([*on, "value"])[[*on, "value"]].rename(columns={"value": "known"})
+    if (repeated := known.duplicated(on)).any():
+        raise ValueError(
+            f"{repeated.sum()} genes of known have several values (first: {known['gene'][repeated].iloc[0]!r}). Keep the rows of one cell "
+            "type, or name their groups in a column 'group', as the result does."
+        )
     by_symbol = scores.assign(id=scores["gene"], gene=scores["symbol"]).merge(known, on=on)
     by_id = scores.assign(id=scores["gene"]).merge(known, on=on)
     both = pd.concat([by_id, by_symbol.assign(gene=by_symbol["id"])]).drop(columns="id")
@@ -144,9 +157,10 @@ def known_gene_concordance(
         found = concordance(score, value, null.fillna(0).to_numpy(), strata, seed=rng)
         rows.append({"group": group, **found})
     if not rows:
-        groups = (
-            f" in its groups ({', '.join(map(repr, sorted(set(scores['group']))))})" if len(on) > 1 else ""
-        )
+        groups = ""
+        if len(on) > 1:
+            theirs, own = (", ".join(map(repr, sorted(set(part["group"])))) for part in (scores, known))
+            groups = f" (groups of the result: {theirs}; of known: {own})"
         raise ValueError(
             f"{len(both)} genes have both a score in .uns[{key!r}] and a known value{groups}; at least {2 * MIN_GENES} of a group "
             "are needed."

@@ -176,7 +176,13 @@ def perturbation_metrics(
         _warn_of_scale(name, np.nanmean(guess), np.nanmean(treated[0]))
     if repeated := set(guesses) & set(BASELINES):
         raise ValueError(f"{sorted(repeated)[0]!r} is the name of a baseline. Name the prediction otherwise.")
+    _warn_of_counts(X, layer)
     guesses |= _baselines(X, label, learned, control, names, mean[0])
+    for name in BASELINES:
+        if np.isnan(guesses[name]).all():
+            warn(
+                f"{name!r} is not known: there is no other perturbation. Give train=, the cells that it may be learned of."
+            )
     rows = []
     for method, guess in guesses.items():
         found = [
@@ -187,14 +193,16 @@ def perturbation_metrics(
         for i, name in enumerate(names):
             values = {**found[i], "discrimination": told[:, i]}
             rows += [
-                {"perturbation": name, "method": method, "score": s, **_interval(values[s])}
+                {"perturbation": name, "method": method, "score": s, **_interval(s, values[s])}
                 for s in (*SCORES, "discrimination")
             ]
         for s in (*SCORES, "discrimination"):
             values = np.stack(
                 [told[:, i] if s == "discrimination" else found[i][s] for i in range(len(names))]
             )
-            rows.append({"perturbation": "all", "method": method, "score": s, **_interval(_nan_mean(values))})
+            rows.append(
+                {"perturbation": "all", "method": method, "score": s, **_interval(s, _nan_mean(values))}
+            )
     table = pd.DataFrame(rows)
     table.insert(2, "is_baseline", table["method"].isin(BASELINES))
     params = {
@@ -218,6 +226,16 @@ def _warn_of_scale(name: str, predicted: float, true: float) -> None:
         warn(
             f"{name!r} has a mean of {predicted:.3g}, the true cells one of {true:.3g}: they are not on one scale. Normalise and "
             "take logarithms of both, or of neither."
+        )
+
+
+def _warn_of_counts(X: sp.csr_matrix, layer: str | None) -> None:
+    """Raw counts: the deepest cells and the most abundant genes would decide."""
+    some = X.data[:10_000]
+    if len(some) and some.max() > 20 and (some == np.rint(some)).all():
+        where = ".X" if layer is None else f".layers[{layer!r}]"
+        warn(
+            f"{where} holds counts. Scores are of values of one depth: normalise and take logarithms first, as sc.pp does."
         )
 
 
@@ -299,11 +317,15 @@ def _nan_mean(values: np.ndarray) -> np.ndarray:
         return np.where(known, values, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)
 
 
-def _interval(values: np.ndarray) -> dict[str, float]:
+def _interval(score: str, values: np.ndarray) -> dict[str, float]:
     """The value, with the spread of 95% of the resamples around it."""
     drawn = values[1:][np.isfinite(values[1:])]
     low = high = np.nan
     if len(drawn) > 1 and np.isfinite(values[0]):
         # A resample has the noise of the data twice, so that its r is lower: only its spread is of use.
         low, high = values[0] + np.quantile(drawn, [0.025, 0.975]) - np.median(drawn)
+        least, most = (
+            (0, np.inf) if "mse" in score else (-1 if score.startswith(("pearson", "spearman")) else 0, 1)
+        )
+        low, high = max(low, least), min(high, most)
     return {"value": values[0], "low": low, "high": high}

@@ -18,12 +18,13 @@ from .._progress import progress
 from .._validate import require_obs, require_unique_names
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences, cell_sequences
-from ..pp._columns import find_columns
+from ..pp._columns import find_columns, find_unit
 from ..pp._counts import iter_csr
 from ..pp._design import known_cells
 from ..pp._store import open_store, read_frames
 from ..pp.parse_age import time_in_numbers
 from ..tl._cells import get_sequences, require_all_ranked, require_encoding
+from ..tl._time_unit import check_unit
 
 _CHUNK = 8192
 _AGAIN = "Write the file again with mt.pp.encode_file."
@@ -110,20 +111,31 @@ def obs_of(part: AnnData | str | Path) -> pd.DataFrame:
 
 def name_columns(
     parts: Sequence[AnnData | str | Path],
-    unit: str,
+    time_unit: str | None,
     *,
     optional: Sequence[str] = (),
     **columns: str | Sequence[str] | None,
 ) -> dict[str, Any]:
-    """Columns of `.obs` by what they hold, guessed where they are `None`; times that are text get a column of numbers."""
-    columns = find_columns(obs_of(parts[0]), optional=optional, **columns)
+    """Columns of `.obs` by what they hold, and the unit of the times, guessed where they are `None`.
+
+    Times that are text get a column of numbers.
+    """
+    first = obs_of(parts[0])
+    columns = find_columns(first, optional=optional, **columns)
     key = columns["time_key"]
+    if key not in first:
+        raise KeyError(f"Did not find .obs[{key!r}]. Available columns: {sorted(first.columns)}.")
+    unit = find_unit(first[key], time_unit)
     keys = {time_in_numbers(part, key, unit) if isinstance(part, AnnData) else key for part in parts}
     if len(keys) > 1:
         raise ValueError(
             f"Times are text in some of the cells and numbers in others: .obs has {sorted(keys)}."
         )
-    return columns | {"time_key": keys.pop()}
+    key = keys.pop()
+    times = [pd.to_numeric(obs_of(part)[key].astype(object), errors="coerce").dropna() for part in parts]
+    if len(times := np.concatenate(times).astype(float)):
+        check_unit(key, times, unit, "pass time_unit=.")
+    return columns | {"time_key": key, "time_unit": unit}
 
 
 def read_together(

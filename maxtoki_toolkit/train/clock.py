@@ -95,7 +95,7 @@ def clock(
     time_key: str | None = None,
     donor_key: str | None = None,
     groupby: str | Sequence[str] | None = None,
-    time_unit: str = "months",
+    time_unit: str | None = None,
     recipe: ClockRecipe | None = None,
 ) -> MaxTokiModel:
     """Train a clock on some donors, and judge it by others.
@@ -113,7 +113,7 @@ def clock(
         interrupted goes on when it is called again.
     time_key, time_unit
         Column of `.obs` with the time in whole units, or (in memory) as text that `mt.pp.parse_age` reads;
-        and the unit.
+        and the unit, by default what the column's name or the range of the ages says, or months.
     donor_key
         Column of `.obs` with the donor.
     groupby
@@ -160,7 +160,7 @@ def clock(
     parts, columns = ready_cells(
         as_parts(cells), model, time_unit, time_key=time_key, donor_key=donor_key, groupby=groupby
     )
-    time_key, donor_key, groupby = columns.values()
+    time_key, donor_key, groupby, time_unit = columns.values()
     seed = recipe.training.run.seed
     table = split(parts, recipe, time_key=time_key, donor_key=donor_key)
     claim_run(output / "training")
@@ -218,7 +218,7 @@ def count_split(table: AnnData, donor_key: str) -> pd.DataFrame:
 
 
 def ready_cells(
-    parts: list, model: MaxTokiModel, unit: str, **columns: str | Sequence[str] | None
+    parts: list, model: MaxTokiModel, unit: str | None, **columns: str | Sequence[str] | None
 ) -> tuple[list, dict[str, Any]]:
     """Parts that are rank-encoded, and what `name_columns` makes of the columns."""
     ready = []

@@ -46,7 +46,7 @@ def temporal(
     time_key: str | None = None,
     groupby: str | Sequence[str] | None = None,
     donor_key: str | None = None,
-    time_unit: str = "months",
+    time_unit: str | None = None,
     use: str | pd.Series | None = None,
     held_out: str | pd.Series | None = None,
     replay: AnnData | str | Path | Sequence[AnnData | str | Path] | None = None,
@@ -68,7 +68,7 @@ def temporal(
         model.
     time_key, time_unit
         Column of `.obs` with the time in whole units, and the unit: "years", "months", "weeks", "days" or
-        "hours". Where `time_key`, `groupby` or `donor_key` is `None`, it is guessed from the names in `.obs`,
+        "hours"; by default what the column's name or the range of the ages says, or months. Where `time_key`, `groupby` or `donor_key` is `None`, it is guessed from the names in `.obs`,
         with a warning that says which were taken.
     groupby
         Columns of `.obs` in which all cells of a prompt agree, e.g. ["cell_type", "sex"]; by default the cell
@@ -135,9 +135,8 @@ def temporal(
         groupby=groupby,
         donor_key=donor_key,
     )
-    time_key, groupby, donor_key = columns.values()
+    time_key, groupby, donor_key, time_unit = columns.values()
     sequences, tables = read_together(cells, model, output / "cells")
-    columns["time_unit"] = time_unit
     # Which cells these are is in the digest.
     columns |= {
         name: mask if isinstance(mask, str) else None for name, mask in (("use", use), ("held_out", held_out))

@@ -1,6 +1,6 @@
 """Explore results in JupyterLab.
 
-Needs the extra "notebook": `pip install "maxtoki_toolkit[notebook]"`. Where nobody can click, as in a
+Needs the extra "notebook": `pip install -c constraints.txt -e ".[notebook]"`. Where nobody can click, as in a
 notebook that is executed by papermill or exported to HTML, there is a picture in place of the widget.
 """
 

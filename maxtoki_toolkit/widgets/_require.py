@@ -11,5 +11,5 @@ def require_widgets() -> None:
         import plotly  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f'The widgets need {error.name}, of the extra "notebook": pip install "maxtoki_toolkit[notebook]".'
+            f'The widgets need {error.name}, of the extra "notebook": pip install -c constraints.txt -e ".[notebook]".'
         ) from None
