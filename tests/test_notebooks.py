@@ -135,6 +135,26 @@ def test_fig1_on_ones_own_cells(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_corpus_whose_ages_are_years(tmp_path):
+    """Donors are drawn at the ages that they have, in the unit of the model inside."""
+    import pandas as pd
+
+    import maxtoki_toolkit as mt
+
+    cells = mt.datasets.aging_atlas(300, 20, n_genes=800, seed=5)
+    cells.obs["age"] = (cells.obs.pop("age_months") // 12).astype(int)
+    cells.obs["sex"] = cells.obs["sex"].astype(str).str.upper().str[0]
+    ages = set(cells.obs["age"])
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    own = {"path": str(tmp_path / "cells.h5ad"), "time_key": "age", "time_unit": "years", "output": "out"}
+    execute("fig1_corpus_and_prompts", tmp_path, **own)
+    table = pd.read_csv(tmp_path / "out" / "composition.csv")
+    assert set(table["age_years"]) == ages
+    assert set(table["sex"]) == {"female", "male"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_fig5_teaches_a_model_first(tmp_path):
     """On half of the controls, which are then left out."""
     import pandas as pd
