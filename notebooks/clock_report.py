@@ -122,7 +122,11 @@ for ax, name in zip(axes[0], sets, strict=True):
         ax.plot([row["r_low"], row["r_high"]], [i, i], color=color, lw=1.5)
         ax.plot(row["r"], i, "o", color=color, ms=5)
     ax.axvline(0, color="0.6", lw=0.8)
-    ax.set(xlim=(-0.6, 1.02), xlabel="r, predicted on true lapse", title=name.replace("_", " "))
+    ax.set(
+        xlim=(max(min(-0.6, whole["r_low"].min() - 0.05), -1.02), 1.02),
+        xlabel="r, predicted on true lapse",
+        title=name.replace("_", " "),
+    )
     ax.set_yticks(range(len(part)), part["predictor"].str.replace("_", " "))
     ax.tick_params(labelsize=9)
     clean(ax)

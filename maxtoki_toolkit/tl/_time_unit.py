@@ -8,14 +8,25 @@ import numpy as np
 
 from ..pp._columns import LIFE, UNITS
 
+# What makes one unit of another, as a user writes it.
+_FACTORS = {
+    ("years", "months"): " * 12",
+    ("months", "years"): " / 12",
+    ("weeks", "days"): " * 7",
+    ("days", "hours"): " * 24",
+}
 
-def check_unit(time_key: str, times: np.ndarray, unit: str, advice: str = "") -> str:
-    """What a column is read as, in words; or raise if it may be in another unit: all would be wrong by a factor."""
+
+def check_unit(time_key: str, times: np.ndarray, unit: str, *, may_name: bool = False) -> str:
+    """What a column is read as, in words; or raise if it may be in another unit: all would be wrong by a factor.
+
+    With `may_name` the advice is to name the unit, else to convert the column.
+    """
     low, high = (float(end) for end in (np.min(times), np.max(times)))
     words = re.split(r"[^a-z]+", time_key.lower())
     named = [name for name, pattern in UNITS.items() if any(re.fullmatch(pattern, word) for word in words)]
-    advice = advice or f"convert the column to {unit}, and go on from there."
     if named and unit in UNITS and unit not in named:
+        advice = _advice(time_key, named[0], unit, may_name=may_name)
         raise ValueError(
             f".obs[{time_key!r}] is in {named[0]} by its name, but is taken for {unit}: {advice}"
         )
@@ -25,7 +36,16 @@ def check_unit(time_key: str, times: np.ndarray, unit: str, advice: str = "") ->
             likely = "years" if unit == "months" else "months"
             raise ValueError(
                 f".obs[{time_key!r}] goes from {low:g} to {high:g}, which is taken for {unit}. If these are {likely}, "
-                f"{advice} If they are {unit}, say so in the column's name: "
+                f"{_advice(time_key, likely, unit, may_name=may_name)} If they are {unit}, say so in the column's name: "
                 f"adata.obs['{time_key}_{unit}'] = adata.obs[{time_key!r}]."
             )
     return f"{unit}, {low:g} to {high:g}" + (f", as {time_key!r} says" if named else "")
+
+
+def _advice(time_key: str, given: str, wanted: str, *, may_name: bool) -> str:
+    if may_name:
+        return f"pass time_unit={given!r}."
+    if (given, wanted) in _FACTORS:
+        how = f"adata.obs['in_{wanted}'] = (adata.obs[{time_key!r}]{_FACTORS[given, wanted]}).round()"
+        return f"convert the column to {wanted}, {how}, and go on from there."
+    return f"convert the column to {wanted}, and go on from there."

@@ -109,7 +109,7 @@ def expression_age_slope(
     cells, kept = known_cells(adata, time_key, donor_key, groupby, columns)
     group, names = get_groups(cells, groupby)
     time = as_numbers(cells.obs[time_key], time_key)
-    read_as = check_unit(time_key, time, time_unit, "pass time_unit=.")
+    read_as = check_unit(time_key, time, time_unit, may_name=True)
     rows = np.flatnonzero(get_mask(adata, use, "use")[kept])
     # One row a gene: columns of the same gene are summed in the first of them.
     column = np.flatnonzero(gene_columns(adata.var) == np.arange(adata.n_vars))

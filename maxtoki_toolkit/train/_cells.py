@@ -134,7 +134,7 @@ def name_columns(
     key = keys.pop()
     times = [pd.to_numeric(obs_of(part)[key].astype(object), errors="coerce").dropna() for part in parts]
     if len(times := np.concatenate(times).astype(float)):
-        check_unit(key, times, unit, "pass time_unit=.")
+        check_unit(key, times, unit, may_name=True)
     return columns | {"time_key": key, "time_unit": unit}
 
 

@@ -148,7 +148,7 @@ def temporal(
         "model": fingerprint(model),
         "cells": digest(*sequences.arrays, names, group, time, used, tested),
     }
-    record["time_read_as"] = check_unit(time_key, time[used | tested], time_unit, "pass time_unit=.")
+    record["time_read_as"] = check_unit(time_key, time[used | tested], time_unit, may_name=True)
     model = _prepare(model, time[used], adaptation, run.seed)
 
     drawn = {name: getattr(prompts, name) for name in PromptSampling.names()} | {"seed": run.seed}
