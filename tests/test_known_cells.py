@@ -158,7 +158,8 @@ def test_training_refuses_a_doubtful_unit(cells, model, tmp_path):
     adata = cells.copy()
     adata.obs["age"] = adata.obs["age_months"] // 12
     with pytest.raises(
-        ValueError, match=r"goes from \d+ to \d+, which is taken for months. If these are years, pass"
+        ValueError,
+        match=r"goes from \d+ to \d+, which is taken for months. If these are years, pass time_unit='years'.",
     ):
         mt.train.temporal(
             adata,
@@ -166,6 +167,7 @@ def test_training_refuses_a_doubtful_unit(cells, model, tmp_path):
             tmp_path / "run",
             time_key="age",
             groupby=[],
+            time_unit="months",
             recipe=mt.train.TemporalRecipe.of(max_steps=1),
         )
 
