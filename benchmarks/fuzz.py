@@ -213,7 +213,6 @@ VALID = {
     "layer": 0,
     "head": 0,
     "name": "heart_nuclei",
-    "known": pd.DataFrame({"gene": ["FOXO3"], "value": [1.0]}),
     "notebook": "fig1_timelapse",
     "output": "out",
 }
@@ -260,7 +259,7 @@ OWN = {
             donors=0.4, max_steps=1, device="cpu", batch_size=1, n_held_out=2, n_tested=10, n_fitted=10
         )
     },
-    "get.table": {"key": "predict_timelapse"},
+    "get.table": {"key": "timelapse"},
     "datasets.aging_atlas": {"n_cells": 60, "n_donors": 10, "n_genes": 500},
 }
 
@@ -289,6 +288,9 @@ def arguments(function: Callable, world: World) -> dict:
         "output": world.folder / "out",
         "on": [world.files / "cells.h5ad"],
         "source": world.files / "corpus",
+        "known": pd.DataFrame(
+            {"gene": world.raw.var["symbol"].to_numpy(), "value": np.arange(world.raw.n_vars) - 250.0}
+        ),
     }
     objects |= {"path": world.files / "cells.h5ad", "paths": [world.files / "cells.h5ad"]}
     objects["sheet"] = world.files / "samples.csv"
@@ -303,7 +305,8 @@ def arguments(function: Callable, world: World) -> dict:
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
         if parameter.default is parameter.empty:
-            given[key] = objects[key] if key in objects else OWN.get(name, VALID).get(key) or VALID[key]
+            own = OWN.get(name, {})
+            given[key] = objects[key] if key in objects else own[key] if key in own else VALID[key]
         elif key in FEW:
             given[key] = FEW[key]
         elif key == "donor_key":

@@ -510,7 +510,8 @@ def test_a_clock_of_a_public_data_set_by_its_name(adata, tmp_path, monkeypatch, 
     assert "cells of" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     clocks.run_clock(config)
-    assert cost.tokens <= 2 * 512
+    model = mt.load_model("demo")
+    assert cost.tokens == 2 * min(4 * (model.cell_length + 1) + 3, model.max_length)  # two prompts at most
     tested = anndata.read_h5ad(tmp_path / "out" / "evaluation.h5ad")
     assert set(tested.obs["dataset_id"]) == {ours}
     assert set(tested.obs["disease"]) == {"normal"}
