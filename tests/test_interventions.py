@@ -536,7 +536,7 @@ def test_without_captum_the_extra_is_named(cells, two, monkeypatch):
         return real(name, *args, **settings)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r'pip install "maxtoki_toolkit\[interp\]"'):
+    with pytest.raises(ImportError, match=r'pip install -c constraints.txt -e "\.\[interp\]"'):
         mt.tl.attribute(cells[0], two[0])
 
 

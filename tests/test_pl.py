@@ -452,11 +452,10 @@ def test_perturbation_concordance_is_legible():
 
 
 def test_names_of_perturbation_metrics_stand_apart():
-    adata = mt.datasets.aging_atlas(100, 10, n_genes=500)
+    adata = mt.datasets.aging_atlas(300, 30, n_genes=500)
+    adata.X = adata.X.log1p()
     adata.layers["same"] = adata.X.copy()
-    mt.tl.perturbation_metrics(
-        adata, predicted="same", perturbation_key="sex", control="female", n_bootstrap=10
-    )
+    mt.tl.perturbation_metrics(adata, predicted="same", perturbation_key="condition", n_bootstrap=10)
     axes = mt.pl.perturbation_metrics(adata).axes
     for ax in axes:
         ax.figure.canvas.draw()

@@ -362,7 +362,7 @@ class TestExport:
 @pytest.mark.parametrize("name", ["ipywidgets", "plotly", "anywidget"])
 def test_a_plain_installation_is_told_what_to_install(made, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=rf"need {name}.*maxtoki_toolkit\[notebook\]"):
+    with pytest.raises(ImportError, match=rf"need {name}.*\.\[notebook\]"):
         mt.widgets.heads(made[0])
 
 

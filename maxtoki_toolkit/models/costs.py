@@ -405,7 +405,7 @@ def plan(
     >>> from maxtoki_toolkit.models.costs import generation, plan
     >>> print(plan(mt.load_model("demo"), generation([500] * 100_000, 126), gpu="L4", hourly_price=0.8))
     tokens              62,500,000
-    operations          0.186 PFLOP
+    operations          186 TFLOP
     memory for a batch  1.1 GiB
     time                6 min
     price               0.08

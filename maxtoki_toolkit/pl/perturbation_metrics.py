@@ -43,10 +43,12 @@ def perturbation_metrics(
 
     Examples
     --------
-    >>> import maxtoki_toolkit as mt
-    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> import maxtoki_toolkit as mt, scanpy as sc
+    >>> adata = mt.datasets.aging_atlas(300, 30)
+    >>> sc.pp.normalize_total(adata)
+    >>> sc.pp.log1p(adata)
     >>> adata.layers["same"] = adata.X.copy()
-    >>> mt.tl.perturbation_metrics(adata, predicted="same", perturbation_key="sex", control="female", n_bootstrap=10)
+    >>> mt.tl.perturbation_metrics(adata, predicted="same", perturbation_key="condition", n_bootstrap=10)
     >>> len(mt.pl.perturbation_metrics(adata).axes)
     7
     """

@@ -122,11 +122,11 @@ def perturbation_metrics(
     Examples
     --------
     >>> import maxtoki_toolkit as mt, scanpy as sc
-    >>> adata = mt.datasets.aging_atlas(300, 10)
+    >>> adata = mt.datasets.aging_atlas(300, 30)
     >>> sc.pp.normalize_total(adata)
     >>> sc.pp.log1p(adata)
     >>> adata.layers["same"] = adata.X.copy()
-    >>> mt.tl.perturbation_metrics(adata, predicted="same", perturbation_key="sex", control="female", n_bootstrap=10)
+    >>> mt.tl.perturbation_metrics(adata, predicted="same", perturbation_key="condition", n_bootstrap=10)
     >>> scores = mt.get.table(adata, "perturbation_metrics").query("perturbation == 'all'")
     >>> scores = scores.pivot(index="method", columns="score", values="value")
     >>> round(float(scores.loc["prediction", "pearson_control"]), 3)
