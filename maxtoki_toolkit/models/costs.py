@@ -406,7 +406,7 @@ def plan(
     >>> print(plan(mt.load_model("demo"), generation([500] * 100_000, 126), gpu="L4", hourly_price=0.8))
     tokens              62,500,000
     operations          186 TFLOP
-    memory for a batch  1.1 GiB
+    memory for a batch  1.14 GiB
     time                6 min
     price               0.08
     rests on            30% of the 30.3 TFLOP/s and 0.3 TB/s of L4 in float32: assumed, not measured

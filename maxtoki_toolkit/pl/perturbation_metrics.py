@@ -50,7 +50,7 @@ def perturbation_metrics(
     >>> adata.layers["same"] = adata.X.copy()
     >>> mt.tl.perturbation_metrics(adata, predicted="same", perturbation_key="condition", n_bootstrap=10)
     >>> len(mt.pl.perturbation_metrics(adata).axes)
-    7
+    9
     """
     import matplotlib.pyplot as plt
 
