@@ -139,7 +139,7 @@ def plan_clock(
     if known is not None:
         plan = census_plan(settings.get("store"), recipe=CorpusRecipe.of(**known["corpus"]))
         print(
-            f"{in_words(plan)}\nTheir lengths are not known before they are there: of prompts that are as long as can be,"
+            f"{in_words(plan)}\nThe lengths of the cells are not known yet. An upper bound, with prompts of full length:"
         )
         longest = (max(training.prompts.context_size) + 1) * (model.cell_length + 1) + _MARKS
         lengths = np.array([min(longest, model.max_length)])

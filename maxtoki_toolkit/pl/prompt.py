@@ -74,7 +74,12 @@ def prompt(
         _, ax = plt.subplots(figsize=(1.75 * n + 0.6, 0.32 * (n_genes + 3) + 1.5), layout="constrained")
     left = np.arange(n) * (_WIDTH + _GAP)
     low, high = left[0], left[-1] + _WIDTH
-    place = low + (times - times.min()) / max(np.ptp(times), 1) * (high - low)
+
+    def along(time: np.ndarray) -> np.ndarray:
+        """Where a time is on the axis."""
+        return low + (time - times.min()) / max(np.ptp(times), 1) * (high - low)
+
+    place = along(times)
     names, n_ranked = _genes(adata, cells, n_genes)
     for i in range(n):
         asked = asks_for_cell and i == n - 1
@@ -115,24 +120,22 @@ def prompt(
                 color=NULL,
             )
         if i < n - 1:
-            self_asked = i == n - 2 and not asks_for_cell
+            asks_for_lapse = i == n - 2 and not asks_for_cell
             ax.annotate(
                 "", xy=(left[i + 1], height / 2), xytext=(left[i] + _WIDTH, height / 2),
-                arrowprops={"arrowstyle": "-|>", "color": BASELINE if self_asked else "black", "lw": 1.1, "shrinkA": 2, "shrinkB": 2},
+                arrowprops={"arrowstyle": "-|>", "color": BASELINE if asks_for_lapse else "black", "lw": 1.1, "shrinkA": 2, "shrinkB": 2},
             )  # fmt: skip
-            text = f"{lapses[i]:+d}" + (" ?" if self_asked else "")
+            text = f"{lapses[i]:+d}" + (" ?" if asks_for_lapse else "")
             ax.text(
                 left[i] + _WIDTH + _GAP / 2, height / 2 + 0.05, text, ha="center", va="bottom", fontsize=9,
-                color=BASELINE if self_asked else "black", weight="bold" if self_asked else "normal",
+                color=BASELINE if asks_for_lapse else "black", weight="bold" if asks_for_lapse else "normal",
             )  # fmt: skip
         ax.plot([middle, place[i]], [-0.06, -0.5], color=color, lw=0.8, alpha=0.7)
         ax.plot([place[i]], [-0.55], "o", color=color, ms=5, mfc="white" if asked else color)
     ax.set(xlim=(low - 0.1, high + 0.1), ylim=(-0.62, height + 0.3), yticks=[])
     shown = MaxNLocator(5, integer=True).tick_values(times.min(), times.max())
     shown = shown[(shown >= times.min()) & (shown <= times.max())] if np.ptp(times) else times[:1]
-    ax.set_xticks(
-        low + (shown - times.min()) / max(np.ptp(times), 1) * (high - low), [f"{t:g}" for t in shown]
-    )
+    ax.set_xticks(along(shown), [f"{t:g}" for t in shown])
     ax.set_xlabel(f"time of the cell ({unit})")
     ax.set_title(f"{row['group']}; lapses in {unit}", fontsize=10, loc="left")
     ax.spines[["top", "right", "left"]].set_visible(False)

@@ -184,8 +184,10 @@ def expression_age_slope(
     )
 
 
-def draw_null_slopes(adata: AnnData, key: str, group: str, n: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Slopes of a group that are noise, with residuals exchanged between donors: draws x genes, by Ensembl id."""
+def draw_null_slopes(
+    adata: AnnData, key: str, group: str, genes: Sequence[str], n: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Null slopes of some genes (Ensembl ids) in a group, draws x genes: residuals exchanged between donors; 0 for others."""
     result = read_result(adata, key, SCHEMA[_keys.AGE_SLOPE].call)
     if "residuals" not in result:
         raise KeyError(f".uns[{key!r}] has no residuals. Run mt.tl.expression_age_slope again.")
@@ -195,10 +197,16 @@ def draw_null_slopes(adata: AnnData, key: str, group: str, n: int, rng: np.rando
             f".uns[{key!r}] has no slopes of {group!r}, from which the null is made. Run mt.tl.expression_age_slope with the groups "
             "of what is compared."
         )
-    samples, residuals = result["samples"][mine], np.asarray(result["residuals"])[mine]
-    drawn = null_slopes(residuals, samples["weight"].to_numpy(), samples["donor"].to_numpy(str), n, rng)
-    slopes = result["slopes"]
-    return pd.DataFrame(drawn, columns=slopes.loc[slopes["group"] == group, "gene"].to_numpy())
+    samples, slopes = result["samples"][mine], result["slopes"]
+    known = pd.Index(slopes.loc[slopes["group"] == group, "gene"])
+    place = pd.Series(np.arange(len(known)), index=known)[~known.duplicated()].reindex(genes)
+    found = place.notna().to_numpy()
+    residuals = np.asarray(result["residuals"])[mine][:, place[found].astype(int)]
+    drawn = np.zeros((n, len(place)), dtype=np.float32)
+    drawn[:, found] = null_slopes(
+        residuals, samples["weight"].to_numpy(), samples["donor"].to_numpy(str), n, rng
+    )
+    return drawn
 
 
 def _design(samples: pd.DataFrame, columns: list[str]) -> np.ndarray:

@@ -149,12 +149,13 @@ def known_gene_concordance(
         if len(part) < 2 * MIN_GENES:
             continue
         strata = make_strata(covariates.loc[able, columns].to_numpy(float))
-        null = draw_null_slopes(adata, slopes_key, group, n_permutations, np.random.default_rng(rng))
-        null = null.loc[:, ~null.columns.duplicated()].reindex(columns=part["gene"])
+        null = draw_null_slopes(
+            adata, slopes_key, group, part["gene"], n_permutations, np.random.default_rng(rng)
+        )
         score, value = part["score"].to_numpy(float), part["known"].to_numpy(float)
         if source == _keys.AGE_SLOPE:
             score, value = value, score
-        found = concordance(score, value, null.fillna(0).to_numpy(), strata, seed=rng)
+        found = concordance(score, value, null, strata, seed=rng)
         rows.append({"group": group, **found})
     if not rows:
         groups = ""

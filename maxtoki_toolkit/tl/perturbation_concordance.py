@@ -94,8 +94,8 @@ def perturbation_concordance(
     Notes
     -----
     The slopes of the null are noise: what age and covariates do not explain, exchanged between donors, so that
-    genes go together as they do in the cells. What is tested is the difference from genes alike in rank, detection and expression (16 to 31 of them), so that
-    what depth or rank do to both is taken off. Effects of an edit of the context count the other way round.
+    genes go together as they do in the cells. What is tested is the difference from genes alike in rank,
+    detection and expression (16 to 31 of them), so that what depth or rank do to both is taken off. Effects of an edit of the context count the other way round.
 
     Both sides look at the same association of expression with age, one through the model. That they agree
     says that the model has learned it, not that the gene does anything. The interval of the
@@ -139,8 +139,9 @@ def perturbation_concordance(
             "ageing": part["slope_q"] < alpha,
             "called": part["effect_q"] < alpha,
         }
-        null = draw_null_slopes(adata, slopes_key, group, n_permutations, np.random.default_rng(rng))
-        null = null.loc[:, ~null.columns.duplicated()][part["gene"]].to_numpy()
+        null = draw_null_slopes(
+            adata, slopes_key, group, part["gene"], n_permutations, np.random.default_rng(rng)
+        )
         signed = part["effect"].to_numpy() * part["direction"].to_numpy()
         for name, some in sets.items():
             some = np.asarray(some)

@@ -120,19 +120,19 @@ def name_columns(
 
     Times that are text get a column of numbers.
     """
-    first = obs_of(parts[0])
-    columns = find_columns(first, optional=optional, **columns)
+    tables = [obs_of(part) for part in parts]  # of files, read once
+    columns = find_columns(tables[0], optional=optional, **columns)
     key = columns["time_key"]
-    if key not in first:
-        raise KeyError(f"Did not find .obs[{key!r}]. Available columns: {sorted(first.columns)}.")
-    unit = find_unit(first[key], time_unit)
+    require_obs(AnnData(obs=tables[0]), key)
+    unit = find_unit(tables[0][key], time_unit)
     keys = {time_in_numbers(part, key, unit) if isinstance(part, AnnData) else key for part in parts}
     if len(keys) > 1:
         raise ValueError(
             f"Times are text in some of the cells and numbers in others: .obs has {sorted(keys)}."
         )
     key = keys.pop()
-    times = [pd.to_numeric(obs_of(part)[key].astype(object), errors="coerce").dropna() for part in parts]
+    tables = [part.obs if isinstance(part, AnnData) else obs for part, obs in zip(parts, tables, strict=True)]
+    times = [pd.to_numeric(obs[key].astype(object), errors="coerce").dropna() for obs in tables]
     if len(times := np.concatenate(times).astype(float)):
         check_unit(key, times, unit, may_name=True)
     return columns | {"time_key": key, "time_unit": unit}
