@@ -59,7 +59,7 @@ def test_signature(name):
     ]
     if name == "get.table":
         allowed, positional = ["key"], positional[:2]  # and the table's name
-    assert [p.name for p in positional[1:]] in ([], *([second] for second in allowed))
+    assert [p.name for p in positional[1:]] in ([], *([second] for second in allowed), ["model", "sae"])
     assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
     assert "copy" not in signature.parameters  # adata.copy() is the one way
     if name in NEW_CELLS:

@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "load": ["load_model", "save_model"],
         "megatron": ["from_megatron", "to_megatron"],
         "model": ["MaxTokiModel"],
+        "sae": ["SparseAutoencoder", "save_sae"],
         "time_head": ["TimeHead"],
         "vocabulary": ["Vocabulary"],
     },

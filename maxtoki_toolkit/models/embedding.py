@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .engine import Batch, last_states, run
+from .hooks import Site, n_layers, states_at
 from .model import MaxTokiModel
 from .sequences import Sequences
 
@@ -77,30 +78,12 @@ def embed_sequences(
     return Embeddings(cells, gene_means)
 
 
-class _Reached(Exception):
-    """Stops a forward pass at the layer that was wanted."""
-
-
 def hidden_states(model: MaxTokiModel, inputs: dict, layer: int) -> torch.Tensor:
     """Hidden states [batch, length, hidden size] after `layer` blocks; no later block is run."""
-    decoder = model.hf.model
-    n_layers = len(decoder.layers)
-    if not -1 <= layer <= n_layers:
-        raise ValueError(f"layer must be -1 or 0..{n_layers} for this model, got {layer}.")
-    if layer in (-1, n_layers):
-        return decoder(**inputs).last_hidden_state
-    captured = []
-
-    def stop(_, args):
-        captured.append(args[0])
-        raise _Reached
-
+    n = n_layers(model)
+    if not -1 <= layer <= n:
+        raise ValueError(f"layer must be -1 or 0..{n} for this model, got {layer}.")
+    if layer in (-1, n):
+        return model.hf.model(**inputs).last_hidden_state
     # The input of block l is what l blocks made.
-    handle = decoder.layers[layer].register_forward_pre_hook(stop)
-    try:
-        decoder(**inputs)
-    except _Reached:
-        return captured[0]
-    finally:
-        handle.remove()
-    raise RuntimeError("The forward pass did not reach the layer.")
+    return states_at(model, inputs, Site(layer, "input"))

@@ -73,6 +73,26 @@ def captured(model: MaxTokiModel, sites: Iterable[Site]) -> Iterator[dict[Site, 
         yield found
 
 
+class _Reached(Exception):
+    """Stops a forward pass at the place that was wanted."""
+
+
+def states_at(model: MaxTokiModel, inputs: dict, site: Site) -> torch.Tensor:
+    """What flows through a place, batch x tokens x size; nothing beyond it is computed."""
+    found = []
+
+    def stop(states: torch.Tensor) -> torch.Tensor:
+        found.append(states)
+        raise _Reached
+
+    with edited(model, [(site, stop)]):
+        try:
+            model.hf.model(**inputs)
+        except _Reached:
+            return found[0]
+    raise RuntimeError(f"The forward pass did not reach {site}.")
+
+
 def resume(model: MaxTokiModel, layer: int, states: torch.Tensor) -> torch.Tensor:
     """Last states, after the final norm, of a pass over whole sequences that goes on from the input of a block.
 

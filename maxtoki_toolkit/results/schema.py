@@ -223,6 +223,14 @@ SCHEMA: dict[str, Result] = {
             "trace": "steps of the chains",
         },
     ),
+    _keys.FEATURES: Result(
+        "mt.tl.features(adata, model, sae)",
+        {"features": "features", "genes": "features and their top genes"},
+        {"features": "", "genes": ""},
+    ),
+    _keys.EVALUATE_SAE: Result(
+        "mt.tl.evaluate_sae(adata, model, sae)", {"measures": "measures and dictionaries"}, {"measures": ""}
+    ),
     _keys.PERTURBATION_METRICS: Result(
         "mt.tl.perturbation_metrics(adata, ...)",
         {"scores": "perturbations, methods and scores"},

@@ -12,7 +12,9 @@ from .differential_rank import differential_rank
 from .doublets import doublets
 from .embed import embed
 from .evaluate_generated import evaluate_generated
+from .evaluate_sae import evaluate_sae
 from .expression_age_slope import expression_age_slope
+from .features import features
 from .gene_network import gene_network
 from .generate import generate
 from .generated_ages import generated_ages
@@ -38,6 +40,8 @@ from .timelapse_baselines import timelapse_baselines
 from .train_on_generated import train_on_generated
 
 __all__ = [
+    "evaluate_sae",
+    "features",
     "evaluate_generated",
     "AgeSampling",
     "perturbation_metrics",

@@ -8,10 +8,13 @@ from .recipe import (
     Optimization,
     PretrainRecipe,
     Run,
+    SparseOptimization,
+    SparseRecipe,
     TemporalPrompts,
     TemporalRecipe,
     TimeObjective,
 )
+from .sae import sae
 from .temporal import temporal
 
 __all__ = [
@@ -21,11 +24,14 @@ __all__ = [
     "Optimization",
     "PretrainRecipe",
     "Run",
+    "SparseOptimization",
+    "SparseRecipe",
     "TemporalPrompts",
     "TemporalRecipe",
     "TimeObjective",
     "clock",
     "pretrain",
+    "sae",
     "temporal",
 ]
 

@@ -29,7 +29,17 @@ from .recipe import Run
 MOST_WORKERS = 8  # processes that write batches while a GPU computes
 
 # What is written to the folder of a run, if all is asked for.
-_FILES = ("recipe.json", "log.jsonl", "checkpoints", "model", "cells", "held_out", "replay", "tensorboard")
+_FILES = (
+    "recipe.json",
+    "log.jsonl",
+    "checkpoints",
+    "model",
+    "sae",
+    "cells",
+    "held_out",
+    "replay",
+    "tensorboard",
+)
 
 
 def fit(
@@ -45,6 +55,9 @@ def fit(
     metric: str,
     sequential: bool = False,
     compute_metrics: Callable | None = None,
+    held_out_collator: Callable | None = None,
+    labels: str | None = None,
+    folder: str = "model",
 ) -> bool:
     """Train `module` in place, from the last checkpoint in `output` if there is one.
 
@@ -79,13 +92,19 @@ def fit(
         Examples come in the dataset's own order.
     compute_metrics
         As in `transformers.Trainer`.
+    labels
+        The input that says what is scored, if it is none that transformers knows by name.
+    held_out_collator
+        How what is evaluated is batched, if not as what is trained on.
+    folder
+        Where the caller puts what was trained; once it is there, the run is finished.
     """
     from transformers import Trainer, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
     checkpoints = output / "checkpoints"
-    _same_run(output, checkpoints, recipe)
-    if (output / "model").is_dir():
+    _same_run(output, checkpoints, recipe, folder)
+    if (output / folder).is_dir():
         return False
     # transformers 5 takes this folder from the environment alone.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / "tensorboard")
@@ -111,7 +130,7 @@ def fit(
         eval_strategy="steps" if held_out is not None else "no",
         eval_steps=run.eval_every,
         prediction_loss_only=compute_metrics is None,
-        label_names=None if compute_metrics is None else ["lapse"],
+        label_names=None if labels is None else [labels],
         # Also short runs, which may take hours on a laptop, go on from where they were.
         save_steps=run.save_every or max(min(500, max_steps // 10), 1),
         # Else a loss that is no number is logged as the mean of those before it.
@@ -151,6 +170,15 @@ def fit(
                 state_dict = _without_tied(self.model)
             super()._save(output_dir, state_dict)
 
+        def get_eval_dataloader(self, eval_dataset=None):
+            if held_out_collator is None:
+                return super().get_eval_dataloader(eval_dataset)
+            self.data_collator = held_out_collator
+            try:
+                return super().get_eval_dataloader(eval_dataset)
+            finally:
+                self.data_collator = collator
+
         def training_step(self, model, inputs, *args, **kwargs):
             speed.count(inputs)
             return super().training_step(model, inputs, *args, **kwargs)
@@ -159,7 +187,7 @@ def fit(
             super().log(logs | (speed.take() if "loss" in logs else {}), *args, **kwargs)
 
     hf = getattr(module, "hf", module)
-    speed = _Speed(hf.config)
+    speed = _Speed(hf.config, training=any(part is hf for part in module.modules()))
     if run.gradient_checkpointing:
         # The newer name of transformers, or the older.
         (getattr(hf, "activation_checkpointing_enable", None) or hf.gradient_checkpointing_enable)()
@@ -247,7 +275,8 @@ def _without_tied(module: nn.Module) -> dict[str, torch.Tensor]:
 class _Speed:
     """What a process computes between two entries of the log."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config, *, training: bool) -> None:
+        self.training = training
         self.shape, self.pad = Shape.of(config), config.pad_token_id or 0
         self.tokens, self.pairs, self.since = 0, 0, time.perf_counter()
 
@@ -263,7 +292,10 @@ class _Speed:
         """Tokens a second, TFLOP/s and, where the device's peak is known, its share; then begin anew."""
         now = time.perf_counter()
         seconds, tokens, pairs = now - self.since, float(self.tokens), float(self.pairs)
-        rate = flops(self.shape, Work(tokens, pairs, scored=tokens), training=True) / seconds
+        rate = (
+            flops(self.shape, Work(tokens, pairs, scored=tokens * self.training), training=self.training)
+            / seconds
+        )
         entry = {"tokens_per_second": round(tokens / seconds, 1), "tflop_per_second": round(rate / 1e12, 4)}
         if torch.cuda.is_available() and (peak := peak_of(torch.cuda.get_device_name())):
             entry["mfu"] = round(rate / peak, 4)
@@ -305,10 +337,10 @@ def _log(path: Path, metric: str):
     return Log()
 
 
-def _same_run(output: Path, checkpoints: Path, recipe: dict) -> None:
+def _same_run(output: Path, checkpoints: Path, recipe: dict, folder: str) -> None:
     """Keep the settings of a run beside it, and refuse to go on with others once anything was trained."""
     path = output / "recipe.json"
-    if (output / "model").exists() or last_checkpoint(checkpoints) is not None:
+    if (output / folder).exists() or last_checkpoint(checkpoints) is not None:
         if not path.is_file():
             raise ValueError(
                 f"{output} holds a model or checkpoints without {path.name}: what they were trained on is not known. Choose "

@@ -41,6 +41,19 @@ class Optimization(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SparseOptimization(Optimization):
+    """As `Optimization`, with other defaults: for an autoencoder, which has one layer."""
+
+    max_steps: int = 1000
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    warmup: float = 0.05
+    hold: float = 0.5
+    floor: float = 0.05
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run(Checked):
     """How a training runs and what it leaves; only `bf16` and `seed` change the result.
 
@@ -204,6 +217,41 @@ class PretrainRecipe(Checked):
     gene_dropout: float = 0.0
     repeats: Sequence[int] | None = None
     optimization: Optimization = field(default_factory=Optimization)
+    run: Run = field(default_factory=Run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseRecipe(Checked):
+    """Settings of `mt.train.sae`, apart from cells, model and size.
+
+    Attributes
+    ----------
+    kind
+        "topk", "batchtopk" or "matryoshka"; see `mt.models.SparseAutoencoder`.
+    read
+        Share of the genes whose states are read of a batch of cells; neighbours in a cell are alike.
+    flatten
+        How much less often abundant genes are read: at 0 as often as they come, at 1 each gene as often as
+        any other.
+    revive, dead_after
+        Weight of the loss by which dead features learn what the living leave out, and how many states
+        without it make a feature dead.
+    optimization, run
+        See `Optimization` and `Run`.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> mt.train.SparseRecipe.of(kind="matryoshka", max_steps=300).optimization.max_steps
+    300
+    """
+
+    kind: str = "topk"
+    read: float = 0.5
+    flatten: float = 0.5
+    revive: float = 1 / 32
+    dead_after: int = 100_000
+    optimization: SparseOptimization = field(default_factory=SparseOptimization)
     run: Run = field(default_factory=Run)
 
 

@@ -241,6 +241,7 @@ def temporal(
         metric="loss",
         sequential=True,
         compute_metrics=_lapse_metrics(time_unit),
+        labels="lapse",
     )
     if trained_now and is_first_process():
         trained = replace(

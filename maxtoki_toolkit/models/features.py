@@ -1,0 +1,131 @@
+"""Where the features of an autoencoder are active: cell by cell, and gene by gene."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from .engine import Batch, run, tokens_at_once
+from .hooks import states_at
+from .model import MaxTokiModel
+from .sae import SparseAutoencoder
+from .sae_controls import gene_mask
+from .sequences import Sequences
+
+POOLS = ("max", "mean", "count")
+N_TOP = 5  # genes of a cell whose activations are averaged by "mean"
+_MOST = 1 << 25  # activations held at a time
+_MERGE = 1 << 22  # entries that are added up at a time
+
+
+class FeatureSums(NamedTuple):
+    """Activations, pooled."""
+
+    cells: sp.csr_matrix
+    """float32, sequences x features."""
+    genes: sp.csr_matrix
+    """float64, tokens x features: sum of the activations at each gene."""
+    active: sp.csr_matrix
+    """float64, tokens x features: at how many of the gene's places the feature is active."""
+    n_read: np.ndarray
+    """int64, tokens: places at which each gene was read."""
+    place: np.ndarray
+    """float64, features: mean place, from 1, of the genes where it is active; NaN for none."""
+
+
+def pool_features(
+    model: MaxTokiModel,
+    coders: Sequence[SparseAutoencoder],
+    sequences: Sequences,
+    *,
+    pool: str = "max",
+    max_tokens: int | None = None,
+) -> list[FeatureSums]:
+    """Activations of several dictionaries that read the same place, in one pass.
+
+    Parameters
+    ----------
+    model
+        Model.
+    coders
+        Dictionaries, all of one site.
+    sequences
+        Cells, `<bos>` genes `<eos>`. Marks are not read.
+    pool
+        Of the genes of a cell: "max", the "mean" of the five largest, or the "count" of those at which the
+        feature is active.
+    max_tokens
+        Padded tokens a batch.
+    """
+    if pool not in POOLS:
+        raise ValueError(f"There is no pooling {pool!r}; choose from {', '.join(POOLS)}.")
+    site, is_gene = coders[0].site, gene_mask(model)
+    widest = max(coder.width for coder in coders)
+    max_tokens = min(tokens_at_once(model, max_tokens), max(_MOST // widest, 1))
+    n, size = len(sequences), model.vocab.size
+    cells = [[] for _ in coders]
+    genes = [_Sums((size, coder.width)) for coder in coders]
+    active = [_Sums((size, coder.width)) for coder in coders]
+    place = [np.zeros((2, coder.width)) for coder in coders]
+
+    def compute(batch: Batch) -> list[tuple[np.ndarray, ...]]:
+        states = states_at(model, batch.inputs, site).float()
+        there = is_gene[batch.tokens][..., None]
+        found = []
+        for coder in coders:
+            features = torch.where(there, coder.encode(states), 0)
+            if pool == "max":
+                pooled = features.amax(dim=1)
+            elif pool == "mean":
+                pooled = features.topk(min(N_TOP, features.shape[1]), dim=1).values.mean(dim=1)
+            else:
+                pooled = (features > 0).sum(dim=1).float()
+            row, at, feature = features.nonzero(as_tuple=True)
+            parts = (pooled, batch.tokens[row, at], at, feature, features[row, at, feature])
+            found.append(tuple(part.cpu().numpy() for part in parts))
+        return found
+
+    order = []
+    for rows, found in run(model, sequences, compute, max_tokens=max_tokens, desc="Reading features"):
+        order.append(rows)
+        for i, (pooled, token, at, feature, value) in enumerate(found):
+            cells[i].append(sp.csr_matrix(pooled))
+            genes[i].add(token, feature, value)
+            active[i].add(token, feature, np.ones(len(value)))
+            width = coders[i].width
+            place[i] += np.bincount(feature, at, width), np.bincount(feature, minlength=width)
+    back = np.argsort(np.concatenate(order)) if order else np.zeros(0, np.int64)
+    n_read = np.bincount(sequences.tokens, minlength=size)
+    n_read[~is_gene.cpu().numpy()] = 0
+    sums = []
+    for i, coder in enumerate(coders):
+        whole = sp.vstack(cells[i]).tocsr()[back] if n else sp.csr_matrix((0, coder.width))
+        with np.errstate(invalid="ignore"):
+            mean_place = place[i][0] / np.where(place[i][1] > 0, place[i][1], np.nan)
+        sums.append(
+            FeatureSums(whole.astype(np.float32), genes[i].total(), active[i].total(), n_read, mean_place)
+        )
+    return sums
+
+
+class _Sums:
+    """A sparse matrix that entries are added to."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.found, self.parts, self.n = sp.csr_matrix(shape), [], 0
+
+    def add(self, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
+        self.parts.append((values.astype(np.float64), (rows, columns)))
+        self.n += len(values)
+        if self.n > _MERGE:
+            self.total()
+
+    def total(self) -> sp.csr_matrix:
+        for values, at in self.parts:
+            self.found = self.found + sp.csr_matrix((values, at), shape=self.found.shape)
+        self.parts, self.n = [], 0
+        return self.found
