@@ -86,6 +86,7 @@ _WORDS = {
 _OBJECTS = {
     "AnnData": "an AnnData (anndata.read_h5ad(path))",
     "MaxTokiModel": "a model (mt.load_model)",
+    "SparseAutoencoder": "an autoencoder (mt.load_sae)",
     "Vocabulary": "a vocabulary (model.vocab, mt.models.Vocabulary.from_json)",
 }
 
