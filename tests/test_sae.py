@@ -355,7 +355,7 @@ def test_the_autoencoder_that_ships_is_of_the_demo_model():
     mt.tl.evaluate_sae(heart, model, sae, n_cells=30)
     measures = mt.get.table(heart, "evaluate_sae").set_index(["measure", "dictionary"])["value"]
     assert measures["variance explained", "sae"] > measures["variance explained", "PCA"]
-    assert measures["dead features", "sae"] < 0.1
+    assert measures["dead features", "sae"] < 0.5  # some are of other tissues
 
 
 def test_sparsify_reads_what_we_write(trained, tmp_path):

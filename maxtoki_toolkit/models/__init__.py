@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "build": ["build_model"],
         "extend": ["extend_model"],
+        "feature_edits": ["edited_features"],
         "load": ["load_model", "save_model"],
         "megatron": ["from_megatron", "to_megatron"],
         "model": ["MaxTokiModel"],

@@ -73,7 +73,7 @@ def captured(model: MaxTokiModel, sites: Iterable[Site]) -> Iterator[dict[Site, 
         yield found
 
 
-class _Reached(Exception):
+class Reached(Exception):
     """Stops a forward pass at the place that was wanted."""
 
 
@@ -83,12 +83,12 @@ def states_at(model: MaxTokiModel, inputs: dict, site: Site) -> torch.Tensor:
 
     def stop(states: torch.Tensor) -> torch.Tensor:
         found.append(states)
-        raise _Reached
+        raise Reached
 
     with edited(model, [(site, stop)]):
         try:
             model.hf.model(**inputs)
-        except _Reached:
+        except Reached:
             return found[0]
     raise RuntimeError(f"The forward pass did not reach {site}.")
 

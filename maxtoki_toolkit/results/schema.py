@@ -231,6 +231,24 @@ SCHEMA: dict[str, Result] = {
     _keys.EVALUATE_SAE: Result(
         "mt.tl.evaluate_sae(adata, model, sae)", {"measures": "measures and dictionaries"}, {"measures": ""}
     ),
+    _keys.FEATURE_EFFECTS: Result(
+        "mt.tl.feature_effects(adata, model, sae)",
+        {
+            "effects": "features and doses",
+            "gradients": "features",
+        },
+    ),
+    _keys.FEATURE_GENES: Result(
+        "mt.tl.feature_genes(adata, model, sae, features=...)",
+        {"genes": "features and the genes that they make more or less likely"},
+    ),
+    _keys.FEATURE_NETWORK: Result(
+        "mt.tl.feature_network(adata, model, sae, later=...)",
+        {"edges": "edges", "sources": "features that were scaled", "targets": "features that were read"},
+    ),
+    _keys.DRIVER_FEATURES: Result(
+        "mt.tl.driver_features(adata)", {"features": "features that were scaled"}, {"features": ""}
+    ),
     _keys.PERTURBATION_METRICS: Result(
         "mt.tl.perturbation_metrics(adata, ...)",
         {"scores": "perturbations, methods and scores"},

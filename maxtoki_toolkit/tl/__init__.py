@@ -10,10 +10,14 @@ from .attention import attention
 from .attribute import attribute
 from .differential_rank import differential_rank
 from .doublets import doublets
+from .driver_features import driver_features
 from .embed import embed
 from .evaluate_generated import evaluate_generated
 from .evaluate_sae import evaluate_sae
 from .expression_age_slope import expression_age_slope
+from .feature_effects import feature_effects
+from .feature_genes import feature_genes
+from .feature_network import feature_network
 from .features import features
 from .gene_network import gene_network
 from .generate import generate
@@ -41,6 +45,10 @@ from .train_on_generated import train_on_generated
 
 __all__ = [
     "evaluate_sae",
+    "driver_features",
+    "feature_effects",
+    "feature_network",
+    "feature_genes",
     "features",
     "evaluate_generated",
     "AgeSampling",

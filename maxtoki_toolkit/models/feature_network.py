@@ -1,0 +1,134 @@
+"""What each feature at one place of a model does to each feature at a later one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .engine import Batch, run, tokens_at_once
+from .feature_edits import flow, random_directions_of
+from .hooks import Reached, Site, edited, resume
+from .model import MaxTokiModel
+from .sae import SparseAutoencoder
+from .sae_controls import gene_mask
+from .sequences import Sequences
+
+
+class Edges(NamedTuple):
+    """Effects in one set of cells, float64: mean over cells of the mean over the genes of a cell."""
+
+    effect: np.ndarray
+    """Sources x targets: how fast a target's activation changes as the source is scaled."""
+    null: np.ndarray
+    """Sources x targets: the same if the state is changed by as much in a random direction; NaN unless asked for."""
+    norm: np.ndarray
+    """Sources: length of what the feature adds to a cell's states."""
+
+
+def require_later(source: Site, target: Site) -> None:
+    """Raise if one place does not come before the other."""
+    order = ("attention", "mlp", "output")
+    if (source.layer, order.index(source.part)) >= (target.layer, order.index(target.part)):
+        raise ValueError(
+            f"Effects go from earlier to later: {source.part} of block {source.layer} does not come before {target.part} of "
+            f"block {target.layer}."
+        )
+
+
+def feature_edges(
+    model: MaxTokiModel,
+    sae: SparseAutoencoder,
+    later: SparseAutoencoder,
+    sequences: Sequences,
+    sources: np.ndarray,
+    *,
+    step: float = 0.1,
+    null: bool = False,
+    seed: int = 0,
+    max_tokens: int | None = None,
+) -> Edges:
+    """Scale each source up and down by a small step, and read all features further on.
+
+    Only the blocks between both places are computed, for several sources at once.
+
+    Parameters
+    ----------
+    model
+        Model.
+    sae, later
+        Autoencoders of an earlier and a later place.
+    sequences
+        Cells.
+    sources
+        Numbers of the features of `sae` that are scaled.
+    step
+        By how much of itself: two-sided, so that what is quadratic cancels.
+    null
+        Also do the same in a random direction for each source.
+    seed
+        Seed of these.
+    max_tokens
+        Padded tokens a batch.
+    """
+    require_later(sae.site, later.site)
+    budget = tokens_at_once(model, max_tokens)
+    is_gene = gene_mask(model)
+    index = torch.from_numpy(sources).to(model.device)
+    directions = sae.directions[index][:, None]
+    if null:
+        others = random_directions_of(sources, 1, directions.shape[-1], seed).to(model.device)
+        directions = torch.cat([directions, others], dim=1)
+    n_kinds = directions.shape[1]
+    total = np.zeros((n_kinds, len(sources), later.width))
+    norms = np.zeros(len(sources))
+
+    def compute(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        known = flow(model, sae, batch, is_gene)
+        active = known.active[..., index]
+        genes = is_gene[batch.tokens].float()
+        weight = genes / genes.sum(dim=1, keepdim=True).clamp(min=1)
+        n, length, _ = known.states.shape
+        found = np.zeros(total.shape)
+        there = (active > 0).any(dim=(0, 1)).nonzero()[:, 0]
+        signs = torch.tensor([step, -step], device=model.device)
+        for part in there.split(max(budget // (2 * n_kinds * n * length), 1)):
+            amount = active[..., part].permute(2, 0, 1)[:, None, None, ..., None]
+            # Sources x directions x signs x cells x tokens x size.
+            change = signs[:, None, None, None] * amount * directions[part][:, :, None, None, None]
+            states = (known.states + change.to(known.states.dtype)).flatten(0, 3)
+            copies = len(part) * n_kinds * 2
+            stream = known.stream.repeat(copies, 1, 1) if sae.site.part != "output" else None
+            features = later.encode(_reach(model, sae.site, later.site, stream, states).float())
+            mean = torch.einsum("slw,sl->sw", features, weight.repeat(copies, 1))
+            mean = mean.reshape(len(part), n_kinds, 2, n, -1).sum(dim=3)
+            slope = ((mean[:, :, 0] - mean[:, :, 1]) / (2 * step)).double().cpu().numpy()
+            found[:, part.cpu().numpy()] = slope.transpose(1, 0, 2)
+        return found, active.pow(2).sum(dim=1).sqrt().sum(dim=0).double().cpu().numpy()
+
+    for _, (part, norm) in run(model, sequences, compute, max_tokens=max_tokens, desc="Following features"):
+        total += part
+        norms += norm
+    total, norms = total / max(len(sequences), 1), norms / max(len(sequences), 1)
+    return Edges(total[0], total[1] if null else np.full_like(total[0], np.nan), norms)
+
+
+def _reach(
+    model: MaxTokiModel, source: Site, target: Site, stream: torch.Tensor | None, states: torch.Tensor
+) -> torch.Tensor:
+    """What flows through a later place if other states flow through an earlier one."""
+    found = []
+
+    def stop(there: torch.Tensor) -> torch.Tensor:
+        found.append(there)
+        raise Reached
+
+    edits = [] if stream is None else [(source, lambda _: states)]
+    start = source.layer + 1 if stream is None else source.layer
+    with edited(model, [*edits, (target, stop)]):
+        try:
+            resume(model, start, states if stream is None else stream)
+        except Reached:
+            return found[0]
+    raise RuntimeError(f"The forward pass did not reach {target}.")

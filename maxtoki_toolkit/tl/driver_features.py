@@ -1,0 +1,114 @@
+"""Which features start what others follow: PageRank on the reversed network of features."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from .. import _keys
+from ..results.store import read_result, write_result
+from ..stats.drivers import DAMPING, pagerank_drivers, permuted_targets
+
+
+def driver_features(
+    adata: AnnData,
+    *,
+    key: str | None = None,
+    damping: float = DAMPING,
+    n_permutations: int = 99,
+    rng: int = 0,
+    key_added: str | None = None,
+) -> None:
+    """Rank the features of a network by how much starts from them.
+
+    Parameters
+    ----------
+    adata
+        Cells with a result of `mt.tl.feature_network`.
+    key
+        Key in `.uns` of the network, by default "feature_network".
+    damping
+        Of PageRank.
+    n_permutations
+        Networks whose edges go to targets drawn at random.
+    rng
+        Seed of these.
+    key_added
+        Key in `.uns`, by default "driver_features".
+
+    Returns
+    -------
+    `None`. Writes the table `features` to `.uns["driver_features"]`, a row a source, the highest score first:
+
+    `feature`, `pagerank`
+        Number, and score: all add up to 1 with those of the targets.
+    `null_pagerank`, `p_value`
+        Mean score in networks with targets drawn at random, and the share of them in which it is at least as
+        high. Not corrected: few permutations cannot carry many features.
+    `n_edges`, `strength`, `activation`
+        What is simpler: how many edges start there, the sum of their sizes, how active the feature is.
+    `null_strength`
+        Strength of a random direction of the same length.
+
+    Raises
+    ------
+    KeyError
+        If there is no network.
+    ValueError
+        If it has no edges.
+
+    Notes
+    -----
+    Edges are reversed, so that what starts effects scores high and not where they end; their weights are the
+    sizes of the effects. `params["r_strength"]`, `params["r_activation"]` and `params["r_n_edges"]` are the
+    rank correlations of the score with the simpler ones: near 1, the score says no more than they do.
+
+    Examples
+    --------
+    >>> import tempfile, maxtoki_toolkit as mt
+    >>> adata = mt.datasets.load("heart_nuclei")[:20].copy()
+    >>> model = mt.load_model("demo")
+    >>> mt.pp.rank_value_encode(adata, model)
+    >>> recipe = mt.train.SparseRecipe.of(max_steps=2, batch_size=8)
+    >>> later = mt.train.sae(adata, model, tempfile.mkdtemp(), block=3, k=4, recipe=recipe)
+    >>> mt.tl.feature_network(adata, model, mt.load_sae("demo"), later=later, n_features=3, n_cells=10)
+    >>> mt.tl.driver_features(adata, n_permutations=9)
+    >>> len(mt.get.table(adata, "driver_features"))
+    3
+    """
+    result = read_result(
+        adata, key or _keys.FEATURE_NETWORK, "mt.tl.feature_network(adata, model, sae, later=...)"
+    )
+    edges, sources, targets = result["edges"], result["sources"], result["targets"]
+    if not len(edges):
+        raise ValueError(
+            "The network has no edges: no effect that donors agree on. Read more cells, or raise alpha in mt.tl.feature_network."
+        )
+    row = pd.Index(sources["feature"]).get_indexer(edges["source"])
+    column = len(sources) + pd.Index(targets["feature"]).get_indexer(edges["target"])
+    n = len(sources) + len(targets)
+    weight = sp.csr_matrix((np.abs(edges["effect"].to_numpy()), (row, column)), shape=(n, n))
+    score = pagerank_drivers(weight, damping)[: len(sources)]
+    out = weight[: len(sources), len(sources) :]
+    null = np.empty((n_permutations, len(sources)))
+    for i in range(n_permutations):
+        drawn = sp.lil_matrix((n, n))
+        drawn[: len(sources), len(sources) :] = permuted_targets(out, np.random.default_rng([rng, i]))
+        null[i] = pagerank_drivers(drawn, damping)[: len(sources)]
+    table = pd.DataFrame(
+        {
+            "feature": sources["feature"].to_numpy(),
+            "pagerank": score,
+            "null_pagerank": null.mean(axis=0),
+            "p_value": (1 + (null >= score * (1 - 1e-9)).sum(axis=0)) / (1 + n_permutations),
+        }
+    )
+    for name in ("n_edges", "strength", "activation", "null_strength"):
+        table[name] = sources[name].to_numpy()
+    params = {"damping": damping, "n_permutations": n_permutations, "seed": rng}
+    for name in ("strength", "activation", "n_edges"):
+        params[f"r_{name}"] = float(table["pagerank"].corr(table[name], method="spearman"))
+    table = table.sort_values("pagerank", ascending=False, ignore_index=True)
+    write_result(adata, _keys.DRIVER_FEATURES, params, key_added=key_added, features=table)
