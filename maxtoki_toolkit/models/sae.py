@@ -118,13 +118,9 @@ class SparseAutoencoder(nn.Module):
     @property
     def params(self) -> dict[str, Any]:
         """What results record of it."""
-        fields = {
-            "width": self.width,
-            "k": self.k,
-            "kind": self.kind,
-            "sae_sha256": self.card.get("sha256", ""),
-        }
-        return fields | {name: self.card[name] for name in ("block", "site", "name") if name in self.card}
+        fields = {"width": self.width, "k": self.k, "kind": self.kind, "sha256": self.card.get("sha256", "")}
+        place = {name: self.card[name] for name in ("block", "site") if name in self.card}
+        return {"sae": fields | place}
 
     def __repr__(self) -> str:
         where = (

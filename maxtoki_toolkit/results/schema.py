@@ -244,7 +244,15 @@ SCHEMA: dict[str, Result] = {
     ),
     _keys.FEATURE_NETWORK: Result(
         "mt.tl.feature_network(adata, model, sae, later=...)",
-        {"edges": "edges", "sources": "features that were scaled", "targets": "features that were read"},
+        {
+            "edges": "edges",
+            "null_edges": "edges of random directions",
+            "sources": "features that were scaled",
+            "targets": "features that were read",
+        },
+    ),
+    _keys.FEATURE_MEDIATORS: Result(
+        "mt.tl.feature_mediators(adata, model, sae, genes=...)", {"effects": "features and sets of features"}
     ),
     _keys.DRIVER_FEATURES: Result(
         "mt.tl.driver_features(adata)", {"features": "features that were scaled"}, {"features": ""}

@@ -37,11 +37,26 @@ def total_effects(weight: np.ndarray) -> np.ndarray:
     return np.abs(whole).sum(axis=1)
 
 
-def permuted_targets(weight: sp.csr_matrix, rng: np.random.Generator) -> sp.csr_matrix:
-    """The same weights out of each node, to targets drawn at random."""
-    found = sp.csr_matrix(weight).copy()
-    n = found.shape[1]
-    for row in range(found.shape[0]):
-        where = slice(*found.indptr[row : row + 2])
-        found.indices[where] = np.sort(rng.choice(n, where.stop - where.start, replace=False))
-    return found
+def replaced_rows(weight: sp.csr_matrix, other: sp.csr_matrix, damping: float = DAMPING) -> np.ndarray:
+    """Score of each source with its own edges replaced by other ones, one source at a time.
+
+    Parameters
+    ----------
+    weight, other
+        Sources x targets, at least 0.
+    damping
+        As in `pagerank_drivers`.
+    """
+    n, m = weight.shape
+    scores = np.empty(n)
+    for i in range(n):
+        rows = [weight[:i], other[i], weight[i + 1 :]]
+        scores[i] = pagerank_drivers(square(sp.vstack(rows)), damping)[i]
+    return scores
+
+
+def square(weight: sp.spmatrix) -> sp.csr_matrix:
+    """A network of sources and targets as one of nodes, the sources first."""
+    n, m = weight.shape
+    found = sp.coo_matrix(weight)
+    return sp.csr_matrix((found.data, (found.row, found.col + n)), shape=(n + m, n + m))

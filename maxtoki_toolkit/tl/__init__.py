@@ -17,6 +17,7 @@ from .evaluate_sae import evaluate_sae
 from .expression_age_slope import expression_age_slope
 from .feature_effects import feature_effects
 from .feature_genes import feature_genes
+from .feature_mediators import feature_mediators
 from .feature_network import feature_network
 from .features import features
 from .gene_network import gene_network
@@ -47,6 +48,7 @@ __all__ = [
     "evaluate_sae",
     "driver_features",
     "feature_effects",
+    "feature_mediators",
     "feature_network",
     "feature_genes",
     "features",

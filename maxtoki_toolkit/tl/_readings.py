@@ -21,6 +21,7 @@ from ..pp._columns import find_donors
 from ..pp._design import get_labels
 from ..pp.sample_prompts import read_prompts
 from ..results.store import read_result
+from ..stats.donors import unit_name
 from ._cells import get_sequences
 from ._time_unit import check_unit
 
@@ -182,3 +183,16 @@ def draw_partners(parts: Layout, seed: int) -> np.ndarray:
             )
         partners[i] = others[np.random.default_rng([seed, i]).integers(len(others))]
     return partners
+
+
+def split_donors(table: pd.DataFrame, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts of half of the donors (or query cells), and of the others."""
+    unit = "donor" if "donor" in table else "query"
+    names = np.random.default_rng(seed).permutation(np.sort(table[unit].astype(str).unique()))
+    chosen = table[unit].astype(str).isin(names[: len(names) // 2]).to_numpy()
+    if min(chosen.sum(), (~chosen).sum()) < 2:
+        raise ValueError(
+            f"Features are chosen on half of the {unit_name(table)}s and read on the others; {len(names)} are too few. Name "
+            "the features, or give more prompts."
+        )
+    return np.flatnonzero(chosen), np.flatnonzero(~chosen)

@@ -9,7 +9,8 @@ from anndata import AnnData
 
 from .. import _keys
 from ..results.store import read_result, write_result
-from ..stats.drivers import DAMPING, pagerank_drivers, permuted_targets
+from ..stats.drivers import DAMPING, pagerank_drivers, replaced_rows, square
+from ..stats.fdr import benjamini_hochberg
 
 
 def driver_features(
@@ -17,8 +18,6 @@ def driver_features(
     *,
     key: str | None = None,
     damping: float = DAMPING,
-    n_permutations: int = 99,
-    rng: int = 0,
     key_added: str | None = None,
 ) -> None:
     """Rank the features of a network by how much starts from them.
@@ -31,10 +30,6 @@ def driver_features(
         Key in `.uns` of the network, by default "feature_network".
     damping
         Of PageRank.
-    n_permutations
-        Networks whose edges go to targets drawn at random.
-    rng
-        Seed of these.
     key_added
         Key in `.uns`, by default "driver_features".
 
@@ -44,9 +39,11 @@ def driver_features(
 
     `feature`, `pagerank`
         Number, and score: all add up to 1 with those of the targets.
-    `null_pagerank`, `p_value`
-        Mean score in networks with targets drawn at random, and the share of them in which it is at least as
-        high. Not corrected: few permutations cannot carry many features.
+    `null_pagerank`
+        Score if the feature's edges are those of a random direction of its length.
+    `p_value`, `q_value`
+        Share of all features' `null_pagerank` that are at least as high; corrected for the features
+        (Benjamini and Hochberg).
     `n_edges`, `strength`, `activation`
         What is simpler: how many edges start there, the sum of their sizes, how active the feature is.
     `null_strength`
@@ -74,7 +71,7 @@ def driver_features(
     >>> recipe = mt.train.SparseRecipe.of(max_steps=2, batch_size=8)
     >>> later = mt.train.sae(adata, model, tempfile.mkdtemp(), block=3, k=4, recipe=recipe)
     >>> mt.tl.feature_network(adata, model, mt.load_sae("demo"), later=later, n_features=3, n_cells=10)
-    >>> mt.tl.driver_features(adata, n_permutations=9)
+    >>> mt.tl.driver_features(adata)
     >>> len(mt.get.table(adata, "driver_features"))
     3
     """
@@ -86,29 +83,32 @@ def driver_features(
         raise ValueError(
             "The network has no edges: no effect that donors agree on. Read more cells, or raise alpha in mt.tl.feature_network."
         )
-    row = pd.Index(sources["feature"]).get_indexer(edges["source"])
-    column = len(sources) + pd.Index(targets["feature"]).get_indexer(edges["target"])
-    n = len(sources) + len(targets)
-    weight = sp.csr_matrix((np.abs(edges["effect"].to_numpy()), (row, column)), shape=(n, n))
-    score = pagerank_drivers(weight, damping)[: len(sources)]
-    out = weight[: len(sources), len(sources) :]
-    null = np.empty((n_permutations, len(sources)))
-    for i in range(n_permutations):
-        drawn = sp.lil_matrix((n, n))
-        drawn[: len(sources), len(sources) :] = permuted_targets(out, np.random.default_rng([rng, i]))
-        null[i] = pagerank_drivers(drawn, damping)[: len(sources)]
+    weight, other = (_weights(result[name], sources, targets) for name in ("edges", "null_edges"))
+    score = pagerank_drivers(square(weight), damping)[: len(sources)]
+    null = replaced_rows(weight, other, damping)
+    at_least = (null[:, None] >= score * (1 - 1e-9)).sum(axis=0)
+    p_value = (1 + at_least) / (1 + len(null))
     table = pd.DataFrame(
         {
             "feature": sources["feature"].to_numpy(),
             "pagerank": score,
-            "null_pagerank": null.mean(axis=0),
-            "p_value": (1 + (null >= score * (1 - 1e-9)).sum(axis=0)) / (1 + n_permutations),
+            "null_pagerank": null,
+            "p_value": p_value,
+            "q_value": benjamini_hochberg(p_value),
         }
     )
     for name in ("n_edges", "strength", "activation", "null_strength"):
         table[name] = sources[name].to_numpy()
-    params = {"damping": damping, "n_permutations": n_permutations, "seed": rng}
+    params = {"damping": damping}
     for name in ("strength", "activation", "n_edges"):
         params[f"r_{name}"] = float(table["pagerank"].corr(table[name], method="spearman"))
     table = table.sort_values("pagerank", ascending=False, ignore_index=True)
     write_result(adata, _keys.DRIVER_FEATURES, params, key_added=key_added, features=table)
+
+
+def _weights(edges: pd.DataFrame, sources: pd.DataFrame, targets: pd.DataFrame) -> sp.csr_matrix:
+    """Sizes of the effects, sources x targets."""
+    row = pd.Index(sources["feature"]).get_indexer(edges["source"])
+    column = pd.Index(targets["feature"]).get_indexer(edges["target"])
+    size = np.abs(edges["effect"].to_numpy(dtype=float))
+    return sp.csr_matrix((size, (row, column)), shape=(len(sources), len(targets)))

@@ -22,7 +22,7 @@ from ..pp._design import known_cells
 from ..results.store import write_result
 from ..stats.donors import donor_mean, unit_name
 from ..stats.fdr import benjamini_hochberg
-from ._readings import Readings, get_prompts, get_readings
+from ._readings import Readings, get_prompts, get_readings, split_donors
 
 N_FEATURES = 20  # that are edited if none are named
 N_NULL = 4  # random directions in place of each feature's; they are pooled over features
@@ -139,7 +139,7 @@ def feature_effects(
         raise ValueError("doses must be numbers, such as [0, 2].")
     cells, _ = known_cells(adata, donor_key)
     drawn = get_prompts(cells, model, readout, key=key, n_prompts=n_prompts, rng=rng, donor_key=donor_key)
-    first, second = _halves(drawn[0], rng) if features is None else (np.arange(len(drawn[0])),) * 2
+    first, second = split_donors(drawn[0], rng) if features is None else (np.arange(len(drawn[0])),) * 2
 
     def prepare(rows: np.ndarray) -> Readings:
         table, prompts, sequences = drawn
@@ -203,19 +203,6 @@ def _places(readings: Readings, where: str) -> np.ndarray | None:
             f"where={where!r} needs prompts: what is read here are {', '.join(readings.parts.names)}."
         )
     return np.asarray(wanted)[readings.parts.segment].astype(np.int32)
-
-
-def _halves(table: pd.DataFrame, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts of half of the donors (or query cells), and of the others."""
-    unit = "donor" if "donor" in table else "query"
-    names = np.random.default_rng(seed).permutation(np.sort(table[unit].astype(str).unique()))
-    chosen = table[unit].astype(str).isin(names[: len(names) // 2]).to_numpy()
-    if min(chosen.sum(), (~chosen).sum()) < 2:
-        raise ValueError(
-            f"Features are chosen on half of the {unit_name(table)}s and read on the others; {len(names)} are too few. Name "
-            "the features, or give more prompts."
-        )
-    return np.flatnonzero(chosen), np.flatnonzero(~chosen)
 
 
 def _gradients(slopes: np.ndarray, table: pd.DataFrame, seed: int) -> pd.DataFrame:

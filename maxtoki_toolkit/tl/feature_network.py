@@ -81,6 +81,9 @@ def feature_network(
             Two-sided t test over donors; corrected for all pairs of features (Benjamini and Hochberg).
         `null_share`
             Share of the random directions' effects, for their length, that are at least as large.
+    `null_edges`
+        The edges (`source`, `target`, `effect`) of random directions in place of the sources', kept by the same
+        rule: `mt.tl.driver_features` compares with them.
     `sources`
         A row a feature of `sae` that was scaled: `feature`, `activation` (mean over genes), `norm` (length of
         what it adds to a cell), `n_edges`, `strength` (sum of the sizes of its effects, also of those that
@@ -132,21 +135,24 @@ def feature_network(
         sources = require_features(sae, features)
 
     names = np.unique(unit)
-    total, squares, null_total = np.zeros((3, len(sources), later.width))
+    total, squares, null_total, null_squares = np.zeros((4, len(sources), later.width))
     norm = np.zeros(len(sources))
     for name in names:
         mine = np.flatnonzero(unit == name)
         found = feature_edges(
             model, sae, later, sequences.take(mine), sources, step=step, null=True, seed=rng
         )
-        total, squares, null_total = total + found.effect, squares + found.effect**2, null_total + found.null
+        total, squares = total + found.effect, squares + found.effect**2
+        null_total, null_squares = null_total + found.null, null_squares + found.null**2
         norm += found.norm * len(mine) / len(rows)
     n = len(names)
     mean, null = total / n, null_total / n
     edges = _edges(mean, squares, n, null, norm, sources, alpha)
+    null_edges = _edges(null, null_squares, n, null, norm, sources, alpha)
     kept = [edges[name].value_counts() for name in ("source", "target")]
     tables = {
         "edges": edges,
+        "null_edges": null_edges[["source", "target", "effect"]],
         "sources": pd.DataFrame(
             {
                 "feature": sources,
@@ -168,7 +174,7 @@ def feature_network(
     }
     params = {
         "unit": "activation",
-        "later": later.params,
+        "later": later.params["sae"],
         "step": step,
         "alpha": alpha,
         "n_tested": int((mean != 0).sum()),

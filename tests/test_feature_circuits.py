@@ -1,0 +1,311 @@
+"""Effects, networks and mediators of features, in a model whose circuit is known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+from helpers import on_copy
+from scipy.sparse import csr_matrix
+
+import maxtoki_toolkit as mt
+from maxtoki_toolkit.models.feature_network import feature_edges
+from maxtoki_toolkit.models.mediation import match_places
+from maxtoki_toolkit.models.sae_controls import gene_mask
+from maxtoki_toolkit.models.sequences import Sequences
+from maxtoki_toolkit.stats.drivers import pagerank_drivers, replaced_rows, square, total_effects
+
+N, GENES, CONSTANT, SIZE, SCALE = 6, 60, 300.0, 12, 500.0
+FIRST, OUT = 1, 8  # dimensions: the features from FIRST on, what the time head reads
+# What features of the first block make of those of the second, and what the lapse is made of.
+CIRCUIT = np.zeros((N, N))
+CIRCUIT[0, 1], CIRCUIT[0, 2], CIRCUIT[3, 4] = 0.5, 0.3, -0.2
+READ = np.array([0.0, 1.0, 0.0, 0.0, 0.7, 0.0])
+
+
+def coder(model, block):
+    """An autoencoder whose features are the planted ones."""
+    card = {"block": block, "site": "output", "model": model.name, "model_sha256": model.identity}
+    sae = mt.models.SparseAutoencoder(SIZE, N, N, card=card)
+    with torch.no_grad():
+        for weight in (sae.encoder.weight, sae.W_dec):
+            weight.zero_()
+            weight[torch.arange(N), FIRST + torch.arange(N)] = 1.0
+        sae.b_dec[0] = CONSTANT
+    return sae.eval().requires_grad_(requires_grad=False)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """A model as good as linear: its second block adds the circuit, its third hands the mean of what is read to all later tokens."""
+    rng = np.random.default_rng(0)
+    genes = [f"ENSG{i:011d}" for i in range(GENES)]
+    vocab = mt.models.Vocabulary(
+        {token: i for i, token in enumerate(["<pad>", "<mask>", "<bos>", "<eos>", *genes])},
+        dict.fromkeys(genes, 1.0),
+    )
+    shape = {"hidden_size": SIZE, "head_dim": SIZE, "intermediate_size": N, "num_hidden_layers": 3}
+    shape |= {"num_attention_heads": 1, "max_position_embeddings": 64, "tie_word_embeddings": False}
+    model = mt.models.extend_model(
+        mt.models.build_model(shape, vocab), vocab.with_times(-900, 900), max_length=128
+    )
+    has = rng.random((GENES, N)) * (rng.random((GENES, N)) < 0.5)
+    has[0] = [10.0, 0, 3, 0, 0, 0]
+    rms = CONSTANT / np.sqrt(SIZE)
+    head = mt.models.TimeHead("linear", hidden_size=SIZE, scale=SCALE)
+    with torch.no_grad():
+        table = model.hf.model.embed_tokens.weight
+        table.zero_()
+        table[:, 0] = CONSTANT
+        table[model.vocab.gene_ids, FIRST : FIRST + N] = torch.from_numpy(has).float()
+        for i, block in enumerate(model.hf.model.layers):
+            attention = block.self_attn
+            for part in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
+                part.weight.zero_()
+            for part in (block.mlp.gate_proj, block.mlp.up_proj, block.mlp.down_proj):
+                part.weight.zero_()
+            block.input_layernorm.weight.fill_(rms)
+            block.post_attention_layernorm.weight.fill_(rms)
+            if i == 1:
+                # The gate is open: it reads the constant.
+                block.mlp.gate_proj.weight[:, 0] = 10 / CONSTANT
+                block.mlp.up_proj.weight[torch.arange(N), FIRST + torch.arange(N)] = 1.0
+                block.mlp.down_proj.weight[FIRST : FIRST + N] = torch.from_numpy(CIRCUIT.T).float() / 10
+            if i == 2:
+                attention.v_proj.weight[0, FIRST : FIRST + N] = torch.from_numpy(READ).float()
+                attention.o_proj.weight[OUT, 0] = 1.0
+        model.hf.model.norm.weight.fill_(rms)
+        head.linear.weight.zero_()
+        head.linear.weight[0, OUT] = 1.0
+        head.linear.bias.zero_()
+    from dataclasses import replace
+
+    model = replace(model, time_head=head)
+    counts = np.zeros((80, GENES), np.float32)
+    for cell in counts:
+        cell[rng.choice(GENES, 15, replace=False)] = rng.permutation(15) + 1
+    adata = AnnData(csr_matrix(counts))
+    adata.var_names = genes
+    adata.obs_names = [f"cell_{i}" for i in range(80)]
+    adata.obs["donor_id"] = [f"D{i % 10}" for i in range(80)]
+    adata.obs["age_months"] = (np.arange(80) % 10) * 30 + 300
+    adata.obs["cell_type"] = "a"
+    mt.pp.map_genes(adata, model)
+    mt.pp.rank_value_encode(adata, model)
+    mt.pp.sample_prompts(
+        adata, time_key="age_months", groupby="cell_type", donor_key="donor_id", n_prompts=40, context_size=1
+    )
+    return model, adata, has
+
+
+def activity(adata, names, has):
+    """Sum of each feature over the genes of some cells."""
+    there = adata[names].layers["rank"].toarray() > 0
+    return there @ has
+
+
+def test_scaling_a_feature_changes_the_lapse_as_the_circuit_says(planted):
+    model, adata, has = planted
+    read = on_copy(
+        mt.tl.feature_effects,
+        adata,
+        model,
+        coder(model, 0),
+        features=range(N),
+        doses=[0, 1, 2, 3],
+        n_prompts=None,
+    )
+    effects = mt.get.table(read, "feature_effects").pivot(index="feature", columns="dose", values="effect")
+    prompts = adata.uns["prompts"]["prompts"]
+    both = activity(adata, prompts["context_0"], has) + activity(adata, prompts["query"], has)
+    # <bos> genes <eos> lapse <boq> <bos> genes <eos> <eoq>, over which the last token's attention is spread.
+    n_tokens = 2 * 17 + 2
+    expected = SCALE * (both * ((np.eye(N) + CIRCUIT) @ READ)).mean(axis=0) / n_tokens
+    assert (effects[1] == 0).all()
+    for dose in (0, 2, 3):
+        np.testing.assert_allclose(effects[dose], (dose - 1) * expected, rtol=0.02, atol=0.1)
+    table = mt.get.table(read, "feature_effects")
+    np.testing.assert_allclose(table["gradient"], table["effect"], rtol=0.02, atol=0.1)
+    assert table.loc[table["dose"] == 1, "p_value"].isna().all()
+    query = on_copy(
+        mt.tl.feature_effects,
+        adata,
+        model,
+        coder(model, 0),
+        features=[1],
+        doses=[0],
+        where="query",
+        n_prompts=None,
+    )
+    alone = SCALE * activity(adata, prompts["query"], has)[:, 1].mean() / n_tokens
+    assert mt.get.table(query, "feature_effects")["effect"][0] == pytest.approx(-alone, rel=0.02)
+
+
+def test_chosen_features_are_those_that_matter(planted):
+    model, adata, _ = planted
+    read = on_copy(mt.tl.feature_effects, adata, model, coder(model, 0), doses=[0.0])
+    assert read.uns["feature_effects"]["params"]["chosen"] == "by gradient, on other donors"
+    effects = mt.get.table(read, "feature_effects").set_index("feature")
+    matters = ((np.eye(N) + CIRCUIT) @ READ) != 0
+    assert (effects.loc[np.flatnonzero(matters), "effect"].abs() > 1).all()
+    assert (effects.loc[np.flatnonzero(~matters), "effect"].abs() < 0.3).all()
+    assert set(effects.index[:4]) == set(np.flatnonzero(matters))
+
+
+def test_edits_of_nothing_and_edits_of_several_things(planted):
+    model, adata, _ = planted
+    sae = coder(model, 0)
+    plain = on_copy(mt.tl.predict_timelapse, adata, model).uns["timelapse"]["prompts"]["predicted"]
+    with mt.models.edited_features(model, sae, {0: 1.0, 3: 1.0}):
+        same = on_copy(mt.tl.predict_timelapse, adata, model).uns["timelapse"]["prompts"]["predicted"]
+    assert (same == plain).all()
+    found = []
+    for factors in ({0: 0.0}, {1: 3.0}, {0: 0.0, 1: 3.0}):
+        with mt.models.edited_features(model, sae, factors):
+            found.append(
+                on_copy(mt.tl.predict_timelapse, adata, model).uns["timelapse"]["prompts"]["predicted"]
+            )
+    np.testing.assert_allclose(found[0] + found[1] - plain, found[2], rtol=1e-3)
+    assert abs(found[0] - plain).max() > 1
+    # With an edit of a head inside, both are made.
+    with mt.models.edited_features(model, sae, {1: 3.0}):
+        ablated = on_copy(mt.tl.ablate_heads, adata, model, heads=[(2, 0)], how="zero")
+    effects = mt.get.table(ablated, "ablate_heads")
+    assert effects["value_intact"][0] == pytest.approx(found[1].mean(), rel=1e-3)
+    assert effects["value_intact"][0] + effects["change"][0] == pytest.approx(0, abs=0.5)
+    again = on_copy(mt.tl.predict_timelapse, adata, model).uns["timelapse"]["prompts"]["predicted"]
+    assert (again == plain).all()
+
+
+def test_edges_are_those_of_the_circuit(planted):
+    model, adata, has = planted
+    read = on_copy(
+        mt.tl.feature_network, adata, model, coder(model, 0), later=coder(model, 1), features=range(N)
+    )
+    edges = mt.get.table(read, "feature_network")
+    genes = has[np.concatenate([row.indices for row in adata.layers["rank"]])]
+    expected = np.zeros((N, N))
+    for i in range(N):
+        up, down = (np.where(np.arange(N) == i, factor, 1.0) for factor in (1.1, 0.9))
+        made = [np.maximum((genes * factor) @ (np.eye(N) + CIRCUIT), 0) for factor in (up, down)]
+        expected[i] = (made[0] - made[1]).mean(axis=0) / 0.2
+    found = np.zeros((N, N))
+    found[edges["source"], edges["target"]] = edges["effect"]
+    # What norms add is a thousandth.
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    strong = edges["effect"].abs() > 0.01
+    assert set(zip(edges["source"][strong], edges["target"][strong], strict=True)) == set(
+        zip(*np.nonzero(expected), strict=True)
+    )
+    assert (edges["effect_low"] <= edges["effect"]).all()
+    mt.tl.driver_features(read)
+    drivers = mt.get.table(read, "driver_features")
+    assert drivers["feature"][0] == 0
+    with pytest.raises(ValueError, match="go from earlier to later"):
+        mt.tl.feature_network(adata, model, coder(model, 1), later=coder(model, 0))
+
+
+def test_edges_do_not_depend_on_batches(planted):
+    model, adata, _ = planted
+    sequences = Sequences.of([np.array([2, *range(4, 4 + n), 3]) for n in (5, 20, 11)])
+    found = [
+        feature_edges(
+            model, coder(model, 0), coder(model, 1), sequences, np.arange(N), null=True, max_tokens=budget
+        )
+        for budget in (30, 5000)
+    ]
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    assert gene_mask(model).sum() == GENES
+
+
+def test_genes_that_a_feature_makes_likely(planted):
+    model, adata, _ = planted
+    weight = model.hf.lm_head.weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.zero_()
+        weight[model.vocab.gene_ids[7], FIRST + 2] = 4.0
+        weight[model.vocab.gene_ids[9], FIRST + 2] = -4.0
+    try:
+        read = on_copy(mt.tl.feature_genes, adata, model, coder(model, 1), features=[2], n_genes=1)
+    finally:
+        weight.data.copy_(before)
+    genes = mt.get.table(read, "feature_genes").set_index("direction")
+    assert genes.loc["up", "gene"] == adata.var_names[7]
+    assert genes.loc["down", "gene"] == adata.var_names[9]
+    assert read.uns["feature_genes"]["params"]["direct_r"] > 0.99
+    assert genes.loc["up", "z"] > 2
+
+
+def test_mediators_are_the_features_on_the_way(planted):
+    model, adata, _ = planted
+    # The gene's feature 0 acts on the lapse through features 1 and 2 of the second block, of which 2 is not read.
+    settings = {"genes": [adata.var_names[0]], "max_features": 2, "n_prompts": None}
+    mt.pp.sample_prompts(
+        adata, time_key="age_months", groupby="cell_type", donor_key="donor_id", n_prompts=200, context_size=1
+    )
+    read = on_copy(mt.tl.feature_mediators, adata, model, coder(model, 1), **settings)
+    effects = mt.get.table(read, "feature_mediators")
+    greedy = effects[effects["kind"] == "greedy"]
+    assert greedy["features"].iloc[0] == "1"
+    # A gene more makes each of the others count less.
+    assert greedy["put_back"].iloc[0] == pytest.approx(1, abs=0.15)
+    single = effects[effects["kind"] == "single"].set_index("features")
+    np.testing.assert_allclose(single["put_back"], single["gradient"], atol=0.05)
+    assert abs(single["put_back"].get("2", 0)) < 0.05
+
+
+def test_places_are_matched_by_gene():
+    before = Sequences.of([np.array([2, 10, 11, 12, 3]), np.array([2, 10, 3])])
+    after = Sequences.of([np.array([2, 12, 10, 13, 3]), np.array([2, 11, 10, 3])])
+    segments = np.zeros(len(before.tokens), int), np.zeros(len(after.tokens), int)
+    assert match_places(before, after, *segments).tolist() == [0, 3, 1, -1, 4, 0, -1, 1, 2]
+    other = segments[1].copy()
+    other[:5] = 1
+    assert match_places(before, after, segments[0], other)[:5].tolist() == [-1] * 5
+
+
+def test_pagerank_on_reversed_edges_finds_what_starts_effects():
+    chain = np.zeros((5, 5))
+    chain[0, 1] = chain[1, 2] = chain[2, 3] = chain[3, 4] = 1.0
+    assert pagerank_drivers(chain).argmax() == 0
+    assert pagerank_drivers(chain).sum() == pytest.approx(1)
+    rng = np.random.default_rng(0)
+    agreement = []
+    for _ in range(20):
+        weight = rng.normal(size=(12, 12)) * (rng.random((12, 12)) < 0.2) * 0.3
+        np.fill_diagonal(weight, 0)
+        truth = pd.Series(total_effects(weight))
+        agreement.append(truth.corr(pd.Series(pagerank_drivers(np.abs(weight))), method="spearman"))
+    assert np.mean(agreement) > 0.5
+
+
+def test_total_effects_follow_all_paths():
+    weight = np.zeros((3, 3))
+    weight[0, 1], weight[1, 2], weight[0, 2] = 0.5, 0.4, -0.2
+    assert total_effects(weight).tolist() == pytest.approx([0.5 + 0.0, 0.4, 0])
+
+
+def test_scores_with_edges_of_another_direction():
+    weight = csr_matrix([[3.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    none = csr_matrix((2, 3))
+    score = pagerank_drivers(square(weight))[:2]
+    assert (replaced_rows(weight, none) < score).all()
+    np.testing.assert_allclose(replaced_rows(weight, weight), score)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda m, a: mt.tl.feature_effects(a, m, coder(m, 0), features=[N]), "no feature 6"),
+        (lambda m, a: mt.tl.feature_effects(a, m, coder(m, 0), features=[]), "numbers of features"),
+        (lambda m, a: mt.tl.feature_effects(a, m, coder(m, 0), where="contexts"), "context"),
+        (lambda m, a: mt.tl.feature_effects(a, m, coder(m, 0), doses=[]), "doses"),
+        (lambda m, a: mt.tl.feature_mediators(a, m, coder(m, 0), genes=["none"]), "Did not find the gene"),
+        (lambda m, a: mt.tl.driver_features(a), "feature_network"),
+    ],
+)
+def test_refused(planted, call, said):
+    with pytest.raises((ValueError, KeyError, TypeError), match=said):
+        call(planted[0], planted[1].copy())
