@@ -114,8 +114,9 @@ def feature_families(
         `most_active`
             With `groupby`, the group in which its features are active at the largest share of genes.
         `top_genes`
-            Symbols of the genes at which most of its features are active on average, with commas. Genes
-            read at fewer than 5 places are left out.
+            Symbols of the genes at which more of its features are active than elsewhere, with commas: ordered by
+            how many are beyond expectation, summed over the gene's places, over the root of how many these are
+            (5 at least).
     `features`
         A row a feature that was compared:
 
@@ -357,15 +358,16 @@ def _tree(phi: np.ndarray, families: np.ndarray) -> tuple[np.ndarray, pd.DataFra
 
 
 def _top_genes(part: Activity, every: np.ndarray, cells: AnnData) -> list[str]:
-    """Genes of each family: where most of its features are active on average."""
+    """Genes of each family: where more of its features are active than elsewhere, and often."""
     active = part.genes @ member_of(every)
-    often = np.flatnonzero((part.n_read >= MIN_READ) & (active.sum(axis=1) > 0))
-    mean = active[often] / part.n_read[often, None]
+    often = np.flatnonzero(part.n_read >= MIN_READ)
+    n = part.n_read[often, None]
+    beyond = (active[often] - n * active.sum(axis=0) / max(part.n_read.sum(), 1)) / np.sqrt(n)
     ids = cells.var[_keys.TOKEN_ID].to_numpy()
     name = np.full(len(part.n_read), "", dtype=object)
     name[ids[ids >= 0]] = np.asarray(symbols(cells)).astype(str)[ids >= 0]
-    first = np.argsort(-mean, axis=0, kind="stable")[:_GENES]
-    return [", ".join(name[often[column[mean[column, i] > 0]]]) for i, column in enumerate(first.T)]
+    first = np.argsort(-beyond, axis=0, kind="stable")[:_GENES]
+    return [", ".join(name[often[column[beyond[column, i] > 0]]]) for i, column in enumerate(first.T)]
 
 
 def _grouped(table: pd.DataFrame, name: str) -> pd.DataFrame:
