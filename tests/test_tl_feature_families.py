@@ -234,6 +234,27 @@ def test_agreement_of_unrelated_families_is_that_of_permuted_ones():
     assert np.isnan(agreement(np.zeros(9, int), np.zeros(9, int), 9, 0)["rand"])
 
 
+def test_the_figure_shows_the_tables(planted):
+    adata, model, sae, _ = planted
+    result = found_of(planted, groupby="kind")
+    figure = mt.pl.feature_families(adata)
+    left, right = figure.axes
+    table = result["families"].query("group == 'all'")
+    labels = [text.get_text() for text in right.get_yticklabels()]
+    places = right.collections[-1].get_offsets()
+    for row, at in zip(table.itertuples(), places, strict=True):
+        assert at[0] == pytest.approx(row.support)
+        own = labels[int(at[1])]
+        assert own.startswith(f"{row.family} ({row.size})  {row.most_active}: {row.top_genes.split(', ')[0]}")
+    assert len(left.lines) == len(table) - 1
+    assert "24 features in 4 families" in left.get_title(loc="left")
+    with pytest.raises(ValueError, match="There is no group 'b'; choose from all, kind 0"):
+        mt.pl.feature_families(adata, group="b")
+    found_of(planted, min_phi=1, key_added="none")
+    with pytest.raises(ValueError, match="no three features are active together"):
+        mt.pl.feature_families(adata, key="none")
+
+
 def test_refusals(planted):
     adata, model, sae, _ = planted
     for settings, error, text in [
