@@ -70,7 +70,7 @@ def feature_families(adata: AnnData, *, key: str = _keys.FEATURE_FAMILIES, group
     left.set_xlabel("mean phi, between branches\nand (dot) within a family", fontsize=8.5)
     left.margins(x=0.06)
 
-    null = float(families["null_high"].iloc[0])
+    null = float(families["null_support_high"].iloc[0])
     right.axvspan(0, null, color=NULL, alpha=0.35, lw=0, zorder=0)
     right.hlines(row, families["support_low"], families["support_high"], color=MODEL, lw=1.5, zorder=2)
     face = np.where(families["supported"], MODEL, "white")

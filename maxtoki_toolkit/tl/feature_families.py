@@ -108,7 +108,7 @@ def feature_families(
         `support`
             Mean over samples of its Jaccard overlap with the family most like it; `support_low` and
             `support_high` hold 95% of the samples.
-        `null_support`, `null_high`, `supported`
+        `null_support`, `null_support_high`, `supported`
             The same of families among independent features: mean over them, and what 95% of them stay
             below; whether the support is above that.
         `most_active`
@@ -314,7 +314,7 @@ def _family_table(
             "support_low": np.quantile(support, 0.025, axis=1),
             "support_high": np.quantile(support, 0.975, axis=1),
             "null_support": mean,
-            "null_high": high,
+            "null_support_high": high,
             "supported": value > high,
         }
     )
