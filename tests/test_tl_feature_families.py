@@ -1,4 +1,4 @@
-"""Families of features: planted ones are found, independent features have none, and neither order nor batches matter."""
+"""Families of features: planted ones are found, independent features have none, order and batches do not matter."""
 
 import numpy as np
 import pandas as pd
@@ -51,7 +51,7 @@ def cells_of(model, counts):
 
 @pytest.fixture(scope="module")
 def planted():
-    """Genes with features of one of four families, or none; cells that read some of the genes, by type more of a family."""
+    """Genes with features of one of four families, or none; cells that read more genes of one, by type."""
     rng = np.random.default_rng(0)
     family = np.where(rng.random(N_GENES) < 0.28, rng.integers(N_FAMILIES, size=N_GENES), -1)
     chance = np.where((family[:, None] == TRUTH) & (TRUTH >= 0), 0.7, 0.03)

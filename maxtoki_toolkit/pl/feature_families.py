@@ -87,7 +87,8 @@ def feature_families(adata: AnnData, *, key: str = _keys.FEATURE_FAMILIES, group
     right.set_yticks(row, _labels(families), fontsize=8)
     right.tick_params(axis="y", length=0, labelright=True, pad=8)
     style = {"xytext": (8, 4), "textcoords": "offset points", "fontsize": 8, "color": "0.35"}
-    right.annotate("family (features)  genes", (1, 1), xycoords="axes fraction", **style)
+    head = f"family (features)  {'most active in: ' if _by_group(families) else ''}genes"
+    right.annotate(head, (1, 1), xycoords="axes fraction", **style)
     params = families.attrs
     where = "" if group == "all" else f"{group}: "
     left.set_title(
@@ -102,8 +103,7 @@ def feature_families(adata: AnnData, *, key: str = _keys.FEATURE_FAMILIES, group
 
 def _labels(families: pd.DataFrame) -> list[str]:
     """Number, size, group and genes of each family."""
-    several = "most_active" in families and (families["group"] == "all").all()
-    labels = []
+    labels, several = [], _by_group(families)
     for row in families.itertuples():
         genes = ", ".join(row.top_genes.split(", ")[:_N_GENES])
         where = ""
@@ -112,6 +112,11 @@ def _labels(families: pd.DataFrame) -> list[str]:
             where = f"{short}: "
         labels.append(f"{row.family} ({row.size})  {where}{genes}")
     return labels
+
+
+def _by_group(families: pd.DataFrame) -> bool:
+    """Whether it is known in which group each is most active."""
+    return "most_active" in families and (families["group"] == "all").all()
 
 
 def _layout(tree: pd.DataFrame, within: np.ndarray) -> tuple[np.ndarray, list[tuple[list, list]]]:

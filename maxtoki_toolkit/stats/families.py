@@ -1,4 +1,4 @@
-"""Families of things that go together: communities of a graph, whether they are found again, and whether two sets agree."""
+"""Families of things that go together, whether they are found again, and whether two sets of them agree."""
 
 from __future__ import annotations
 

@@ -154,20 +154,24 @@ def feature_families(
     Notes
     -----
     Phi is the correlation of the binary activities f and g, each less its mean in the stratum: on genes, the
-    ranks of like height of a cell (16 first, then half an octave each); on cells, the donor or block. With o places of both, n_f and n_g of each, and N
-    places in a stratum, it is the sum over strata of o - n_f n_g / N, over the root of the product of the
-    sums of n_f (1 - n_f / N) and n_g (1 - n_g / N). Pointwise mutual information is log2 of the sum of o over
-    that of n_f n_g / N. This expectation is that of shuffling the places of each feature within strata. That
-    pairs exceed it is tested over units, by a one-sided t test of o - n_f n_g / N, corrected over all pairs of
-    a group (Benjamini and Hochberg). Edges have q < 0.05 and `min_phi`.
+    ranks of like height of a cell (16 first, then half an octave each); on cells, the donor or block. With o
+    places (or cells) of both, n_f and n_g of each, and N in a stratum, it is the sum over strata of
+    o - n_f n_g / N, over the root of the product of the sums of n_f (1 - n_f / N) and n_g (1 - n_g / N).
+    Pointwise mutual information is log2 of the sum of o over that of n_f n_g / N. This expectation is that of
+    shuffling the places of each feature within strata. Whether pairs exceed it is tested over units, by a
+    one-sided t test of o - n_f n_g / N (careful with pairs that are rarely together), corrected over all
+    pairs of the group (Benjamini and Hochberg). Edges have q < 0.05 and at least `min_phi`.
 
     Features that are active at fewer than 20 places, or at more than a tenth of all, are in no family; the
     latter may be parents. Samples draw units with replacement and take as many edges as all cells give, the
-    strongest, so that the null has families as well: of independent features, whose pairs are drawn
-    with the mean and variance of the shuffle. A parent is active at twice as many places as its child at
-    least, at half of the child's or more, at twice as many of them as expected, and with q < 0.05. Of nested autoencoders
-    (`kind="matryoshka"`), `params["share_parents_before"]` says which share of parents has the lower number:
-    half, if the order of the features means nothing.
+    strongest, so that the null has families as well: of independent features, whose pairs are drawn with the
+    mean and the variance of the shuffle. What the null does not have is that features which point alike in
+    the states are active together whatever they mean.
+
+    A parent is active at twice as many places as its child or more, at half of the child's or more, at twice
+    as many of these as expected, and with q < 0.05. Of nested autoencoders (`kind="matryoshka"`),
+    `params["share_parents_before"]` says which share of parents has the lower number: half, if the order of
+    the features means nothing.
 
     Examples
     --------
@@ -247,7 +251,7 @@ def feature_families(
 def _find(
     part: Activity, find: Finder, min_phi: float, n_bootstrap: int, seed: int
 ) -> tuple[dict[str, pd.DataFrame], np.ndarray]:
-    """Families of some cells, their support and the null's, as tables; and the family of every feature, -1 for none."""
+    """Families of some cells with their support and the null's, as tables; and the family of every feature, or -1."""
     whole = together(part.units(part.alive))
     own = np.searchsorted(part.alive, part.compared)
     among = Together(*(v[np.ix_(own, own)] if isinstance(v, np.ndarray) else v for v in whole))
@@ -262,7 +266,7 @@ def _find(
     support = overlap(families, again)
     null = [np.zeros(0)]
     for _ in range(_N_NULL if n_edges else 0):
-        units = [unit.shuffled(draws) for unit in part.units(part.compared)]
+        units = (unit.shuffled(draws) for unit in part.units(part.compared))
         # All units once, and then the samples.
         phis = resampled_phi(units, np.vstack([np.ones(n_units, int), weights]))
         first, *others = [find.again(phi, n_edges) for phi in phis]
