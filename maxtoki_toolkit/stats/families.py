@@ -81,14 +81,14 @@ class Finder:
         return np.array(found.membership, dtype=int)
 
 
-def average_linkage(weight: np.ndarray) -> np.ndarray:
-    """Average linkage of 1 - weight, rows as scipy has them."""
+def average_linkage(weight: np.ndarray, *, ordered: bool = False) -> np.ndarray:
+    """Average linkage of 1 - weight, rows as scipy has them; `ordered` so that neighbours are alike."""
     from scipy.cluster.hierarchy import linkage
     from scipy.spatial.distance import squareform
 
     distance = np.clip(1 - (weight + weight.T) / 2, 0, None)
     np.fill_diagonal(distance, 0)
-    return linkage(squareform(distance, checks=False), "average", optimal_ordering=True)
+    return linkage(squareform(distance, checks=False), "average", optimal_ordering=ordered)
 
 
 def strongest(phi: np.ndarray, n_edges: int) -> np.ndarray:

@@ -351,7 +351,7 @@ def _tree(phi: np.ndarray, families: np.ndarray) -> tuple[np.ndarray, pd.DataFra
     share = member / np.maximum(member.sum(axis=0), 1)
     between = share.T @ phi @ share
     n = len(between)
-    joints = average_linkage(between) if n > 1 else np.zeros((0, 4))
+    joints = average_linkage(between, ordered=True) if n > 1 else np.zeros((0, 4))
     leaves = leaves_list(joints) if n > 1 else np.arange(n)
     at = np.append(np.argsort(leaves), n)[families]
     near = (member * (phi @ share)).sum(axis=1)
