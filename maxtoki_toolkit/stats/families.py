@@ -130,9 +130,9 @@ def overlap(families: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
 
     Examples
     --------
-    >>> overlap(np.array([0, 0, 0, 1, 1, 1]), [np.array([0, 0, 0, -1, -1, 0])])
-    array([[0.75],
-           [0.2 ]])
+    >>> overlap(np.array([0, 0, 0, 1, 1, 1, 1]), [np.array([0, 0, 0, -1, 1, 1, 1])])
+    array([[1.  ],
+           [0.75]])
     """
     member = member_of(families)
     best = np.zeros((member.shape[1], len(others)))
