@@ -42,12 +42,12 @@ COLUMNS = {
 # From and to what a number may go; a share is from 0 to 1. Numbers that count something (n_, max_) start at 1 unless they are here.
 _SHARES = (
     "alpha share min_share held_out balance expected_rate top_p burn_in min_overlap dropout gene_dropout "
-    "timelapse curriculum warmup hold floor teach coverage scored max_tissue_share"
+    "timelapse curriculum warmup hold floor teach coverage scored max_tissue_share min_phi"
 )
 _FROM_0 = (
     "rng seed tolerance n_steps n_controls n_given n_labels n_named n_examples n_held_out top_k example head intervals freeze_layers "
     "min_cells min_genes min_prompts min_donors min_tokens temperature proposal_temperature likelihood_weight strength penalty clock "
-    "running weight_decay learning_rate embedding_rate scale loss_scale"
+    "running weight_decay learning_rate embedding_rate scale loss_scale resolution"
 )
 _FROM_1 = "k cells_per_donor cells_per_shard chunk_size context_size batch_size shortest accumulate eval_every save_every rank beam_width block_size"
 RANGES = (

@@ -285,6 +285,7 @@ def screened(read, encoded):
 # Tables that functions write with these settings only.
 OPTIONAL = {
     ("tl.gene_network", "scores"): {"n_permutations": 99},
+    ("tl.feature_families", "agreement"): {"groupby": "sex", "n_bootstrap": 2},
     ("tl.search_gene_sets", "trace"): {
         "search": mt.tl.GeneSetSearch(
             method="metropolis",

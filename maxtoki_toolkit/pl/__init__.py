@@ -17,6 +17,7 @@ from .differential_rank_heatmap import differential_rank_heatmap
 from .doublets import doublets
 from .encoding_report import encoding_report
 from .evaluate_generated import evaluate_generated
+from .feature_families import feature_families
 from .gene_network import gene_network
 from .generated_ages import generated_ages
 from .generation_diversity import generation_diversity
@@ -69,6 +70,7 @@ __all__ = [
     "corpus_composition",
     "doublets",
     "encoding_report",
+    "feature_families",
     "gene_network",
     "head_enrichment",
     "head_profiles",

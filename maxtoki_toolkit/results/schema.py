@@ -228,6 +228,17 @@ SCHEMA: dict[str, Result] = {
         {"features": "features", "genes": "features and their top genes"},
         {"features": "", "genes": ""},
     ),
+    _keys.FEATURE_FAMILIES: Result(
+        "mt.tl.feature_families(adata, model, sae)",
+        {
+            "families": "families, by group",
+            "features": "features, by group",
+            "edges": "pairs of features that are active together, by group",
+            "tree": "joints of the tree of families, by group",
+            "agreement": "pairs of groups (with groupby=...)",
+        },
+        {"families": "", "features": "", "edges": "phi", "tree": "1 - phi", "agreement": ""},
+    ),
     _keys.EVALUATE_SAE: Result(
         "mt.tl.evaluate_sae(adata, model, sae)", {"measures": "measures and dictionaries"}, {"measures": ""}
     ),

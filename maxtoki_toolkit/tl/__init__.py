@@ -16,6 +16,7 @@ from .evaluate_generated import evaluate_generated
 from .evaluate_sae import evaluate_sae
 from .expression_age_slope import expression_age_slope
 from .feature_effects import feature_effects
+from .feature_families import feature_families
 from .feature_genes import feature_genes
 from .feature_mediators import feature_mediators
 from .feature_network import feature_network
@@ -52,6 +53,7 @@ __all__ = [
     "feature_network",
     "feature_genes",
     "features",
+    "feature_families",
     "evaluate_generated",
     "AgeSampling",
     "perturbation_metrics",
