@@ -1,6 +1,7 @@
 """The grammar that all public functions share, and that their results can be written."""
 
 import dataclasses
+import functools
 import inspect
 import re
 import subprocess
@@ -159,6 +160,12 @@ ARGUMENTS = {
     "tl.differential_rank": {"intervals": ((200, 620), (621, 1200)), "groupby": []},
     "tl.attention": {"n_cells": 10, "key_added": "heads"},
     "tl.generate": {"n_given": 3, "max_genes": 6},
+    "tl.feature_effects": {"features": [0, 3], "doses": [2.0]},
+    "tl.feature_families": {"n_bootstrap": 2},
+    "tl.feature_genes": {"features": [0, 3], "n_genes": 2, "n_cells": 20},
+    "tl.feature_mediators": {"genes": list(GENES["symbol"][:1]), "max_features": 1},
+    "tl.feature_network": {"n_features": 3, "n_cells": 20},
+    "tl.evaluate_sae": {"n_cells": 20},
     "tl.neighbor_purity": {"groupby": "cell_type"},
 }
 
@@ -187,6 +194,9 @@ def encoded():
 
 # Functions of what heads look at.
 ON_ATTENTION = {"tl.head_enrichment", "tl.head_profiles", "tl.head_segments", "tl.head_similarity"}
+
+# Functions of features.
+ON_FEATURES = {"tl.driver_features"}
 
 # Functions of a screen.
 ON_SCREEN = {"tl.perturbation_stats", "tl.perturbation_concordance", "tl.known_gene_concordance"}
@@ -235,9 +245,23 @@ def read_heads(adata, model):
     mt.tl.attention(adata, model, key="prompts")
 
 
+@functools.cache
+def coder_of(model, site):
+    """An autoencoder that has learned nothing."""
+    if not isinstance(model, mt.models.MaxTokiModel):
+        return None
+    card = {"block": 0, "site": site, "model": model.name, "model_sha256": model.identity}
+    return mt.models.SparseAutoencoder(16, 60, 3, card=card).eval().requires_grad_(requires_grad=False)
+
+
 def call(name, adata, model, **settings):
     """Call a function of an AnnData with what it cannot do without."""
-    second = {"model": model, "queries": adata}
+    second = {
+        "model": model,
+        "queries": adata,
+        "sae": coder_of(model, "attention"),
+        "later": coder_of(model, "output"),
+    }
     wanted = inspect.signature(FUNCTIONS[name]).parameters
     required = {
         key: second[key] for key in second if key in wanted and wanted[key].default is inspect.Parameter.empty
@@ -279,6 +303,15 @@ def screened(read, encoded):
     mt.tl.perturb(adata, encoded[1], genes="all")
     mt.tl.perturbation_stats(adata, min_donors=2)
     mt.tl.expression_age_slope(adata, time_key="age_months", donor_key="donor_id")
+    return adata
+
+
+@pytest.fixture(scope="module")
+def featured(read, encoded):
+    """Features of these, and a network of them."""
+    adata = read.copy()
+    for name in ("tl.features", "tl.feature_network"):
+        call(name, adata, encoded[1])
     return adata
 
 
@@ -342,7 +375,8 @@ def test_results_survive_a_round_trip(request, encoded, name, tmp_path):
     """To h5ad with the cells that it is of, to zarr alone: each column takes that a while."""
     adata, model = encoded
     if name not in ("tl.embed", "tl.predict_timelapse"):
-        built = "attended" if name in ON_ATTENTION else "screened" if name in ON_SCREEN else "read"
+        builds = {"attended": ON_ATTENTION, "screened": ON_SCREEN, "featured": ON_FEATURES}
+        built = next((fixture for fixture, names in builds.items() if name in names), "read")
         adata = request.getfixturevalue(built).copy()
         for key in (_keys.PERTURBATION_STATS, _keys.PERTURBATION_CONCORDANCE):
             if name == f"tl.{key}":
