@@ -14,6 +14,7 @@ from .embed import embed
 from .evaluate_generated import evaluate_generated
 from .evaluate_sae import evaluate_sae
 from .expression_age_slope import expression_age_slope
+from .feature_summary import feature_summary
 from .features import features
 from .gene_network import gene_network
 from .generate import generate
@@ -23,6 +24,7 @@ from .head_enrichment import head_enrichment
 from .head_profiles import head_profiles
 from .head_segments import head_segments
 from .head_similarity import head_similarity
+from .label_features import label_features
 from .known_gene_concordance import known_gene_concordance
 from .log_likelihood import log_likelihood
 from .neighbor_purity import neighbor_purity
@@ -40,6 +42,8 @@ from .timelapse_baselines import timelapse_baselines
 from .train_on_generated import train_on_generated
 
 __all__ = [
+    "label_features",
+    "feature_summary",
     "evaluate_sae",
     "features",
     "evaluate_generated",
