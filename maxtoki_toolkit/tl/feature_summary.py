@@ -130,7 +130,8 @@ def feature_summary(
         `effect`, `effect_low`, `effect_high`
             With its 95% interval.
         `p_value`, `q_value`, `test`, `n_units`
-            Two-sided; corrected for all rows (Benjamini and Hochberg); which test, over how many donors.
+            Two-sided; corrected for all rows of the column (Benjamini and Hochberg); which test, over how
+            many donors.
         `half_1`, `half_2`, `same_sign`
             The effect in two halves of the donors (of the cells, where there is no p value).
         `passes`
@@ -173,7 +174,9 @@ def feature_summary(
     and membership is permuted there (`mt.tl.head_enrichment`), by its first three moments; q for all sets and
     features together. The p is for the genes, not for the donors.
 
-    Dictionaries differ in size: `share_pass` is by feature, and `held_out` is free of the choice of the best.
+    Columns are corrected one by one: where thousands of features go with cell types, a common correction would
+    let pass one in twenty of them for the age. Dictionaries differ in size: `share_pass` is by feature, and
+    `held_out` is free of the choice of the best.
 
     Examples
     --------
@@ -223,7 +226,7 @@ def feature_summary(
         "batch_key": batch_key,
         "min_effect": min_effect,
         "alpha": ALPHA,
-        "correction": "Benjamini-Hochberg, over all rows of a table and dictionary",
+        "correction": "Benjamini-Hochberg, over the rows of a column and dictionary; of gene sets, over all",
         "n_tests": int(results[key]["p_value"].notna().sum()),
         "n_gene_sets": n_sets if gene_sets is not None else 0,
         "n_cells": cells.n_obs,
@@ -320,7 +323,9 @@ def _associations(matrix: sp.csr_matrix, columns: list[Column], min_effect: floa
     chance = np.where(table["measure"] == "AUROC", 0.5, 0.0)
     scale = np.where(table["measure"] == "AUROC", 1.0, 0.5)
     away = [(table[name] - chance) * scale for name in ("effect", "half_1", "half_2")]
-    table["q_value"] = benjamini_hochberg(table["p_value"])
+    table["q_value"] = table.groupby("column", sort=False)["p_value"].transform(
+        lambda part: benjamini_hochberg(part.to_numpy())
+    )
     table["same_sign"] = np.sign(away[1]) * np.sign(away[2]) > 0
     called = (table["q_value"] < ALPHA) | table["p_value"].isna() & (table["test"] == "")
     table["passes"] = called & (away[0].abs() >= min_effect) & table["same_sign"]
@@ -440,7 +445,8 @@ def _count(name: str, table: pd.DataFrame, n_features: int) -> pd.DataFrame:
         part = passing if column == "any" else passing[passing["column"] == column]
         n_pass = part["feature"].nunique()
         n_values = len(part[["column", "value"]].drop_duplicates())
-        each = (part["effect"] > np.where(part["measure"] == "AUROC", 0.5, -2)).sum() / n_pass if n_pass else np.nan
+        high = part[(part["measure"] != "AUROC") | (part["effect"] > 0.5)]
+        each = len(high) / high["feature"].nunique() if len(high) else np.nan
         rows.append((name, column, n_features, n_pass, n_pass / max(n_features, 1), n_values, each))
     names = ["dictionary", "column", "n_features", "n_pass", "share_pass", "n_values", "values_each"]
     return pd.DataFrame(rows, columns=names)

@@ -28,6 +28,7 @@ from .features import in_first_half
 _MIN_CELLS = 10  # of a donor, for a correlation over them
 _SHOWN = 5  # labels and sets of genes that a function is told of
 _IN_LABEL = 2  # genes in a label
+_DRAWS = 999
 
 
 def label_features(
@@ -80,8 +81,10 @@ def label_features(
     `n_others`, `n_units`
         Features that gave their genes to the null; donors of the second half (0 where they are not known).
 
-    `params` has the share of features with q < 0.05 (`share_predicted`), and where labels come from: the
-    function's name, the sha256 of its source, the day, and the sha256 of what it was told.
+    `params` says how they do together: the share of features with q < 0.05 (`share_predicted`) and with
+    p < 0.05 (`share_p05`, of which 0.05 are chance), the `mean_score`, and the `exchanged_mean` and
+    `exchanged_p` (one-sided, 999 draws) of labels that are exchanged at random. And where labels come from:
+    the function's name, the sha256 of its source, the day, and the sha256 of what it was told.
 
     Raises
     ------
@@ -95,8 +98,9 @@ def label_features(
     Notes
     -----
     The null exchanges labels: each feature is predicted by the genes of every other one. Features with
-    the same genes make it harder to pass, and p is never below one over their number. What is scored are the
-    genes, not the words of a label.
+    the same genes make it harder to pass, and p is never below one over their number, so that few features
+    can have q < 0.05 where few are predicted: `exchanged_p` says whether labels say anything at all. What is
+    scored are the genes, not the words of a label.
 
     Examples
     --------
@@ -129,7 +133,7 @@ def label_features(
     scores, _ = gene_scores(cells)
     column = adata.var[_keys.TOKEN_ID].to_numpy() >= 0
     weight = best[column].astype(np.float64)
-    table = _scores(scores @ weight, sp.csr_matrix(adata.obsm[of])[rows], donor)
+    table, together = _scores(scores @ weight, sp.csr_matrix(adata.obsm[of])[rows], donor, rng)
     symbol = np.asarray(symbols(adata)).astype(str)
     table.insert(0, "genes", [", ".join(symbol[_order(best, i)]) for i in range(best.shape[1])])
     table.insert(0, "label", names)
@@ -149,8 +153,8 @@ def label_features(
         "n_cells": len(rows),
         "n_tests": int(tested.sum()),
         "share_predicted": float((table["q_value"][tested] < ALPHA).mean()) if tested.any() else np.nan,
-        "median_score": float(table["score"].median()),
-        "median_null": float(table["null_mean"].median()),
+        "share_p05": float((table["p_value"][tested] < ALPHA).mean()) if tested.any() else np.nan,
+        **together,
         "seed": rng,
     }
     about = {name: summary["params"][name] for name in ("model", "sae_sha256") if name in summary["params"]}
@@ -267,8 +271,10 @@ def _order(best: sp.csc_matrix, feature: int) -> np.ndarray:
     return best.indices[best.indptr[feature] : best.indptr[feature + 1]]
 
 
-def _scores(predicted: sp.spmatrix, activation: sp.csr_matrix, donor: np.ndarray | None) -> pd.DataFrame:
-    """Own score of each feature, and those that the genes of the others give."""
+def _scores(
+    predicted: sp.spmatrix, activation: sp.csr_matrix, donor: np.ndarray | None, seed: int
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Own score of each feature, and those that the genes of the others give; and all of them together."""
     width = activation.shape[1]
     total, n = np.zeros((width, width)), np.zeros((width, width))
     own = []
@@ -292,7 +298,7 @@ def _scores(predicted: sp.spmatrix, activation: sp.csr_matrix, donor: np.ndarray
     p = np.where(tested, (1 + better) / (1 + n_others), np.nan)
     null = np.where(others, mean, 0).sum(axis=0) / np.maximum(n_others, 1)
     low, high, n_units = _interval(np.array(own).reshape(-1, width), score, known=donor is not None)
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "score": score,
             "score_low": low,
@@ -304,6 +310,20 @@ def _scores(predicted: sp.spmatrix, activation: sp.csr_matrix, donor: np.ndarray
             "n_units": n_units,
         }
     )
+    return table, _exchanged(mean, np.flatnonzero(tested), seed)
+
+
+def _exchanged(mean: np.ndarray, tested: np.ndarray, seed: int) -> dict[str, float]:
+    """The mean score, and that of labels which are exchanged at random."""
+    if not len(tested):
+        return dict.fromkeys(("mean_score", "exchanged_mean", "exchanged_p"), np.nan)
+    rng = np.random.default_rng(seed)
+    of_tested = np.nan_to_num(mean[np.ix_(tested, tested)])
+    place = np.arange(len(tested))
+    draws = np.array([of_tested[rng.permutation(place), place].mean() for _ in range(_DRAWS)])
+    own = of_tested.diagonal().mean()
+    p = (1 + (draws >= own - 1e-12).sum()) / (1 + _DRAWS)
+    return {"mean_score": float(own), "exchanged_mean": float(draws.mean()), "exchanged_p": float(p)}
 
 
 def _interval(
