@@ -188,6 +188,9 @@ def encoded():
 # Functions of what heads look at.
 ON_ATTENTION = {"tl.head_enrichment", "tl.head_profiles", "tl.head_segments", "tl.head_similarity"}
 
+# Functions of what features of an autoencoder go with.
+ON_FEATURES = {"tl.feature_summary", "tl.label_features"}
+
 # Functions of a screen.
 ON_SCREEN = {"tl.perturbation_stats", "tl.perturbation_concordance", "tl.known_gene_concordance"}
 
@@ -229,6 +232,21 @@ TIMED = {
 }
 
 
+def built_for(name):
+    """The fixture with the cells that a function builds on."""
+    on = {"attended": ON_ATTENTION, "featured": ON_FEATURES, "screened": ON_SCREEN}
+    return next((fixture for fixture, names in on.items() if name in names), "read")
+
+
+def sae_of(model):
+    """An autoencoder of the model that has learned nothing."""
+    torch = pytest.importorskip("torch")
+    card = {"block": 0, "site": "output", "model": model.name, "model_sha256": model.identity}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return mt.models.SparseAutoencoder(SHAPE["hidden_size"], 24, 4, card=card).eval()
+
+
 def read_heads(adata, model):
     """Write the attention that these build on."""
     mt.tl.attention(adata, model, groupby="cell_type", donor_key="donor_id", n_cells=2)
@@ -239,6 +257,8 @@ def call(name, adata, model, **settings):
     """Call a function of an AnnData with what it cannot do without."""
     second = {"model": model, "queries": adata}
     wanted = inspect.signature(FUNCTIONS[name]).parameters
+    if "sae" in wanted:
+        second["sae"] = sae_of(model)
     required = {
         key: second[key] for key in second if key in wanted and wanted[key].default is inspect.Parameter.empty
     }
@@ -273,6 +293,15 @@ def attended(read, encoded):
 
 
 @pytest.fixture(scope="module")
+def featured(read, encoded):
+    """Features of these, and what they go with."""
+    adata = read.copy()
+    mt.tl.features(adata, encoded[1], sae_of(encoded[1]))
+    mt.tl.feature_summary(adata)
+    return adata
+
+
+@pytest.fixture(scope="module")
 def screened(read, encoded):
     """A screen of these, summed up, and slopes of expression with age."""
     adata = read.copy()
@@ -285,6 +314,7 @@ def screened(read, encoded):
 # Tables that functions write with these settings only.
 OPTIONAL = {
     ("tl.gene_network", "scores"): {"n_permutations": 99},
+    ("tl.feature_summary", "gene_sets"): {"gene_sets": {"some": GENES["symbol"].tolist()[:60]}},
     ("tl.search_gene_sets", "trace"): {
         "search": mt.tl.GeneSetSearch(
             method="metropolis",
@@ -341,8 +371,8 @@ def test_results_survive_a_round_trip(request, encoded, name, tmp_path):
     """To h5ad with the cells that it is of, to zarr alone: each column takes that a while."""
     adata, model = encoded
     if name not in ("tl.embed", "tl.predict_timelapse"):
-        built = "attended" if name in ON_ATTENTION else "screened" if name in ON_SCREEN else "read"
-        adata = request.getfixturevalue(built).copy()
+        adata = request.getfixturevalue(built_for(name)).copy()
+        adata.uns.pop(_keys.FEATURE_SUMMARY if name == "tl.feature_summary" else "", None)
         for key in (_keys.PERTURBATION_STATS, _keys.PERTURBATION_CONCORDANCE):
             if name == f"tl.{key}":
                 adata.uns.pop(key, None)
@@ -375,8 +405,8 @@ def test_results_survive_a_round_trip(request, encoded, name, tmp_path):
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in OPTIONAL}))
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_tables_that_some_settings_give_are_in_the_schema(read, encoded, name):
-    adata, model = read.copy(), encoded[1]
+def test_tables_that_some_settings_give_are_in_the_schema(request, encoded, name):
+    adata, model = request.getfixturevalue(built_for(name)).copy(), encoded[1]
     settings = next(given for (function, _), given in OPTIONAL.items() if function == name)
     if name == "tl.gene_network":
         genes = adata.var_names[
@@ -419,8 +449,7 @@ def test_many_results_survive_a_round_trip_together(screened, tmp_path):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_order_of_the_cells_does_not_matter(request, encoded, name):
     """Draws depend on the names of cells and donors and the seed, never on places in the file."""
-    built = "attended" if name in ON_ATTENTION else "screened" if name in ON_SCREEN else "read"
-    adata, model = request.getfixturevalue(built), encoded[1]
+    adata, model = request.getfixturevalue(built_for(name)), encoded[1]
     moved = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()
     expected, found = (call_on_copy(name, cells, model) for cells in (adata, moved))
     assert_equal(found[expected.obs_names].copy(), expected)
@@ -428,9 +457,11 @@ def test_the_order_of_the_cells_does_not_matter(request, encoded, name):
 
 @pytest.mark.parametrize("name", with_slow(BY_DONOR, ("pp.", "tl.predict_age", "tl.expression")))
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_cells_without_a_donor_are_left_out(encoded, name):
+def test_cells_without_a_donor_are_left_out(request, encoded, name):
     """They are no donor of their own, called "nan", and how many they are is said."""
     adata, model = encoded[0].copy(), encoded[1]
+    if name in ON_FEATURES:
+        adata = request.getfixturevalue("featured").copy()
     asked = np.unique(
         np.concatenate(
             [

@@ -268,7 +268,9 @@ def test_labels_and_their_source(planted):
     adata = planted.copy()
     scores = 1.0 / np.maximum(adata.layers["rank"].toarray(), 1) * (adata.layers["rank"].toarray() > 0)
     best = np.argsort(-adata.varm["features_half"].toarray(), axis=0)[:10]
-    adata.obsm["features"] = sp.csr_matrix(np.stack([scores[:, genes].mean(axis=1) for genes in best.T], axis=1))
+    adata.obsm["features"] = sp.csr_matrix(
+        np.stack([scores[:, genes].mean(axis=1) for genes in best.T], axis=1)
+    )
     mt.tl.label_features(adata)
     table = mt.get.table(adata, "feature_labels")
     assert table["label"][TYPE].startswith("T; ")

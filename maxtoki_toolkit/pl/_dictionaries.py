@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 from ._style import BASELINE, MODEL, NULL
 
-_COLORS = {"features": MODEL, "sae": MODEL, "PCA": BASELINE, "random": NULL, "genes": "#009E73", "subspace": "#CC79A7"}
+_COLORS = {
+    "features": MODEL,
+    "sae": MODEL,
+    "PCA": BASELINE,
+    "random": NULL,
+    "genes": "#009E73",
+    "subspace": "#CC79A7",
+}
 _OTHERS = ("#56B4E9", "#D55E00", "#000000")
 _MARKERS = {"features": "o", "sae": "o", "PCA": "s", "random": "X", "genes": "D", "subspace": "v"}
 _LABELS = {

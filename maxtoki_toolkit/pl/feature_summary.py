@@ -103,7 +103,13 @@ def feature_summary(
         text = f"{label}: {int(count['n_pass']):,} of {int(count['n_features']):,} pass"
         offset = (i - (len(styles) - 1) / 2) * step
         side.scatter(
-            part["held_out"], np.arange(len(values)) + offset, s=22, color=color, marker=marker, label=text, lw=0
+            part["held_out"],
+            np.arange(len(values)) + offset,
+            s=22,
+            color=color,
+            marker=marker,
+            label=text,
+            lw=0,
         )
     side.axvline(middle if is_time else 0.5, color="0.6", lw=0.8, ls="--", zorder=0)
     for place in np.arange(len(values) - 1) + 0.5:

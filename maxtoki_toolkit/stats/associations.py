@@ -92,9 +92,7 @@ def shifted_ranks(values: sp.spmatrix, group: np.ndarray, n_groups: int) -> tupl
     zero = (n_zero + 1) / 2
     # A value above n_zero zeros has the rank n_zero + place; they have (n_zero + 1) / 2.
     above = (n_zero - zero).ravel()[block]
-    ranks = sp.csr_matrix(
-        (mean_place[tie] + above, (found.row[order], found.col[order])), shape=found.shape
-    )
+    ranks = sp.csr_matrix((mean_place[tie] + above, (found.row[order], found.col[order])), shape=found.shape)
     return ranks, zero
 
 
@@ -142,7 +140,9 @@ def unit_aurocs(
     return np.where(total[:, :, None] > 0, sums / np.where(total > 0, total, 1)[:, :, None], np.nan)
 
 
-def unit_correlations(values: sp.spmatrix, time: np.ndarray, unit: np.ndarray, stratum: np.ndarray) -> np.ndarray:
+def unit_correlations(
+    values: sp.spmatrix, time: np.ndarray, unit: np.ndarray, stratum: np.ndarray
+) -> np.ndarray:
     """Spearman correlation of each score with time, over the cells of a unit, in strata; units x 1 x scores."""
     n_units = int(unit.max()) + 1
     found = np.full((n_units, 1, values.shape[1]), np.nan)
@@ -312,7 +312,10 @@ def mann_whitney(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         tied = np.array([len(np.unique(column)) < len(both) for column in both[:, varies].T])
         above = ranks[: len(x)].sum(axis=0) - len(x) * (len(x) + 1) / 2
         found = np.empty(len(tied))
-        for some, method in ((tied, "asymptotic"), (~tied, "exact" if min(len(x), len(y)) <= 8 else "asymptotic")):
+        for some, method in (
+            (tied, "asymptotic"),
+            (~tied, "exact" if min(len(x), len(y)) <= 8 else "asymptotic"),
+        ):
             if some.any():
                 columns = np.flatnonzero(varies)[some]
                 found[some] = stats.mannwhitneyu(x[:, columns], y[:, columns], method=method, axis=0).pvalue
@@ -358,7 +361,8 @@ def time_effects(values: sp.spmatrix, time: np.ndarray, design: Design, kind: st
     n = int(used.sum())
     low, high = fisher_interval(effect, n)
     halves = [
-        spearman_test(means[used & (design.half == i)], of_unit[used & (design.half == i)])[0] for i in range(2)
+        spearman_test(means[used & (design.half == i)], of_unit[used & (design.half == i)])[0]
+        for i in range(2)
     ]
     fields = (effect, low, high, p, np.full(len(effect), n), *halves)
     return Effects(*(field[None] for field in fields))

@@ -24,8 +24,8 @@ from .head_enrichment import head_enrichment
 from .head_profiles import head_profiles
 from .head_segments import head_segments
 from .head_similarity import head_similarity
-from .label_features import label_features
 from .known_gene_concordance import known_gene_concordance
+from .label_features import label_features
 from .log_likelihood import log_likelihood
 from .neighbor_purity import neighbor_purity
 from .patch import patch

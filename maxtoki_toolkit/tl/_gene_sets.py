@@ -63,7 +63,9 @@ def set_members(genes: pd.DataFrame, sets: Mapping[str, Sequence[str]]) -> sp.cs
     for column in [c for c in ("gene", "ensembl_id", "symbol") if c in genes]:
         for row, name in enumerate(genes[column].astype(str)):
             place.setdefault(name, []).append(row)
-    found = [np.unique([row for gene in set(names) for row in place.get(gene, ())]) for names in sets.values()]
+    found = [
+        np.unique([row for gene in set(names) for row in place.get(gene, ())]) for names in sets.values()
+    ]
     sizes = np.array([len(rows) for rows in found])
     rows = np.concatenate(found).astype(np.int64) if found else np.zeros(0, np.int64)
     shape = (len(genes), len(found))

@@ -197,7 +197,11 @@ def feature_summary(
     dictionaries = _dictionary_keys(adata, key, found, controls)
     given = {"groupby": groupby, "condition_key": condition_key, "time_key": time_key}
     asked = find_columns(
-        adata.obs, optional=(*given, "donor_key", "batch_key"), donor_key=donor_key, batch_key=batch_key, **given
+        adata.obs,
+        optional=(*given, "donor_key", "batch_key"),
+        donor_key=donor_key,
+        batch_key=batch_key,
+        **given,
     )
     donor_key, batch_key = asked["donor_key"], asked["batch_key"]
     cells, rows = known_cells(adata, donor_key)
@@ -329,7 +333,17 @@ def _associations(matrix: sp.csr_matrix, columns: list[Column], min_effect: floa
     table["same_sign"] = np.sign(away[1]) * np.sign(away[2]) > 0
     called = (table["q_value"] < ALPHA) | table["p_value"].isna() & (table["test"] == "")
     table["passes"] = called & (away[0].abs() >= min_effect) & table["same_sign"]
-    first = ["feature", "column", "value", "measure", "effect", "effect_low", "effect_high", "p_value", "q_value"]
+    first = [
+        "feature",
+        "column",
+        "value",
+        "measure",
+        "effect",
+        "effect_low",
+        "effect_high",
+        "p_value",
+        "q_value",
+    ]
     return table[[*first, *(name for name in table if name not in first)]]
 
 

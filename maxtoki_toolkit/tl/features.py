@@ -12,14 +12,14 @@ from anndata import AnnData
 from .. import _keys
 from .._features import symbols
 from .._names import require_choice
+from .._warn import warn
 from ..models.features import POOLS, FeatureSums, pool_features
 from ..models.model import MaxTokiModel
 from ..models.sae import SparseAutoencoder, require_sae
 from ..models.sae_controls import moments, principal_directions, random_directions, some
 from ..pp._columns import find_donors
-from ..pp._design import is_missing
+from ..pp._design import is_missing, known_cells
 from ..results.store import require_free, write_result
-from .._warn import warn
 from ._cells import count_truncated, get_sequences
 
 MIN_READ = 5  # places at which a gene has to be read before it can be a top gene of a feature
@@ -119,7 +119,8 @@ def features(
     require_choice("pool", pool, POOLS)
     key = key_added or _keys.FEATURES
     require_free(adata, key)
-    sequences = get_sequences(adata, model)
+    cells, rows = known_cells(adata)
+    sequences = get_sequences(cells, model)
     require_sae(sae, model)
     coders = {"": sae}
     if controls:
@@ -127,10 +128,10 @@ def features(
         coders |= {"_pca": principal_directions(sae, found)}
         coders |= {"_random": random_directions(sae, found.mean, rng)}
     donor_key = find_donors(adata.obs, donor_key)
-    first = in_first_half(adata, donor_key, rng)
+    first = in_first_half(cells, donor_key, rng)
     sums = pool_features(model, list(coders.values()), sequences, pool=pool, first=first)
     for name, part in zip(coders, sums, strict=True):
-        adata.obsm[key + name] = part.cells
+        adata.obsm[key + name] = part.cells[np.argsort(rows)]
     for name, total, n_read in (
         ("", sums[0].genes, sums[0].n_read),
         ("_half", sums[0].first, sums[0].n_first),

@@ -41,7 +41,7 @@ def label_features(
     rng: int = 0,
     key_added: str | None = None,
 ) -> None:
-    """Name the features, and score the names: do the genes of a feature predict it in donors they were not taken from?
+    """Name the features, and test whether the genes of each say where it is active in other donors.
 
     Parameters
     ----------
@@ -200,10 +200,13 @@ def _summaries(summary: Mapping) -> list[dict]:
     associations = summary["associations"]
     passing = associations[associations["passes"].astype(bool) & (associations["measure"] == "AUROC")]
     away = (passing["effect"] - 0.5).abs()
-    passing = passing.assign(away=away).sort_values(["feature", "away"], ascending=[True, False], kind="stable")
+    passing = passing.assign(away=away).sort_values(
+        ["feature", "away"], ascending=[True, False], kind="stable"
+    )
     fields = ["column", "value", "effect", "q_value"]
     labels = {
-        feature: _records(part[fields].head(_SHOWN)) for feature, part in passing.groupby("feature", sort=False)
+        feature: _records(part[fields].head(_SHOWN))
+        for feature, part in passing.groupby("feature", sort=False)
     }
     sets = {}
     if "gene_sets" in summary:
@@ -211,7 +214,8 @@ def _summaries(summary: Mapping) -> list[dict]:
         called = called[(called["q_value"] < ALPHA) & (called["auroc"] > 0.5)]
         fields = ["gene_set", "auroc", "q_value"]
         sets = {
-            feature: _records(part[fields].head(_SHOWN)) for feature, part in called.groupby("feature", sort=False)
+            feature: _records(part[fields].head(_SHOWN))
+            for feature, part in called.groupby("feature", sort=False)
         }
     return [
         row
