@@ -19,7 +19,7 @@ _MEASURES = {
 
 @drawing
 def evaluate_sae(adata: AnnData, *, key: str = _keys.EVALUATE_SAE) -> Figure:
-    """Draw the variance that an autoencoder explains and the loss that it recovers, beside its controls.
+    r"""Draw the variance that an autoencoder explains and the loss that it recovers, beside its controls.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def evaluate_sae(adata: AnnData, *, key: str = _keys.EVALUATE_SAE) -> Figure:
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.evaluate_sae(adata, model, mt.load_sae("demo"), n_cells=20)
     >>> [ax.get_xlabel() for ax in mt.pl.evaluate_sae(adata).axes][1]
-    'next-gene loss\\nrecovered (%)'
+    'next-gene loss\nrecovered (%)'
     """
     import matplotlib.pyplot as plt
 
