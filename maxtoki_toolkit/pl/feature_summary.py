@@ -39,7 +39,7 @@ def feature_summary(
     Examples
     --------
     >>> import maxtoki_toolkit as mt
-    >>> adata = mt.datasets.aging_atlas(200, 6)
+    >>> adata = mt.datasets.aging_atlas(200, 10)
     >>> model = mt.load_model("demo")
     >>> mt.pp.map_genes(adata, model)
     >>> mt.pp.rank_value_encode(adata, model)
