@@ -113,7 +113,7 @@ def features(
     >>> model = mt.load_model("demo")
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.features(adata, model, mt.load_sae("demo"), n_genes=3)
-    >>> mt.get.table(adata, "features")["top_genes"].str.count(",").max()
+    >>> int(mt.get.table(adata, "features")["top_genes"].str.count(",").max())
     2
     """
     require_choice("pool", pool, POOLS)

@@ -112,7 +112,7 @@ def label_features(
     >>> mt.tl.features(adata, model, mt.load_sae("demo"), controls=False)
     >>> mt.tl.feature_summary(adata, groupby="cell_type")
     >>> mt.tl.label_features(adata, label=lambda summary: ", ".join(summary["top_genes"][:3]))
-    >>> mt.get.table(adata, "feature_labels")["label"].str.count(",").max()
+    >>> int(mt.get.table(adata, "feature_labels")["label"].str.count(",").max())
     2
     """
     summary = read_result(adata, key, "mt.tl.feature_summary(adata)")
