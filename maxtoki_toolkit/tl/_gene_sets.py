@@ -44,7 +44,8 @@ def read_gene_sets(gene_sets: Mapping[str, Sequence[str]] | str | Path) -> dict[
     path = Path(gene_sets)
     if not path.name.endswith((".gmt", ".gmt.gz")):
         raise ValueError(
-            f"There are no gene sets {str(gene_sets)!r}. Give a dictionary of names and genes, a file (.gmt, .gmt.gz), or 'TF'."
+            f"There are no gene sets {str(gene_sets)!r}. Give a dictionary of names and genes, a file "
+            "(.gmt, .gmt.gz), or 'TF'."
         )
     if not path.is_file():
         raise FileNotFoundError(f"Did not find {path}.")
@@ -52,7 +53,8 @@ def read_gene_sets(gene_sets: Mapping[str, Sequence[str]] | str | Path) -> dict[
     rows = [line.split("\t") for line in text.splitlines() if line.strip()]
     if short := [row[0] for row in rows if len(row) < 3]:
         raise ValueError(
-            f"{path} is no .gmt file: the line {short[0][:40]!r} lacks a name, a description and genes with tabs between."
+            f"{path} is no .gmt file: the line {short[0][:40]!r} lacks a name, a description and genes "
+            "with tabs between."
         )
     return {row[0]: [gene for gene in row[2:] if gene] for row in rows}
 

@@ -1,4 +1,4 @@
-"""What the features of a sparse autoencoder go with: kinds of cells, conditions, ages, sets of genes; and what with depth."""
+"""What the features of a sparse autoencoder go with: kinds of cells, conditions, ages, sets of genes, depth."""
 
 from __future__ import annotations
 
@@ -445,8 +445,8 @@ def _usable_sets(adata: AnnData, wanted: Mapping | str | Path) -> _Sets:
     known = np.asarray(member.sum(axis=0)).ravel() >= MIN_GENES
     if not known.any():
         raise ValueError(
-            f"No gene set has {MIN_GENES} of its genes among the {len(row)} that are read {MIN_READ} times in these cells. Give "
-            "symbols, Ensembl ids or .var_names."
+            f"No gene set has {MIN_GENES} of its genes among the {len(row)} that are read {MIN_READ} times in these "
+            "cells. Give symbols, Ensembl ids or .var_names."
         )
     return _Sets(np.array(list(sets), dtype=object)[known], member[:, known], strata, row)
 

@@ -164,7 +164,8 @@ def in_first_half(adata: AnnData, donor_key: str | None, seed: int) -> np.ndarra
     missing = is_missing(adata.obs[donor_key])
     if missing.any():
         warn(
-            f"{missing.sum()} of {adata.n_obs} cells have no value in .obs[{donor_key!r}] and are left out of the halves."
+            f"{missing.sum()} of {adata.n_obs} cells have no value in .obs[{donor_key!r}] and are left out "
+            "of the halves."
         )
     donor = adata.obs[donor_key].astype(str).to_numpy(dtype=object)
     names = np.unique(donor[~missing].astype(str))

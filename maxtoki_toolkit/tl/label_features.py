@@ -182,7 +182,8 @@ def _asked(label: Callable[[dict], str], summary: dict) -> str:
     found = label(dict(summary))
     if not isinstance(found, str):
         raise TypeError(
-            f"label must return text, got {type(found).__name__} for the feature {summary['feature']}. Nothing was stored."
+            f"label must return text, got {type(found).__name__} for the feature {summary['feature']}. Nothing was "
+            "stored."
         )
     return found.strip()
 
