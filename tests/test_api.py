@@ -164,7 +164,7 @@ ARGUMENTS = {
     "tl.feature_families": {"n_bootstrap": 2},
     "tl.feature_genes": {"features": [0, 3], "n_genes": 2, "n_cells": 20},
     "tl.feature_mediators": {"genes": list(GENES["symbol"][:1]), "max_features": 1},
-    "tl.feature_network": {"n_features": 3, "n_cells": 20},
+    "tl.feature_network": {"n_features": 10, "n_cells": 20, "alpha": 1.0},
     "tl.evaluate_sae": {"n_cells": 20},
     "tl.neighbor_purity": {"groupby": "cell_type"},
 }
@@ -195,8 +195,8 @@ def encoded():
 # Functions of what heads look at.
 ON_ATTENTION = {"tl.head_enrichment", "tl.head_profiles", "tl.head_segments", "tl.head_similarity"}
 
-# Functions of features.
-ON_FEATURES = {"tl.driver_features"}
+# Functions of features of an autoencoder.
+ON_FEATURES = {"tl.driver_features", "tl.feature_summary", "tl.label_features"}
 
 # Functions of a screen.
 ON_SCREEN = {"tl.perturbation_stats", "tl.perturbation_concordance", "tl.known_gene_concordance"}
@@ -237,6 +237,12 @@ TIMED = {
     "tl.perturb": {"genes": "all"},
     "tl.search_gene_sets": ARGUMENTS["tl.search_gene_sets"],
 }
+
+
+def built_for(name):
+    """The fixture with the cells that a function builds on."""
+    on = {"attended": ON_ATTENTION, "featured": ON_FEATURES, "screened": ON_SCREEN}
+    return next((fixture for fixture, names in on.items() if name in names), "read")
 
 
 def read_heads(adata, model):
@@ -308,9 +314,9 @@ def screened(read, encoded):
 
 @pytest.fixture(scope="module")
 def featured(read, encoded):
-    """Features of these, and a network of them."""
+    """Features of these, what they go with, and a network of them."""
     adata = read.copy()
-    for name in ("tl.features", "tl.feature_network"):
+    for name in ("tl.features", "tl.feature_summary", "tl.feature_network"):
         call(name, adata, encoded[1])
     return adata
 
@@ -319,6 +325,7 @@ def featured(read, encoded):
 OPTIONAL = {
     ("tl.gene_network", "scores"): {"n_permutations": 99},
     ("tl.feature_families", "agreement"): {"groupby": "sex", "n_bootstrap": 2},
+    ("tl.feature_summary", "gene_sets"): {"gene_sets": {"some": GENES["symbol"].tolist()[:60]}},
     ("tl.search_gene_sets", "trace"): {
         "search": mt.tl.GeneSetSearch(
             method="metropolis",
@@ -375,9 +382,8 @@ def test_results_survive_a_round_trip(request, encoded, name, tmp_path):
     """To h5ad with the cells that it is of, to zarr alone: each column takes that a while."""
     adata, model = encoded
     if name not in ("tl.embed", "tl.predict_timelapse"):
-        builds = {"attended": ON_ATTENTION, "screened": ON_SCREEN, "featured": ON_FEATURES}
-        built = next((fixture for fixture, names in builds.items() if name in names), "read")
-        adata = request.getfixturevalue(built).copy()
+        adata = request.getfixturevalue(built_for(name)).copy()
+        adata.uns.pop(_keys.FEATURE_SUMMARY if name == "tl.feature_summary" else "", None)
         for key in (_keys.PERTURBATION_STATS, _keys.PERTURBATION_CONCORDANCE):
             if name == f"tl.{key}":
                 adata.uns.pop(key, None)
@@ -410,8 +416,8 @@ def test_results_survive_a_round_trip(request, encoded, name, tmp_path):
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in OPTIONAL}))
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_tables_that_some_settings_give_are_in_the_schema(read, encoded, name):
-    adata, model = read.copy(), encoded[1]
+def test_tables_that_some_settings_give_are_in_the_schema(request, encoded, name):
+    adata, model = request.getfixturevalue(built_for(name)).copy(), encoded[1]
     settings = next(given for (function, _), given in OPTIONAL.items() if function == name)
     if name == "tl.gene_network":
         genes = adata.var_names[
@@ -454,8 +460,7 @@ def test_many_results_survive_a_round_trip_together(screened, tmp_path):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_order_of_the_cells_does_not_matter(request, encoded, name):
     """Draws depend on the names of cells and donors and the seed, never on places in the file."""
-    built = "attended" if name in ON_ATTENTION else "screened" if name in ON_SCREEN else "read"
-    adata, model = request.getfixturevalue(built), encoded[1]
+    adata, model = request.getfixturevalue(built_for(name)), encoded[1]
     moved = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()
     expected, found = (call_on_copy(name, cells, model) for cells in (adata, moved))
     assert_equal(found[expected.obs_names].copy(), expected)
@@ -463,9 +468,11 @@ def test_the_order_of_the_cells_does_not_matter(request, encoded, name):
 
 @pytest.mark.parametrize("name", with_slow(BY_DONOR, ("pp.", "tl.predict_age", "tl.expression")))
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_cells_without_a_donor_are_left_out(encoded, name):
+def test_cells_without_a_donor_are_left_out(request, encoded, name):
     """They are no donor of their own, called "nan", and how many they are is said."""
     adata, model = encoded[0].copy(), encoded[1]
+    if name in ON_FEATURES:
+        adata = request.getfixturevalue("featured").copy()
     asked = np.unique(
         np.concatenate(
             [

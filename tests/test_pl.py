@@ -460,3 +460,44 @@ def test_names_of_perturbation_metrics_stand_apart():
     for ax in axes:
         ax.figure.canvas.draw()
         assert not overlap([label.get_window_extent() for label in ax.get_yticklabels()])
+
+
+def test_features_and_their_controls():
+    """Labels x features, the best of each dictionary beside; and what the autoencoder keeps, with its interval."""
+    adata = AnnData(np.ones((2, 2)))
+    found = pd.DataFrame(
+        {"feature": np.tile(np.arange(4), 3), "column": "type", "value": np.repeat(["B", "NK", "T"], 4)}
+    )
+    found["effect"] = [0.9, 0.2, 0.5, 0.6, 0.3, 0.95, 0.5, 0.4, *[np.nan] * 4]
+    found["measure"], found["passes"] = "AUROC", found["effect"].gt(0.8)
+    best = pd.DataFrame({"dictionary": np.repeat(["features", "features_pca", "genes"], 2), "column": "type"})
+    best["value"], best["held_out"] = ["B", "NK"] * 3, [0.9, 0.8, 0.7, 0.6, 0.95, 0.85]
+    counts = pd.DataFrame(
+        {"dictionary": ["features", "features_pca", "genes"], "column": "type", "n_pass": 2}
+    )
+    genes = pd.DataFrame({"feature": np.arange(4), "top_genes": "A, B, C"})
+    tables = {
+        "features": genes,
+        "associations": found,
+        "best": best,
+        "dictionaries": counts.assign(n_features=4),
+    }
+    write_result(adata, "feature_summary", {"features": "features", "unit": "AUROC"}, **tables)
+    ax, side = mt.pl.feature_summary(adata, n_features=1).axes[:2]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["B", "NK"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["0  A, B", "1  A, B"]
+    np.testing.assert_allclose(ax.images[0].get_array(), [[0.9, 0.3], [0.2, 0.95]])
+    assert side.get_xlabel() == "AUROC in the other half"
+    np.testing.assert_allclose(side.collections[0].get_offsets()[:, 0], [0.9, 0.8])
+    with pytest.raises(KeyError, match="Nothing was compared by 'age'"):
+        mt.pl.feature_summary(adata, column="age")
+
+    measures = pd.DataFrame({"dictionary": ["sae", "PCA", "random"] * 2})
+    measures["measure"] = np.repeat(["variance explained", "loss recovered"], 3)
+    measures["value"], measures["low"], measures["high"] = 0.5, 0.4, 0.6
+    measures["n_units"], measures["unit"] = 12, "donor"
+    about = {"width": 8, "k": 2, "block": 1, "site": "output", "n_cells": 40}
+    write_result(adata, "evaluate_sae", about, measures=measures)
+    figure = mt.pl.evaluate_sae(adata)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["50.0"] * 3
+    assert "40 cells of 12 donors" in figure.get_suptitle()

@@ -35,6 +35,10 @@ class FeatureSums(NamedTuple):
     """int64, tokens: places at which each gene was read."""
     place: np.ndarray
     """float64, features: mean place, from 1, of the genes where it is active; NaN for none."""
+    first: sp.csr_matrix | None = None
+    """`genes` of the sequences in the first half alone."""
+    n_first: np.ndarray | None = None
+    """`n_read` of these."""
 
 
 def pool_features(
@@ -43,6 +47,7 @@ def pool_features(
     sequences: Sequences,
     *,
     pool: str = "max",
+    first: np.ndarray | None = None,
     max_tokens: int | None = None,
 ) -> list[FeatureSums]:
     """Activations of several dictionaries that read the same place, in one pass.
@@ -58,6 +63,8 @@ def pool_features(
     pool
         Of the genes of a cell: "max", the "mean" of the five largest, or the "count" of those at which the
         feature is active.
+    first
+        Which sequences are in a first half, whose genes are also summed up alone.
     max_tokens
         Padded tokens a batch.
     """
@@ -70,6 +77,7 @@ def pool_features(
     cells = [[] for _ in coders]
     genes = [_Sums((size, coder.width)) for coder in coders]
     active = [_Sums((size, coder.width)) for coder in coders]
+    halves = [_Sums((size, coder.width)) for coder in coders]
     place = [np.zeros((2, coder.width)) for coder in coders]
 
     def compute(batch: Batch) -> list[tuple[np.ndarray, ...]]:
@@ -85,30 +93,36 @@ def pool_features(
             else:
                 pooled = (features > 0).sum(dim=1).float()
             row, at, feature = features.nonzero(as_tuple=True)
-            parts = (pooled, batch.tokens[row, at], at, feature, features[row, at, feature])
+            parts = (pooled, row, batch.tokens[row, at], at, feature, features[row, at, feature])
             found.append(tuple(part.cpu().numpy() for part in parts))
         return found
 
     order = []
     for rows, found in run(model, sequences, compute, max_tokens=max_tokens, desc="Reading features"):
         order.append(rows)
-        for i, (pooled, token, at, feature, value) in enumerate(found):
+        for i, (pooled, row, token, at, feature, value) in enumerate(found):
             cells[i].append(sp.csr_matrix(pooled))
             genes[i].add(token, feature, value)
+            if first is not None:
+                early = first[rows][row]
+                halves[i].add(token[early], feature[early], value[early])
             active[i].add(token, feature, np.ones(len(value)))
             width = coders[i].width
             place[i] += np.bincount(feature, at, width), np.bincount(feature, minlength=width)
     back = np.argsort(np.concatenate(order)) if order else np.zeros(0, np.int64)
-    n_read = np.bincount(sequences.tokens, minlength=size)
-    n_read[~is_gene.cpu().numpy()] = 0
+    some = [sequences] if first is None else [sequences, sequences.take(np.flatnonzero(first))]
+    n_read = [np.bincount(part.tokens, minlength=size) * is_gene.cpu().numpy() for part in some]
     sums = []
     for i, coder in enumerate(coders):
         whole = sp.vstack(cells[i]).tocsr()[back] if n else sp.csr_matrix((0, coder.width))
         with np.errstate(invalid="ignore"):
             mean_place = place[i][0] / np.where(place[i][1] > 0, place[i][1], np.nan)
-        sums.append(
-            FeatureSums(whole.astype(np.float32), genes[i].total(), active[i].total(), n_read, mean_place)
+        found = FeatureSums(
+            whole.astype(np.float32), genes[i].total(), active[i].total(), n_read[0], mean_place
         )
+        if first is not None:
+            found = found._replace(first=halves[i].total(), n_first=n_read[1])
+        sums.append(found)
     return sums
 
 

@@ -17,7 +17,9 @@ from .differential_rank_heatmap import differential_rank_heatmap
 from .doublets import doublets
 from .encoding_report import encoding_report
 from .evaluate_generated import evaluate_generated
+from .evaluate_sae import evaluate_sae
 from .feature_families import feature_families
+from .feature_summary import feature_summary
 from .gene_network import gene_network
 from .generated_ages import generated_ages
 from .generation_diversity import generation_diversity
@@ -46,6 +48,8 @@ from .timelapse_scatter import timelapse_scatter
 from .train_on_generated import train_on_generated
 
 __all__ = [
+    "evaluate_sae",
+    "feature_summary",
     "evaluate_generated",
     "perturbation",
     "perturbation_concordance",

@@ -239,6 +239,20 @@ SCHEMA: dict[str, Result] = {
         },
         {"families": "", "features": "", "edges": "phi", "tree": "1 - phi", "agreement": ""},
     ),
+    _keys.FEATURE_SUMMARY: Result(
+        "mt.tl.feature_summary(adata)",
+        {
+            "features": "features",
+            "associations": "features and labels or times",
+            "gene_sets": "features and gene sets (with gene_sets=...)",
+            "dictionaries": "dictionaries and columns",
+            "best": "dictionaries and labels or times",
+        },
+        {"features": "", "dictionaries": ""},
+    ),
+    _keys.LABEL_FEATURES: Result(
+        "mt.tl.label_features(adata)", {"labels": "features"}, {"labels": "Spearman correlation"}
+    ),
     _keys.EVALUATE_SAE: Result(
         "mt.tl.evaluate_sae(adata, model, sae)", {"measures": "measures and dictionaries"}, {"measures": ""}
     ),

@@ -20,6 +20,7 @@ from .feature_families import feature_families
 from .feature_genes import feature_genes
 from .feature_mediators import feature_mediators
 from .feature_network import feature_network
+from .feature_summary import feature_summary
 from .features import features
 from .gene_network import gene_network
 from .generate import generate
@@ -30,6 +31,7 @@ from .head_profiles import head_profiles
 from .head_segments import head_segments
 from .head_similarity import head_similarity
 from .known_gene_concordance import known_gene_concordance
+from .label_features import label_features
 from .log_likelihood import log_likelihood
 from .neighbor_purity import neighbor_purity
 from .patch import patch
@@ -46,6 +48,8 @@ from .timelapse_baselines import timelapse_baselines
 from .train_on_generated import train_on_generated
 
 __all__ = [
+    "label_features",
+    "feature_summary",
     "evaluate_sae",
     "driver_features",
     "feature_effects",

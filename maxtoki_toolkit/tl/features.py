@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from zlib import crc32
+
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
 from .._features import symbols
 from .._names import require_choice
+from .._warn import warn
 from ..models.features import POOLS, FeatureSums, pool_features
 from ..models.model import MaxTokiModel
 from ..models.sae import SparseAutoencoder, require_sae
 from ..models.sae_controls import moments, principal_directions, random_directions, some
+from ..pp._columns import find_donors
+from ..pp._design import is_missing, known_cells
 from ..results.store import require_free, write_result
 from ._cells import count_truncated, get_sequences
 
@@ -29,6 +35,7 @@ def features(
     pool: str = "max",
     n_genes: int = 10,
     controls: bool = True,
+    donor_key: str | None = None,
     rng: int = 0,
     key_added: str | None = None,
 ) -> None:
@@ -50,8 +57,12 @@ def features(
     controls
         Also read principal components and random directions, as many of which count at a gene:
         `mt.tl.feature_summary` compares with them.
+    donor_key
+        Column of `.obs` with the donor, guessed from its name; may be missing. The genes of each feature are
+        also found in a random half of the donors (of the cells, where donors are not known), so that
+        `mt.tl.label_features` can ask the other half.
     rng
-        Seed of the random directions.
+        Seed of the random directions and of the halves.
     key_added
         Key in `.obsm` and `.uns`, by default "features".
 
@@ -62,6 +73,9 @@ def features(
     `.obsm["features"]`
         Pooled activations, sparse float32, cells x features, in the unit of the states; and the same of the
         controls in `.obsm["features_pca"]` and `.obsm["features_random"]`.
+    `.varm["features"]`, `.varm["features_half"]`
+        Mean activation over all places of each gene, sparse float32, genes x features; the same of one half of
+        the donors. Genes read at fewer than 5 places have none.
     `.uns["features"]`
         The tables
 
@@ -99,22 +113,30 @@ def features(
     >>> model = mt.load_model("demo")
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.features(adata, model, mt.load_sae("demo"), n_genes=3)
-    >>> mt.get.table(adata, "features")["top_genes"].str.count(",").max()
+    >>> int(mt.get.table(adata, "features")["top_genes"].str.count(",").max())
     2
     """
     require_choice("pool", pool, POOLS)
     key = key_added or _keys.FEATURES
     require_free(adata, key)
-    sequences = get_sequences(adata, model)
+    cells, rows = known_cells(adata)
+    sequences = get_sequences(cells, model)
     require_sae(sae, model)
     coders = {"": sae}
     if controls:
         found = moments(model, some(sequences, _CELLS, rng), sae.site)
         coders |= {"_pca": principal_directions(sae, found)}
         coders |= {"_random": random_directions(sae, found.mean, rng)}
-    sums = pool_features(model, list(coders.values()), sequences, pool=pool)
+    donor_key = find_donors(adata.obs, donor_key)
+    first = in_first_half(cells, donor_key, rng)
+    sums = pool_features(model, list(coders.values()), sequences, pool=pool, first=first)
     for name, part in zip(coders, sums, strict=True):
-        adata.obsm[key + name] = part.cells
+        adata.obsm[key + name] = part.cells[np.argsort(rows)]
+    for name, total, n_read in (
+        ("", sums[0].genes, sums[0].n_read),
+        ("_half", sums[0].first, sums[0].n_first),
+    ):
+        adata.varm[key + name] = _by_gene(adata, sp_divide(total, n_read, n_read >= MIN_READ))
     tables = feature_tables(sums[0], adata, n_genes)
     params = {
         "pool": pool,
@@ -124,11 +146,39 @@ def features(
         "n_read": int(sums[0].n_read.sum()),
         "n_dead": int((tables["features"]["density"] == 0).sum()),
         "n_dense": int((tables["features"]["density"] > DENSE).sum()),
+        "donor_key": donor_key or "",
         "seed": rng,
     }
     write_result(
         adata, _keys.FEATURES, {**model.params, **sae.params, **params}, key_added=key_added, **tables
     )
+
+
+def in_first_half(adata: AnnData, donor_key: str | None, seed: int) -> np.ndarray:
+    """Which cells are of a random half of the donors; of a random half of the cells, where donors are not known.
+
+    Depends on names and the seed alone. Cells without a donor are in neither half.
+    """
+    if donor_key is None or adata.obs[donor_key].nunique() < 2:
+        return np.array([crc32(f"{seed} {name}".encode()) % 2 == 0 for name in adata.obs_names], dtype=bool)
+    missing = is_missing(adata.obs[donor_key])
+    if missing.any():
+        warn(
+            f"{missing.sum()} of {adata.n_obs} cells have no value in .obs[{donor_key!r}] and are left out "
+            "of the halves."
+        )
+    donor = adata.obs[donor_key].astype(str).to_numpy(dtype=object)
+    names = np.unique(donor[~missing].astype(str))
+    order = np.random.default_rng([seed, 7]).permutation(len(names))
+    return np.isin(donor.astype(str), names[order[::2]]) & ~missing
+
+
+def _by_gene(adata: AnnData, of_token: sp.csr_matrix) -> sp.csr_matrix:
+    """Rows of tokens as rows of `.var`: of a gene with several columns, the first."""
+    token = adata.var[_keys.TOKEN_ID].to_numpy()
+    row = np.flatnonzero((token >= 0) & ~pd.Series(token).duplicated().to_numpy())
+    pick = sp.csr_matrix((np.ones(len(row)), (row, token[row])), shape=(adata.n_vars, of_token.shape[0]))
+    return (pick @ of_token).tocsr().astype(np.float32)
 
 
 def feature_tables(sums: FeatureSums, adata: AnnData, n_genes: int) -> dict[str, pd.DataFrame]:
@@ -186,10 +236,8 @@ def _top_genes(sums: FeatureSums, adata: AnnData, overall: np.ndarray, n_genes: 
     )
 
 
-def sp_divide(sums, n_read: np.ndarray, often: np.ndarray):
+def sp_divide(sums: sp.csr_matrix, n_read: np.ndarray, often: np.ndarray) -> sp.csr_matrix:
     """Rows of a sparse matrix over how often each was read; others are left out."""
-    import scipy.sparse as sp
-
     weight = np.where(often, 1 / np.maximum(n_read, 1), 0)
     found = sp.diags(weight) @ sums
     found.eliminate_zeros()
