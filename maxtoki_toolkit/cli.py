@@ -697,7 +697,8 @@ def report_features(
     Without --model and --sae, features that are in the file are shown, without the genes of single cells.
     """
     from . import reports
-    from .models import load_model, load_sae
+    from .models import load_model
+    from .models.sae import load_sae
 
     loaded = None if model is None else load_model(model, device=device)
     coder = None if sae is None else load_sae(sae, device="cpu" if loaded is None else str(loaded.device))

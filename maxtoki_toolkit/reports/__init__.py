@@ -11,6 +11,16 @@ from .run import run
 from .run_all import run_all
 from .run_batch import run_batch
 
-__all__ = ["catalogue", "cells_with", "features", "parameters", "preset", "read_cells", "run", "run_all", "run_batch"]
+__all__ = [
+    "catalogue",
+    "cells_with",
+    "features",
+    "parameters",
+    "preset",
+    "read_cells",
+    "run",
+    "run_all",
+    "run_batch",
+]
 
 guard(globals(), __all__)

@@ -95,7 +95,9 @@ def features(
     adata = cells if given else read_cells(cells, layer=layer)
     reads = key not in adata.uns or (model is not None and _keys.RANK not in adata.layers)
     if reads and (model is None or sae is None):
-        raise ValueError(f"There is no .uns[{key!r}] in the cells. Give model and sae, to read their features.")
+        raise ValueError(
+            f"There is no .uns[{key!r}] in the cells. Give model and sae, to read their features."
+        )
     if reads and given:
         adata = adata.copy()
     if _keys.RANK not in adata.layers and reads:
@@ -121,6 +123,4 @@ def _require_free(output: Path, *, overwrite: bool) -> None:
             f"{output} exists and was not written by mt.reports.features: it stays as it is. Give another one."
         )
     if not overwrite:
-        raise ValueError(
-            f"{output} exists. Give another one, or ask for it to be replaced: overwrite=True."
-        )
+        raise ValueError(f"{output} exists. Give another one, or ask for it to be replaced: overwrite=True.")

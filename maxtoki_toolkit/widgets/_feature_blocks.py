@@ -17,10 +17,10 @@ from ._feature_tables import FeatureTables
 
 # So that 16,000 features make a page of less than 5 MB. Beyond, the map shows fewer cells, drawn at random, and genes
 # are shown of fewer top cells; the page says so.
-_MOST_VALUES = 1_300_000
-_MOST_MARKS = 400_000
+_MOST_VALUES = 800_000
+_MOST_MARKS = 160_000
 _MOST_POINTS = 20_000  # that a map draws at once
-_LEVELS = 63  # of pooled activations: finer than what an eye tells apart
+_LEVELS = 32  # of activations in a picture: finer than what an eye tells apart
 _UNKNOWN = 255
 N_FIRST = 40  # highest ranked genes of a top cell, shown whether active or not
 
@@ -66,7 +66,9 @@ def core_block(tables: FeatureTables, *, title: str) -> bytes:
         "colors": category_colors(len(tables.groups)),
         "families": families["family_name"].tolist(),
     }
-    arrays = {name: _rounded(features[name]) for name in ("density", "mean_active", "max_active", "mean_rank")}
+    arrays = {
+        name: _rounded(features[name]) for name in ("density", "mean_active", "max_active", "mean_rank")
+    }
     arrays |= {
         "n_cells": _unsigned(features["n_cells"]),
         "n_genes": _unsigned(features["n_genes"]),
@@ -141,7 +143,12 @@ def cells_block(tables: FeatureTables, top: np.ndarray, values: np.ndarray, *, r
 
 
 def genes_block(
-    tables: FeatureTables, top: np.ndarray, found: pd.DataFrame, sequences, names: np.ndarray, is_gene: np.ndarray
+    tables: FeatureTables,
+    top: np.ndarray,
+    found: pd.DataFrame,
+    sequences,
+    names: np.ndarray,
+    is_gene: np.ndarray,
 ) -> bytes:
     """Genes of the top cells in rank order, and where the feature is active among them.
 
@@ -178,12 +185,13 @@ def genes_block(
     meta = {
         "symbols": names[tokens].tolist(),
         "n_kept": n_kept,
+        "levels": _LEVELS,
         "cells": tables.names[rows].tolist(),
     }
     arrays = {
         "count": _unsigned(counts),
         "rank": _unsigned(kept["rank"].to_numpy()),
-        "value": _bytes(kept["value"] / scale[kept["feature"]], 254, least=1),
+        "value": _bytes(kept["value"] / scale[kept["feature"]], _LEVELS, least=1),
         "scale": _rounded(scale),
         # Those of the first ranks are in `first` as well.
         "gene": _unsigned(np.where(kept["rank"] <= N_FIRST, 0, number[kept["token"].to_numpy().astype(int)])),

@@ -64,7 +64,8 @@ def active_genes(
     ):
         columns = {"feature": which, "row": rows[batch_rows[i]], "rank": rank, "token": token, "value": value}
         frames.append(pd.DataFrame(columns))
-    empty = pd.DataFrame(columns=["feature", "row", "rank", "token", "value"])
+    names = ("feature", "row", "rank", "token", "value")
+    empty = pd.DataFrame({name: np.zeros(0, float if name == "value" else int) for name in names})
     table = pd.concat(frames) if frames else empty
     return table.sort_values(["feature", "row", "rank"], ignore_index=True)
 

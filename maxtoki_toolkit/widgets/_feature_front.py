@@ -155,7 +155,8 @@ def page_of(blocks: dict[str, bytes], title: str) -> str:
 def first_feature(tables: FeatureTables) -> int:
     """The one that the list begins with: that which tells a group best, else the one with the largest activation."""
     best = tables.auroc.max(axis=1, initial=-1, where=np.isfinite(tables.auroc)) if tables.groups else None
-    value = tables.features["max_active"].to_numpy() if best is None else np.round(best, 3)
+    # As the list has it, whose ties go to the smaller number.
+    value = tables.features["max_active"].to_numpy() if best is None else np.rint(best * 254)
     return int(np.argmax(value))
 
 
@@ -184,7 +185,9 @@ def features_picture(tables: FeatureTables, feature: int):
     if tables.maps:
         name, points = next(iter(tables.maps.items()))
         by_value = np.argsort(value)
-        image = right.scatter(*points[by_value].T, c=value[by_value], s=5, cmap="Blues", linewidths=0, vmin=-value.max() / 4)
+        image = right.scatter(
+            *points[by_value].T, c=value[by_value], s=5, cmap="Blues", linewidths=0, vmin=-value.max() / 4
+        )
         figure.colorbar(image, ax=right, shrink=0.7, label="activation").outline.set_visible(False)
         right.set(xticks=[], yticks=[], xlabel=f"{name} 1", ylabel=f"{name} 2")
     else:

@@ -183,13 +183,13 @@ def _maps(adata: AnnData, basis: str | None) -> dict[str, np.ndarray]:
     elif basis in adata.obsm and np.ndim(adata.obsm[basis]) == 2 and adata.obsm[basis].shape[1] >= 2:
         wanted = [basis]
     else:
-        raise KeyError(f"Did not find .obsm[{basis!r}] with two columns; there are: {', '.join(two) or 'none'}.")
+        raise KeyError(
+            f"Did not find .obsm[{basis!r}] with two columns; there are: {', '.join(two) or 'none'}."
+        )
     return {key.removeprefix("X_"): np.asarray(adata.obsm[key], dtype=float)[:, :2] for key in wanted}
 
 
-def _found(
-    adata: AnnData, key: str, table: str, columns: Iterable[str], params: dict
-) -> pd.DataFrame | None:
+def _found(adata: AnnData, key: str, table: str, columns: Iterable[str], params: dict) -> pd.DataFrame | None:
     """A table on the same features, if there is one."""
     result = adata.uns.get(key)
     if not isinstance(result, dict) or not set(columns) <= set(getattr(result.get(table), "columns", ())):

@@ -89,6 +89,7 @@ const percent = (share) =>
   !Number.isFinite(share) ? "–" : share === 0 ? "0%" : share < 0.0001 ? "<0.01%"
     : `${(100 * share).toFixed(share < 0.001 ? 3 : share < 0.01 ? 2 : share < 0.1 ? 1 : 0)}%`;
 const count = (value) => value.toLocaleString("en-US");
+const others = (n) => (n === 1 ? "1 other" : `${count(n)} others`);
 
 function ticks(low, high, wanted) {
   const rough = (high - low) / wanted || 1, power = 10 ** Math.floor(Math.log10(rough));
@@ -115,6 +116,7 @@ class Explorer {
     this.state = { query: "", group: -1, family: 0, low: 0, high: 1, sort: meta.groups.length ? "group" : "max", down: true };
     this.chosen = -1;
     this.order = new Uint32Array(0);
+    this.orders = new Map();
     this.build();
     this.filter();
   }
@@ -156,74 +158,74 @@ class Explorer {
 
   // ------------------------------------------------------------------------------------------------- filtering
 
+  // Features that have all words in their number, top genes or label; null for no words.
   matches() {
     const words = this.state.query.toLowerCase().split(/[\s,]+/).filter(Boolean);
     if (!words.length) return null;
-    const whole = new Uint8Array(this.n).fill(1), one = new Uint8Array(this.n);
+    const { n, firstGene, lower, labels } = this, { gene } = this.core;
+    const whole = new Uint8Array(n).fill(1), one = new Uint8Array(n), genes = new Uint8Array(lower.length);
     for (const word of words) {
       one.fill(0);
       const digits = word.replace(/^#/, "");
-      if (/^\d+$/.test(digits) && +digits < this.n) one[+digits] = 1;
-      const genes = new Uint8Array(this.lower.length);
-      let any = false;
-      for (let i = 0; i < genes.length; i++) if (this.lower[i].startsWith(word)) any = genes[i] = 1;
-      if (any) {
-        for (let f = 0; f < this.n; f++) {
-          for (let i = this.firstGene[f]; i < this.firstGene[f + 1]; i++) if (genes[this.core.gene[i]]) one[f] = 1;
-        }
+      if (/^\d+$/.test(digits) && +digits < n) one[+digits] = 1;
+      for (let i = 0; i < genes.length; i++) genes[i] = lower[i].startsWith(word) ? 1 : 0;
+      for (let f = 0; f < n; f++) {
+        for (let i = firstGene[f]; i < firstGene[f + 1]; i++) one[f] |= genes[gene[i]];
       }
-      for (let f = 0; f < this.labels.length; f++) if (this.labels[f].includes(word)) one[f] = 1;
-      for (let f = 0; f < this.n; f++) whole[f] &= one[f];
+      for (let f = 0; f < labels.length; f++) if (labels[f].includes(word)) one[f] = 1;
+      for (let f = 0; f < n; f++) whole[f] &= one[f];
     }
     return whole;
   }
 
   filter() {
-    const began = performance.now();
-    const { state, core } = this, hit = this.matches(), found = [];
-    const [low, high] = this.densities();
-    for (let f = 0; f < this.n; f++) {
+    const { state, n } = this, { density, family, auroc } = this.core, hit = this.matches();
+    const [low, high] = this.densities(), { group } = state, groups = this.meta.groups.length;
+    const found = new Uint32Array(n);
+    let most = 0;
+    for (const f of this.sorted()) {
       if (hit && !hit[f]) continue;
-      if (core.density[f] < low || core.density[f] > high) continue;
-      if (state.family && core.family[f] !== state.family) continue;
-      if (state.group >= 0 && !(this.auroc(f, state.group) >= ENRICHED)) continue;
-      found.push(f);
+      if (density[f] < low || density[f] > high) continue;
+      if (state.family && family[f] !== state.family) continue;
+      if (group >= 0) {
+        const value = auroc[f * groups + group];
+        if (value === UNKNOWN || value < ENRICHED * (UNKNOWN - 1)) continue;
+      }
+      found[most++] = f;
     }
-    this.sort(found);
-    this.order = Uint32Array.from(found);
+    this.order = found.subarray(0, most);
     this.showCount();
     this.rows.scrollTop = 0;
     this.drawRows(true);
-    this.timing = performance.now() - began;
-    if (this.chosen < 0 && found.length) this.choose(found[0]);
+    if (this.chosen < 0 && most) this.choose(found[0]);
   }
 
-  sortValues() {
-    const { core } = this, values = new Float64Array(this.n);
-    for (let f = 0; f < this.n; f++) {
-      if (this.state.sort === "group") values[f] = this.groupOf(f) < 0 ? NaN : this.auroc(f, this.groupOf(f));
-      else if (this.state.sort === "density") values[f] = core.density[f];
-      else if (this.state.sort === "cells") values[f] = core.n_cells[f];
-      else if (this.state.sort === "max") values[f] = core.max_active[f];
-      else if (this.state.sort === "rank") values[f] = core.mean_rank[f];
-      else values[f] = f;
+  // All features in the order that is asked for; found once for each.
+  sorted() {
+    const { sort, down, group } = this.state, name = `${sort} ${down} ${sort === "group" ? group : ""}`;
+    if (!this.orders.has(name)) {
+      const values = this.sortValues(sort), sign = down ? -1 : 1;
+      this.orders.set(name, Uint32Array.from(values.keys()).sort((a, b) => {
+        const x = values[a], y = values[b];
+        if (x !== x || y !== y) return (x !== x) - (y !== y) || a - b; // what is unknown comes last
+        return sign * (x - y) || a - b;
+      }));
+    }
+    return this.orders.get(name);
+  }
+
+  sortValues(sort) {
+    const { core, n } = this, column = { density: "density", cells: "n_cells", max: "max_active", rank: "mean_rank" }[sort];
+    if (column) return Float64Array.from(core[column]);
+    const values = Float64Array.from({ length: n }, (_, f) => f);
+    if (sort === "group") {
+      for (let f = 0; f < n; f++) values[f] = this.groupOf(f) < 0 ? NaN : this.auroc(f, this.groupOf(f));
+    } else if (sort === "label") {
+      const { labels } = this, order = Uint32Array.from(values.keys());
+      order.sort((a, b) => (labels[a] < labels[b] ? -1 : labels[a] > labels[b] ? 1 : a - b));
+      order.forEach((f, place) => { values[f] = labels[f] ? place : NaN; });
     }
     return values;
-  }
-
-  sort(found) {
-    const sign = this.state.down ? -1 : 1;
-    if (this.state.sort === "label") {
-      const collator = new Intl.Collator("en", { numeric: true });
-      found.sort((a, b) => sign * collator.compare(this.name(a), this.name(b)) || a - b);
-      return;
-    }
-    const values = this.sortValues();
-    found.sort((a, b) => {
-      const x = values[a], y = values[b];
-      if (x !== x || y !== y) return (x !== x) - (y !== y) || a - b; // what is unknown comes last
-      return sign * (x - y) || a - b;
-    });
   }
 
   densities() {
@@ -255,7 +257,7 @@ class Explorer {
     const side = h("div", { class: "mt-side" },
       h("div", { class: "mt-head" }, title, search, h("div", { class: "mt-controls" }, this.controls())),
       this.shown, this.rows);
-    this.root.replaceChildren(side, this.main);
+    this.root.replaceChildren(h("div", { class: "mt-body" }, side, this.main));
     new ResizeObserver(() => this.drawRows()).observe(this.rows);
     let width = 0;
     new ResizeObserver(() => {
@@ -380,13 +382,14 @@ class Explorer {
     const shown = this.state.sort === "max" ? number(this.core.max_active[f])
       : this.state.sort === "cells" ? `${count(this.core.n_cells[f])} cells`
         : this.state.sort === "rank" ? `rank ${number(this.core.mean_rank[f])}`
-          : this.state.sort === "group" && g >= 0 && !dead ? this.auroc(f, g).toFixed(2) : percent(this.core.density[f]);
+          : this.state.sort === "group" && g >= 0 && !dead ? `AUROC ${this.auroc(f, g).toFixed(2)}` : percent(this.core.density[f]);
     return h("div", { class: "mt-row", role: "option", "aria-selected": f === this.chosen, "data-feature": f,
       style: { top: `${i * ROW}px`, height: `${ROW}px` }, onclick: () => this.choose(f) },
-    h("span", { class: "mt-number" }, String(f)), h("span", { class: "mt-what" }, label || text),
-    h("span", { class: "mt-value" }, shown),
-    h("span", { class: "mt-sub" }, label ? text : dead ? "" : `${percent(this.core.density[f])} of genes, ${count(this.core.n_cells[f])} cells`),
-    h("span", { class: "mt-group" }, g >= 0 && !dead ? this.meta.groups[g] : ""));
+    h("span", { class: "mt-number" }, String(f)),
+    h("div", {}, h("span", { class: "mt-what" }, label || text), h("span", { class: "mt-value" }, shown)),
+    h("div", { class: "mt-sub", title: `Active at ${percent(this.core.density[f])} of the genes read, in ${count(this.core.n_cells[f])} cells` },
+      h("span", {}, label ? text : dead ? "" : `${percent(this.core.density[f])}, ${count(this.core.n_cells[f])} cells`),
+      h("span", {}, g >= 0 && !dead ? this.meta.groups[g] : "")));
   }
 
   key(event) {
@@ -463,9 +466,9 @@ class Explorer {
 
   genePanel(f) {
     const genes = this.genesOf(f), most = Math.max(...genes.map((gene) => gene.mean), 1e-12);
-    const heads = [["Gene", "", "27%"], ["mean activation", "mt-bar", "33%"], ["", "", "12%"],
+    const heads = [["Gene", "", "27%"], ["mean activation", "mt-bar", "30%"], ["", "", "12%"],
       ["active", "", "13%", "Share of the gene's places at which the feature is active"],
-      ["× all genes", "", "15%", "Mean activation over that of all genes"]];
+      ["× all genes", "", "18%", "Mean activation over that of all genes"]];
     return h("section", { class: "mt-panel" }, h("h3", {}, "Top genes"),
       genes.length ? h("table", {},
         h("tr", {}, heads.map(([text, kind, width, title]) => h("th", { class: kind, title, style: { width } }, text))),
@@ -532,18 +535,20 @@ class Explorer {
       h("h3", {}, h("span", {}, names.length > 1
         ? menu(names.map((key) => [key, key === "spatial" ? "Tissue" : `Map: ${key}`]), name, (value) => { this.map.name = value; }, "Map")
         : spatial ? "Tissue" : pretty),
-      meta.groups.length ? menu([["activation", "coloured by activation"], ["group", `coloured by ${meta.groupby}`]],
+      meta.groups.length ? menu([["activation", "by activation"], ["group", `by ${meta.groupby}`]],
         this.map.by, (value) => { this.map.by = value; }, "Colour") : null), plot);
-    const width = slot.clientWidth || 380, height = Math.round(Math.min(Math.max(width * 0.74, 220), 340));
+    const width = slot.clientWidth || 380, most = Math.round(Math.min(Math.max(width * 0.74, 220), 340));
     const dpr = window.devicePixelRatio || 1, pad = 10, left = spatial ? pad : 20, below = spatial ? pad : 20;
+    const room = [width - left - pad, most - below - pad];
+    const even = Math.min(room[0] / Math.max(across, 1e-9), room[1] / Math.max(up, 1e-9));
+    // Distances in a tissue are what they are; those of an embedding mean little.
+    const stretch = spatial ? [even, even] : [room[0] / Math.max(across, 1e-9), room[1] / Math.max(up, 1e-9)];
+    const height = spatial ? Math.round(up * even) + below + pad : most;
     canvas.width = width * dpr;
     canvas.height = height * dpr;
     canvas.style.height = `${height}px`;
     const draw = canvas.getContext("2d");
     draw.scale(dpr, dpr);
-    const room = [width - left - pad, height - below - pad];
-    const even = Math.min(room[0] / Math.max(across, 1e-9), room[1] / Math.max(up, 1e-9));
-    const stretch = spatial ? [even, even] : [room[0] / Math.max(across, 1e-9), room[1] / Math.max(up, 1e-9)];
     const x = cells[`${name}.x`], y = cells[`${name}.y`], n = cells.meta.n_shown, values = this.values(f, cells);
     const px = new Float32Array(n), py = new Float32Array(n);
     // Rows of an image go down, axes of an embedding go up.
@@ -555,7 +560,7 @@ class Explorer {
     const order = Uint32Array.from({ length: n }, (_, i) => i);
     const byGroup = this.map.by === "group";
     if (!byGroup) order.sort((a, b) => values[a] - values[b]);
-    const size = Math.min(Math.max(0.55 * Math.sqrt((room[0] * room[1]) / n) * 0.34, 1.1), 3.6);
+    const size = Math.min(Math.max(0.55 * Math.sqrt((room[0] * height) / n) * 0.34, 1.1), 3.6);
     for (const i of order) {
       draw.fillStyle = byGroup ? (cells.group[i] ? meta.colors[cells.group[i] - 1] : OFF) : values[i] ? onMap(values[i]) : OFF;
       draw.beginPath();
@@ -609,14 +614,15 @@ class Explorer {
       slot.replaceChildren(head, h("p", { class: "mt-note" }, "It is active in none of them."));
       return;
     }
-    const bins = new Uint32Array(21), most = cells.scale[f];
+    const bins = new Uint32Array(cells.meta.levels / 2), most = cells.scale[f];
     for (const v of values) bins[Math.min(Math.ceil(v * bins.length) - 1, bins.length - 1)]++;
     const width = slot.clientWidth || 380, height = 190, left = 44, below = 36, top = 6;
-    const highest = Math.max(...bins), tall = height - below - top, wide = width - left - 8;
+    const marks = ticks(0, Math.max(...bins, 2) * 1.2, 4).filter(Number.isInteger);
+    const highest = Math.max(...bins, ...marks), tall = height - below - top, wide = width - left - 8;
     const x = (v) => left + (v / most) * wide, y = (v) => top + tall - (v / highest) * tall;
     const label = this.meta.pool === "count" ? "genes at which it is active" : "activation of a cell, where it is active";
     slot.replaceChildren(head, svg("svg", { width, height, role: "img", "aria-label": `Histogram of ${label}` },
-      ticks(0, highest, 4).filter(Number.isInteger).map((v) => [
+      marks.map((v) => [
         svg("line", { x1: left, x2: width - 8, y1: y(v), y2: y(v), stroke: v ? "#eef1f4" : "#8a949e" }),
         svg("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, count(v))]),
       [...bins].map((value, i) => {
@@ -676,11 +682,11 @@ class Explorer {
     first.forEach((symbol, i) => chips.push(chip(i + 1, symbol, by.get(i + 1))));
     let last = first.length;
     for (const mark of marks.filter(({ rank }) => rank > first.length)) {
-      if (mark.rank > last + 1) chips.push(h("span", { class: "mt-gap" }, `${mark.rank - last - 1} others`));
+      if (mark.rank > last + 1) chips.push(h("span", { class: "mt-gap" }, others(mark.rank - last - 1)));
       chips.push(chip(mark.rank, mark.symbol, mark));
       last = mark.rank;
     }
-    if (length > last) chips.push(h("span", { class: "mt-gap" }, `${count(length - last)} others`));
+    if (length > last) chips.push(h("span", { class: "mt-gap" }, others(length - last)));
     return [band, h("div", { class: "mt-chips" }, chips)];
   }
 
@@ -716,7 +722,7 @@ function unpackGenes(block, f, cells) {
     const marks = [];
     for (let j = block.starts[f * kept + i]; j < block.starts[f * kept + i + 1]; j++) {
       const rank = block.rank[j];
-      marks.push({ rank, value: (block.value[j] / 254) * block.scale[f], symbol: rank <= first.length ? first[rank - 1] : meta.symbols[block.gene[j]] });
+      marks.push({ rank, value: (block.value[j] / meta.levels) * block.scale[f], symbol: rank <= first.length ? first[rank - 1] : meta.symbols[block.gene[j]] });
     }
     found.push({ length: block.length[row], first, marks, most: block.scale[f] || 1 });
   }
@@ -760,7 +766,10 @@ async function page(root) {
     const now = /^#feature=(\d+)$/.exec(location.hash);
     if (explorer && now) explorer.choose(+now[1]);
   });
-  document.documentElement.dataset.ready = explorer ? "yes" : "no";
+  // Milliseconds from the beginning until the list is drawn.
+  requestAnimationFrame(() => {
+    document.documentElement.dataset.ready = explorer ? Math.round(performance.now()) : "no";
+  });
 }
 
 // JupyterLab: blocks come from Python, which also reads the genes of the top cells when they are looked at.
