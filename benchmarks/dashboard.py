@@ -1,9 +1,9 @@
-"""The page of features at 16,000 features and 2,000 cells: its size, the time to its first view and to filter its list.
+"""The page of features at 16,000 features and 2,000 cells: its size, time to the first view and to filter the list.
 
     python benchmarks/dashboard.py              # needs Chromium; two minutes on one core
 
-The features are drawn at random, which no compression likes: real ones are alike, and take less. Times are those of headless
-Chromium on this machine, without a GPU.
+The features are drawn at random, which no compression likes: real ones are alike, and take less. Times are those of
+headless Chromium on this machine, without a GPU.
 """
 
 from __future__ import annotations

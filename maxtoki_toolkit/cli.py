@@ -593,7 +593,10 @@ class _OrNotebook(TyperGroup):
         return super().parse_args(ctx, args if args[:1] and args[0] in self.commands else [_NOTEBOOK, *args])
 
 
-report_app = typer.Typer(cls=_OrNotebook)
+report_app = typer.Typer(
+    cls=_OrNotebook,
+    help="Run a notebook with other parameters, or write a page of an autoencoder's features.",
+)
 app.add_typer(report_app, name="report")
 _NOTEBOOK = "notebook"
 

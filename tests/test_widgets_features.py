@@ -280,7 +280,8 @@ class TestPage:
             title = "document.querySelector('.mt-title').textContent"
             browser.run(f"{explorer}.choose(7)")
             assert browser.run(title) == f"label 7 {BAD}feature 7"
-            typed = "(e => { e.value = '%s'; e.dispatchEvent(new Event('input')) })(document.querySelector('.mt-search'))"
+            set_value = "e => { e.value = '%s'; e.dispatchEvent(new Event('input')) }"
+            typed = f"({set_value})(document.querySelector('.mt-search'))"
             gene = browser.run("document.querySelector('.mt-gene').textContent")
             browser.run(typed % json.dumps(gene)[1:-1].replace("'", "\\'"))
             assert 1 <= number(f"{explorer}.order.length") < 40
@@ -340,9 +341,9 @@ class TestPage:
             mt.reports.features(adata, tmp_path / "a.html", model=model, sae=other)
         with pytest.raises(KeyError, match="nothing"):
             mt.reports.features(adata, tmp_path / "a.html", groupby="nothing")
+        bare = adata.copy()
+        bare.obsm["features"] = bare.obsm["features"][:, :3]
         with pytest.raises(ValueError, match=r"\.obsm\['features'\] has 3 features"):
-            bare = adata.copy()
-            bare.obsm["features"] = bare.obsm["features"][:, :3]
             mt.reports.features(bare, tmp_path / "a.html")
         assert [path.name for path in tmp_path.iterdir()] == ["mine.html"]
         assert "features" in adata.uns

@@ -117,7 +117,7 @@ def feature_tables(
 
 
 def top_cells(pooled: sp.csc_matrix, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the cells in which each feature is most active, features x n, and how active; -1 where there are fewer."""
+    """Rows of the cells in which each feature is most active, features x n, and how active; -1 for no more."""
     feature = np.repeat(np.arange(pooled.shape[1]), np.diff(pooled.indptr))
     order = np.lexsort((pooled.indices, -pooled.data, feature))
     place = np.arange(len(order)) - pooled.indptr[feature]
@@ -175,7 +175,7 @@ def _groups(adata: AnnData, groupby: str) -> tuple[list[str], np.ndarray]:
 
 
 def _maps(adata: AnnData, basis: str | None) -> dict[str, np.ndarray]:
-    """Maps of the cells: the one asked for, else an embedding and the places in the tissue, as far as they are there."""
+    """Maps of the cells: the one asked for, else an embedding and the places in the tissue, if they are there."""
     two = [key for key, value in adata.obsm.items() if getattr(value, "ndim", 0) == 2 and value.shape[1] == 2]
     if basis is None:
         plain = [key for key in two if key != _SPATIAL]
