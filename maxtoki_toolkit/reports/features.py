@@ -10,6 +10,7 @@ from anndata import AnnData
 from .. import _keys
 from .._files import atomic
 from .._outputs import refuse_inputs
+from .._validate import require_obs
 from ..models.model import MaxTokiModel
 from ..models.sae import SparseAutoencoder
 
@@ -87,12 +88,16 @@ def features(
     from ..pp.read_cells import read_cells
     from ..tl.features import features as read_features
     from ..widgets._feature_front import FeatureReader, page_of
+    from ..widgets._feature_tables import find_maps
 
     output = Path(output)
     given = isinstance(cells, AnnData)
     refuse_inputs(output, [] if given else [cells])
     _require_free(output, overwrite=overwrite)
     adata = cells if given else read_cells(cells, layer=layer)
+    # Before minutes of reading.
+    require_obs(adata, groupby)
+    find_maps(adata, basis)
     reads = key not in adata.uns or (model is not None and _keys.RANK not in adata.layers)
     if reads and (model is None or sae is None):
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,7 +112,7 @@ def feature_tables(
         group=group,
         auroc=auroc,
         means=means,
-        maps=_maps(adata, basis),
+        maps=find_maps(adata, basis),
     )
 
 
@@ -174,7 +174,7 @@ def _groups(adata: AnnData, groupby: str) -> tuple[list[str], np.ndarray]:
     return names, np.where(known, number, -1)
 
 
-def _maps(adata: AnnData, basis: str | None) -> dict[str, np.ndarray]:
+def find_maps(adata: AnnData, basis: str | None) -> dict[str, np.ndarray]:
     """Maps of the cells: the one asked for, else an embedding and the places in the tissue, if they are there."""
     two = [key for key, value in adata.obsm.items() if getattr(value, "ndim", 0) == 2 and value.shape[1] == 2]
     if basis is None:
@@ -192,7 +192,7 @@ def _maps(adata: AnnData, basis: str | None) -> dict[str, np.ndarray]:
 def _found(adata: AnnData, key: str, table: str, columns: Iterable[str], params: dict) -> pd.DataFrame | None:
     """A table on the same features, if there is one."""
     result = adata.uns.get(key)
-    if not isinstance(result, dict) or not set(columns) <= set(getattr(result.get(table), "columns", ())):
+    if not isinstance(result, Mapping) or not set(columns) <= set(getattr(result.get(table), "columns", ())):
         return None
     theirs = result.get("params", {}).get("sae_sha256")
     return result[table] if theirs in (None, params.get("sae_sha256")) else None

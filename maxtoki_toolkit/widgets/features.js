@@ -51,6 +51,19 @@ function starts(counts) {
   return found;
 }
 
+// Places of numbers in their order, what is unknown last; those that are the same by place. A number and its place
+// make one number, which sorts many times faster than by a function.
+function sortedBy(values, down) {
+  const bits = new Uint32Array(values.buffer),
+    keys = new Float64Array(values.length);
+  for (let i = 0; i < keys.length; i++) {
+    const upward = bits[i] & 0x80000000 ? ~bits[i] >>> 0 : (bits[i] | 0x80000000) >>> 0;
+    const key = Number.isNaN(values[i]) ? 2 ** 32 : down ? 2 ** 32 - 1 - upward : upward;
+    keys[i] = key * 2 ** 20 + i;
+  }
+  return Uint32Array.from(keys.sort(), (key) => key % 2 ** 20);
+}
+
 function base64(text) {
   if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
   const binary = atob(text),
@@ -226,7 +239,9 @@ class Explorer {
       groups = this.meta.groups.length;
     const found = new Uint32Array(n);
     let most = 0;
-    for (const f of this.sorted()) {
+    const order = this.sorted();
+    for (let i = 0; i < n; i++) {
+      const f = order[i];
       if (hit && !hit[f]) continue;
       if (density[f] < low || density[f] > high) continue;
       if (state.family && family[f] !== state.family) continue;
@@ -247,36 +262,21 @@ class Explorer {
   sorted() {
     const { sort, down, group } = this.state,
       name = `${sort} ${down} ${sort === "group" ? group : ""}`;
-    if (!this.orders.has(name)) {
-      const values = this.sortValues(sort),
-        sign = down ? -1 : 1;
-      this.orders.set(
-        name,
-        Uint32Array.from(values.keys()).sort((a, b) => {
-          const x = values[a],
-            y = values[b];
-          if (x !== x || y !== y) return (x !== x) - (y !== y) || a - b; // what is unknown comes last
-          return sign * (x - y) || a - b;
-        }),
-      );
-    }
+    if (!this.orders.has(name)) this.orders.set(name, sortedBy(this.sortValues(sort), down));
     return this.orders.get(name);
   }
 
   sortValues(sort) {
-    const { core, n } = this,
-      column = { density: "density", cells: "n_cells", max: "max_active", rank: "mean_rank" }[sort];
-    if (column) return Float64Array.from(core[column]);
-    const values = Float64Array.from({ length: n }, (_, f) => f);
+    const { core, n } = this;
+    const column = { density: "density", cells: "n_cells", max: "max_active", rank: "mean_rank" }[sort];
+    if (column) return Float32Array.from(core[column]);
+    const values = Float32Array.from({ length: n }, (_, f) => f);
     if (sort === "group") {
       for (let f = 0; f < n; f++) values[f] = this.groupOf(f) < 0 ? NaN : this.auroc(f, this.groupOf(f));
     } else if (sort === "label") {
       const { labels } = this,
-        order = Uint32Array.from(values.keys());
-      order.sort((a, b) => (labels[a] < labels[b] ? -1 : labels[a] > labels[b] ? 1 : a - b));
-      order.forEach((f, place) => {
-        values[f] = labels[f] ? place : NaN;
-      });
+        places = new Map([...new Set(labels)].sort().map((label, place) => [label, place]));
+      for (let f = 0; f < n; f++) values[f] = labels[f] ? places.get(labels[f]) : NaN;
     }
     return values;
   }
