@@ -181,7 +181,7 @@ class TestGenes:
 
 class TestBlocks:
     def test_core(self, made, reader):
-        block, tables = unpack(reader.blocks("A title", with_genes=False)["core"]), reader.tables
+        block, tables = unpack(reader.blocks("A title", for_page=False)["core"]), reader.tables
         expected = mt.get.table(made[0], "features")
         for name in ("density", "mean_active", "max_active", "mean_rank"):
             np.testing.assert_allclose(block[name], expected[name], rtol=1e-3)
@@ -198,7 +198,7 @@ class TestBlocks:
             np.testing.assert_allclose(mean / block["overall"][feature], part["lift"], rtol=0.05)
 
     def test_cells(self, reader):
-        block, tables = unpack(reader.blocks("x", with_genes=False)["cells"]), reader.tables
+        block, tables = unpack(reader.blocks("x", for_page=False)["cells"]), reader.tables
         dense, at = np.zeros(tables.pooled.shape), 0
         for feature, n in enumerate(block["count"].tolist()):
             rows = np.cumsum(block["step"][at : at + n], dtype=int)
@@ -220,6 +220,8 @@ class TestBlocks:
         assert cells["meta"]["n_shown"] == 20
         assert len(cells["umap.x"]) == 20
         assert blocks["genes"]["meta"]["n_kept"] == 1
+        # A widget has room for all of them.
+        assert unpack(reader.blocks("x", for_page=False)["cells"])["meta"]["n_shown"] == 60
         # Top cells are named, on the map or not.
         top = cells["top"].reshape(reader.top.shape)
         names = np.append(cells["meta"]["names"], "")

@@ -19,6 +19,7 @@ from ._feature_tables import FeatureTables
 # are shown of fewer top cells; the page says so.
 _MOST_VALUES = 800_000
 _MOST_MARKS = 160_000
+_MOST_LIVE = 8_000_000  # activations that JupyterLab is sent, some 15 MB
 _MOST_POINTS = 20_000  # that a map draws at once
 _LEVELS = 32  # of activations in a picture: finer than what an eye tells apart
 _UNKNOWN = 255
@@ -84,7 +85,9 @@ def core_block(tables: FeatureTables, *, title: str) -> bytes:
     return pack(meta, arrays)
 
 
-def cells_block(tables: FeatureTables, top: np.ndarray, values: np.ndarray, *, rng: int = 0) -> bytes:
+def cells_block(
+    tables: FeatureTables, top: np.ndarray, values: np.ndarray, *, small: bool = True, rng: int = 0
+) -> bytes:
     """Pooled activations of the cells on the map, maps, means of groups, and the top cells.
 
     Parameters
@@ -95,11 +98,14 @@ def cells_block(tables: FeatureTables, top: np.ndarray, values: np.ndarray, *, r
         features x n: rows of the top cells, -1 for none.
     values
         Pooled activations in these.
+    small
+        Keep to what a page has room for; a widget has more.
     rng
         Seed of the cells on the map, where they are too many for all.
     """
     pooled, n_cells = tables.pooled, len(tables.names)
-    n_shown = min(n_cells, _MOST_POINTS, int(n_cells * _MOST_VALUES / max(pooled.nnz, 1)))
+    most = _MOST_VALUES if small else _MOST_LIVE
+    n_shown = min(n_cells, _MOST_POINTS, max(int(n_cells * most / max(pooled.nnz, 1)), 1))
     shown = np.sort(np.random.default_rng(rng).permutation(n_cells)[:n_shown])
     rows = np.append(shown, np.setdiff1d(top[top >= 0], shown)).astype(int)
     place = np.full(n_cells + 1, len(rows))  # the last is that of -1

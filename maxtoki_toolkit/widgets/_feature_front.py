@@ -117,13 +117,13 @@ class FeatureReader:
         length = int(self.is_gene[tokens].sum())
         return {"length": length, "first": self.symbols[first].tolist(), "marks": marks, "most": most}
 
-    def blocks(self, title: str, *, with_genes: bool = True) -> dict[str, bytes]:
-        """What the front end reads; with the genes of the top cells of all features, if there is a model."""
+    def blocks(self, title: str, *, for_page: bool = True) -> dict[str, bytes]:
+        """What the front end reads: for a page small, and with the genes of the top cells if there is a model."""
         found = {
             "core": core_block(self.tables, title=title),
-            "cells": cells_block(self.tables, self.top, self.top_values),
+            "cells": cells_block(self.tables, self.top, self.top_values, small=for_page),
         }
-        if with_genes and self.model is not None:
+        if for_page and self.model is not None:
             genes = active_genes(self.model, self.sae, self.sequences, self.top)
             found["genes"] = genes_block(
                 self.tables, self.top, genes, self.sequences, self.symbols, self.is_gene

@@ -114,7 +114,7 @@ def features(
         height = traitlets.Int().tag(sync=True)
         reads_genes = traitlets.Bool().tag(sync=True)
 
-    blocks = reader.blocks("Features", with_genes=False)
+    blocks = reader.blocks("Features", for_page=False)
     explorer = Explorer(**blocks, feature=chosen, height=height, reads_genes=model is not None)
 
     def answer(widget: Explorer, message: dict, buffers: list) -> None:
