@@ -163,7 +163,9 @@ def first_feature(tables: FeatureTables) -> int:
 
 def features_picture(tables: FeatureTables, feature: int):
     """The top genes, groups and map of one feature, in matplotlib."""
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
     from ..pl._style import MODEL, clean
@@ -185,11 +187,12 @@ def features_picture(tables: FeatureTables, feature: int):
     value = tables.pooled[:, [feature]].toarray().ravel()
     if tables.maps:
         name, points = next(iter(tables.maps.items()))
-        by_value = np.argsort(value)
-        image = right.scatter(
-            *points[by_value].T, c=value[by_value], s=5, cmap="Blues", linewidths=0, vmin=-value.max() / 4
-        )
-        figure.colorbar(image, ax=right, shrink=0.7, label="activation").outline.set_visible(False)
+        active = np.argsort(value)[np.count_nonzero(value == 0) :]
+        blues = LinearSegmentedColormap.from_list("", colormaps["Blues"](np.linspace(0.3, 1, 64)))
+        right.scatter(*points[value == 0].T, color="0.87", s=5, linewidths=0)
+        drawn = right.scatter(*points[active].T, c=value[active], s=5, cmap=blues, linewidths=0, vmin=0)
+        figure.colorbar(drawn, ax=right, shrink=0.7, label="activation").outline.set_visible(False)
+        name = "UMAP" if name == "umap" else name
         right.set(xticks=[], yticks=[], xlabel=f"{name} 1", ylabel=f"{name} 2")
     else:
         right.hist(value[value > 0], bins=20, color=MODEL)
