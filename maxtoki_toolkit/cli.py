@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from . import __version__, _keys, settings
 from ._errors import is_ours, tell
@@ -86,6 +87,7 @@ def _in_flags(message: object) -> str:
         text = text.replace(python, words)
     for word in sys.argv[1:]:
         command = getattr(command, "commands", {}).get(word, command)
+    command = getattr(command, "commands", {}).get(_NOTEBOOK, command)
     options = {parameter.name for parameter in command.params}
 
     def flag(found: re.Match) -> str:
@@ -584,7 +586,22 @@ def _kept(effects: Path) -> str:
     return " before the first part was done."
 
 
-@app.command()
+class _OrNotebook(TyperGroup):
+    """`maxtoki report NAME` runs a notebook, unless NAME is a command of its own."""
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if args[:1] and args[0] in self.commands else [_NOTEBOOK, *args])
+
+
+report_app = typer.Typer(
+    cls=_OrNotebook,
+    help="Run a notebook with other parameters, or write a page of an autoencoder's features.",
+)
+app.add_typer(report_app, name="report")
+_NOTEBOOK = "notebook"
+
+
+@report_app.command(_NOTEBOOK)
 def report(
     notebook: Annotated[
         str | None, typer.Argument(help="Name or path of a notebook, or all; --list has the names.")
@@ -611,7 +628,10 @@ def report(
     ] = False,
     overwrite: _Overwrite = False,
 ) -> None:
-    """Run a notebook, or all that your cells allow, with other parameters: executed notebook and HTML page."""
+    """Run a notebook, or all that your cells allow, with other parameters: executed notebook and HTML page.
+
+    `maxtoki report features PATH` writes a page of an autoencoder's features; it has a --help of its own.
+    """
     from . import reports
 
     if listed:
@@ -647,6 +667,58 @@ def report(
     states = set(table["status"])
     if states & {"failed", "kept as it was"} or not states & {"done", "kept"}:
         raise typer.Exit(1)
+
+
+@report_app.command("features")
+def report_features(
+    path: Annotated[
+        Path,
+        typer.Argument(help="Cells: with a result of mt.tl.features, or raw counts, human, as for embed."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Page to write.")] = Path("features.html"),
+    model: Annotated[
+        str | None, typer.Option(help="demo, maxtoki-217m, maxtoki-1b, a folder or a hub id; with --sae.")
+    ] = None,
+    sae: Annotated[
+        str | None, typer.Option(help="Autoencoder of the model: demo, or a folder that mt.train.sae wrote.")
+    ] = None,
+    key: Annotated[str, typer.Option(help="Key in .obsm and .uns of the features.")] = _keys.FEATURES,
+    groupby: Annotated[str | None, typer.Option(help="Column of .obs with cell types; guessed.")] = None,
+    basis: Annotated[
+        str | None, typer.Option(help="Key in .obsm of the map, by default X_umap, and spatial.")
+    ] = None,
+    n_cells: Annotated[int, typer.Option(help="Top cells of a feature.")] = 8,
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "Features",
+    layer: Annotated[
+        str | None, typer.Option(help="Layer with the raw counts, by default X; raw for raw.X.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    overwrite: _Overwrite = False,
+) -> None:
+    """Write a page to look through the features of an autoencoder: one file, which needs no network.
+
+    Without --model and --sae, features that are in the file are shown, without the genes of single cells.
+    """
+    from . import reports
+    from .models import load_model
+    from .models.sae import load_sae
+
+    loaded = None if model is None else load_model(model, device=device)
+    coder = None if sae is None else load_sae(sae, device="cpu" if loaded is None else str(loaded.device))
+    reports.features(
+        path,
+        output,
+        model=loaded,
+        sae=coder,
+        key=key,
+        groupby=groupby,
+        basis=basis,
+        n_cells=n_cells,
+        title=title,
+        layer=layer,
+        overwrite=overwrite,
+    )
+    print(f"{output} is there ({output.stat().st_size / 1e6:.1f} MB); open it in a browser.")
 
 
 def _parameters(single: list[str] | None, file: str | None) -> tuple[list | None, dict]:

@@ -5,6 +5,7 @@ notebook that is executed by papermill or exported to HTML, there is a picture i
 """
 
 from .explore import explore
+from .features import features
 from .heads import heads
 
-__all__ = ["explore", "heads"]
+__all__ = ["explore", "features", "heads"]

@@ -33,25 +33,22 @@ def is_attended() -> bool:
     return kernel is None or kernel._allow_stdin
 
 
-def static_bundle(picture, figure: dict, text: str) -> dict:
-    """What is shown where no widgets are: the plotly figure where that can be drawn, else the picture.
+def static_bundle(picture, figure: dict | None, text: str) -> dict:
+    """What is shown where no widgets are: the plotly figure, if any, where that can be drawn, else the picture.
 
     Parameters
     ----------
     picture
         matplotlib figure.
     figure
-        plotly figure, as a dictionary.
+        plotly figure, as a dictionary; `None` for none.
     text
         What a terminal shows.
     """
     buffer = io.BytesIO()
     picture.savefig(buffer, format="png", dpi=110)
-    return {
-        "text/plain": text,
-        "image/png": base64.b64encode(buffer.getvalue()).decode(),
-        PLOTLY: json.loads(go.Figure(figure).to_json()),
-    }
+    drawn = {} if figure is None else {PLOTLY: json.loads(go.Figure(figure).to_json())}
+    return {"text/plain": text, "image/png": base64.b64encode(buffer.getvalue()).decode(), **drawn}
 
 
 def picture_only(bundle: dict) -> Container:
