@@ -101,7 +101,10 @@ def driver_features(
         table[name] = sources[name].to_numpy()
     params = {"damping": damping}
     for name in ("strength", "activation", "n_edges"):
-        params[f"r_{name}"] = float(table["pagerank"].corr(table[name], method="spearman"))
+        varies = table["pagerank"].nunique() > 1 and table[name].nunique() > 1
+        params[f"r_{name}"] = (
+            float(table["pagerank"].corr(table[name], method="spearman")) if varies else np.nan
+        )
     table = table.sort_values("pagerank", ascending=False, ignore_index=True)
     write_result(adata, _keys.DRIVER_FEATURES, params, key_added=key_added, features=table)
 
