@@ -1,5 +1,7 @@
 """Effects, networks and mediators of features, in a model whose circuit is known."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -256,6 +258,38 @@ def test_mediators_are_the_features_on_the_way(planted):
     assert abs(single["put_back"].get("2", 0)) < 0.05
 
 
+def test_attributions_to_features_add_up(planted):
+    model, adata, _ = planted
+    sae = coder(model, 0)
+    read = on_copy(mt.tl.attribute, adata, model, sae=sae, n_steps=4, n_prompts=None)
+    features = mt.get.table(read, "attribute", "features").set_index("feature").sort_index()
+    params = read.uns["attribute"]["params"]
+    assert params["relative_residual"] < 1e-3
+    # The model is as good as linear: the gradient alone says the same.
+    assert params["gradient_residual"] < 0.02
+    np.testing.assert_allclose(features["gradient"], features["attribution"], rtol=0.02, atol=0.1)
+    edited = on_copy(mt.tl.feature_effects, adata, model, sae, features=range(N), doses=[0.0], n_prompts=None)
+    effects = mt.get.table(edited, "feature_effects").set_index("feature")["effect"]
+    np.testing.assert_allclose(features["attribution"], -effects, rtol=0.02, atol=0.1)
+    prompts = mt.get.table(read, "attribute", "prompts")
+    assert (prompts["value"] - prompts["baseline_value"]).mean() == pytest.approx(
+        features["attribution"].sum(), rel=1e-3
+    )
+    assert "genes" not in read.uns["attribute"]
+
+
+@pytest.mark.skipif(find_spec("captum") is None, reason="captum is not installed")
+def test_a_feature_is_attributed_to_the_genes_that_have_it(planted):
+    model, adata, has = planted
+    read = on_copy(
+        mt.tl.attribute, adata, model, sae=coder(model, 1), readout=1, baseline="pad", n_prompts=None
+    )
+    assert read.uns["attribute"]["params"]["unit"] == "activation"
+    genes = mt.get.table(read, "attribute", "genes")
+    made = (has @ (np.eye(N) + CIRCUIT))[adata.var_names.get_indexer(genes["gene"]), 1]
+    np.testing.assert_allclose(genes["attribution"], made / 15, rtol=0.05, atol=2e-3)
+
+
 def test_places_are_matched_by_gene():
     before = Sequences.of([np.array([2, 10, 11, 12, 3]), np.array([2, 10, 3])])
     after = Sequences.of([np.array([2, 12, 10, 13, 3]), np.array([2, 11, 10, 3])])
@@ -304,6 +338,8 @@ def test_scores_with_edges_of_another_direction():
         (lambda m, a: mt.tl.feature_effects(a, m, coder(m, 0), doses=[]), "doses"),
         (lambda m, a: mt.tl.feature_mediators(a, m, coder(m, 0), genes=["none"]), "Did not find the gene"),
         (lambda m, a: mt.tl.driver_features(a), "feature_network"),
+        (lambda m, a: mt.tl.attribute(a, m, readout=3), "give its autoencoder"),
+        (lambda m, a: mt.tl.attribute(a, m, readout=9, sae=coder(m, 0)), "no feature 9"),
     ],
 )
 def test_refused(planted, call, said):

@@ -182,6 +182,7 @@ SCHEMA: dict[str, Result] = {
             "genes": "genes and parts of the prompt",
             "segments": "segments of the prompt",
             "prompts": "prompts with the sum over each segment",
+            "features": "features (with sae=...)",
         },
     ),
     _keys.PERTURBATION: Result(
