@@ -166,6 +166,13 @@ ARGUMENTS = {
     "tl.feature_mediators": {"genes": list(GENES["symbol"][:1]), "max_features": 1},
     "tl.feature_network": {"n_features": 10, "n_cells": 20, "alpha": 1.0},
     "tl.evaluate_sae": {"n_cells": 20},
+    "tl.spectral_entropy": {
+        "time_key": "age_months",
+        "n_bins": 2,
+        "n_features": 5,
+        "n_cells": 30,
+        "n_permutations": 9,
+    },
     "tl.neighbor_purity": {"groupby": "cell_type"},
 }
 

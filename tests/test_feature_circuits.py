@@ -16,6 +16,7 @@ from maxtoki_toolkit.models.mediation import match_places
 from maxtoki_toolkit.models.sae_controls import gene_mask
 from maxtoki_toolkit.models.sequences import Sequences
 from maxtoki_toolkit.stats.drivers import pagerank_drivers, replaced_rows, square, total_effects
+from maxtoki_toolkit.stats.spectra import spectral_entropy as spectral_values
 
 N, GENES, CONSTANT, SIZE, SCALE = 6, 60, 300.0, 12, 500.0
 FIRST, OUT = 1, 8  # dimensions: the features from FIRST on, what the time head reads
@@ -345,3 +346,42 @@ def test_scores_with_edges_of_another_direction():
 def test_refused(planted, call, said):
     with pytest.raises((ValueError, KeyError, TypeError), match=said):
         call(planted[0], planted[1].copy())
+
+
+def test_entropy_of_singular_values():
+    assert spectral_values(np.eye(4)) == pytest.approx(np.log(4))
+    assert spectral_values(np.ones((3, 5))) == pytest.approx(0, abs=1e-6)
+    assert np.isnan(spectral_values(np.zeros((2, 2))))
+    both = np.stack([np.eye(3), np.ones((3, 3))])
+    assert spectral_values(both).tolist() == pytest.approx([np.log(3), 0], abs=1e-6)
+
+
+def test_entropy_follows_a_course(planted):
+    """Cells that gain features one after the other; without a course, nothing is found."""
+    model, _, has = planted
+    rng = np.random.default_rng(3)
+    counts = np.zeros((40, GENES), np.float32)
+    time = np.arange(40) // 10
+    few = np.argsort((has > 0).sum(axis=1), kind="stable")[:20]
+    for cell, when in zip(counts, time, strict=True):
+        pool = few[:8] if when < 2 else np.setdiff1d(np.arange(GENES), few)
+        cell[rng.choice(pool, 6, replace=False)] = rng.permutation(6) + 1
+    adata = AnnData(csr_matrix(counts))
+    adata.var_names = [f"ENSG{i:011d}" for i in range(GENES)]
+    adata.obs_names = [f"cell_{i}" for i in range(40)]
+    adata.obs["pseudotime"] = time.astype(float)
+    adata.obs["shuffled"] = rng.permutation(time).astype(float)
+    mt.pp.map_genes(adata, model)
+    mt.pp.rank_value_encode(adata, model)
+    settings = {"later": coder(model, 1), "n_bins": 4, "n_permutations": 99}
+    found = on_copy(mt.tl.spectral_entropy, adata, model, coder(model, 0), time_key="pseudotime", **settings)
+    bins = mt.get.table(found, "spectral_entropy")
+    assert bins["entropy"][:2].max() < bins["entropy"][2:].min()
+    assert found.uns["spectral_entropy"]["params"]["p_value"] == 0.01
+    assert (bins["entropy_low"] <= bins["entropy_high"]).all()
+    null = on_copy(mt.tl.spectral_entropy, adata, model, coder(model, 0), time_key="shuffled", **settings)
+    assert null.uns["spectral_entropy"]["params"]["p_value"] > 0.05
+    with pytest.raises(ValueError, match="3 are needed"):
+        mt.tl.spectral_entropy(
+            adata, model, coder(model, 0), time_key="pseudotime", later=coder(model, 1), n_cells=8
+        )

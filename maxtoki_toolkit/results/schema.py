@@ -280,6 +280,9 @@ SCHEMA: dict[str, Result] = {
     _keys.FEATURE_MEDIATORS: Result(
         "mt.tl.feature_mediators(adata, model, sae, genes=...)", {"effects": "features and sets of features"}
     ),
+    _keys.SPECTRAL_ENTROPY: Result(
+        "mt.tl.spectral_entropy(adata, model, sae, later=...)", {"bins": "bins of the course"}
+    ),
     _keys.DRIVER_FEATURES: Result(
         "mt.tl.driver_features(adata)", {"features": "features that were scaled"}, {"features": ""}
     ),
