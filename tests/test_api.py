@@ -166,6 +166,7 @@ ARGUMENTS = {
     "tl.feature_mediators": {"genes": list(GENES["symbol"][:1]), "max_features": 1},
     "tl.feature_network": {"n_features": 10, "n_cells": 20, "alpha": 1.0},
     "tl.evaluate_sae": {"n_cells": 20},
+    "tl.search_features": {"target": {0: 1.0}, "n_candidates": 3, "max_size": 2, "n_cells": 20},
     "tl.spectral_entropy": {
         "time_key": "age_months",
         "n_bins": 2,

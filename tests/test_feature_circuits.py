@@ -385,3 +385,40 @@ def test_entropy_follows_a_course(planted):
         mt.tl.spectral_entropy(
             adata, model, coder(model, 0), time_key="pseudotime", later=coder(model, 1), n_cells=8
         )
+
+
+def test_genes_are_found_that_move_a_feature_and_leave_another(planted):
+    model, adata, has = planted
+    settings = {"n_candidates": 8, "max_size": 2, "n_cells": None}
+    found = on_copy(mt.tl.search_features, adata, model, coder(model, 0), target={1: -1.0}, **settings)
+    effects = mt.get.table(found, "search_features").set_index(["kind", "size"])
+    assert effects.loc[("gradient", 1), "shift"] > 3 * abs(effects.loc[("random", 1), "shift"])
+    assert effects.loc[("gradient", 2), "shift"] > effects.loc[("gradient", 1), "shift"]
+    assert effects.loc[("gradient", 2), "q_value"] < 0.05
+    # Means over the genes that are left: what a gene does is a little more than its own share.
+    assert found.uns["search_features"]["params"]["promise_r"] > 0.9
+    genes = mt.get.table(found, "search_features", "genes")
+    assert (has[adata.var_names.get_indexer(genes["gene"][:3]), 1] > 0.3).all()
+    kept = on_copy(
+        mt.tl.search_features,
+        adata,
+        model,
+        coder(model, 0),
+        target={1: -1.0},
+        avoid=[0],
+        bound=0.05,
+        **settings,
+    )
+    assert (mt.get.table(kept, "search_features").query("kind == 'gradient'")["searched"].notna()).all()
+    one, other = (
+        mt.get.table(part, "search_features").set_index(["kind", "size"]).loc[("gradient", 2), "searched"]
+        for part in (kept, found)
+    )
+    assert one <= other
+    up = on_copy(
+        mt.tl.search_features, adata, model, coder(model, 0), target={2: 1.0}, mode="overexpress", **settings
+    )
+    first = mt.get.table(up, "search_features")["genes"][0]
+    assert has[adata.var_names.get_loc(first), 2] >= np.sort(has[:, 2])[-3]
+    with pytest.raises(ValueError, match="to be moved and to be avoided"):
+        mt.tl.search_features(adata, model, coder(model, 0), target={1: -1.0}, avoid=[1])

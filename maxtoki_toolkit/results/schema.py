@@ -283,6 +283,10 @@ SCHEMA: dict[str, Result] = {
     _keys.SPECTRAL_ENTROPY: Result(
         "mt.tl.spectral_entropy(adata, model, sae, later=...)", {"bins": "bins of the course"}
     ),
+    _keys.SEARCH_FEATURES: Result(
+        "mt.tl.search_features(adata, model, sae, target=...)",
+        {"effects": "gene sets", "genes": "candidates"},
+    ),
     _keys.DRIVER_FEATURES: Result(
         "mt.tl.driver_features(adata)", {"features": "features that were scaled"}, {"features": ""}
     ),

@@ -42,6 +42,7 @@ from .perturbation_stats import perturbation_stats
 from .predict_age import predict_age
 from .predict_timelapse import predict_timelapse
 from .recipes import Cells, CellSampling, Chains, GeneSetSearch, ScreenFile
+from .search_features import search_features
 from .search_gene_sets import search_gene_sets
 from .spectral_entropy import spectral_entropy
 from .steer_cells import steer_cells
@@ -53,6 +54,7 @@ __all__ = [
     "feature_summary",
     "evaluate_sae",
     "driver_features",
+    "search_features",
     "spectral_entropy",
     "feature_effects",
     "feature_mediators",
