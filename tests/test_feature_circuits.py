@@ -422,3 +422,43 @@ def test_genes_are_found_that_move_a_feature_and_leave_another(planted):
     assert has[adata.var_names.get_loc(first), 2] >= np.sort(has[:, 2])[-3]
     with pytest.raises(ValueError, match="to be moved and to be avoided"):
         mt.tl.search_features(adata, model, coder(model, 0), target={1: -1.0}, avoid=[1])
+
+
+def test_figures(planted):
+    model, adata, _ = planted
+    cells = adata.copy()
+    sae, later = coder(model, 0), coder(model, 1)
+    mt.tl.feature_effects(cells, model, sae, features=[0, 1], doses=[0, 2])
+    ax = mt.pl.feature_effects(cells)
+    assert ax.get_ylabel() == "change of the predicted lapse, months"
+    lines = {line.get_label(): line.get_ydata() for line in ax.lines}
+    effects = mt.get.table(cells, "feature_effects").query("feature == 1")["effect"].tolist()
+    assert lines["feature 1"].tolist() == pytest.approx([effects[0], 0, effects[1]])
+    with pytest.raises(KeyError, match="Feature 5 was not edited"):
+        mt.pl.feature_effects(cells, features=[5])
+    mt.tl.feature_network(cells, model, sae, later=later, features=range(N))
+    mt.tl.driver_features(cells)
+    points = mt.pl.driver_features(cells).collections[0].get_offsets()
+    assert sorted(points[:, 1]) == pytest.approx(sorted(mt.get.table(cells, "driver_features")["pagerank"]))
+    mt.tl.spectral_entropy(cells, model, sae, later=later, time_key="age_months", n_bins=2, n_permutations=19)
+    assert mt.pl.spectral_entropy(cells).get_xlabel() == "age_months"
+
+
+def test_features_of_clean_prompts_bring_back_what_they_carry(planted):
+    model, adata, _ = planted
+    settings = {"corrupted": "replace_query", "level": "feature", "n_prompts": None, "align": "tokens"}
+    cells = adata.copy()
+    mt.pp.sample_prompts(
+        cells, time_key="age_months", groupby="cell_type", donor_key="donor_id", n_prompts=60, context_size=1
+    )
+    mt.tl.patch(cells, model, sae=coder(model, 1), **settings)
+    effects = mt.get.table(cells, "patch").pivot(index="feature", columns="segment", values="effect")
+    # The lapse is read from features 1 and 4 of the second block, as much as each varies; other features, and contexts, carry nothing.
+    query = effects["query"]
+    assert query[[1, 4]].sum() == pytest.approx(1, abs=0.05)
+    assert query.drop([1, 4]).abs().max() < 0.02
+    assert effects["context_0"].abs().max() < 0.02
+    ax = mt.pl.patch(cells)
+    assert (ax.get_ylabel(), len(ax.get_yticks())) == ("feature", N)
+    with pytest.raises(ValueError, match="needs an autoencoder"):
+        mt.tl.patch(cells, model, **settings)
