@@ -137,10 +137,7 @@ ends = [
 axes[1].plot(ends, ends, color=NULL, lw=1)
 axes[1].scatter(sources["null_strength"], sources["strength"], s=16, color=MODEL, alpha=0.8)
 axes[1].set(
-    xscale="log",
-    yscale="log",
-    xlabel="strength of a random direction (activation)",
-    ylabel="strength of the source (activation)",
+    xlabel="strength of a random direction (activation)", ylabel="strength of the source (activation)"
 )
 for ax in axes:
     clean(ax)
