@@ -430,7 +430,7 @@ def test_figures(planted):
     sae, later = coder(model, 0), coder(model, 1)
     mt.tl.feature_effects(cells, model, sae, features=[0, 1], doses=[0, 2])
     ax = mt.pl.feature_effects(cells)
-    assert ax.get_ylabel() == "change of the predicted lapse, months"
+    assert ax.get_ylabel() == "change of the predicted lapse (months)"
     lines = {line.get_label(): line.get_ydata() for line in ax.lines}
     effects = mt.get.table(cells, "feature_effects").query("feature == 1")["effect"].tolist()
     assert lines["feature 1"].tolist() == pytest.approx([effects[0], 0, effects[1]])

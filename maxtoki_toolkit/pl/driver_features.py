@@ -41,7 +41,7 @@ def driver_features(
     >>> mt.tl.feature_network(adata, model, early, later=late, n_features=20, n_cells=10)
     >>> mt.tl.driver_features(adata)
     >>> mt.pl.driver_features(adata).get_ylabel()
-    'PageRank on reversed edges'
+    'PageRank on reversed edges (share)'
     """
     import matplotlib.pyplot as plt
 
@@ -55,8 +55,8 @@ def driver_features(
     ax.plot(ends, ends, color=NULL, lw=1, zorder=0)
     ax.scatter(table["null_pagerank"], table["pagerank"], s=14, color="black", lw=0)
     ax.set(
-        xlabel="the same for a random direction of its length",
-        ylabel="PageRank on reversed edges",
+        xlabel="the same for a random direction (share)",
+        ylabel="PageRank on reversed edges (share)",
         title=f"rank correlation with strength {table.attrs['r_strength']:.2f}",
     )
     for text in (ax.title, ax.xaxis.label, ax.yaxis.label):

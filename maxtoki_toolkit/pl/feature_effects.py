@@ -82,7 +82,7 @@ def feature_effects(
         ax.plot(at, mine["effect"], marker="o", ms=4, lw=1, color=color, label=f"feature {feature}")
     what = effects.attrs.get("readout", "reading")
     name = "change of the predicted lapse" if what == "timelapse" else f"change of {what}"
-    ax.set(xlabel="dose (1: as it is)", ylabel=f"{name}, {effects.attrs.get('unit', '')}")
+    ax.set(xlabel="dose (1: as it is)", ylabel=f"{name} ({effects.attrs['unit']})")
     ax.yaxis.label.set_size(9)
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     clean(ax)

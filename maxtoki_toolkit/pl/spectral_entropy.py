@@ -52,7 +52,7 @@ def spectral_entropy(adata: AnnData, *, key: str = _keys.SPECTRAL_ENTROPY, ax: A
     ax.plot(middle, bins["entropy"], marker="o", ms=5, lw=1, color="black", label="network of features")
     ax.set(
         xlabel=bins.attrs["time_key"],
-        ylabel="entropy of the singular values, nats",
+        ylabel="entropy of the singular values (nats)",
         title=f"p = {bins.attrs['p_value']:.2g} ({bins.attrs['n_permutations']} permutations of {bins.attrs['exchanged']})",
     )
     for text in (ax.title, ax.yaxis.label):
