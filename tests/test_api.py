@@ -225,7 +225,7 @@ BY_DONOR = [
     name
     for name, function in ON_ANNDATA.items()
     if "donor_key" in inspect.signature(function).parameters
-    and name not in ("tl.ablate_heads", "tl.attribute")
+    and name not in ("tl.ablate_heads", "tl.attribute", "tl.feature_effects")
 ]
 # Functions that read time, and what they need for it.
 READ_TIME = [
