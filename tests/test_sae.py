@@ -266,12 +266,20 @@ def test_abundant_genes_are_read_less_often():
     assert everything["chosen"].sum() == 6
 
 
+def test_few_features_are_gathered_as_they_are_decoded(trained):
+    sae, states = trained[0], torch.randn(40, SIZE)
+    values, indices = sae.drives(states).topk(sae.k)
+    torch.testing.assert_close(sae.gather(values, indices), sae.decode(sae.encode(states)))
+
+
 def test_dead_features_are_revived(planted):
     model, adata, *_ = planted
     sae = mt.models.SparseAutoencoder(SIZE, 40, 2)
     with torch.no_grad():
         sae.encoder.bias[:20] = -100.0
-        sae.encoder.bias[20:30] = -2.0
+        # Driven at times, and never among the two largest.
+        sae.encoder.bias[20:30] = -1.0
+        sae.encoder.bias[30:] = 5.0
     module = SparseModule(sae.train(), model, Site(0, "output"), scale=1.0, revive=1.0, dead_after=10)
     batch = StateCollator(
         cells_of(adata, model), 0, token_chances(cells_of(adata, model), np.arange(4, 1504), 1504, 0), 1.0

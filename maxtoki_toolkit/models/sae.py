@@ -109,6 +109,10 @@ class SparseAutoencoder(nn.Module):
         """States of features; of the `first` alone, if given."""
         return features[..., :first] @ self.directions[:first] + self.b_dec
 
+    def gather(self, values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        """States of a few features each, rows x features of a row: as `decode`, without what is 0."""
+        return F.embedding_bag(indices, self.directions, per_sample_weights=values, mode="sum") + self.b_dec
+
     @property
     def prefixes(self) -> list[int]:
         """How many first features have to say what they can by themselves; all of them last."""

@@ -62,6 +62,9 @@ def driver_features(
     sizes of the effects. `params["r_strength"]`, `params["r_activation"]` and `params["r_n_edges"]` are the
     rank correlations of the score with the simpler ones: near 1, the score says no more than they do.
 
+    On random linear circuits with cycles, whose true drivers are known, the strength is the better guide: rank
+    correlation 0.87 with the total effect, PageRank 0.75 (`benchmarks/sae.py`).
+
     Examples
     --------
     >>> import maxtoki_toolkit as mt

@@ -61,25 +61,30 @@ class SparseModule(nn.Module):
             states = states.float() / self.scale
         sae = self.sae
         drives = sae.drives(states)
-        features = sae.choose(drives)
         total = (states - states.mean(dim=0)).pow(2).sum().clamp(min=1e-6)
-        errors = [(states - sae.decode(features, n)).pow(2).sum() / total for n in sae.prefixes]
+        if sae.kind == "topk":
+            values, indices = drives.topk(sae.k, dim=-1, sorted=False)
+            made = [sae.gather(values, indices)]
+            fired = torch.zeros_like(self.idle).index_add_(
+                0, indices.flatten(), (values > 0).flatten().float()
+            )
+            least = values
+        else:
+            least = sae.choose(drives)
+            made = [sae.decode(least, n) for n in sae.prefixes]
+            fired = (least > 0).float().sum(dim=0)
+        errors = [(states - part).pow(2).sum() / total for part in made]
         loss = torch.stack(errors).mean()
         if self.training:
-            dead = self._note(features)
+            dead = self._note(fired, least, len(states))
             if self.revive and dead.any():
-                loss = loss + self.revive * self._revival(
-                    states - sae.decode(features).detach(), drives, dead, total
-                )
+                loss = loss + self.revive * self._revival(states - made[-1].detach(), drives, dead, total)
         return {"loss": loss, "unexplained": errors[-1].detach().expand(len(input_ids))}
 
     @torch.no_grad()
-    def _note(self, features: torch.Tensor) -> torch.Tensor:
-        """Count for how many tokens each feature has been silent; return which are dead."""
-        fired, n = (
-            (features > 0).any(dim=0).float(),
-            torch.tensor(float(len(features)), device=features.device),
-        )
+    def _note(self, fired: torch.Tensor, features: torch.Tensor, n_states: int) -> torch.Tensor:
+        """Count for how many states each feature has been silent; return which are dead."""
+        fired, n = (fired > 0).float(), torch.tensor(float(n_states), device=fired.device)
         least = torch.where(features > 0, features, torch.inf).min()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(fired, torch.distributed.ReduceOp.MAX)
