@@ -33,7 +33,6 @@ import time
 import types
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from unittest import mock
 
 import anndata
@@ -47,12 +46,11 @@ from torch.nn import functional as F
 
 import maxtoki_toolkit as mt
 from benchmarks import report
-from maxtoki_toolkit.models.feature_edits import flow
+from maxtoki_toolkit.models.engine import run, tokens_at_once
 from maxtoki_toolkit.models.feature_network import feature_edges
 from maxtoki_toolkit.models.features import pool_features
-from maxtoki_toolkit.models.hooks import Reached, Site, edited, states_at
+from maxtoki_toolkit.models.hooks import Site, edited, states_at
 from maxtoki_toolkit.models.sae_controls import gene_mask, moments
-from maxtoki_toolkit.models.sequences import Sequences
 from maxtoki_toolkit.results.store import write_result
 from maxtoki_toolkit.stats.drivers import pagerank_drivers, total_effects
 from maxtoki_toolkit.tl._cells import get_sequences
@@ -91,7 +89,7 @@ def unit(directions: np.ndarray) -> np.ndarray:
 # Toy superposition.
 
 SIZE, N_TRUE, N_ACTIVE, WIDTH, N_GENES, N_CELLS, LENGTH = 32, 64, 3, 96, 4000, 400, 60
-TOY = {"max_steps": 1500, "batch_size": 32, "read": 1.0, "learning_rate": 0.01, "dead_after": 20_000}
+TOY = {"max_steps": 800, "batch_size": 16, "read": 1.0, "learning_rate": 0.01, "dead_after": 20_000}
 
 
 def toy_model(rng: np.random.Generator) -> tuple[mt.models.MaxTokiModel, np.ndarray, np.ndarray]:
@@ -177,7 +175,7 @@ def circuit(rng: np.random.Generator) -> np.ndarray:
 
 def layered(rng: np.random.Generator, strong: int) -> AnnData:
     """A network of two layers as `mt.tl.feature_network` writes it: edges like those of random directions, but for some sources."""
-    n, m = 100, 100
+    n = m = N_NODES
 
     def drawn(name: str) -> pd.DataFrame:
         weight = rng.normal(size=(n, m)) * (rng.random((n, m)) < DENSITY)
@@ -252,7 +250,7 @@ def drivers(n_circuits: int) -> None:
 
 # Real cells.
 
-CELLS = {"max_steps": 300, "batch_size": 32}
+CELLS = {"max_steps": 300, "batch_size": 16}
 K = 16
 
 
@@ -279,7 +277,9 @@ def blood(model: mt.models.MaxTokiModel, folder: Path | None) -> AnnData | None:
     return adata
 
 
-def trained(cells: AnnData, model: mt.models.MaxTokiModel, seed: int, **settings) -> mt.models.SparseAutoencoder:
+def trained(
+    cells: AnnData, model: mt.models.MaxTokiModel, seed: int, **settings
+) -> mt.models.SparseAutoencoder:
     """A small autoencoder of some cells."""
     recipe = mt.train.SparseRecipe.of(
         **(CELLS | settings.pop("recipe", {})), seed=seed, eval_every=10_000, save_every=10_000
@@ -298,7 +298,7 @@ def compare(name: str, adata: AnnData, model: mt.models.MaxTokiModel) -> list[di
     """Autoencoders of the same and of other cells, of the same states and of those of random weights."""
     order = np.random.default_rng(0).permutation(adata.n_obs)
     half, other = (adata[np.sort(part)].copy() for part in np.array_split(order, 2))
-    twin = replace(_untrained(model, 0), time_head=None)
+    twin = _untrained(model, 0)
     rows = []
     for of, network in (("demo model", model), ("same shape, untrained", twin)):
         # Each has its own seed: those of the same seed begin with the same directions.
@@ -329,7 +329,9 @@ def compare(name: str, adata: AnnData, model: mt.models.MaxTokiModel) -> list[di
                     row | {key: round(float(value), 4) for key, value in values.items() if pd.notna(value)}
                 )
         params = other.uns["evaluate_sae"]["params"]
-        rows.append({"measure": "loss with nothing changed, nats a gene", "value": round(params["clean_loss"], 4)})
+        rows.append(
+            {"measure": "loss with nothing changed, nats a gene", "value": round(params["clean_loss"], 4)}
+        )
         rows.append({"measure": "loss with the mean state", "value": round(params["mean_state_loss"], 4)})
         for row in rows:
             row.setdefault("of", of)
@@ -345,7 +347,15 @@ def cells(folder: Path | None) -> None:
         if adata is not None:
             rows += compare(name, adata, model)
     report.add(
-        "sae", rows, case="cells", device="cpu", model_sha256=model.sha256, recipe=CELLS, k=K, block=2, width=512
+        "sae",
+        rows,
+        case="cells",
+        device="cpu",
+        model_sha256=model.sha256,
+        recipe=CELLS,
+        k=K,
+        block=2,
+        width=512,
     )
 
 
@@ -376,7 +386,9 @@ def sparsify_from_wheel(folder: Path) -> tuple[types.ModuleType, types.ModuleTyp
     (path,) = folder.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
         archive.extractall(folder)
-    subprocess.run([*pip, "install", "-q", "--no-deps", "--target", str(folder / "needed"), *NEEDED], check=True)
+    subprocess.run(
+        [*pip, "install", "-q", "--no-deps", "--target", str(folder / "needed"), *NEEDED], check=True
+    )
     sys.path.append(str(folder / "needed"))
     package = types.ModuleType("sparsify")
     package.__path__ = [str(folder / "sparsify")]
@@ -390,10 +402,13 @@ def our_step(states: torch.Tensor, width: int, model: mt.models.MaxTokiModel) ->
     sae = mt.models.SparseAutoencoder(size, width, K)
     module = SparseModule(sae, model, Site(0, "output"), scale=1.0, revive=1 / 32, dead_after=10**9).train()
     optimizer = torch.optim.AdamW(sae.parameters(), lr=1e-3, weight_decay=0.0)
-    tokens, chosen = torch.zeros(1, len(states), dtype=torch.long), torch.ones(1, len(states), dtype=torch.bool)
+    tokens, chosen = (
+        torch.zeros(1, len(states), dtype=torch.long),
+        torch.ones(1, len(states), dtype=torch.bool),
+    )
 
     def step() -> None:
-        with mock.patch.object(_sparse_module, "states_at", lambda *_: states[None]):
+        with mock.patch.object(_sparse_module, "states_at", return_value=states[None]):
             module(tokens, chosen)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -411,6 +426,45 @@ def sparsify_step(states: torch.Tensor, width: int, sparsify: tuple) -> Callable
         coder.set_decoder_norm_to_unit_norm()
         coder(states).fvu.backward()
         coder.remove_gradient_parallel_to_decoder_directions()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+class Largest(torch.autograd.Function):
+    """The k largest features of each state, whose gradients are summed up over these alone."""
+
+    @staticmethod
+    def forward(ctx, states, weight, bias):
+        values, index = F.relu(F.linear(states, weight, bias)).topk(K, dim=-1, sorted=False)
+        ctx.save_for_backward(states, weight, index, values)
+        return values, index
+
+    @staticmethod
+    def backward(ctx, slope, _):
+        states, weight, index, values = ctx.saved_tensors
+        slope, flat = torch.where(values > 0, slope, 0), index.flatten()
+        parts = (slope[..., None] * states[:, None]).flatten(0, 1)
+        return (
+            F.embedding_bag(index, weight, mode="sum", per_sample_weights=slope),
+            torch.zeros_like(weight).index_add_(0, flat, parts),
+            torch.zeros(len(weight)).index_add_(0, flat, slope.flatten()),
+        )
+
+
+def gathered_step(states: torch.Tensor, width: int) -> Callable[[], None]:
+    """What a step of ours would be if it never touched features that are not active."""
+    sae = mt.models.SparseAutoencoder(states.shape[1], width, K)
+    optimizer = torch.optim.AdamW(sae.parameters(), lr=1e-3, weight_decay=0.0)
+    idle = torch.zeros(width)
+
+    def step() -> None:
+        values, index = Largest.apply(states - sae.b_dec, sae.encoder.weight, sae.encoder.bias)
+        made = F.embedding_bag(index, sae.directions, mode="sum", per_sample_weights=values) + sae.b_dec
+        total = (states - states.mean(dim=0)).pow(2).sum()
+        ((states - made).pow(2).sum() / total).backward()
+        idle.add_(len(states))[index[values > 0]] = 0
         optimizer.step()
         optimizer.zero_grad()
 
@@ -441,11 +495,12 @@ def speed(repeats: int) -> None:
     adata = heart(model, None)
     sequences = get_sequences(adata, model).take(np.arange(100))
     site, size = Site(2, "output"), model.hf.config.hidden_size
-    tokens = torch.from_numpy(sequences.tokens.astype(np.int64))[None, : N_STATES + 100]
-    with torch.no_grad():
-        rows = np.array_split(tokens[0].numpy(), 20)
-        states = torch.cat([states_at(model, {"input_ids": torch.from_numpy(r)[None]}, site)[0] for r in rows])
-    states = states[:N_STATES].float()
+    is_gene = gene_mask(model)
+    n_genes = int(is_gene[torch.from_numpy(sequences.tokens.astype(np.int64))].sum())
+    parts = run(
+        model, sequences, lambda batch: states_at(model, batch.inputs, site)[is_gene[batch.tokens]].float()
+    )
+    states = torch.cat([part for _, part in parts])[:N_STATES].clone()
     states = (states - states.mean(dim=0)) / states.std()
     card = {"block": 2, "site": "output", "model": model.name, "model_sha256": model.identity}
     found = []
@@ -453,11 +508,20 @@ def speed(repeats: int) -> None:
         sparsify = sparsify_from_wheel(Path(folder))
         for width in WIDTHS:
             torch.manual_seed(0)
-            sae = mt.models.SparseAutoencoder(size, width, K, card=card).eval().requires_grad_(requires_grad=False)
-            n_genes = int(gene_mask(model)[torch.from_numpy(sequences.tokens.astype(np.int64))].sum())
-            read = seconds({"features": lambda sae=sae: pool_features(model, [sae], sequences)}, min(repeats, 5))
+            sae = (
+                mt.models.SparseAutoencoder(size, width, K, card=card)
+                .eval()
+                .requires_grad_(requires_grad=False)
+            )
+            read = seconds(
+                {"features": lambda sae=sae: pool_features(model, [sae], sequences)}, min(repeats, 5)
+            )
             steps = seconds(
-                {"ours": our_step(states, width, model), "sparsify": sparsify_step(states, width, sparsify)},
+                {
+                    "ours": our_step(states, width, model),
+                    "sparsify": sparsify_step(states, width, sparsify),
+                    "gathered": gathered_step(states, width),
+                },
                 repeats,
             )
             ways = seconds(decodes(width, size), repeats)
@@ -470,6 +534,8 @@ def speed(repeats: int) -> None:
                     "trained_a_second": round(N_STATES / steps["ours"]),
                     "sparsify_trained_a_second": round(N_STATES / steps["sparsify"]),
                     "times_sparsify": round(steps["sparsify"] / steps["ours"], 3),
+                    "gathered_trained_a_second": round(N_STATES / steps["gathered"]),
+                    "gathered_times_ours": round(steps["ours"] / steps["gathered"], 3),
                     "decode_dense_ms": round(1000 * ways["all"], 2),
                     "decode_gathered_ms": round(1000 * ways["active alone"], 2),
                 }
@@ -479,27 +545,22 @@ def speed(repeats: int) -> None:
 
 # Network.
 
-N_SOURCES, STEP = 1024, 0.1
+N_SOURCES, N_NUCLEI, STEP = 1024, 10, 0.1
 
 
-def full_passes(model, sae, later, sequences: Sequences, active: np.ndarray, n_at_once: int) -> np.ndarray:
+def full_passes(
+    model, sae, later, tokens: torch.Tensor, active: torch.Tensor, there: np.ndarray, n_at_once: int
+) -> np.ndarray:
     """The same edges the simple way: the whole model twice for each feature, some features at once."""
-    is_gene = gene_mask(model)
-    tokens = torch.from_numpy(sequences.tokens.astype(np.int64))[None]
-    genes = is_gene[tokens].float()
-    weight = genes / genes.sum()
-    slopes = np.zeros((len(active), later.width))
-    for start in range(0, len(active), n_at_once):
-        part = torch.from_numpy(active[start : start + n_at_once])
-        reached = []
+    genes = gene_mask(model)[tokens[0]].float()
+    slopes = np.zeros((len(there), later.width))
+    for start in range(0, len(there), n_at_once):
+        part = torch.from_numpy(there[start : start + n_at_once])
+        # Each copy has its own feature: up in the first half, down in the second.
+        change = STEP * active[0, :, part].T[..., None] * sae.directions[part][:, None]
+        change, reached = torch.cat([change, -change]), []
 
-        def scale(states: torch.Tensor, part=part) -> torch.Tensor:
-            amount = (sae.encode(states.float()) * genes[..., None])[:, :, :][..., part]
-            # Each copy has its own feature: up in the first half, down in the second.
-            n, own = len(part), torch.arange(2 * len(part))
-            sign = torch.where(own < n, STEP, -STEP)
-            mine = amount[own, :, own % n]
-            change = (sign[:, None] * mine)[..., None] * sae.directions[part][own % n][:, None]
+        def scale(states: torch.Tensor, change=change) -> torch.Tensor:
             return states + change
 
         def keep(states: torch.Tensor, reached=reached) -> torch.Tensor:
@@ -507,48 +568,52 @@ def full_passes(model, sae, later, sequences: Sequences, active: np.ndarray, n_a
             return states
 
         with torch.inference_mode(), edited(model, [(sae.site, scale), (later.site, keep)]):
-            model.hf.model(input_ids=tokens.repeat(2 * len(part), 1), use_cache=False)
+            model.hf.model(input_ids=tokens.repeat(len(change), 1), use_cache=False)
             features = later.encode(reached[0].float())
-            mean = torch.einsum("slw,l->sw", features, weight[0])
-        slopes[start : start + n_at_once] = ((mean[: len(part)] - mean[len(part) :]) / (2 * STEP)).numpy()
+            mean = torch.einsum("slw,l->sw", features, genes / genes.sum())
+        up, down = mean.split(len(part))
+        slopes[start : start + n_at_once] = ((up - down) / (2 * STEP)).numpy()
     return slopes
+
+
+def agreement(large: np.ndarray, small: np.ndarray) -> dict:
+    """How alike slopes of two steps are, on 1,000 edges that are not 0 in both."""
+    edges = np.argwhere((large != 0) | (small != 0))
+    drawn = edges[np.random.default_rng(0).permutation(len(edges))[:1000]]
+    one, other = (values[drawn[:, 0], drawn[:, 1]] for values in (large, small))
+    found = {
+        "r": np.corrcoef(one, other)[0, 1],
+        "rho": stats.spearmanr(one, other).statistic,
+        "same_sign": (np.sign(one) == np.sign(other)).mean(),
+        "within_tenth": (np.abs(one - other) <= 0.1 * np.abs(one)).mean(),
+    }
+    return {"edges": len(edges), **{name: round(float(value), 4) for name, value in found.items()}}
 
 
 def network() -> None:
     """From features of the first block to those of the third, in one nucleus."""
     model = mt.load_model("demo", device="cpu")
     adata = heart(model, None)
-    sae = trained(adata, model, 0, block=0, width=N_SOURCES, recipe={"max_steps": 150, "batch_size": 16})
+    sae = trained(adata, model, 0, block=0, width=N_SOURCES, recipe={"max_steps": 150})
     later = mt.load_sae("demo")
-    sequences = get_sequences(adata[:1].copy(), model)
-    sources = np.arange(N_SOURCES)
-    batch = types.SimpleNamespace(
-        inputs={"input_ids": torch.from_numpy(sequences.tokens.astype(np.int64))[None]},
-        tokens=torch.from_numpy(sequences.tokens.astype(np.int64))[None],
-    )
+    every = get_sequences(adata, model)
+    one, some = every.take(np.arange(1)), every.take(np.arange(N_NUCLEI))
+    sources, length = np.arange(N_SOURCES), int(one.lengths[0])
+    tokens = torch.from_numpy(one.tokens.astype(np.int64))[None]
     with torch.inference_mode():
-        active = flow(model, sae, batch, gene_mask(model)).active
+        states = states_at(model, {"input_ids": tokens}, sae.site)
+        active = sae.encode(states.float()) * gene_mask(model)[tokens][..., None]
     there = np.flatnonzero((active > 0).any(dim=(0, 1)).numpy())
-    length = int(sequences.lengths[0])
-    n_at_once = max((1 << 11) // (2 * length), 1)
+    n_at_once = max(tokens_at_once(model, None) // (2 * length), 1)
     answers: dict[str, np.ndarray] = {}
 
     def ours() -> None:
-        answers["ours"] = feature_edges(model, sae, later, sequences, sources).effect
+        answers["ours"] = feature_edges(model, sae, later, one, sources).effect
 
     def simple() -> None:
-        answers["simple"] = full_passes(model, sae, later, sequences, there, n_at_once)
+        answers["simple"] = full_passes(model, sae, later, tokens, active, there, n_at_once)
 
-    taken = seconds({"ours": ours, "simple": simple}, 3)
-    few = there[: min(64, len(there))]
-    start = time.perf_counter()
-    full_passes(model, sae, later, sequences, few, 1)
-    one_by_one = (time.perf_counter() - start) / len(few)
-    small = feature_edges(model, sae, later, sequences, sources, step=STEP / 10).effect
-    large = answers["ours"]
-    edges = np.argwhere((large != 0) | (small != 0))
-    drawn = edges[np.random.default_rng(0).permutation(len(edges))[:1000]]
-    large, small = (values[drawn[:, 0], drawn[:, 1]] for values in (large, small))
+    taken = seconds({"ours": ours, "simple": simple}, 5)
     row = {
         "sources": N_SOURCES,
         "active_sources": len(there),
@@ -558,20 +623,23 @@ def network() -> None:
         "seconds_a_thousand_active": round(1000 * taken["ours"] / len(there), 2),
         "simple_seconds": round(taken["simple"], 2),
         "times_simple": round(taken["simple"] / taken["ours"], 2),
-        "one_by_one_seconds": round(one_by_one * len(there), 2),
         "largest_difference": float(np.abs(answers["ours"][there] - answers["simple"]).max()),
         "largest_effect": float(np.abs(answers["ours"]).max()),
-        "edges": len(edges),
-        "r_small_step": round(float(np.corrcoef(large, small)[0, 1]), 4),
-        "rho_small_step": round(float(stats.spearmanr(large, small).statistic), 4),
-        "same_sign": round(float((np.sign(large) == np.sign(small)).mean()), 4),
     }
-    report.add("sae", [row], case="network", device="cpu", step=STEP, small_step=STEP / 10)
+    rows = [row]
+    for cells in (one, some):
+        large, small = (
+            feature_edges(model, sae, later, cells, sources, step=step).effect for step in (STEP, STEP / 10)
+        )
+        rows.append({"nuclei": len(cells), **agreement(large, small)})
+    report.add("sae", rows, case="network", device="cpu", step=STEP, small_step=STEP / 10)
 
 
 def main() -> None:
     """Run the parts that are named."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--folder", type=Path, help="where sorted blood is")
     parser.add_argument("--seeds", type=int, default=5, help="toy models")
