@@ -174,7 +174,7 @@ def circuit(rng: np.random.Generator) -> np.ndarray:
 
 
 def layered(rng: np.random.Generator, strong: int) -> AnnData:
-    """A network of two layers as `mt.tl.feature_network` writes it: edges like those of random directions, but for some sources."""
+    """A network of two layers as `mt.tl.feature_network` writes it; some sources have stronger edges than chance."""
     n = m = N_NODES
 
     def drawn(name: str) -> pd.DataFrame:
