@@ -160,6 +160,7 @@ def toy(n_seeds: int) -> None:
 # Drivers.
 
 N_NODES, DENSITY = 40, 0.1
+N_SOURCES_LAYERED, N_LAYERED = 100, 40  # sources and as many targets, networks
 
 
 def circuit(rng: np.random.Generator) -> np.ndarray:
@@ -175,7 +176,7 @@ def circuit(rng: np.random.Generator) -> np.ndarray:
 
 def layered(rng: np.random.Generator, strong: int) -> AnnData:
     """A network of two layers as `mt.tl.feature_network` writes it; some sources have stronger edges than chance."""
-    n = m = N_NODES
+    n = m = N_SOURCES_LAYERED
 
     def drawn(name: str) -> pd.DataFrame:
         weight = rng.normal(size=(n, m)) * (rng.random((n, m)) < DENSITY)
@@ -223,9 +224,9 @@ def drivers(n_circuits: int) -> None:
         row = {"score": f"PageRank less {name}", **spread("rho", lead)}
         rows.append(row | {"share_better": round(float((lead > 0).mean()), 4)})
     nulls = []
-    for strong in (0, 10):
+    for strong in (0, 10, 30):
         tables = []
-        for _ in range(n_circuits):
+        for _ in range(N_LAYERED):
             adata = layered(rng, strong)
             mt.tl.driver_features(adata)
             table = mt.get.table(adata, "driver_features")
@@ -233,7 +234,7 @@ def drivers(n_circuits: int) -> None:
         others = [table[~table["planted"]] for table in tables]
         row = {
             "planted": strong,
-            "networks": n_circuits,
+            "networks": N_LAYERED,
             **spread("p_below", [(table["p_value"] < 0.05).mean() for table in others]),
             "networks_with_a_call": float(np.mean([(table["q_value"] < 0.05).any() for table in others])),
             "r_strength": float(
@@ -241,8 +242,9 @@ def drivers(n_circuits: int) -> None:
             ),
         }
         if strong:
-            called = [(table.loc[table["planted"], "q_value"] < 0.05).mean() for table in tables]
-            row |= {"planted_called": float(np.mean(called))}
+            planted = [table[table["planted"]] for table in tables]
+            for name, column in (("planted_p_below", "p_value"), ("planted_called", "q_value")):
+                row[name] = float(np.mean([(table[column] < 0.05).mean() for table in planted]))
         nulls.append({key: round(value, 4) for key, value in row.items()})
     facts = {"n_circuits": n_circuits, "n_nodes": N_NODES, "density": DENSITY}
     report.add("sae", rows, case="drivers", device="cpu", **facts, layered=nulls)
@@ -250,8 +252,8 @@ def drivers(n_circuits: int) -> None:
 
 # Real cells.
 
-CELLS = {"max_steps": 300, "batch_size": 16}
-K = 16
+CELLS = {"max_steps": 300, "batch_size": 8, "read": 1.0}
+K, N_FEATURES, N_SCORED = 16, 256, 150
 
 
 def heart(model: mt.models.MaxTokiModel, _) -> AnnData:
@@ -285,7 +287,7 @@ def trained(
         **(CELLS | settings.pop("recipe", {})), seed=seed, eval_every=10_000, save_every=10_000
     )
     with tempfile.TemporaryDirectory() as folder:
-        return mt.train.sae(cells, model, folder, recipe=recipe, **({"k": K} | settings))
+        return mt.train.sae(cells, model, folder, recipe=recipe, k=K, **({"width": N_FEATURES} | settings))
 
 
 def again(directions: np.ndarray, others: np.ndarray) -> dict:
@@ -319,7 +321,7 @@ def compare(name: str, adata: AnnData, model: mt.models.MaxTokiModel) -> list[di
         }.items():
             drawn = [unit(rng.normal(size=(width, size)) @ root.T) for _ in range(2)]
             rows.append({"compared with": f"{what}, with others", **again(*drawn)})
-        mt.tl.evaluate_sae(other, network, first, n_cells=None)
+        mt.tl.evaluate_sae(other, network, first, n_cells=N_SCORED)
         measures = mt.get.table(other, "evaluate_sae")
         for measure in ("variance explained", "loss recovered", "dead features", "active features"):
             for _, one in measures[measures["measure"] == measure].iterrows():
@@ -335,28 +337,22 @@ def compare(name: str, adata: AnnData, model: mt.models.MaxTokiModel) -> list[di
         rows.append({"measure": "loss with the mean state", "value": round(params["mean_state_loss"], 4)})
         for row in rows:
             row.setdefault("of", of)
-    return [{"cells": name, "n_trained_on": half.n_obs, "n_held_out": other.n_obs, **row} for row in rows]
+    sizes = {"n_trained_on": half.n_obs, "n_scored": min(other.n_obs, N_SCORED)}
+    return [{"cells": name, **sizes, **row} for row in rows]
 
 
-def cells(folder: Path | None) -> None:
+SETS = {"heart nuclei": heart, "sorted blood": blood}
+
+
+def cells(names: list[str], folder: Path | None) -> None:
     """Heart nuclei and sorted blood."""
     model = mt.load_model("demo", device="cpu")
-    rows = []
-    for name, read in {"heart nuclei": heart, "sorted blood": blood}.items():
-        adata = read(model, folder)
+    for name in names:
+        adata = SETS[name](model, folder)
         if adata is not None:
-            rows += compare(name, adata, model)
-    report.add(
-        "sae",
-        rows,
-        case="cells",
-        device="cpu",
-        model_sha256=model.sha256,
-        recipe=CELLS,
-        k=K,
-        block=2,
-        width=512,
-    )
+            rows = compare(name, adata, model)
+            facts = {"model_sha256": model.sha256, "recipe": CELLS, "k": K, "block": 2, "width": N_FEATURES}
+            report.add("sae", rows, case=name, device="cpu", **facts)
 
 
 # Speed.
@@ -641,6 +637,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("parts", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="of cells")
     parser.add_argument("--folder", type=Path, help="where sorted blood is")
     parser.add_argument("--seeds", type=int, default=5, help="toy models")
     parser.add_argument("--circuits", type=int, default=200)
@@ -651,7 +648,7 @@ def main() -> None:
     calls = {
         "toy": lambda: toy(a.seeds),
         "drivers": lambda: drivers(a.circuits),
-        "cells": lambda: cells(a.folder),
+        "cells": lambda: cells(a.sets, a.folder),
         "speed": lambda: speed(a.repeats),
         "network": network,
     }

@@ -598,16 +598,22 @@ def sae_layers() -> str:
     return markdown(
         [
             {
-                "sources with edges three times as strong": f"{row['planted']} of 40",
+                "sources with edges three times as strong": f"{row['planted']} of 100",
                 "networks": row["networks"],
                 "p < 0.05 among the others": ranged(row, "p_below", "{:.1%}"),
                 "networks in which one of these is called at q 0.05": f"{row['networks_with_a_call']:.1%}",
+                "p < 0.05 among the strong": f"{row['planted_p_below']:.0%}" if row["planted"] else "",
                 "strong ones called": f"{row['planted_called']:.0%}" if row["planted"] else "",
                 "rank correlation with strength": f"{row['r_strength']:.2f}",
             }
             for row in rows
         ]
     )
+
+
+def _sae_cells() -> list[dict]:
+    cases = read("sae")["cases"]
+    return [row for name in ("heart nuclei", "sorted blood") for row in cases[name]["rows"]]
 
 
 def sae_again() -> str:
@@ -620,7 +626,7 @@ def sae_again() -> str:
                 "cosine with the nearest": f"{row['cosine']:.2f}",
                 "with a partner (cosine above 0.7)": f"{row['partner']:.0%}",
             }
-            for row in read("sae")["cases"]["cells"]["rows"]
+            for row in _sae_cells()
             if "cosine" in row
         ]
     )
@@ -629,7 +635,7 @@ def sae_again() -> str:
 def sae_quality() -> str:
     """What autoencoders keep of the states of cells that they do not know."""
     table: dict[tuple, dict] = {}
-    for row in read("sae")["cases"]["cells"]["rows"]:
+    for row in _sae_cells():
         if "dictionary" not in row:
             continue
         key = row["of"], row["cells"], row["dictionary"]
