@@ -671,12 +671,12 @@ def sae_network() -> str:
     return markdown(
         [
             {
-                "measure": f"{first['sources']:,} features ({first['active_sources']} active), seconds a nucleus"
+                "measure": f"{first['sources']:,} features ({first['active_sources']} active), processor seconds a nucleus"
             }
             | {"": f"{first['seconds']:.1f}"},
             {"measure": "the same with full passes of the model", "": f"{first['simple_seconds']:.1f}"},
             {"measure": "times as fast", "": f"{first['times_simple']:.1f}"},
-            {"measure": "seconds a thousand active features"}
+            {"measure": "processor seconds a thousand active features"}
             | {"": f"{first['seconds_a_thousand_active']:.1f}"},
             *(
                 {
