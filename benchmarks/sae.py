@@ -1,7 +1,7 @@
 """Sparse autoencoders: do they find what is there, are they found again, and how fast are they?
 
-    python benchmarks/sae.py toy drivers speed network           # data that ship, eight minutes on one core
-    python benchmarks/sae.py cells --folder FOLDER_OF_DATA       # twelve minutes; sorted blood does not ship
+    python benchmarks/sae.py toy drivers speed network           # data that ship, ten minutes on one core
+    python benchmarks/sae.py cells --folder FOLDER_OF_DATA       # twenty minutes; sorted blood does not ship
 
 - `toy`: models whose states are sums of a few out of twice as many directions as there are dimensions.
 - `drivers`: PageRank on reversed edges, and simpler scores, against all that each node of a known circuit does;
@@ -12,7 +12,7 @@
   `pip download` fetches and nobody installs.
 - `network`: effects of 1,024 features on those of a later block, beside full passes of the model.
 
-Each part is written to `results/sae.json` under its name; the others stay.
+Each part is written to `results/sae.json` under its name, cells under that of their set; the others stay.
 """
 
 from __future__ import annotations

@@ -636,12 +636,11 @@ def sae_quality() -> str:
     """What autoencoders keep of the states of cells that they do not know."""
     table: dict[tuple, dict] = {}
     for row in _sae_cells():
-        if "dictionary" not in row:
+        if "dictionary" not in row or row["measure"] == "active features":
             continue
         key = row["of"], row["cells"], row["dictionary"]
         line = {"states of": f"{key[0]}, {key[1]}", "dictionary": DICTIONARIES[key[2]]}
-        form = "{:.1f}" if row["measure"] == "active features" else "{:.1%}"
-        table.setdefault(key, line)[row["measure"]] = ranged(row, "value", form)
+        table.setdefault(key, line)[row["measure"]] = ranged(row, "value", "{:.1%}")
     return markdown(list(table.values()))
 
 
