@@ -8,11 +8,12 @@ import argparse
 import json
 import os
 import re
-import resource
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import kernels
 import nbformat
 import yaml
 
@@ -25,8 +26,8 @@ args.folder.mkdir(parents=True, exist_ok=True)
 AXES = args.folder / "axes.jsonl"
 # A unit stands in parentheses; or the label says that it is a number without one.
 UNIT = re.compile(
-    r"\(.+\)|standard deviations|predicted on true|\bt of|log2|log10|share|correlation|precision|recall|probability|specificity|F1|\br of|slope of|"
-    r"\b(loss|spread|level|nearer|layer|head|blocks|steps?|ranks?|parameters|FLOPs|cells|genes|donors|patients)\b"
+    r"\(.+\)|standard deviations|predicted on true|\bt of|log2|log10|share|correlation|precision|recall|probability|specificity|F1|AUROC|activation|\br of|slope of|"
+    r"\b(loss|spread|level|nearer|layer|head|blocks|steps?|ranks?|parameters|FLOPs|cells|genes|features?|donors|patients)\b"
 )
 AXES.unlink(missing_ok=True)
 os.environ |= {"IPYTHONDIR": str(ROOT / ".ci" / "ipython"), "MAXTOKI_AXES": str(AXES)}
@@ -41,11 +42,13 @@ def shown(path):
     return [kind for data in outputs for kind in ("image/png", "text/html") if kind in data]
 
 
+sockets = tempfile.TemporaryDirectory()  # their names are limited to a hundred letters
+server = kernels.start(Path(sockets.name))
 quick = yaml.safe_load((ROOT / ".ci" / "quick.yaml").read_text(encoding="utf-8"))
 wrong = []
 start = time.monotonic()
 for path in sorted(ROOT.glob("notebooks/*.ipynb")) + sorted(ROOT.glob("tutorials/*.ipynb")):
-    begun, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    begun, before = time.monotonic(), len(kernels.taken(Path(sockets.name)))
     status = "done"
     try:
         made = mt.reports.run(path, args.folder / path.parent.name, **({} if args.full else quick[path.stem]))
@@ -53,14 +56,14 @@ for path in sorted(ROOT.glob("notebooks/*.ipynb")) + sorted(ROOT.glob("tutorials
             status = "shows other figures and tables than its .ipynb"
     except (RuntimeError, ValueError, OSError) as error:
         status = f"failed: {error}"
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    cpu = sum(kernel["cpu"] for kernel in kernels.taken(Path(sockets.name))[before:])
     minutes = (time.monotonic() - begun) / 60
     print(f"{path.stem:36} {minutes:5.2f} minutes {cpu:5.0f} s of CPU  {status}", flush=True)
     if status != "done":
         wrong.append(path.stem)
 minutes = (time.monotonic() - start) / 60
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+server.terminate()
+peak = max((kernel["memory"] for kernel in kernels.taken(Path(sockets.name))), default=0) / 2**20
 print(f"All figures in {minutes:.1f} minutes; the largest notebook took {peak:.1f} GB.")
 drawn = [json.loads(line) for line in AXES.read_text(encoding="utf-8").splitlines()]
 bare = sorted(

@@ -136,10 +136,17 @@ class World:
             )
         adata.layers["counts"] = adata.X.copy()
         self.adata = adata
+        self.sae, self.later = (self._autoencoder(site) for site in ("attention", "output"))
         self.generated = adata  # until there are results
         self._write_files(small)
         if results:
             self._add_results()
+
+    def _autoencoder(self, site: str) -> mt.models.SparseAutoencoder:
+        """One that has learned nothing."""
+        card = {"block": 0, "site": site, "model": self.model.name, "model_sha256": self.model.identity}
+        size = self.model.hf.config.hidden_size
+        return mt.models.SparseAutoencoder(size, 60, 3, card=card).eval().requires_grad_(requires_grad=False)
 
     def _write_files(self, small) -> None:
         files = self.folder / "files"
@@ -193,7 +200,8 @@ RESULTS = (
     "match_ages embed predict_age predict_timelapse timelapse_baselines age_acceleration generated_ages ablate_prompt doublets "
     "annotation_concordance train_on_generated differential_rank generation_diversity evaluate_generated attention "
     "head_enrichment head_segments head_profiles head_similarity ablate_heads patch attribute neighbor_purity "
-    "perturb perturbation_stats expression_age_slope perturbation_concordance search_gene_sets steer_cells perturbation_metrics"
+    "perturb perturbation_stats expression_age_slope perturbation_concordance search_gene_sets steer_cells perturbation_metrics "
+    "features evaluate_sae feature_summary label_features feature_effects feature_genes feature_network driver_features spectral_entropy"
 ).split()
 
 # What is compared; without it, columns are guessed.
@@ -208,6 +216,8 @@ VALID = {
     "columns": {"cell_type": ["fibroblast"]},
     "control": "female",
     "genes": "all",
+    "features": [0, 1],
+    "target": {0: 1.0},
     "predicted": "rank",
     "intervals": ((200, 620), (621, 1200)),
     "layer": 0,
@@ -241,6 +251,14 @@ OWN = {
     "tl.perturbation_stats": {"min_donors": 2, "n_null": 10},
     "tl.generate": {"key": "cell_prompts"},
     "tl.attribute": {"n_prompts": 2, "donor_key": None},
+    "tl.evaluate_sae": {"n_cells": 20},
+    "tl.feature_effects": {"donor_key": None, "features": [0, 1]},
+    "tl.feature_families": {"n_bootstrap": 2, "donor_key": None},
+    "tl.feature_genes": {"n_cells": 20},
+    "tl.feature_mediators": {"genes": ["FOXO3"], "max_features": 1},
+    "tl.feature_network": {"n_cells": 40, "n_features": 10, "alpha": 1.0},
+    "tl.spectral_entropy": {"n_cells": 40, "n_bins": 2, "n_features": 5, "n_permutations": 19},
+    "tl.search_features": {"n_cells": 20, "n_candidates": 3},
     "pl.encoding_report": {"max_genes": None},
     "train.temporal": {
         "recipe": mt.train.TemporalRecipe.of(max_steps=1, device="cpu", max_length=512, batch_size=1)
@@ -254,6 +272,7 @@ OWN = {
         },
         "recipe": mt.train.PretrainRecipe.of(max_steps=1, device="cpu", batch_size=1),
     },
+    "train.sae": {"recipe": mt.train.SparseRecipe.of(max_steps=1, device="cpu", batch_size=8)},
     "train.clock": {
         "recipe": mt.train.ClockRecipe.of(
             donors=0.4, max_steps=1, device="cpu", batch_size=1, n_held_out=2, n_tested=10, n_fitted=10
@@ -281,6 +300,8 @@ def arguments(function: Callable, world: World) -> dict:
     objects = {
         "adata": world.adata,
         "model": world.model,
+        "sae": world.sae,
+        "later": world.later,
         "queries": world.adata,
         "generated": world.generated,
         "cells": world.adata,

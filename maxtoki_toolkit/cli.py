@@ -791,5 +791,16 @@ def temporal(config: _Settings) -> None:
     _train("temporal", config)
 
 
+@train_app.command()
+def sae(config: _Settings) -> None:
+    """A sparse autoencoder of a model's hidden states: features. On several GPUs: accelerate launch -m maxtoki_toolkit.cli train sae -c ..."""
+    from ._files import read_yaml
+    from .train.from_yaml import train_from_yaml
+
+    found = train_from_yaml("sae", config)
+    folder = Path(read_yaml(config)["output"]) / "sae"
+    print(f"{found!r}\nIt is in {folder}; mt.load_sae({str(folder)!r}) opens it.")
+
+
 if __name__ == "__main__":
     main()

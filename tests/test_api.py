@@ -166,6 +166,14 @@ ARGUMENTS = {
     "tl.feature_mediators": {"genes": list(GENES["symbol"][:1]), "max_features": 1},
     "tl.feature_network": {"n_features": 10, "n_cells": 20, "alpha": 1.0},
     "tl.evaluate_sae": {"n_cells": 20},
+    "tl.search_features": {"target": {0: 1.0}, "n_candidates": 3, "max_size": 2, "n_cells": 20},
+    "tl.spectral_entropy": {
+        "time_key": "age_months",
+        "n_bins": 2,
+        "n_features": 5,
+        "n_cells": 30,
+        "n_permutations": 9,
+    },
     "tl.neighbor_purity": {"groupby": "cell_type"},
 }
 
@@ -217,7 +225,7 @@ BY_DONOR = [
     name
     for name, function in ON_ANNDATA.items()
     if "donor_key" in inspect.signature(function).parameters
-    and name not in ("tl.ablate_heads", "tl.attribute")
+    and name not in ("tl.ablate_heads", "tl.attribute", "tl.feature_effects")
 ]
 # Functions that read time, and what they need for it.
 READ_TIME = [
@@ -323,6 +331,7 @@ def featured(read, encoded):
 
 # Tables that functions write with these settings only.
 OPTIONAL = {
+    ("tl.attribute", "features"): None,  # in place of others: tests/test_feature_circuits.py
     ("tl.gene_network", "scores"): {"n_permutations": 99},
     ("tl.feature_families", "agreement"): {"groupby": "sex", "n_bootstrap": 2},
     ("tl.feature_summary", "gene_sets"): {"gene_sets": {"some": GENES["symbol"].tolist()[:60]}},
@@ -414,7 +423,7 @@ def test_results_survive_a_round_trip(request, encoded, name, tmp_path):
     assert_equal(anndata.read_zarr(store), alone)
 
 
-@pytest.mark.parametrize("name", sorted({name for name, _ in OPTIONAL}))
+@pytest.mark.parametrize("name", sorted({name for (name, _), given in OPTIONAL.items() if given}))
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_tables_that_some_settings_give_are_in_the_schema(request, encoded, name):
     adata, model = request.getfixturevalue(built_for(name)).copy(), encoded[1]

@@ -1,5 +1,7 @@
 """Effects, networks and mediators of features, in a model whose circuit is known."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +16,7 @@ from maxtoki_toolkit.models.mediation import match_places
 from maxtoki_toolkit.models.sae_controls import gene_mask
 from maxtoki_toolkit.models.sequences import Sequences
 from maxtoki_toolkit.stats.drivers import pagerank_drivers, replaced_rows, square, total_effects
+from maxtoki_toolkit.stats.spectra import spectral_entropy as spectral_values
 
 N, GENES, CONSTANT, SIZE, SCALE = 6, 60, 300.0, 12, 500.0
 FIRST, OUT = 1, 8  # dimensions: the features from FIRST on, what the time head reads
@@ -256,6 +259,38 @@ def test_mediators_are_the_features_on_the_way(planted):
     assert abs(single["put_back"].get("2", 0)) < 0.05
 
 
+def test_attributions_to_features_add_up(planted):
+    model, adata, _ = planted
+    sae = coder(model, 0)
+    read = on_copy(mt.tl.attribute, adata, model, sae=sae, n_steps=4, n_prompts=None)
+    features = mt.get.table(read, "attribute", "features").set_index("feature").sort_index()
+    params = read.uns["attribute"]["params"]
+    assert params["relative_residual"] < 1e-3
+    # The model is as good as linear: the gradient alone says the same.
+    assert params["gradient_residual"] < 0.02
+    np.testing.assert_allclose(features["gradient"], features["attribution"], rtol=0.02, atol=0.1)
+    edited = on_copy(mt.tl.feature_effects, adata, model, sae, features=range(N), doses=[0.0], n_prompts=None)
+    effects = mt.get.table(edited, "feature_effects").set_index("feature")["effect"]
+    np.testing.assert_allclose(features["attribution"], -effects, rtol=0.02, atol=0.1)
+    prompts = mt.get.table(read, "attribute", "prompts")
+    assert (prompts["value"] - prompts["baseline_value"]).mean() == pytest.approx(
+        features["attribution"].sum(), rel=1e-3
+    )
+    assert "genes" not in read.uns["attribute"]
+
+
+@pytest.mark.skipif(find_spec("captum") is None, reason="captum is not installed")
+def test_a_feature_is_attributed_to_the_genes_that_have_it(planted):
+    model, adata, has = planted
+    read = on_copy(
+        mt.tl.attribute, adata, model, sae=coder(model, 1), readout=1, baseline="pad", n_prompts=None
+    )
+    assert read.uns["attribute"]["params"]["unit"] == "activation"
+    genes = mt.get.table(read, "attribute", "genes")
+    made = (has @ (np.eye(N) + CIRCUIT))[adata.var_names.get_indexer(genes["gene"]), 1]
+    np.testing.assert_allclose(genes["attribution"], made / 15, rtol=0.05, atol=2e-3)
+
+
 def test_places_are_matched_by_gene():
     before = Sequences.of([np.array([2, 10, 11, 12, 3]), np.array([2, 10, 3])])
     after = Sequences.of([np.array([2, 12, 10, 13, 3]), np.array([2, 11, 10, 3])])
@@ -304,8 +339,126 @@ def test_scores_with_edges_of_another_direction():
         (lambda m, a: mt.tl.feature_effects(a, m, coder(m, 0), doses=[]), "doses"),
         (lambda m, a: mt.tl.feature_mediators(a, m, coder(m, 0), genes=["none"]), "Did not find the gene"),
         (lambda m, a: mt.tl.driver_features(a), "feature_network"),
+        (lambda m, a: mt.tl.attribute(a, m, readout=3), "give its autoencoder"),
+        (lambda m, a: mt.tl.attribute(a, m, readout=9, sae=coder(m, 0)), "no feature 9"),
     ],
 )
 def test_refused(planted, call, said):
     with pytest.raises((ValueError, KeyError, TypeError), match=said):
         call(planted[0], planted[1].copy())
+
+
+def test_entropy_of_singular_values():
+    assert spectral_values(np.eye(4)) == pytest.approx(np.log(4))
+    assert spectral_values(np.ones((3, 5))) == pytest.approx(0, abs=1e-6)
+    assert np.isnan(spectral_values(np.zeros((2, 2))))
+    both = np.stack([np.eye(3), np.ones((3, 3))])
+    assert spectral_values(both).tolist() == pytest.approx([np.log(3), 0], abs=1e-6)
+
+
+def test_entropy_follows_a_course(planted):
+    """Cells that gain features one after the other; without a course, nothing is found."""
+    model, _, has = planted
+    rng = np.random.default_rng(3)
+    counts = np.zeros((40, GENES), np.float32)
+    time = np.arange(40) // 10
+    few = np.argsort((has > 0).sum(axis=1), kind="stable")[:20]
+    for cell, when in zip(counts, time, strict=True):
+        pool = few[:8] if when < 2 else np.setdiff1d(np.arange(GENES), few)
+        cell[rng.choice(pool, 6, replace=False)] = rng.permutation(6) + 1
+    adata = AnnData(csr_matrix(counts))
+    adata.var_names = [f"ENSG{i:011d}" for i in range(GENES)]
+    adata.obs_names = [f"cell_{i}" for i in range(40)]
+    adata.obs["pseudotime"] = time.astype(float)
+    adata.obs["shuffled"] = rng.permutation(time).astype(float)
+    mt.pp.map_genes(adata, model)
+    mt.pp.rank_value_encode(adata, model)
+    settings = {"later": coder(model, 1), "n_bins": 4, "n_permutations": 99}
+    found = on_copy(mt.tl.spectral_entropy, adata, model, coder(model, 0), time_key="pseudotime", **settings)
+    bins = mt.get.table(found, "spectral_entropy")
+    assert bins["entropy"][:2].max() < bins["entropy"][2:].min()
+    assert found.uns["spectral_entropy"]["params"]["p_value"] == 0.01
+    assert (bins["entropy_low"] <= bins["entropy_high"]).all()
+    null = on_copy(mt.tl.spectral_entropy, adata, model, coder(model, 0), time_key="shuffled", **settings)
+    assert null.uns["spectral_entropy"]["params"]["p_value"] > 0.05
+    with pytest.raises(ValueError, match="3 are needed"):
+        mt.tl.spectral_entropy(
+            adata, model, coder(model, 0), time_key="pseudotime", later=coder(model, 1), n_cells=8
+        )
+
+
+def test_genes_are_found_that_move_a_feature_and_leave_another(planted):
+    model, adata, has = planted
+    settings = {"n_candidates": 8, "max_size": 2, "n_cells": None}
+    found = on_copy(mt.tl.search_features, adata, model, coder(model, 0), target={1: -1.0}, **settings)
+    effects = mt.get.table(found, "search_features").set_index(["kind", "size"])
+    assert effects.loc[("gradient", 1), "shift"] > 3 * abs(effects.loc[("random", 1), "shift"])
+    assert effects.loc[("gradient", 2), "shift"] > effects.loc[("gradient", 1), "shift"]
+    assert effects.loc[("gradient", 2), "q_value"] < 0.05
+    # Means over the genes that are left: what a gene does is a little more than its own share.
+    assert found.uns["search_features"]["params"]["promise_r"] > 0.9
+    genes = mt.get.table(found, "search_features", "genes")
+    assert (has[adata.var_names.get_indexer(genes["gene"][:3]), 1] > 0.3).all()
+    kept = on_copy(
+        mt.tl.search_features,
+        adata,
+        model,
+        coder(model, 0),
+        target={1: -1.0},
+        avoid=[0],
+        bound=0.05,
+        **settings,
+    )
+    assert (mt.get.table(kept, "search_features").query("kind == 'gradient'")["searched"].notna()).all()
+    one, other = (
+        mt.get.table(part, "search_features").set_index(["kind", "size"]).loc[("gradient", 2), "searched"]
+        for part in (kept, found)
+    )
+    assert one <= other
+    up = on_copy(
+        mt.tl.search_features, adata, model, coder(model, 0), target={2: 1.0}, mode="overexpress", **settings
+    )
+    first = mt.get.table(up, "search_features")["genes"][0]
+    assert has[adata.var_names.get_loc(first), 2] >= np.sort(has[:, 2])[-3]
+    with pytest.raises(ValueError, match="to be moved and to be avoided"):
+        mt.tl.search_features(adata, model, coder(model, 0), target={1: -1.0}, avoid=[1])
+
+
+def test_figures(planted):
+    model, adata, _ = planted
+    cells = adata.copy()
+    sae, later = coder(model, 0), coder(model, 1)
+    mt.tl.feature_effects(cells, model, sae, features=[0, 1], doses=[0, 2])
+    ax = mt.pl.feature_effects(cells)
+    assert ax.get_ylabel() == "change of the predicted lapse (months)"
+    lines = {line.get_label(): line.get_ydata() for line in ax.lines}
+    effects = mt.get.table(cells, "feature_effects").query("feature == 1")["effect"].tolist()
+    assert lines["feature 1"].tolist() == pytest.approx([effects[0], 0, effects[1]])
+    with pytest.raises(KeyError, match="Feature 5 was not edited"):
+        mt.pl.feature_effects(cells, features=[5])
+    mt.tl.feature_network(cells, model, sae, later=later, features=range(N))
+    mt.tl.driver_features(cells)
+    points = mt.pl.driver_features(cells).collections[0].get_offsets()
+    assert sorted(points[:, 1]) == pytest.approx(sorted(mt.get.table(cells, "driver_features")["pagerank"]))
+    mt.tl.spectral_entropy(cells, model, sae, later=later, time_key="age_months", n_bins=2, n_permutations=19)
+    assert mt.pl.spectral_entropy(cells).get_xlabel() == "age_months"
+
+
+def test_features_of_clean_prompts_bring_back_what_they_carry(planted):
+    model, adata, _ = planted
+    settings = {"corrupted": "replace_query", "level": "feature", "n_prompts": None, "align": "tokens"}
+    cells = adata.copy()
+    mt.pp.sample_prompts(
+        cells, time_key="age_months", groupby="cell_type", donor_key="donor_id", n_prompts=60, context_size=1
+    )
+    mt.tl.patch(cells, model, sae=coder(model, 1), **settings)
+    effects = mt.get.table(cells, "patch").pivot(index="feature", columns="segment", values="effect")
+    # The lapse is read from features 1 and 4 of the second block, as much as each varies; other features, and contexts, carry nothing.
+    query = effects["query"]
+    assert query[[1, 4]].sum() == pytest.approx(1, abs=0.05)
+    assert query.drop([1, 4]).abs().max() < 0.02
+    assert effects["context_0"].abs().max() < 0.02
+    ax = mt.pl.patch(cells)
+    assert (ax.get_ylabel(), len(ax.get_yticks())) == ("feature", N)
+    with pytest.raises(ValueError, match="needs an autoencoder"):
+        mt.tl.patch(cells, model, **settings)

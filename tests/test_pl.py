@@ -496,7 +496,7 @@ def test_features_and_their_controls():
     measures["measure"] = np.repeat(["variance explained", "loss recovered"], 3)
     measures["value"], measures["low"], measures["high"] = 0.5, 0.4, 0.6
     measures["n_units"], measures["unit"] = 12, "donor"
-    about = {"width": 8, "k": 2, "block": 1, "site": "output", "n_cells": 40}
+    about = {"sae": {"width": 8, "k": 2, "block": 1, "site": "output"}, "n_cells": 40}
     write_result(adata, "evaluate_sae", about, measures=measures)
     figure = mt.pl.evaluate_sae(adata)
     assert [text.get_text() for text in figure.axes[0].texts] == ["50.0"] * 3

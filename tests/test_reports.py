@@ -428,6 +428,7 @@ def test_notebooks_that_read_time_are_known(path):
     asks = {
         *("mt.tl.predict_timelapse", "mt.tl.age_acceleration", "mt.tl.ablate_prompt", "mt.tl.ablate_heads"),
         *("mt.tl.patch", "mt.tl.generate", "mt.tl.head_segments", "mt.tl.perturb"),
+        *("mt.tl.feature_effects", "mt.tl.feature_mediators"),
     }
     trains = {"mt.train.temporal"}
     assert (path.stem in _allow.READS_TIME) == (

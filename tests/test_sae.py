@@ -8,11 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import yaml
 from anndata import AnnData
 from helpers import on_copy
 from scipy.sparse import csr_matrix
+from typer.testing import CliRunner
 
 import maxtoki_toolkit as mt
+from maxtoki_toolkit import cli
 from maxtoki_toolkit.models.features import pool_features
 from maxtoki_toolkit.models.hooks import Site, states_at
 from maxtoki_toolkit.models.sae_controls import moments, principal_directions
@@ -291,6 +294,41 @@ def test_speed_counts_no_training_of_the_model(planted):
         speed.since -= 1
         rates.append(speed.take()["tflop_per_second"])
     assert rates[0] >= 3 * rates[1]
+
+
+def test_from_the_command_line(planted, tmp_path, monkeypatch):
+    model, adata, *_ = planted
+    monkeypatch.chdir(tmp_path)
+    mt.models.save_model(model, tmp_path / "model")
+    adata[:, :].copy().write_h5ad(tmp_path / "raw.h5ad")
+    mt.pp.encode_file(tmp_path / "raw.h5ad", tmp_path / "ranks.h5ad", model)
+    settings = {"cells": "ranks.h5ad", "model": "model", "output": "run", "block": 0, "width": 20, "k": 2}
+    (tmp_path / "sae.yaml").write_text(yaml.safe_dump(settings | {"max_steps": 2, "batch_size": 8}))
+    result = CliRunner().invoke(cli.app, ["train", "sae", "-c", "sae.yaml"])
+    assert result.exit_code == 0, result.output
+    assert "mt.load_sae('run/sae') opens it" in result.output
+    assert mt.load_sae("run/sae").width == 20
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_autoencoder(planted, tmp_path):
+    model, adata, directions, _ = planted
+    mt.models.save_model(model, tmp_path / "model")
+    adata.copy().write_h5ad(tmp_path / "raw.h5ad")
+    mt.pp.encode_file(tmp_path / "raw.h5ad", tmp_path / "ranks.h5ad", model)
+    settings = {"cells": "ranks.h5ad", "model": "model", "output": "run", "block": 0, "width": 48, "k": 2}
+    settings |= {"max_steps": 400, "batch_size": 8, "read": 1.0, "learning_rate": 0.01, "dead_after": 20_000}
+    (tmp_path / "sae.yaml").write_text(yaml.safe_dump(settings))
+    launch = (
+        "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    )
+    launch += " --dynamo_backend no --main_process_port 29517 -m maxtoki_toolkit.cli train sae -c sae.yaml"
+    result = subprocess.run(
+        [sys.executable, *launch.split()], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = mt.load_sae(tmp_path / "run" / "sae").directions.numpy()
+    assert (directions @ found.T).max(axis=1).mean() > 0.9
 
 
 REFUSED = {

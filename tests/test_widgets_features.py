@@ -54,7 +54,7 @@ def made(tiny_model):
     mt.tl.features(adata, tiny_model, sae, controls=False)
     width = np.arange(40)
     labels = pd.DataFrame({"feature": width[::-1], "label": [f"label {i} {BAD}" for i in width[::-1]]})
-    adata.uns["label_features"] = {"params": {"sae_sha256": "mine"}, "labels": labels}
+    adata.uns["feature_labels"] = {"params": {"sae": {"sha256": "mine"}}, "labels": labels}
     families = pd.DataFrame({"feature": width, "family": width // 8 + 3})
     adata.uns["feature_families"] = {"params": {}, "features": families}
     return adata, tiny_model, sae
@@ -113,7 +113,7 @@ class TestTables:
         assert tables.features["family_name"][[0, 7, 8]].tolist() == ["3", "3", "4"]
         assert tables.groupby == "cell_type"
         adata = made[0].copy()
-        adata.uns["label_features"]["params"]["sae_sha256"] = "another one"
+        adata.uns["feature_labels"]["params"]["sae"]["sha256"] = "another one"
         adata.uns["feature_families"] = "of the user"
         tables = feature_tables(adata)
         assert set(tables.features["label"]) == {""}

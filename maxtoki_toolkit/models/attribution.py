@@ -8,9 +8,12 @@ import numpy as np
 import torch
 
 from .._progress import progress
-from .engine import Batch, tokens_at_once
+from .engine import Batch, run, tokens_at_once
+from .feature_edits import flow, go_on
 from .model import MaxTokiModel
 from .readout import Readout
+from .sae import SparseAutoencoder
+from .sae_controls import gene_mask
 from .sequences import Sequences
 
 BASELINES = ("mean", "mask", "pad")
@@ -112,3 +115,74 @@ def integrated_gradients(
             ends = forward(torch.stack([embeddings, neutral]))
         found.value[row], found.baseline[row] = ends.double().cpu().numpy()
     return found
+
+
+def integrated_feature_gradients(
+    model: MaxTokiModel,
+    sae: SparseAutoencoder,
+    sequences: Sequences,
+    read: Readout,
+    *,
+    n_steps: int = 32,
+    max_tokens: int | None = None,
+) -> tuple[Attributions, np.ndarray]:
+    """Attribute a reading to the features at one place, along the path from all features off to as they are.
+
+    What the autoencoder leaves unexplained stays on the whole path.
+
+    Parameters
+    ----------
+    model, sae, sequences, read
+        What is read, and how.
+    n_steps
+        Points of the Gauss-Legendre rule.
+    max_tokens
+        Padded tokens a batch.
+
+    Returns
+    -------
+    Attributions, whose `tokens` are sequences x features; and the same by the gradient at the end alone (gradient times
+    input).
+    """
+    is_gene, n = gene_mask(model), len(sequences)
+    points, weights = np.polynomial.legendre.leggauss(n_steps)
+    points, weights = (points + 1) / 2, weights / 2
+    found = Attributions(np.zeros((n, sae.width)), *np.zeros((2, n)))
+    at_end = np.zeros((n, sae.width))
+
+    def compute(batch: Batch) -> tuple[torch.Tensor, ...]:
+        known = flow(model, sae, batch, is_gene)
+        added = (known.active @ sae.directions).to(known.states.dtype)
+        off = known.states - added
+        value = read(known.final, batch).double()
+        baseline = read(go_on(model, sae.site, known.stream, off), batch).double()
+
+        def slope(share: float) -> torch.Tensor:
+            with torch.inference_mode(mode=False), torch.enable_grad():
+                states = (off + share * added).clone().requires_grad_()
+                whole = batch._replace(tokens=batch.tokens.clone(), lengths=batch.lengths.clone())
+                total = read(go_on(model, sae.site, known.stream.clone(), states), whole).double().sum()
+                return torch.autograd.grad(total, states)[0].float()
+
+        mean = sum(float(w) * slope(float(p)) for p, w in zip(points, weights, strict=True))
+        parts = [
+            (known.active * (part @ sae.directions.T)).sum(dim=1).double() for part in (mean, slope(1.0))
+        ]
+        return tuple(part.cpu() for part in (parts[0], value, baseline, parts[1]))
+
+    for rows, parts in run(model, sequences, compute, max_tokens=max_tokens, desc="Attributing"):
+        for field, part in zip((*found, at_end), parts, strict=True):
+            field[rows] = part.numpy()
+    return found, at_end
+
+
+def feature_readout(model: MaxTokiModel, sae: SparseAutoencoder, feature: int, seen: dict) -> Readout:
+    """Mean activation of a feature over the genes of a sequence; `seen` is what `captured` keeps of the site."""
+    is_gene = gene_mask(model)
+
+    def read(states: torch.Tensor, batch: Batch) -> torch.Tensor:
+        there = is_gene[batch.tokens]
+        active = sae.encode(seen[sae.site].float())[..., feature] * there
+        return active.sum(dim=1) / there.sum(dim=1).clamp(min=1)
+
+    return read

@@ -143,3 +143,60 @@ class _Sums:
             self.found = self.found + sp.csr_matrix((values, at), shape=self.found.shape)
         self.parts, self.n = [], 0
         return self.found
+
+
+def mean_features(
+    model: MaxTokiModel, sae: SparseAutoencoder, sequences: Sequences, *, max_tokens: int | None = None
+) -> np.ndarray:
+    """Mean activation of each feature over the genes of each cell: float64, sequences x features."""
+    is_gene, found = gene_mask(model), np.zeros((len(sequences), sae.width))
+
+    def compute(batch: Batch) -> torch.Tensor:
+        there = is_gene[batch.tokens]
+        active = sae.encode(states_at(model, batch.inputs, sae.site).float()) * there[..., None]
+        return active.sum(dim=1) / there.sum(dim=1, keepdim=True).clamp(min=1)
+
+    for rows, part in run(model, sequences, compute, max_tokens=max_tokens, desc="Reading features"):
+        found[rows] = part.double().cpu().numpy()
+    return found
+
+
+def embedding_slopes(
+    model: MaxTokiModel,
+    sae: SparseAutoencoder,
+    sequences: Sequences,
+    weight: np.ndarray,
+    *,
+    max_tokens: int | None = None,
+) -> np.ndarray:
+    """How the weighted mean activations of a cell change with the embedding at each of its tokens: float32, tokens x size.
+
+    Parameters
+    ----------
+    model, sae, sequences
+        Cells.
+    weight
+        Of each feature.
+    max_tokens
+        Padded tokens a batch.
+    """
+    is_gene = gene_mask(model)
+    weight = torch.from_numpy(weight).float().to(model.device)
+    found = np.zeros((len(sequences.tokens), model.hf.config.hidden_size), dtype=np.float32)
+
+    def compute(batch: Batch) -> torch.Tensor:
+        there = is_gene[batch.tokens]
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            table = model.hf.get_input_embeddings().weight.detach()
+            embeddings = table[batch.tokens.clone()].clone().requires_grad_()
+            states = states_at(model, {"inputs_embeds": embeddings, "use_cache": False}, sae.site)
+            active = sae.encode(states.float()) * there.clone()[..., None]
+            mean = active.sum(dim=1) / there.sum(dim=1, keepdim=True).clamp(min=1)
+            (slope,) = torch.autograd.grad((mean @ weight).sum(), embeddings)
+        return slope.float().cpu()
+
+    for rows, part in run(model, sequences, compute, max_tokens=max_tokens, desc="Following gradients"):
+        for i, row in enumerate(rows):
+            where = slice(*sequences.indptr[row : row + 2])
+            found[where] = part[i, : where.stop - where.start].numpy()
+    return found

@@ -9,13 +9,16 @@ import numpy as np
 import torch
 
 from .engine import Batch, run
+from .feature_edits import flow, go_on
 from .hooks import Edit, Site, captured, edited, head_slice, n_heads, n_layers, resume
 from .layout import Layout, counterparts
 from .model import MaxTokiModel
 from .readout import Readout
+from .sae import SparseAutoencoder
+from .sae_controls import gene_mask
 from .sequences import Sequences, pad
 
-LEVELS = ("residual", "attention", "mlp", "head")
+LEVELS = ("residual", "attention", "mlp", "head", "feature")
 ALIGN = ("tokens", "last")
 
 
@@ -134,3 +137,91 @@ def patch_states(
 
 def _where(inside: torch.Tensor, new: torch.Tensor) -> Edit:
     return lambda old: torch.where(inside, new, old)
+
+
+def patch_features(
+    model: MaxTokiModel,
+    sae: SparseAutoencoder,
+    clean: Sequences,
+    corrupted: Sequences,
+    clean_parts: Layout,
+    parts: Layout,
+    clean_read: Readout,
+    read: Readout,
+    features: np.ndarray,
+    *,
+    partners: np.ndarray | None = None,
+    max_tokens: int | None = None,
+) -> tuple[Patched, np.ndarray]:
+    """Put features of clean prompts into corrupted ones, a feature and a segment at a time, token by token.
+
+    What the autoencoder leaves unexplained, and all other features, stay those of the corrupted prompt.
+
+    Parameters
+    ----------
+    model, clean, corrupted, clean_parts, parts, clean_read, read, partners, max_tokens
+        As in `patch_states`.
+    sae
+        Autoencoder.
+    features
+        Their numbers; may be none.
+
+    Returns
+    -------
+    Readings, with features in place of sites; and, for every feature of the autoencoder, the change of the corrupted
+    reading to first order, prompts x features.
+    """
+    n, names, is_gene = len(corrupted), parts.names, gene_mask(model)
+    shape = (n, len(features), len(names))
+    found = Patched(np.empty(n), np.empty(n), np.full(shape, np.nan), np.full(shape, np.nan))
+    slopes = np.zeros((n, sae.width))
+
+    def source_of(batch: Batch, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of clean prompts, token by token of the corrupted ones, and their reading."""
+        tokens = pad(clean, rows, model.vocab["<pad>"]).to(model.device)
+        lengths = torch.from_numpy(clean.lengths[rows]).to(model.device)
+        own = Batch(
+            rows, tokens, torch.zeros_like(lengths), lengths, {"input_ids": tokens, "use_cache": False}
+        )
+        known = flow(model, sae, own, is_gene)
+        at = torch.from_numpy(counterparts(parts, batch.rows, clean_parts, rows)).to(model.device)
+        row = torch.arange(len(at), device=model.device)[:, None]
+        return known.active[row, at], clean_read(known.final, own)
+
+    def compute(batch: Batch) -> tuple[torch.Tensor, ...]:
+        known = flow(model, sae, batch, is_gene)
+        there = is_gene[batch.tokens][..., None]
+        source, clean_value = source_of(batch, batch.rows)
+        sources = [source] if partners is None else [source, source_of(batch, partners[batch.rows])[0]]
+        changes = [(part - known.active) * there for part in sources]
+        corrupted_value = read(known.final, batch).double().cpu()
+        results = [
+            torch.full((len(batch.rows), *shape[1:]), torch.nan, dtype=torch.float64) for _ in range(2)
+        ]
+        column = torch.arange(batch.tokens.shape[1])
+        for segment in range(len(names)):
+            start, size = (
+                torch.from_numpy(table[batch.rows, segment]) for table in (parts.start, parts.size)
+            )
+            place = column - start[:, None]
+            inside = ((place >= 0) & (place < size[:, None])).to(model.device)
+            for i, feature in enumerate(features):
+                for change, result in zip(changes, results, strict=False):
+                    amount = (change[..., int(feature)] * inside)[..., None]
+                    value = corrupted_value
+                    if amount.any():
+                        states = known.states + (amount * sae.directions[int(feature)]).to(known.states.dtype)
+                        value = read(go_on(model, sae.site, known.stream, states), batch).double().cpu()
+                    result[size > 0, i, segment] = value[size > 0]
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            states = known.states.clone().requires_grad_()
+            whole = batch._replace(tokens=batch.tokens.clone(), lengths=batch.lengths.clone())
+            total = read(go_on(model, sae.site, known.stream.clone(), states), whole).double().sum()
+            (gradient,) = torch.autograd.grad(total, states)
+        slope = (changes[0] * (gradient.float() @ sae.directions.T)).sum(dim=1)
+        return clean_value.double().cpu(), corrupted_value, *results, slope.double().cpu()
+
+    for rows, result in run(model, corrupted, compute, max_tokens=max_tokens, desc="Patching features"):
+        for field, part in zip((*found, slopes), result, strict=True):
+            field[rows] = part.numpy()
+    return found, slopes

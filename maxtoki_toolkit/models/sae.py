@@ -22,6 +22,7 @@ KINDS = ("topk", "batchtopk", "matryoshka")
 SITES = ("output", "attention", "mlp")
 CONFIG, WEIGHTS, CARD = "cfg.json", "sae.safetensors", "sae.json"
 BY = "mt.models.save_sae"
+SHIPPED = {"demo": "demo_sae", "demo-early": "demo_sae_early"}
 
 
 class SparseAutoencoder(nn.Module):
@@ -228,7 +229,7 @@ def load_sae(source: str | Path, *, device: str = "cpu") -> SparseAutoencoder:
     Parameters
     ----------
     source
-        "demo", the one that ships with the demo model; or a folder that `mt.train.sae` (`output / "sae"`) or
+        "demo" or "demo-early", those that ship with the demo model, of its third and first block; or a folder that `mt.train.sae` (`output / "sae"`) or
         `mt.models.save_sae` wrote.
     device
         A torch device.
@@ -255,7 +256,8 @@ def load_sae(source: str | Path, *, device: str = "cpu") -> SparseAutoencoder:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = resource("demo_sae") if str(source) == "demo" else Path(source)
+    name = SHIPPED.get(str(source))
+    folder = Path(source) if name is None else resource(name)
     for name in (CONFIG, WEIGHTS, CARD):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"Did not find {folder / name}. Give a folder that mt.train.sae wrote.")

@@ -15,9 +15,11 @@ from .coverage import coverage
 from .differential_rank import differential_rank
 from .differential_rank_heatmap import differential_rank_heatmap
 from .doublets import doublets
+from .driver_features import driver_features
 from .encoding_report import encoding_report
 from .evaluate_generated import evaluate_generated
 from .evaluate_sae import evaluate_sae
+from .feature_effects import feature_effects
 from .feature_families import feature_families
 from .feature_summary import feature_summary
 from .gene_network import gene_network
@@ -41,6 +43,7 @@ from .prompt import prompt
 from .prompt_attention import prompt_attention
 from .rank_heatmap import rank_heatmap
 from .search_gene_sets import search_gene_sets
+from .spectral_entropy import spectral_entropy
 from .steer_cells import steer_cells
 from .target_evidence import target_evidence
 from .timelapse_error import timelapse_error
@@ -74,6 +77,9 @@ __all__ = [
     "corpus_composition",
     "doublets",
     "encoding_report",
+    "driver_features",
+    "feature_effects",
+    "spectral_entropy",
     "feature_families",
     "gene_network",
     "head_enrichment",

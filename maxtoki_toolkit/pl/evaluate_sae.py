@@ -73,12 +73,13 @@ def evaluate_sae(adata: AnnData, *, key: str = _keys.EVALUATE_SAE) -> Figure:
         clean(ax)
     axes[0].set_yticks(range(len(names)), [styles[name][0] for name in names], fontsize=9)
     axes[0].set_ylim(len(names) - 0.4, -0.75)
-    site = f"{params['site']} of block {params['block']}" if "block" in params else "states"
+    sae = params["sae"]
+    site = f"{sae['site']} of block {sae['block']}" if "block" in sae else "states"
     n_units, unit = int(table["n_units"].max()), str(table["unit"].iloc[0])
     unit = {"query cell": "cell"}.get(unit, unit)
     of = f"{params['n_cells']:,} cells" + (f" of {n_units} {unit}s" if unit == "donor" else "")
     figure.suptitle(
-        f"{site}, {params['width']:,} features, {params['k']} a gene; {of} (bars: 95% interval over {unit}s)",
+        f"{site}, {sae['width']:,} features, {sae['k']} a gene; {of} (bars: 95% interval over {unit}s)",
         fontsize=9,
     )
     return figure

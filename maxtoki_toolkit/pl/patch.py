@@ -16,6 +16,7 @@ _LEVELS = {
     "attention": "attention of layer",
     "mlp": "MLP of layer",
     "head": "head",
+    "feature": "feature",
 }
 
 
@@ -31,7 +32,7 @@ def patch(adata: AnnData, *, key: str = _keys.PATCH, ax: Axes | None = None) -> 
 
     Returns
     -------
-    The axes: a row a layer (or head), a column a segment of the prompt; the share of the clean reading that
+    The axes: a row a layer (head, feature), a column a segment of the prompt; the share of the clean reading that
     comes back, with a dot where it differs from what states of another clean prompt bring back (q < 0.05).
 
     Examples
@@ -50,14 +51,14 @@ def patch(adata: AnnData, *, key: str = _keys.PATCH, ax: Axes | None = None) -> 
 
     effects = read_table(adata, key, "effects")
     level = effects.attrs["level"]
-    of_head = level == "head"
-    rows = effects[["layer", "head"]].drop_duplicates().to_numpy()
+    small = level in ("head", "feature")
+    rows = effects[["feature"] if level == "feature" else ["layer", "head"]].drop_duplicates().to_numpy()
     columns = list(dict.fromkeys(effects["segment"]))
     shape = (len(rows), len(columns))
     grid = effects["effect"].to_numpy().reshape(shape)
     called = (effects["q_value"] < 0.05).to_numpy().reshape(shape)
     if ax is None:
-        height = 2.0 + (0.22 if of_head else 0.36) * len(rows)
+        height = 2.0 + (0.22 if small else 0.36) * len(rows)
         _, ax = plt.subplots(figsize=(1.8 + 0.6 * len(columns), height), layout="constrained")
     reach = max(1.0, float(np.nanmax(np.abs(grid))))
     image = ax.imshow(grid, cmap="PuOr_r", vmin=-reach, vmax=reach, aspect="auto")
@@ -76,8 +77,8 @@ def patch(adata: AnnData, *, key: str = _keys.PATCH, ax: Axes | None = None) -> 
     bar.outline.set_visible(False)
     names = [segment_label(name) for name in columns]
     ax.set_xticks(range(len(columns)), names, rotation=45, ha="right", fontsize=8.5)
-    labels = [_keys.head_name(layer, head) if of_head else str(layer) for layer, head in rows]
-    ax.set_yticks(range(len(rows)), labels, fontsize=7 if of_head else 9)
+    labels = [_keys.head_name(*row) if level == "head" else str(row[0]) for row in rows]
+    ax.set_yticks(range(len(rows)), labels, fontsize=7 if small else 9)
     last = " (last token of each)" if effects.attrs["align"] == "last" else ""
     ax.set(xlabel=f"part of the prompt{last}", ylabel=_LEVELS[level])
     moved = f"{effects.attrs['mean_difference']:#.3g}".rstrip(".")

@@ -19,6 +19,7 @@ from .cells import whole_times
 # Notebooks that read time with the model as it is given. The others train one first, or ask nothing about time.
 READS_TIME = frozenset(
     {
+        "essay_steering",
         "fig1_timelapse",
         "fig2_generated_cells",
         "fig4_attention_heads",

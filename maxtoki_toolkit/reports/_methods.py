@@ -21,6 +21,7 @@ _WORKS = {
     "rhat": "Vehtari et al., Bayesian Anal 16:667 (2021), doi:10.1214/20-BA1221",
     "scaling": "Kaplan et al., arXiv:2001.08361 (2020)",
     "glass": "Green, Through a Glass Darkly, Markov Bio (2024)",
+    "topk": "Gao et al., arXiv:2406.04093 (2024)",
     "tahoe": "Tahoe-x1 (2025), doi:10.1101/2025.10.23.683759",
     "lora": "Hu et al., arXiv:2106.09685 (2021)",
 }
@@ -46,6 +47,30 @@ _DONE = {
         "Doublets were simulated from pairs of cells of one donor, and a detector was trained and scored in folds of donors, beside "
         "scrublet.",
         ["scrublet"],
+    ),
+    "essay_families": (
+        "Features of a sparse autoencoder were grouped ({method}) by their co-activation at genes and in cells beyond that of their "
+        "strata, with support from {n_bootstrap} bootstrap samples beside independent features; agreement of groups was tested by permutation.",
+        ["glass", "fdr"],
+    ),
+    "essay_feature_network": (
+        "Features of an autoencoder of an earlier block were scaled by {step} up and down and those of a later block were read; edges were tested "
+        "over donors or blocks of cells and compared with random directions of the same length, and features were ranked by PageRank (damping "
+        "{damping}) on the reversed edges.",
+        ["glass", "fdr"],
+    ),
+    "essay_sae": (
+        "A sparse autoencoder of the output of block {block} ({width} features, {k} a gene) was trained for {max_steps} steps where none was given, with donors "
+        "or cells held out, and compared with principal components and random directions; features were compared with labels ({groupby}) with the donor as "
+        "the unit where donors were known, and labels were scored in the other half of the donors or cells.",
+        ["topk", "glass", "fdr"],
+    ),
+    "essay_steering": (
+        _PROMPTS
+        + "Features of a sparse autoencoder were multiplied by {doses} in the prompts ({where}) and the lapse was read again, with intervals over "
+        "donors and random directions of the same length as the null. Genes ({genes}) were edited ({mode}), and features were put back to find those that "
+        "carry the effect.",
+        ["glass", "fdr"],
     ),
     "fig1_scaling_law": (
         "Models of widths {hidden_sizes} were trained for {max_steps} steps each with a fifth of the donors held out; a power law with a "

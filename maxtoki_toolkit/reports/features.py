@@ -40,9 +40,11 @@ def features(
         `mt.tl.features`, it is made here, from raw counts if need be; what was given stays as it is.
     output
         File to write.
-    model, sae
-        Model and autoencoder, to read the features where they are not known, and the genes of the cells in
-        which each is most active; `None` to do without.
+    model
+        Model, to read the features where they are not known, and the genes of the cells in which each is most
+        active; `None` to do without.
+    sae
+        Its autoencoder.
     key
         Key in `.obsm` and `.uns` of the features.
     groupby

@@ -182,6 +182,7 @@ SCHEMA: dict[str, Result] = {
             "genes": "genes and parts of the prompt",
             "segments": "segments of the prompt",
             "prompts": "prompts with the sum over each segment",
+            "features": "features (with sae=...)",
         },
     ),
     _keys.PERTURBATION: Result(
@@ -278,6 +279,13 @@ SCHEMA: dict[str, Result] = {
     ),
     _keys.FEATURE_MEDIATORS: Result(
         "mt.tl.feature_mediators(adata, model, sae, genes=...)", {"effects": "features and sets of features"}
+    ),
+    _keys.SPECTRAL_ENTROPY: Result(
+        "mt.tl.spectral_entropy(adata, model, sae, later=...)", {"bins": "bins of the course"}
+    ),
+    _keys.SEARCH_FEATURES: Result(
+        "mt.tl.search_features(adata, model, sae, target=...)",
+        {"effects": "gene sets", "genes": "candidates"},
     ),
     _keys.DRIVER_FEATURES: Result(
         "mt.tl.driver_features(adata)", {"features": "features that were scaled"}, {"features": ""}

@@ -42,7 +42,9 @@ from .perturbation_stats import perturbation_stats
 from .predict_age import predict_age
 from .predict_timelapse import predict_timelapse
 from .recipes import Cells, CellSampling, Chains, GeneSetSearch, ScreenFile
+from .search_features import search_features
 from .search_gene_sets import search_gene_sets
+from .spectral_entropy import spectral_entropy
 from .steer_cells import steer_cells
 from .timelapse_baselines import timelapse_baselines
 from .train_on_generated import train_on_generated
@@ -52,6 +54,8 @@ __all__ = [
     "feature_summary",
     "evaluate_sae",
     "driver_features",
+    "search_features",
+    "spectral_entropy",
     "feature_effects",
     "feature_mediators",
     "feature_network",

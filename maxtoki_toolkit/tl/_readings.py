@@ -65,7 +65,7 @@ def get_prompts(
         cells, table = get_sequences(adata, model), pd.DataFrame({"query": adata.obs_names})
         if (donor_key := find_donors(adata.obs, donor_key)) is not None:
             table["donor"] = get_labels(adata, donor_key)
-        return table.iloc[_some(len(table), n_prompts, rng)].reset_index(drop=True), None, cells
+        return table.iloc[some_rows(len(table), n_prompts, rng)].reset_index(drop=True), None, cells
     if donor_key is not None:
         raise ValueError(
             "donor_key is for models that read cells one by one; prompts know their donors: "
@@ -81,13 +81,13 @@ def get_prompts(
         raise ValueError(
             'These prompts ask for cells. Draw others: mt.pp.sample_prompts(..., task="timelapse").'
         )
-    table = table.iloc[_some(len(table), n_prompts, rng)].copy()
+    table = table.iloc[some_rows(len(table), n_prompts, rng)].copy()
     if model.time_head is not None:
         table.attrs["time_read_as"] = check_unit(params["time_key"], table["time"], model.time_head.unit)
     return table, read_prompts(table, adata, adata, task=params["task"]), get_sequences(adata, model)
 
 
-def _some(n: int, wanted: int | None, rng: int) -> np.ndarray:
+def some_rows(n: int, wanted: int | None, rng: int) -> np.ndarray:
     """Rows drawn at random, in their order; all of them where there are no more."""
     if n < 2:
         raise ValueError(f"There is only {n} prompt or cell to read; at least 2 are needed.")

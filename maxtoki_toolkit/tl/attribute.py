@@ -11,13 +11,26 @@ from .. import _keys
 from .._features import symbols
 from .._names import require_choice
 from .._warn import warn
-from ..models.attribution import BASELINES, Attributions, integrated_gradients, require_captum
+from ..models.attribution import (
+    BASELINES,
+    Attributions,
+    feature_readout,
+    integrated_feature_gradients,
+    integrated_gradients,
+    require_captum,
+)
+from ..models.feature_edits import require_features
+from ..models.hooks import captured
+from ..models.layout import layout
 from ..models.model import MaxTokiModel
-from ..pp._design import known_cells
+from ..models.sae import SparseAutoencoder, require_sae
+from ..pp._columns import find_donors
+from ..pp._design import get_labels, known_cells
 from ..results.store import write_result
 from ..stats.donors import donor_mean, unit_name
 from ..stats.fdr import benjamini_hochberg
-from ._readings import Readings, get_prompts, get_readings
+from ._cells import get_sequences
+from ._readings import Readings, get_prompts, get_readings, some_rows
 
 # Share of what attributions should add up to that they may miss without a warning: the error of the steps, which more of
 # them make smaller.
@@ -30,7 +43,8 @@ def attribute(
     adata: AnnData,
     model: MaxTokiModel,
     *,
-    readout: str = "timelapse",
+    readout: str | int = "timelapse",
+    sae: SparseAutoencoder | None = None,
     key: str | None = None,
     baseline: str = "mean",
     n_steps: int = 32,
@@ -52,7 +66,11 @@ def attribute(
     readout
         "timelapse", the predicted lapse; or a gene (symbol, Ensembl id or `.var_names`): its log-probability
         at its place in the query cell, given all that comes before. Prompts whose query cell lacks it are
-        left out.
+        left out. With `sae`, also the number of a feature: its mean activation over the genes of a cell; cells
+        are then read one by one.
+    sae
+        Autoencoder of this model (`mt.train.sae`): a reading is then attributed to its features, in place of
+        genes and segments; a feature is attributed to the genes before it.
     key
         Key in `.uns` of the prompts, by default "prompts".
     baseline
@@ -110,6 +128,21 @@ def attribute(
         `n_prompts`, `n_units`, `unit`
             Prompts that have the segment, and how many donors (or query cells) their queries are of.
 
+    `features`
+        With `sae` and a reading that is no feature, in place of the other tables: a row a feature:
+
+        `feature`
+            Its number.
+        `attribution`, `attribution_low`, `attribution_high`
+            Sum over the genes of a prompt, mean over prompts, with its 95% interval over donors.
+        `gradient`
+            The same by the gradient of the whole reading alone (gradient times input), which takes one pass;
+            `params["gradient_residual"]` says how much it misses.
+        `p_value`, `q_value`
+            Two-sided t test (jackknife over donors); corrected for all features that are active.
+        `n_prompts`, `n_units`, `unit`
+            Prompts where it is active, and how many donors (or query cells) those are of.
+
     `prompts`
         The prompts with `value`, `baseline_value`, `residual` (what attributions miss) and, for each segment,
         the sum of its attributions.
@@ -150,37 +183,70 @@ def attribute(
     ... except ImportError:
     ...     found = ["captum is not installed"]
     """
-    require_captum()
+    if sae is None or not isinstance(readout, str):
+        require_captum()
     require_choice("baseline", baseline, BASELINES)
+    if sae is not None:
+        require_sae(sae, model)
     if n_steps < 1:
         raise ValueError(f"n_steps must be at least 1, got {n_steps}.")
-    if not isinstance(readout, str) or readout == "likelihood":
+    if readout == "likelihood":
         raise ValueError(
             'readout must be "timelapse" or a gene: the genes of a likelihood are input and output at once.'
         )
+    if not isinstance(readout, str) and sae is None:
+        raise ValueError("A number as readout is a feature: give its autoencoder, sae=...")
     cells, _ = known_cells(adata, donor_key)
-    drawn = get_prompts(cells, model, readout, key=key, n_prompts=n_prompts, rng=rng, donor_key=donor_key)
-    readings = get_readings(cells, model, readout, *drawn)
-    found = integrated_gradients(model, readings.sequences, readings.read, baseline=baseline, n_steps=n_steps)
-    total = np.add.reduceat(found.tokens, readings.sequences.indptr[:-1])
-    residual = found.value - found.baseline - total
-    difference = np.abs(found.value - found.baseline).sum()
-    relative = float(np.abs(residual).sum() / difference) if difference else 0.0
+    if isinstance(readout, str):
+        drawn = get_prompts(cells, model, readout, key=key, n_prompts=n_prompts, rng=rng, donor_key=donor_key)
+        readings, time_read_as = (
+            get_readings(cells, model, readout, *drawn),
+            drawn[0].attrs.get("time_read_as", ""),
+        )
+    else:
+        readings, time_read_as = _cells(cells, model, sae, int(readout), n_prompts, donor_key, rng), ""
+    seen, at_end = {}, None
+    if isinstance(readout, str) and sae is not None:
+        found, at_end = integrated_feature_gradients(
+            model, sae, readings.sequences, readings.read, n_steps=n_steps
+        )
+        total = found.tokens.sum(axis=1)
+    else:
+        sites = [] if isinstance(readout, str) else [sae.site]
+        with captured(model, sites) as seen:
+            read = (
+                readings.read if isinstance(readout, str) else feature_readout(model, sae, int(readout), seen)
+            )
+            found = integrated_gradients(model, readings.sequences, read, baseline=baseline, n_steps=n_steps)
+        total = np.add.reduceat(found.tokens, readings.sequences.indptr[:-1])
+    residual, relative = _residual(found, total)
     if relative > _TOLERANCE:
         warn(
             f"Attributions miss {relative:.0%} of what they should add up to (tolerance {_TOLERANCE:.0%}): read them with "
             f"care, or give more than n_steps={n_steps}."
         )
-    genes, correlation = _genes(cells, model, readings, found, rng)
-    prompts, segments = _segments(readings, found, residual, rng)
+    if at_end is not None:
+        prompts = readings.table.copy()
+        prompts["value"], prompts["baseline_value"], prompts["residual"] = (
+            found.value,
+            found.baseline,
+            residual,
+        )
+        tables = {"features": _features(found.tokens, at_end, readings.table, rng), "prompts": prompts}
+        more = {"gradient_residual": _residual(found, at_end.sum(axis=1))[1]}
+    else:
+        genes, correlation = _genes(cells, model, readings, found, rng)
+        prompts, segments = _segments(readings, found, residual, rng)
+        tables = {"genes": genes, "segments": segments, "prompts": prompts}
+        more = {"rank_correlation": correlation, "baseline": baseline}
     params = {
-        "readout": readout,
-        "time_read_as": drawn[0].attrs.get("time_read_as", ""),
+        "readout": readings.readout,
+        "time_read_as": time_read_as,
         "unit": readings.unit,
-        "baseline": baseline,
         "n_steps": n_steps,
         "relative_residual": relative,
-        "rank_correlation": correlation,
+        **more,
+        **({} if sae is None else sae.params),
         "n_prompts": len(prompts),
         "donors": unit_name(prompts),
         "seed": rng,
@@ -190,10 +256,57 @@ def attribute(
         _keys.ATTRIBUTE,
         {**model.params, **params},
         key_added=key_added,
-        genes=genes,
-        segments=segments,
-        prompts=prompts,
+        **tables,
     )
+
+
+def _residual(found: Attributions, total: np.ndarray) -> tuple[np.ndarray, float]:
+    """What attributions miss, prompt by prompt, and as a share of what they should add up to."""
+    residual = found.value - found.baseline - total
+    difference = np.abs(found.value - found.baseline).sum()
+    return residual, float(np.abs(residual).sum() / difference) if difference else 0.0
+
+
+def _cells(
+    cells: AnnData,
+    model: MaxTokiModel,
+    sae: SparseAutoencoder,
+    feature: int,
+    n_cells: int | None,
+    donor_key: str | None,
+    seed: int,
+) -> Readings:
+    """Cells by themselves, for the activation of a feature."""
+    require_features(sae, [feature])
+    table = pd.DataFrame({"query": cells.obs_names})
+    if (donor_key := find_donors(cells.obs, donor_key)) is not None:
+        table["donor"] = get_labels(cells, donor_key)
+    rows = some_rows(len(table), n_cells, seed)
+    sequences = get_sequences(cells, model).take(rows)
+    parts = layout(sequences, model.vocab)
+    return Readings(table.iloc[rows], sequences, parts, None, f"feature {feature}", "activation", rows)
+
+
+def _features(found: np.ndarray, at_end: np.ndarray, table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Attribution of each feature, the largest first."""
+    mean = donor_mean(found, table, seed=seed)
+    active = (at_end != 0).any(axis=0)
+    p_value = np.where(active, mean["p_value"], np.nan)
+    features = pd.DataFrame(
+        {
+            "feature": np.arange(found.shape[1]),
+            "attribution": mean["estimate"],
+            "attribution_low": mean["low"],
+            "attribution_high": mean["high"],
+            "gradient": at_end.mean(axis=0),
+            "p_value": p_value,
+            "q_value": benjamini_hochberg(p_value),
+            "n_prompts": (at_end != 0).sum(axis=0),
+            "n_units": mean["n_units"],
+            "unit": unit_name(table),
+        }
+    )
+    return features.sort_values("attribution", key=np.abs, ascending=False, ignore_index=True)
 
 
 def _genes(

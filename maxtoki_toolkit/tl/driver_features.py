@@ -64,16 +64,15 @@ def driver_features(
 
     Examples
     --------
-    >>> import tempfile, maxtoki_toolkit as mt
+    >>> import maxtoki_toolkit as mt
     >>> adata = mt.datasets.load("heart_nuclei")[:20].copy()
     >>> model = mt.load_model("demo")
     >>> mt.pp.rank_value_encode(adata, model)
-    >>> recipe = mt.train.SparseRecipe.of(max_steps=2, batch_size=8)
-    >>> later = mt.train.sae(adata, model, tempfile.mkdtemp(), block=3, k=4, recipe=recipe)
-    >>> mt.tl.feature_network(adata, model, mt.load_sae("demo"), later=later, n_features=3, n_cells=10)
+    >>> early, late = mt.load_sae("demo-early"), mt.load_sae("demo")
+    >>> mt.tl.feature_network(adata, model, early, later=late, n_features=20, n_cells=10)
     >>> mt.tl.driver_features(adata)
     >>> len(mt.get.table(adata, "driver_features"))
-    3
+    20
     """
     result = read_result(
         adata, key or _keys.FEATURE_NETWORK, "mt.tl.feature_network(adata, model, sae, later=...)"

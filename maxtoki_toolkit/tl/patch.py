@@ -10,18 +10,20 @@ from anndata import AnnData
 
 from .. import _keys
 from .._names import require_choice
-from ..models.hooks import Site
 from ..models.layout import Layout
 from ..models.model import MaxTokiModel
-from ..models.patching import ALIGN, LEVELS, Patched, level_sites, patch_states
+from ..models.patching import ALIGN, LEVELS, Patched, level_sites, patch_features, patch_states
+from ..models.sae import SparseAutoencoder, require_sae
 from ..pp._design import known_cells
 from ..pp.sample_prompts import read_prompts
 from ..results.store import read_result, write_result
 from ..stats.donors import donor_ratio, unit_name
 from ..stats.fdr import benjamini_hochberg
 from ._cells import get_sequences
-from ._readings import draw_partners, get_prompts, get_readings
+from ._readings import Readings, draw_partners, get_prompts, get_readings, split_donors
 from .ablate_prompt import ABLATIONS, ablated
+
+N_FEATURES = 20  # that are patched
 
 
 def patch(
@@ -32,6 +34,7 @@ def patch(
     queries: AnnData | None = None,
     key: str | None = None,
     level: str = "residual",
+    sae: SparseAutoencoder | None = None,
     align: str = "tokens",
     readout: str | Callable = "timelapse",
     n_prompts: int | None = 100,
@@ -56,7 +59,10 @@ def patch(
         Key in `.uns` of the clean prompts, by default "prompts".
     level
         What is put in: "residual", the stream after so many blocks; "attention" or "mlp", what a block's part
-        adds to it; "head", each head by itself.
+        adds to it; "head", each head by itself; "feature", each of the 20 features of `sae` whose gradient is
+        largest on half of the donors, the effects then being those of the other half.
+    sae
+        Autoencoder of this model, for features.
     align
         "tokens": all tokens of a segment, which must be as many in both prompts; "last": the last token of
         each segment.
@@ -71,11 +77,13 @@ def patch(
 
     Returns
     -------
-    `None`. Writes the table `effects` to `.uns["patch"]`, a row a layer (or head) and segment of the prompt;
+    `None`. Writes the table `effects` to `.uns["patch"]`, a row a layer (head, feature) and segment of the prompt;
     effects are shares of what was lost, readings in `params["unit"]`:
 
     `layer`, `head`, `segment`
         Where: blocks before it ("residual") or block, from 0; head, -1 for none; part of the prompt.
+    `feature`
+        For "feature": its number.
     `effect`, `effect_low`, `effect_high`
         0: the corrupted reading stays, 1: the clean one comes back; with its 95% interval over donors.
     `null`, `null_low`, `null_high`
@@ -117,6 +125,12 @@ def patch(
     """
     require_choice("level", level, LEVELS)
     require_choice("align", align, ALIGN)
+    if (level == "feature") != (sae is not None):
+        raise ValueError('level="feature" needs an autoencoder, sae=..., and the other levels take none.')
+    if sae is not None:
+        require_sae(sae, model)
+        if align != "tokens":
+            raise ValueError('Features are patched gene by gene: leave align at "tokens".')
     if not model.vocab.is_temporal:
         raise ValueError(
             f"{model.name!r} has no time tokens and reads no prompts, so there is nothing to patch."
@@ -157,20 +171,44 @@ def patch(
         clean = get_readings(sorted_cells, model, readout, table, prompts, cells)
         dirty = get_readings(sorted_cells, model, readout, table, other, *changed)
     _require_aligned(clean.parts, dirty.parts, align)
-    layers, sites = zip(*level_sites(model, level), strict=True)
-    found = patch_states(
-        model,
-        clean.sequences,
-        dirty.sequences,
-        clean.parts,
-        dirty.parts,
-        clean.read,
-        dirty.read,
-        sites,
-        align=align,
-        partners=draw_partners(clean.parts, rng),
-    )
-    effects = _effects(table, found, layers, sites, clean.parts.names, rng)
+    if level == "feature":
+
+        def read_both(rows: np.ndarray):
+            return (
+                get_readings(sorted_cells, model, readout, table.iloc[rows], prompts[rows], cells),
+                get_readings(sorted_cells, model, readout, table.iloc[rows], other[rows], *changed),
+            )
+
+        def patched(
+            clean: Readings, dirty: Readings, features: np.ndarray, partners: np.ndarray | None = None
+        ):
+            both = (clean.sequences, dirty.sequences, clean.parts, dirty.parts, clean.read, dirty.read)
+            return patch_features(model, sae, *both, features, partners=partners)
+
+        first, second = split_donors(table, rng)
+        chosen_on, slopes = patched(*read_both(first), np.zeros(0, dtype=np.int64))
+        lost = chosen_on.clean - chosen_on.corrupted
+        wanted = np.argsort(-np.abs(lost @ slopes), kind="stable")[:N_FEATURES]
+        clean, dirty = read_both(second)
+        table = table.iloc[second]
+        found, _ = patched(clean, dirty, wanted, draw_partners(clean.parts, rng))
+        where = {"layer": sae.site.layer, "head": -1, "feature": wanted}
+    else:
+        layers, sites = zip(*level_sites(model, level), strict=True)
+        found = patch_states(
+            model,
+            clean.sequences,
+            dirty.sequences,
+            clean.parts,
+            dirty.parts,
+            clean.read,
+            dirty.read,
+            sites,
+            align=align,
+            partners=draw_partners(clean.parts, rng),
+        )
+        where = {"layer": layers, "head": [-1 if site.head is None else site.head for site in sites]}
+    effects = _effects(table, found, where, clean.parts.names, rng)
     params = {
         "readout": clean.readout,
         "time_read_as": read_as,
@@ -185,7 +223,7 @@ def patch(
         "share_different": float((found.clean != found.corrupted).mean()),
         "donors": unit_name(table),
         "seed": rng,
-    }
+    } | ({} if sae is None else sae.params)
     write_result(adata, _keys.PATCH, {**model.params, **params}, key_added=key_added, effects=effects)
 
 
@@ -230,8 +268,7 @@ def _require_aligned(clean: Layout, corrupted: Layout, align: str) -> None:
 def _effects(
     table: pd.DataFrame,
     found: Patched,
-    layers: tuple[int, ...],
-    sites: tuple[Site, ...],
+    where: dict,
     names: list[str],
     seed: int,
 ) -> pd.DataFrame:
@@ -252,13 +289,11 @@ def _effects(
         return donor_ratio(np.where(known, change * lost[:, None], 0), weight, table, seed=seed)
 
     effect, null, difference = slope(back), slope(other), slope(back - other)
+    n_places = found.values.shape[1]
     effects = pd.DataFrame(
-        {
-            "layer": np.repeat(layers, len(names)),
-            "head": np.repeat([-1 if site.head is None else site.head for site in sites], len(names)),
-            "segment": np.tile(names, len(sites)),
-        }
+        {name: np.repeat(np.broadcast_to(values, n_places), len(names)) for name, values in where.items()}
     )
+    effects["segment"] = np.tile(names, n_places)
     for name, part in (("effect", effect), ("null", null)):
         effects[name], effects[f"{name}_low"], effects[f"{name}_high"] = (
             part["estimate"],

@@ -8,28 +8,34 @@ from .._doors import checked
 from .._recipes import read_call
 from ..models.load import load_model, vocabulary_of_settings
 from ..models.model import MaxTokiModel
+from ..models.sae import SparseAutoencoder
 from .pretrain import pretrain
-from .recipe import PretrainRecipe, TemporalRecipe
+from .recipe import PretrainRecipe, SparseRecipe, TemporalRecipe
+from .sae import sae
 from .temporal import temporal
 
-KINDS = {"pretrain": (checked(pretrain), PretrainRecipe), "temporal": (checked(temporal), TemporalRecipe)}
+KINDS = {
+    "pretrain": (checked(pretrain), PretrainRecipe),
+    "temporal": (checked(temporal), TemporalRecipe),
+    "sae": (checked(sae), SparseRecipe),
+}
 
 
-def train_from_yaml(kind: str, path: str | Path) -> MaxTokiModel:
-    """Run `mt.train.pretrain` or `temporal` with the settings of a file.
+def train_from_yaml(kind: str, path: str | Path) -> MaxTokiModel | SparseAutoencoder:
+    """Run `mt.train.pretrain`, `temporal` or `sae` with the settings of a file.
 
     Parameters
     ----------
     kind
-        "pretrain" or "temporal".
+        "pretrain", "temporal" or "sae".
     path
         YAML with the function's parameters and the settings of its recipe by their names: `cells` (paths of
-        encoded files), `output`, and for `pretrain` `vocab`, for `temporal` `model` (as in `mt.load_model`);
+        encoded files), `output`, and for `pretrain` `vocab`, for the others `model` (as in `mt.load_model`);
         `vocab` is {tokens: path, medians: path}.
 
     Returns
     -------
-    The trained model.
+    The trained model, or the autoencoder.
 
     Raises
     ------

@@ -221,8 +221,9 @@ def _about(tables: FeatureTables) -> str:
     """One line on where the features come from."""
     p = tables.params
     model = f"model {Path(str(p['model'])).name}" if p.get("model") else ""
-    where = f"{p['site']} of block {p['block']}" if "block" in p else ""
-    each = f"{p['k']} a gene" if "k" in p else ""
+    sae = p.get("sae", {})
+    where = f"{sae['site']} of block {sae['block']}" if "block" in sae else ""
+    each = f"{sae['k']} a gene" if "k" in sae else ""
     pool = {"max": "largest", "mean": "mean of the five largest", "count": "number of genes active"}
     pooled = f"activation of a cell: {pool.get(str(p.get('pool', 'max')), p.get('pool'))}"
     counts = f"{tables.width:,} features, {len(tables.names):,} cells"

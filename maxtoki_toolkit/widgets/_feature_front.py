@@ -16,7 +16,7 @@ from ..models.sae import SparseAutoencoder, require_sae
 from ..tl._cells import get_sequences
 from ._feature_blocks import N_FIRST, cells_block, core_block, genes_block
 from ._feature_cells import active_genes, first_genes, token_symbols
-from ._feature_tables import FeatureTables, feature_tables, top_cells
+from ._feature_tables import FeatureTables, feature_tables, sae_digest, top_cells
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -85,11 +85,11 @@ class FeatureReader:
             return
         require_model(model)
         require_sae(sae, model)
-        theirs = self.tables.params.get("sae_sha256")
-        if theirs and theirs != sae.params["sae_sha256"]:
+        theirs, mine = sae_digest(self.tables.params), sae_digest(sae.params)
+        if theirs and theirs != mine:
             raise ValueError(
                 f".uns[{key!r}] was read with another autoencoder (sha256 {theirs[:12]}...; this one is "
-                f"{sae.params['sae_sha256'][:12]}...). Run mt.tl.features(adata, model, sae) with this one."
+                f"{mine[:12]}...). Run mt.tl.features(adata, model, sae) with this one."
             )
         self.sequences = get_sequences(adata, model)
         self.symbols = token_symbols(adata, model.vocab.size)

@@ -90,8 +90,8 @@ def feature_tables(
         )
     pooled.eliminate_zeros()
     pooled.sort_indices()
-    labels = _found(adata, "label_features", "labels", ("feature", "label"), params)
-    families = _found(adata, "feature_families", "features", ("feature", "family"), params)
+    labels = _found(adata, _keys.LABEL_FEATURES, "labels", ("feature", "label"), params)
+    families = _found(adata, _keys.FEATURE_FAMILIES, "features", ("feature", "family"), params)
     features["label"] = _by_feature(labels, len(features), "").astype(str)
     codes, names = pd.factorize(_by_feature(families, len(features), None))
     features["family"] = codes
@@ -194,8 +194,13 @@ def _found(adata: AnnData, key: str, table: str, columns: Iterable[str], params:
     result = adata.uns.get(key)
     if not isinstance(result, Mapping) or not set(columns) <= set(getattr(result.get(table), "columns", ())):
         return None
-    theirs = result.get("params", {}).get("sae_sha256")
-    return result[table] if theirs in (None, params.get("sae_sha256")) else None
+    theirs = sae_digest(result.get("params", {}))
+    return result[table] if theirs in ("", sae_digest(params)) else None
+
+
+def sae_digest(params: Mapping) -> str:
+    """SHA-256 of the autoencoder that a result is of; "" where it does not say."""
+    return str(params.get("sae", {}).get("sha256", ""))
 
 
 def _by_feature(table: pd.DataFrame | None, width: int, default: object) -> pd.Series:
