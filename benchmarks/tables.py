@@ -549,6 +549,147 @@ def codebase() -> str:
     )
 
 
+DICTIONARIES = {
+    "topk": '`kind="topk"`',
+    "batchtopk": '`kind="batchtopk"`',
+    "matryoshka": '`kind="matryoshka"`',
+    "PCA": "PCA, both directions",
+    "ICA": "ICA, both directions",
+    "random": "random directions",
+    "sae": "autoencoder",
+    "subspace": "the first k components",
+}
+
+
+def sae_toy() -> str:
+    """Planted directions, found again or not."""
+    return markdown(
+        [
+            {
+                "dictionary": DICTIONARIES[row["dictionary"]],
+                "cosine with the nearest direction": ranged(row, "cosine", "{:.3f}"),
+                "worst seed": f"{row['least']:.3f}",
+                "planted directions with a cosine above 0.9": f"{row['found']:.0%}",
+            }
+            for row in read("sae")["cases"]["toy"]["rows"]
+        ]
+    )
+
+
+def sae_drivers() -> str:
+    """Scores of nodes against all that they do."""
+    return markdown(
+        [
+            {
+                "score": row["score"],
+                "Spearman correlation with the truth": ranged(row, "rho", "{:.2f}"),
+                "circuits in which it is better": f"{row['share_better']:.0%}"
+                if "share_better" in row
+                else "",
+            }
+            for row in read("sae")["cases"]["drivers"]["rows"]
+        ]
+    )
+
+
+def sae_layers() -> str:
+    """What `mt.tl.driver_features` calls in networks of two layers."""
+    rows = read("sae")["cases"]["drivers"]["layered"]
+    return markdown(
+        [
+            {
+                "sources with edges three times as strong": f"{row['planted']} of 100",
+                "networks": row["networks"],
+                "p < 0.05 among the others": ranged(row, "p_below", "{:.1%}"),
+                "networks in which one of these is called at q 0.05": f"{row['networks_with_a_call']:.1%}",
+                "p < 0.05 among the strong": f"{row['planted_p_below']:.0%}" if row["planted"] else "",
+                "strong ones called": f"{row['planted_called']:.0%}" if row["planted"] else "",
+                "rank correlation with strength": f"{row['r_strength']:.2f}",
+            }
+            for row in rows
+        ]
+    )
+
+
+def _sae_cells() -> list[dict]:
+    cases = read("sae")["cases"]
+    return [row for name in ("heart nuclei", "sorted blood") for row in cases[name]["rows"]]
+
+
+def sae_again() -> str:
+    """Features found again."""
+    return markdown(
+        [
+            {
+                "states of": f"{row['of']}, {row['cells']}",
+                "features beside": row["compared with"],
+                "cosine with the nearest": f"{row['cosine']:.2f}",
+                "with a partner (cosine above 0.7)": f"{row['partner']:.0%}",
+            }
+            for row in _sae_cells()
+            if "cosine" in row
+        ]
+    )
+
+
+def sae_quality() -> str:
+    """What autoencoders keep of the states of cells that they do not know."""
+    table: dict[tuple, dict] = {}
+    for row in _sae_cells():
+        if "dictionary" not in row or row["measure"] == "active features":
+            continue
+        key = row["of"], row["cells"], row["dictionary"]
+        line = {"states of": f"{key[0]}, {key[1]}", "dictionary": DICTIONARIES[key[2]]}
+        table.setdefault(key, line)[row["measure"]] = ranged(row, "value", "{:.1%}")
+    return markdown(list(table.values()))
+
+
+def sae_speed() -> str:
+    """Reading and training, beside sparsify."""
+    return markdown(
+        [
+            {
+                "features": f"{row['width']:,}",
+                "states read and encoded a second": f"{row['states_read_a_second']:,}",
+                "states trained on a second": f"{row['trained_a_second']:,}",
+                "the same, sparsify": f"{row['sparsify_trained_a_second']:,}",
+                "ours over sparsify": f"{row['times_sparsify']:.2f}",
+                "a step that leaves out what is not active, over ours": f"{row['gathered_times_ours']:.2f}",
+                "decoding, there and back: ours, active features alone": (
+                    f"{row['decode_dense_ms']:.0f}, {row['decode_gathered_ms']:.0f} ms"
+                ),
+            }
+            for row in read("sae")["cases"]["speed"]["rows"]
+        ]
+    )
+
+
+def sae_network() -> str:
+    """Effects of features on later ones, and whether small steps agree."""
+    first, *steps = read("sae")["cases"]["network"]["rows"]
+    return markdown(
+        [
+            {
+                "measure": f"{first['sources']:,} features ({first['active_sources']} active), processor seconds a nucleus"
+            }
+            | {"": f"{first['seconds']:.1f}"},
+            {"measure": "the same with full passes of the model", "": f"{first['simple_seconds']:.1f}"},
+            {"measure": "times as fast", "": f"{first['times_simple']:.1f}"},
+            {"measure": "processor seconds a thousand active features"}
+            | {"": f"{first['seconds_a_thousand_active']:.1f}"},
+            *(
+                {
+                    "measure": f"steps of 0.1 and 0.01, effects on {row['nuclei']} "
+                    f"{'nuclei' if row['nuclei'] > 1 else 'nucleus'}: Pearson, Spearman, same sign, "
+                    "within a tenth",
+                    "": f"{row['r']:.2f}, {row['rho']:.2f}, {row['same_sign']:.0%}, {row['within_tenth']:.0%}",
+                }
+                for row in steps
+            ),
+        ]
+    )
+
+
 _TABLES = (
     codebase,
     fuzz,
@@ -569,6 +710,13 @@ _TABLES = (
     mixing,
     label_transfer,
     steering,
+    sae_toy,
+    sae_again,
+    sae_quality,
+    sae_drivers,
+    sae_layers,
+    sae_speed,
+    sae_network,
     time_heads,
     tokenize,
     speed,
