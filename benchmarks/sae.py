@@ -429,45 +429,6 @@ def sparsify_step(states: torch.Tensor, width: int, sparsify: tuple) -> Callable
     return step
 
 
-class Largest(torch.autograd.Function):
-    """The k largest features of each state, whose gradients are summed up over these alone."""
-
-    @staticmethod
-    def forward(ctx, states, weight, bias):
-        values, index = F.relu(F.linear(states, weight, bias)).topk(K, dim=-1, sorted=False)
-        ctx.save_for_backward(states, weight, index, values)
-        return values, index
-
-    @staticmethod
-    def backward(ctx, slope, _):
-        states, weight, index, values = ctx.saved_tensors
-        slope, flat = torch.where(values > 0, slope, 0), index.flatten()
-        parts = (slope[..., None] * states[:, None]).flatten(0, 1)
-        return (
-            F.embedding_bag(index, weight, mode="sum", per_sample_weights=slope),
-            torch.zeros_like(weight).index_add_(0, flat, parts),
-            torch.zeros(len(weight)).index_add_(0, flat, slope.flatten()),
-        )
-
-
-def gathered_step(states: torch.Tensor, width: int) -> Callable[[], None]:
-    """What a step of ours would be if it never touched features that are not active."""
-    sae = mt.models.SparseAutoencoder(states.shape[1], width, K)
-    optimizer = torch.optim.AdamW(sae.parameters(), lr=1e-3, weight_decay=0.0)
-    idle = torch.zeros(width)
-
-    def step() -> None:
-        values, index = Largest.apply(states - sae.b_dec, sae.encoder.weight, sae.encoder.bias)
-        made = F.embedding_bag(index, sae.directions, mode="sum", per_sample_weights=values) + sae.b_dec
-        total = (states - states.mean(dim=0)).pow(2).sum()
-        ((states - made).pow(2).sum() / total).backward()
-        idle.add_(len(states))[index[values > 0]] = 0
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
 def decodes(width: int, size: int) -> dict[str, Callable[[], None]]:
     """Two ways from features to states, forwards and backwards: all features, or those that are active alone."""
     generator = torch.Generator().manual_seed(0)
@@ -517,7 +478,6 @@ def speed(repeats: int) -> None:
                 {
                     "ours": our_step(states, width, model),
                     "sparsify": sparsify_step(states, width, sparsify),
-                    "gathered": gathered_step(states, width),
                 },
                 repeats,
             )
@@ -531,8 +491,6 @@ def speed(repeats: int) -> None:
                     "trained_a_second": round(N_STATES / steps["ours"]),
                     "sparsify_trained_a_second": round(N_STATES / steps["sparsify"]),
                     "times_sparsify": round(steps["sparsify"] / steps["ours"], 3),
-                    "gathered_trained_a_second": round(N_STATES / steps["gathered"]),
-                    "gathered_times_ours": round(steps["ours"] / steps["gathered"], 3),
                     "decode_dense_ms": round(1000 * ways["all"], 2),
                     "decode_gathered_ms": round(1000 * ways["active alone"], 2),
                 }

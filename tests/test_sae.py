@@ -20,7 +20,7 @@ from maxtoki_toolkit.models.features import pool_features
 from maxtoki_toolkit.models.hooks import Site, states_at
 from maxtoki_toolkit.models.sae_controls import moments, principal_directions
 from maxtoki_toolkit.models.sequences import Sequences
-from maxtoki_toolkit.train._sparse_module import SparseModule, StateCollator, token_chances
+from maxtoki_toolkit.train._sparse_module import Largest, SparseModule, StateCollator, token_chances
 from maxtoki_toolkit.train._trainer import _Speed
 
 SIZE, N_TRUE, N_GENES = 16, 32, 1500
@@ -270,6 +270,22 @@ def test_few_features_are_gathered_as_they_are_decoded(trained):
     sae, states = trained[0], torch.randn(40, SIZE)
     values, indices = sae.drives(states).topk(sae.k)
     torch.testing.assert_close(sae.gather(values, indices), sae.decode(sae.encode(states)))
+
+
+def test_gradients_of_the_largest_are_those_of_all():
+    torch.manual_seed(0)
+    found = []
+    for own in (True, False):
+        torch.manual_seed(1)
+        states, weight, bias = torch.randn(30, 5), torch.randn(12, 5), torch.randn(12)
+        parts = [part.requires_grad_() for part in (states, weight, bias)]
+        values, _ = (
+            Largest.apply(*parts, 3) if own else (states @ weight.T + bias).relu().topk(3, sorted=False)
+        )
+        values.pow(2).sum().backward()
+        found.append([part.grad for part in parts])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_dead_features_are_revived(planted):

@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from ..models.hooks import Site, states_at
@@ -59,18 +60,24 @@ class SparseModule(nn.Module):
         with torch.no_grad():
             states = states_at(model, {"input_ids": input_ids, "use_cache": False}, site)[chosen]
             states = states.float() / self.scale
+        # All of it in float32: it is little beside the model.
+        with torch.autocast(states.device.type, enabled=False):
+            loss, unexplained = self._loss(states)
+        return {"loss": loss, "unexplained": unexplained.expand(len(input_ids))}
+
+    def _loss(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss, and the share of the variance that all features leave unexplained."""
         sae = self.sae
-        drives = sae.drives(states)
         total = (states - states.mean(dim=0)).pow(2).sum().clamp(min=1e-6)
         if sae.kind == "topk":
-            values, indices = drives.topk(sae.k, dim=-1, sorted=False)
+            values, indices = Largest.apply(states - sae.b_dec, sae.encoder.weight, sae.encoder.bias, sae.k)
             made = [sae.gather(values, indices)]
             fired = torch.zeros_like(self.idle).index_add_(
                 0, indices.flatten(), (values > 0).flatten().float()
             )
             least = values
         else:
-            least = sae.choose(drives)
+            least = sae.choose(sae.drives(states))
             made = [sae.decode(least, n) for n in sae.prefixes]
             fired = (least > 0).float().sum(dim=0)
         errors = [(states - part).pow(2).sum() / total for part in made]
@@ -78,8 +85,10 @@ class SparseModule(nn.Module):
         if self.training:
             dead = self._note(fired, least, len(states))
             if self.revive and dead.any():
-                loss = loss + self.revive * self._revival(states - made[-1].detach(), drives, dead, total)
-        return {"loss": loss, "unexplained": errors[-1].detach().expand(len(input_ids))}
+                loss = loss + self.revive * self._revival(
+                    states - made[-1].detach(), sae.drives(states), dead, total
+                )
+        return loss, errors[-1].detach()
 
     @torch.no_grad()
     def _note(self, fired: torch.Tensor, features: torch.Tensor, n_states: int) -> torch.Tensor:
@@ -104,6 +113,29 @@ class SparseModule(nn.Module):
         wanted = max(left.shape[1] // 2, 1)
         said = keep_largest(torch.where(dead, drives, 0), min(wanted, n_dead)) @ self.sae.directions
         return min(n_dead / wanted, 1.0) * (said - left).pow(2).sum() / total
+
+
+class Largest(torch.autograd.Function):
+    """The k largest features of each state, and which they are; gradients are summed over these alone."""
+
+    @staticmethod
+    def forward(ctx, states, weight, bias, k):
+        values, indices = F.relu(F.linear(states, weight, bias)).topk(k, dim=-1, sorted=False)
+        ctx.save_for_backward(states, weight, indices, values)
+        ctx.mark_non_differentiable(indices)
+        return values, indices
+
+    @staticmethod
+    def backward(ctx, slope, _):
+        states, weight, indices, values = ctx.saved_tensors
+        slope, flat = torch.where(values > 0, slope, 0), indices.flatten()
+        parts = (slope[..., None] * states[:, None]).flatten(0, 1)
+        return (
+            F.embedding_bag(indices, weight, mode="sum", per_sample_weights=slope),
+            torch.zeros_like(weight).index_add_(0, flat, parts),
+            torch.zeros_like(weight[:, 0]).index_add_(0, flat, slope.flatten()),
+            None,
+        )
 
 
 class Rows(Dataset):
