@@ -10,6 +10,7 @@ import torch
 from anndata import AnnData
 
 from .. import _keys
+from .._warn import warn
 from ..models.features import pool_features
 from ..models.model import MaxTokiModel
 from ..models.sae import SparseAutoencoder, require_sae
@@ -23,6 +24,7 @@ from ._cells import get_sequences
 from .features import DENSE
 
 MIN_GENES = 3  # a cell must have to be read
+MIN_COST = 0.5  # nats: below it, shares of the loss that are recovered are noise
 
 
 def evaluate_sae(
@@ -86,7 +88,8 @@ def evaluate_sae(
     -----
     k directions chosen anew at each gene should explain more than the k best fixed ones ("subspace"), and
     the model should go on better with them than with k of the principal components: else there is nothing
-    sparse about the states. Cosines of random directions are what dimensions alone make of them.
+    sparse about the states. Cosines of random directions are what dimensions alone make of them. Where the mean
+    state costs less than half a nat a gene there is a warning: shares of so small a loss are noise.
 
     Examples
     --------
@@ -128,6 +131,11 @@ def evaluate_sae(
         "random": random_directions(sae, found.mean, rng),
     }
     quality = measure_quality(model, list(coders.values()), sequences, found.mean)
+    if (cost := float((quality.clean - quality.without).mean())) < MIN_COST:
+        warn(
+            f"The mean state in place of every state costs {cost:.2f} nats a gene: there is hardly a loss to recover, and shares "
+            "of it mean little."
+        )
     variance = np.repeat(quality.variance[:, None], len(coders), axis=1)
     lost = np.repeat((quality.clean - quality.without)[:, None], len(coders), axis=1)
     parts = []
