@@ -88,7 +88,8 @@ def feature_summary(
         Further keys of `.obsm` that are put to the same tests, such as those of an untrained model:
         `mt.tl.features(adata, twin, its_sae, key_added="untrained", controls=False)`. None below 0.
     min_effect
-        How far from chance a feature has to be to pass: |AUROC - 0.5|, or half the correlation with time.
+        How far from chance a feature has to be to pass: the AUROC's distance from 0.5, or half the correlation
+        with time.
     key
         Key of the features in `.obsm`, `.varm` and `.uns`.
     rng
