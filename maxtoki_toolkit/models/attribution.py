@@ -9,7 +9,7 @@ import torch
 
 from .._progress import progress
 from .engine import Batch, run, tokens_at_once
-from .feature_edits import flow, go_on
+from .feature_edits import flow, go_on, state_gradient
 from .model import MaxTokiModel
 from .readout import Readout
 from .sae import SparseAutoencoder
@@ -158,11 +158,7 @@ def integrated_feature_gradients(
         baseline = read(go_on(model, sae.site, known.stream, off), batch).double()
 
         def slope(share: float) -> torch.Tensor:
-            with torch.inference_mode(mode=False), torch.enable_grad():
-                states = (off + share * added).clone().requires_grad_()
-                whole = batch._replace(tokens=batch.tokens.clone(), lengths=batch.lengths.clone())
-                total = read(go_on(model, sae.site, known.stream.clone(), states), whole).double().sum()
-                return torch.autograd.grad(total, states)[0].float()
+            return state_gradient(model, sae.site, known.stream, off + share * added, batch, read)
 
         mean = sum(float(w) * slope(float(p)) for p, w in zip(points, weights, strict=True))
         parts = [

@@ -147,6 +147,13 @@ def run(
                 bar.update(len(rows))
 
 
+def whole_batch(model: MaxTokiModel, sequences: Sequences, rows: np.ndarray) -> Batch:
+    """Some sequences as a batch that shares nothing."""
+    tokens = pad(sequences, rows, model.vocab["<pad>"]).to(model.device)
+    lengths = torch.from_numpy(sequences.lengths[rows]).to(model.device)
+    return Batch(rows, tokens, torch.zeros_like(lengths), lengths, {"input_ids": tokens, "use_cache": False})
+
+
 def last_states(states: torch.Tensor, batch: Batch) -> torch.Tensor:
     """The state of each sequence's last token, batch x hidden size."""
     return states[torch.arange(len(states), device=states.device), batch.lengths - 1]

@@ -129,6 +129,23 @@ def go_on(model: MaxTokiModel, site: Site, stream: torch.Tensor, states: torch.T
         return resume(model, site.layer, stream)
 
 
+def state_gradient(
+    model: MaxTokiModel,
+    site: Site,
+    stream: torch.Tensor,
+    states: torch.Tensor,
+    batch: Batch,
+    read: Readout,
+) -> torch.Tensor:
+    """Gradient of a reading with respect to the states at a site, float32."""
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        # Copies: tensors of a pass without gradients cannot be part of one with them.
+        states = states.clone().requires_grad_()
+        whole = batch._replace(tokens=batch.tokens.clone(), lengths=batch.lengths.clone())
+        value = read(go_on(model, site, stream.clone(), states), whole).double().sum()
+        return torch.autograd.grad(value, states)[0].float()
+
+
 def random_directions_of(features: np.ndarray, n: int, size: int, seed: int) -> torch.Tensor:
     """Random directions in place of each feature's, features x n x size; those of a feature do not depend on the others."""
     drawn = [np.random.default_rng([seed, int(i)]).normal(size=(n, size)) for i in features]
@@ -235,13 +252,8 @@ def feature_gradients(
 
     def compute(batch: Batch) -> torch.Tensor:
         known = flow(model, sae, batch, is_gene, sequences, places)
-        with torch.inference_mode(mode=False), torch.enable_grad():
-            # Copies: tensors of a pass without gradients cannot be part of one with them.
-            states = known.states.clone().requires_grad_()
-            whole = batch._replace(tokens=batch.tokens.clone(), lengths=batch.lengths.clone())
-            value = read(go_on(model, site, known.stream.clone(), states), whole).double().sum()
-            (slope,) = torch.autograd.grad(value, states)
-        return (known.active * (slope.float() @ sae.directions.T)).sum(dim=1).double().cpu()
+        slope = state_gradient(model, site, known.stream, known.states, batch, read)
+        return (known.active * (slope @ sae.directions.T)).sum(dim=1).double().cpu()
 
     for rows, part in run(model, sequences, compute, max_tokens=max_tokens, desc="Following gradients"):
         found[rows] = part.numpy()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from .engine import Batch, run, tokens_at_once
-from .feature_edits import flow, random_directions_of
-from .hooks import Reached, Site, edited, resume
+from .feature_edits import flow, go_on, random_directions_of
+from .hooks import Site, reach
 from .model import MaxTokiModel
 from .sae import SparseAutoencoder
 from .sae_controls import gene_mask
@@ -99,8 +100,9 @@ def feature_edges(
             change = signs[:, None, None, None] * amount * directions[part][:, :, None, None, None]
             states = (known.states + change.to(known.states.dtype)).flatten(0, 3)
             copies = len(part) * n_kinds * 2
-            stream = known.stream.repeat(copies, 1, 1) if sae.site.part != "output" else None
-            features = later.encode(_reach(model, sae.site, later.site, stream, states).float())
+            stream = known.stream.repeat(copies, 1, 1) if sae.site.part != "output" else known.stream
+            there_later = reach(model, later.site, partial(go_on, model, sae.site, stream, states))
+            features = later.encode(there_later.float())
             mean = torch.einsum("slw,sl->sw", features, weight.repeat(copies, 1))
             mean = mean.reshape(len(part), n_kinds, 2, n, -1).sum(dim=3)
             slope = ((mean[:, :, 0] - mean[:, :, 1]) / (2 * step)).double().cpu().numpy()
@@ -112,23 +114,3 @@ def feature_edges(
         norms += norm
     total, norms = total / max(len(sequences), 1), norms / max(len(sequences), 1)
     return Edges(total[0], total[1] if null else np.full_like(total[0], np.nan), norms)
-
-
-def _reach(
-    model: MaxTokiModel, source: Site, target: Site, stream: torch.Tensor | None, states: torch.Tensor
-) -> torch.Tensor:
-    """What flows through a later place if other states flow through an earlier one."""
-    found = []
-
-    def stop(there: torch.Tensor) -> torch.Tensor:
-        found.append(there)
-        raise Reached
-
-    edits = [] if stream is None else [(source, lambda _: states)]
-    start = source.layer + 1 if stream is None else source.layer
-    with edited(model, [*edits, (target, stop)]):
-        try:
-            resume(model, start, states if stream is None else stream)
-        except Reached:
-            return found[0]
-    raise RuntimeError(f"The forward pass did not reach {target}.")

@@ -145,6 +145,12 @@ class _Sums:
         return self.found
 
 
+def mean_activity(model: MaxTokiModel, coder: SparseAutoencoder, sequences: Sequences) -> np.ndarray:
+    """Mean activation of each feature over all genes of all sequences."""
+    sums = pool_features(model, [coder], sequences)[0]
+    return np.asarray(sums.genes.sum(axis=0)).ravel() / max(sums.n_read.sum(), 1)
+
+
 def mean_features(
     model: MaxTokiModel, sae: SparseAutoencoder, sequences: Sequences, *, max_tokens: int | None = None
 ) -> np.ndarray:

@@ -73,24 +73,29 @@ def captured(model: MaxTokiModel, sites: Iterable[Site]) -> Iterator[dict[Site, 
         yield found
 
 
-class Reached(Exception):
+class _Reached(Exception):
     """Stops a forward pass at the place that was wanted."""
 
 
-def states_at(model: MaxTokiModel, inputs: dict, site: Site) -> torch.Tensor:
-    """What flows through a place, batch x tokens x size; nothing beyond it is computed."""
+def reach(model: MaxTokiModel, site: Site, forward: Callable[[], object]) -> torch.Tensor:
+    """What flows through a place in a forward pass, batch x tokens x size; nothing beyond it is computed."""
     found = []
 
     def stop(states: torch.Tensor) -> torch.Tensor:
         found.append(states)
-        raise Reached
+        raise _Reached
 
     with edited(model, [(site, stop)]):
         try:
-            model.hf.model(**inputs)
-        except Reached:
+            forward()
+        except _Reached:
             return found[0]
     raise RuntimeError(f"The forward pass did not reach {site}.")
+
+
+def states_at(model: MaxTokiModel, inputs: dict, site: Site) -> torch.Tensor:
+    """What flows through a place, for these inputs."""
+    return reach(model, site, lambda: model.hf.model(**inputs))
 
 
 def resume(model: MaxTokiModel, layer: int, states: torch.Tensor) -> torch.Tensor:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .engine import Batch, run
-from .feature_edits import flow, go_on
+from .engine import Batch, run, whole_batch
+from .feature_edits import flow, go_on, state_gradient
 from .model import MaxTokiModel
 from .readout import Readout
 from .sae import SparseAutoencoder
@@ -108,11 +108,7 @@ def mediate(
 
     def compute(batch: Batch) -> tuple[torch.Tensor, ...]:
         known = flow(model, sae, batch, is_gene)
-        tokens = pad(before, batch.rows, model.vocab["<pad>"]).to(model.device)
-        lengths = torch.from_numpy(before.lengths[batch.rows]).to(model.device)
-        own = Batch(
-            batch.rows, tokens, torch.zeros_like(lengths), lengths, {"input_ids": tokens, "use_cache": False}
-        )
+        own = whole_batch(model, before, batch.rows)
         other = flow(model, sae, own, is_gene)
         at = pad(after.with_tokens(places), batch.rows, -1).to(model.device)
         both = (at >= 0) & is_gene[batch.tokens]
@@ -132,12 +128,8 @@ def mediate(
             put[:, i] = read_before(go_on(model, sae.site, other.stream, states), own).double().cpu()
         slope = torch.empty(len(at), 0, dtype=torch.float64)
         if slopes:
-            with torch.inference_mode(mode=False), torch.enable_grad():
-                states = known.states.clone().requires_grad_()
-                whole = batch._replace(tokens=batch.tokens.clone(), lengths=batch.lengths.clone())
-                value = read(go_on(model, sae.site, known.stream.clone(), states), whole).double().sum()
-                (gradient,) = torch.autograd.grad(value, states)
-            slope = -(there * (gradient.float() @ sae.directions.T)).sum(dim=1).double().cpu()
+            gradient = state_gradient(model, sae.site, known.stream, known.states, batch, read)
+            slope = -(there * (gradient @ sae.directions.T)).sum(dim=1).double().cpu()
         return *intact, back, put, slope
 
     for rows, parts in run(model, after, compute, max_tokens=max_tokens, desc="Exchanging features"):

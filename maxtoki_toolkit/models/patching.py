@@ -8,15 +8,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .engine import Batch, run
-from .feature_edits import flow, go_on
+from .engine import Batch, run, whole_batch
+from .feature_edits import flow, go_on, state_gradient
 from .hooks import Edit, Site, captured, edited, head_slice, n_heads, n_layers, resume
 from .layout import Layout, counterparts
 from .model import MaxTokiModel
 from .readout import Readout
 from .sae import SparseAutoencoder
 from .sae_controls import gene_mask
-from .sequences import Sequences, pad
+from .sequences import Sequences
 
 LEVELS = ("residual", "attention", "mlp", "head", "feature")
 ALIGN = ("tokens", "last")
@@ -90,11 +90,7 @@ def patch_states(
 
     def states_of(batch: Batch, rows: np.ndarray) -> tuple[dict, torch.Tensor, Batch]:
         """What flows through each site for clean prompts, token by token of the corrupted ones, and its reading."""
-        tokens = pad(clean, rows, model.vocab["<pad>"]).to(model.device)
-        lengths = torch.from_numpy(clean.lengths[rows]).to(model.device)
-        own = Batch(
-            rows, tokens, torch.zeros_like(lengths), lengths, {"input_ids": tokens, "use_cache": False}
-        )
+        own = whole_batch(model, clean, rows)
         with captured(model, dict.fromkeys(whole.values())) as states:
             value = clean_read(model.hf.model(**own.inputs).last_hidden_state, own)
         at = torch.from_numpy(counterparts(parts, batch.rows, clean_parts, rows)).to(model.device)
@@ -178,11 +174,7 @@ def patch_features(
 
     def source_of(batch: Batch, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Features of clean prompts, token by token of the corrupted ones, and their reading."""
-        tokens = pad(clean, rows, model.vocab["<pad>"]).to(model.device)
-        lengths = torch.from_numpy(clean.lengths[rows]).to(model.device)
-        own = Batch(
-            rows, tokens, torch.zeros_like(lengths), lengths, {"input_ids": tokens, "use_cache": False}
-        )
+        own = whole_batch(model, clean, rows)
         known = flow(model, sae, own, is_gene)
         at = torch.from_numpy(counterparts(parts, batch.rows, clean_parts, rows)).to(model.device)
         row = torch.arange(len(at), device=model.device)[:, None]
@@ -213,12 +205,8 @@ def patch_features(
                         states = known.states + (amount * sae.directions[int(feature)]).to(known.states.dtype)
                         value = read(go_on(model, sae.site, known.stream, states), batch).double().cpu()
                     result[size > 0, i, segment] = value[size > 0]
-        with torch.inference_mode(mode=False), torch.enable_grad():
-            states = known.states.clone().requires_grad_()
-            whole = batch._replace(tokens=batch.tokens.clone(), lengths=batch.lengths.clone())
-            total = read(go_on(model, sae.site, known.stream.clone(), states), whole).double().sum()
-            (gradient,) = torch.autograd.grad(total, states)
-        slope = (changes[0] * (gradient.float() @ sae.directions.T)).sum(dim=1)
+        gradient = state_gradient(model, sae.site, known.stream, known.states, batch, read)
+        slope = (changes[0] * (gradient @ sae.directions.T)).sum(dim=1)
         return clean_value.double().cpu(), corrupted_value, *results, slope.double().cpu()
 
     for rows, result in run(model, corrupted, compute, max_tokens=max_tokens, desc="Patching features"):

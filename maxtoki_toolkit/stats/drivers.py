@@ -47,9 +47,8 @@ def replaced_rows(weight: sp.csr_matrix, other: sp.csr_matrix, damping: float = 
     damping
         As in `pagerank_drivers`.
     """
-    n, m = weight.shape
-    scores = np.empty(n)
-    for i in range(n):
+    scores = np.empty(weight.shape[0])
+    for i in range(len(scores)):
         rows = [weight[:i], other[i], weight[i + 1 :]]
         scores[i] = pagerank_drivers(square(sp.vstack(rows)), damping)[i]
     return scores

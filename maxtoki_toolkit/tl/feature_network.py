@@ -10,7 +10,7 @@ from scipy import stats
 from .. import _keys
 from ..models.feature_edits import require_features
 from ..models.feature_network import feature_edges, require_later
-from ..models.features import pool_features
+from ..models.features import mean_activity
 from ..models.model import MaxTokiModel
 from ..models.sae import SparseAutoencoder, require_sae
 from ..pp._columns import find_donors
@@ -127,7 +127,7 @@ def feature_network(
         rows = np.sort(np.random.default_rng(rng).choice(rows, n_cells, replace=False))
     unit = np.arange(len(rows)) % _BLOCKS if donor_key is None else get_labels(cells, donor_key)[rows]
     sequences = get_sequences(cells, model).take(rows)
-    activity = [_activity(model, coder, sequences) for coder in (sae, later)]
+    activity = [mean_activity(model, coder, sequences) for coder in (sae, later)]
     if features is None:
         sources = np.sort(np.argsort(-activity[0], kind="stable")[:n_features])
     else:
@@ -185,12 +185,6 @@ def feature_network(
     write_result(
         adata, _keys.FEATURE_NETWORK, {**model.params, **sae.params, **params}, key_added=key_added, **tables
     )
-
-
-def _activity(model: MaxTokiModel, coder: SparseAutoencoder, sequences) -> np.ndarray:
-    """Mean activation of each feature over all genes."""
-    sums = pool_features(model, [coder], sequences)[0]
-    return np.asarray(sums.genes.sum(axis=0)).ravel() / max(sums.n_read.sum(), 1)
 
 
 def _edges(

@@ -8,7 +8,7 @@ from anndata import AnnData
 
 from .. import _keys
 from ..models.feature_network import feature_edges, require_later
-from ..models.features import pool_features
+from ..models.features import mean_activity
 from ..models.model import MaxTokiModel
 from ..models.sae import SparseAutoencoder, require_sae
 from ..pp._columns import find_columns
@@ -199,8 +199,7 @@ def _require_enough(course: np.ndarray, unit: np.ndarray, n_bins: int) -> None:
 
 
 def _most_active(model: MaxTokiModel, coder: SparseAutoencoder, sequences, n: int) -> np.ndarray:
-    sums = pool_features(model, [coder], sequences)[0]
-    return np.sort(np.argsort(-np.asarray(sums.genes.sum(axis=0)).ravel(), kind="stable")[:n])
+    return np.sort(np.argsort(-mean_activity(model, coder, sequences), kind="stable")[:n])
 
 
 def _entropies(effects: np.ndarray, course: np.ndarray, unit: np.ndarray, n_bins: int) -> np.ndarray:

@@ -10,11 +10,12 @@ import torch
 from anndata import AnnData
 
 from .._digest import digest
-from ..models.hooks import states_at
+from ..models.hooks import Site
 from ..models.load import pick_device
 from ..models.model import MaxTokiModel, require_model
 from ..models.prompts import write_prompts
 from ..models.sae import SparseAutoencoder, load_sae, require_site, save_sae
+from ..models.sae_controls import moments, some
 from ..models.sequences import Sequences
 from ..pp._design import known_cells
 from ..pp.sample_prompts import read_prompts
@@ -114,7 +115,7 @@ def sae(
     sequences = _sequences(cells, model, key, output / "cells")
     test = None if held_out is None else _sequences(held_out, model, key, output / "held_out")
     gene_ids = model.vocab.gene_ids
-    first, scale = _begin(model, sequences, place, gene_ids, recipe.run.seed)
+    first, scale = _begin(model, sequences, place, recipe.run.seed)
     width = width or 4 * first.shape[0]
     record = plain(
         {name: value for name, value in recipe.flat().items() if name not in _NOT_RECIPE}
@@ -180,31 +181,13 @@ def _sequences(cells, model: MaxTokiModel, key: str | None, folder: Path) -> Seq
     ).sequences
 
 
-@torch.no_grad()
-def _begin(
-    model: MaxTokiModel, sequences: Sequences, site, gene_ids: np.ndarray, seed: int
-) -> tuple[torch.Tensor, float]:
+def _begin(model: MaxTokiModel, sequences: Sequences, site: Site, seed: int) -> tuple[torch.Tensor, float]:
     """Mean state of the genes of some sequences, and the size of an entry about it."""
-    from ..models.engine import run
-
-    rows = np.random.default_rng(seed).permutation(len(sequences))[:_FIRST]
-    is_gene = torch.zeros(model.vocab.size, dtype=torch.bool, device=model.device)
-    is_gene[torch.from_numpy(gene_ids).to(model.device)] = True
-    n, total, squares = 0, 0.0, 0.0
-
-    def compute(batch):
-        states = states_at(model, batch.inputs, site)[is_gene[batch.tokens]].double()
-        return len(states), states.sum(dim=0).cpu(), states.pow(2).sum().item()
-
-    for _, (count, part, square) in run(model, sequences.take(rows), compute, desc="Looking at states"):
-        n, total, squares = n + count, total + part, squares + square
-    if not n:
-        raise ValueError("The cells have no genes that the model reads: there are no states to learn from.")
-    mean = total / n
-    variance = max(squares / n - float(mean.pow(2).sum()), 0.0) / len(mean)
-    if not variance:
+    found = moments(model, some(sequences, _FIRST, seed), site)
+    variance = float(found.covariance.diagonal().mean())
+    if variance <= 0:
         raise ValueError("The states at all genes are the same: there is nothing to learn from them.")
-    return mean.float(), float(np.sqrt(variance))
+    return found.mean.float(), float(np.sqrt(variance))
 
 
 @torch.no_grad()
