@@ -12,6 +12,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import zarr
 from anndata import AnnData
 from scipy.sparse import issparse
@@ -265,7 +266,11 @@ def coder_of(model, site):
     if not isinstance(model, mt.models.MaxTokiModel):
         return None
     card = {"block": 0, "site": site, "model": model.name, "model_sha256": model.identity}
-    return mt.models.SparseAutoencoder(16, 60, 3, card=card).eval().requires_grad_(requires_grad=False)
+    # Enough features a gene that each varies between cells, few enough that none is active nearly everywhere.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        coder = mt.models.SparseAutoencoder(16, 60, 8, card=card)
+    return coder.eval().requires_grad_(requires_grad=False)
 
 
 def call(name, adata, model, **settings):
