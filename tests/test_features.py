@@ -18,7 +18,7 @@ from maxtoki_toolkit.tl._asked_genes import ask_genes
 from maxtoki_toolkit.tl._expression import log_expression
 from maxtoki_toolkit.tl._gene_covariates import gene_covariates
 from maxtoki_toolkit.tl.attention import _genes
-from maxtoki_toolkit.tl.gene_network import _log_normalised
+from maxtoki_toolkit.tl._gene_pairs import expression_or_ranks
 from maxtoki_toolkit.tl.neighbor_purity import _pca
 
 GENES = [*"CD4 CD14 CD19 TP53 RAB1A ACTB GAPDH TTN MYH7 DCN".split()]
@@ -288,7 +288,7 @@ def test_whatever_is_made_of_counts_is_made_of_those_that_were_ranked(rna, ids, 
     both.X = both.X.log1p()
     level = 1e4 * whole / whole.sum(axis=1, keepdims=True)
     cells, columns = np.arange(30), np.arange(n)
-    found, what = _log_normalised(both, cells, columns, None)
+    found, what = expression_or_ranks(both, cells, columns, None)
     assert what == "log1p of counts per 10,000"
     np.testing.assert_allclose(found, np.log1p(level[:, :n]))
     np.testing.assert_allclose(log_expression([(both, cells)], cells)[:, : n + 1], np.log1p(level), rtol=1e-5)

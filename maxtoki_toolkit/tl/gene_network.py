@@ -8,31 +8,36 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy.stats import rankdata
 
 from .. import _keys
-from .._features import find_genes, symbols
 from ..models.attention import n_pair_classes, pair_classes, place_steps, stream_pairs
 from ..models.hooks import n_heads, n_layers
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences
 from ..pp._columns import find_donors
 from ..pp._design import as_list, known_cells
-from ..pp._ranked_counts import counts_or_none
 from ..results.store import write_result
-from ..stats.expression import log_normalize
-from ..stats.regulons import MIN_SOURCES, MIN_TARGETS, find_edges, score_regulons
+from ..stats.regulons import find_edges, score_regulons
 from ._cells import count_truncated, get_sequences
+from ._gene_pairs import (
+    COEXPRESSION,
+    MIN_CELLS,
+    N_EDGES,
+    N_GENES,
+    agreement,
+    baselines,
+    choose_genes,
+    correct_scores,
+    donor_halves,
+    expression_or_ranks,
+    gene_places,
+    spearman,
+)
 from .attention import read_cells
 
-# Cells in which one token of a pair can see the other, for the pair to have a score: fewer give a ratio that is mostly noise.
-_MIN_CELLS = 10
-_EDGES = 1000  # kept of each group; the matrix has all of them
-_GENES = 300  # by default, and up to which the whole matrix is kept
-_MOST_GENES = 1000
 _CHUNK = 1 << 23  # cells x genes x genes at a time
 _LOWEST = -20.0  # log2 of a weight that is nothing
-ATTENTION, COEXPRESSION = "attention", "coexpression"
+ATTENTION = "attention"
 
 
 def gene_network(
@@ -199,17 +204,17 @@ def gene_network(
     cells, _ = known_cells(adata, groupby, donor_key)
     chosen = _heads(model, heads)
     read = read_cells(cells, get_sequences(cells, model), groupby, donor_key, n_cells, rng)
-    columns, table, n_unread = _choose_genes(cells, model, read.sequences, genes, regulons)
+    columns, table, n_unread = choose_genes(cells, model, read.sequences, genes, regulons)
     known = None
     if regulons is not None:
         known = np.zeros((len(table), len(table)), dtype=bool)
         known[find_edges(regulons, table)] = True
-    place = _places(read.sequences, adata.var[_keys.TOKEN_ID].to_numpy()[columns], model.vocab.size)
+    place = gene_places(read.sequences, adata.var[_keys.TOKEN_ID].to_numpy()[columns], model.vocab.size)
     table["detection"] = (place > 0).mean(axis=0)
     names, group = np.unique(read.table["group"].to_numpy(dtype=str), return_inverse=True)
-    half = _halves(read.table["donor"].to_numpy(dtype=str), rng)
+    half = donor_halves(read.table["donor"].to_numpy(dtype=str), rng)
     sums = _sum_pairs(model, read.sequences, place, columns, cells, 2 * group + half, chosen)
-    values, expression = _log_normalised(cells, read.cells, columns, place)
+    values, expression = expression_or_ranks(cells, read.cells, columns, place)
 
     edges, scores, groups, matrix = [], [], [], []
     draws = np.random.default_rng([rng, 11])
@@ -218,12 +223,12 @@ def gene_network(
         donor = read.table["donor"].to_numpy(dtype=str)[mine]
         halves = [sums.unit(2 * i + k) for k in (0, 1)]
         both = Pairs(*(a + b for a, b in zip(*halves, strict=True)))
-        score = both.score(_MIN_CELLS, directed=directed)
+        score = both.score(MIN_CELLS, directed=directed)
         seen = np.isfinite(score)
         known_donors = donor if read.donors_known else np.zeros(len(mine), dtype=int)
-        correlation = _spearman(values[mine], known_donors)
-        by_half = [h.score(_MIN_CELLS // 2, directed=directed) for h in halves]
-        again = [_spearman(values[mine[own]], known_donors[own]) for own in _split(half[mine])]
+        correlation = spearman(values[mine], known_donors)
+        by_half = [h.score(MIN_CELLS // 2, directed=directed) for h in halves]
+        again = [spearman(values[mine[own]], known_donors[own]) for own in _split(half[mine])]
         counted = seen if directed else np.triu(seen)
         groups.append(
             {
@@ -231,8 +236,8 @@ def gene_network(
                 "n_cells": len(mine),
                 "n_donors": len(np.unique(donor)) if read.donors_known else 0,
                 "n_pairs": int(counted.sum()),
-                "replication_attention": _agreement(*by_half, counted),
-                "replication_coexpression": _agreement(*again, counted),
+                "replication_attention": agreement(*by_half, counted),
+                "replication_coexpression": agreement(*again, counted),
             }
         )
         matrix.append(score)
@@ -245,13 +250,13 @@ def gene_network(
             scores.append(found.assign(group=name))
     if not any(g["n_pairs"] for g in groups):
         raise ValueError(
-            f"No pair of the {len(table)} genes is read together in {_MIN_CELLS} cells of a group ({len(place)} cells of "
+            f"No pair of the {len(table)} genes is read together in {MIN_CELLS} cells of a group ({len(place)} cells of "
             f"{len(names)} groups were read). Read more cells (n_cells)."
         )
     tables = {"edges": pd.concat(edges, ignore_index=True), "groups": pd.DataFrame(groups), "genes": table}
     if known is not None:
-        tables["scores"] = _corrected(scores, known, regulons, table)
-    if len(table) <= _GENES:
+        tables["scores"] = correct_scores(scores, known, regulons, table)
+    if len(table) <= N_GENES:
         tables["matrix"] = np.array(matrix, dtype=np.float32)
 
     params = {
@@ -313,68 +318,6 @@ def _heads(model: MaxTokiModel, heads: Sequence[tuple[int, int]] | None) -> list
     return chosen
 
 
-def _choose_genes(
-    adata, model, sequences: Sequences, genes, regulons
-) -> tuple[np.ndarray, pd.DataFrame, int]:
-    """Columns of the genes and what they are called; and how many of those asked for no cell has among its tokens."""
-    token = adata.var[_keys.TOKEN_ID].to_numpy()
-    n_read = np.bincount(sequences.tokens, minlength=model.vocab.size)
-    n_read = np.where(token >= 0, n_read[token], 0)
-    name = pd.DataFrame(
-        {
-            "gene": adata.var_names.to_numpy(dtype=object),
-            "ensembl_id": np.where(token >= 0, model.vocab.gene_of_token[token], ""),
-            "symbol": symbols(adata).astype(object),
-        }
-    )
-    n_unread = 0
-    if genes is not None:
-        wanted = find_genes(adata, list(dict.fromkeys(genes)))
-        columns = wanted[n_read[wanted] > 0]
-        n_unread = len(wanted) - len(columns)
-    else:
-        # Columns of one gene share its token.
-        columns = np.argsort(-n_read, kind="stable")
-        columns = columns[n_read[columns] > 0]
-        if regulons is not None:
-            source, target = find_edges(regulons, name.iloc[columns])
-            if not len(source):
-                raise ValueError(
-                    f"None of the {len(regulons)} edges of the regulons is between two genes that are read in these cells. Give "
-                    "symbols, Ensembl ids or .var_names as `source` and `target`."
-                )
-            found, n_targets = np.unique(np.unique(np.stack([source, target]), axis=1)[0], return_counts=True)
-            first = found[n_targets >= MIN_TARGETS][: _GENES // 3]
-            rest = np.setdiff1d(target[np.isin(source, first)], first)[: _GENES - len(first)]
-            columns = columns[np.sort(np.concatenate([first, rest]))]
-    columns = columns[np.sort(np.unique(token[columns], return_index=True)[1])]
-    columns = columns if genes is not None else columns[:_GENES]
-    if not 3 <= len(columns) <= _MOST_GENES:
-        raise ValueError(
-            f"{len(columns)} of the genes are read in the cells; from 3 to {_MOST_GENES} make a network. "
-            + ("Give fewer genes." if len(columns) > 3 else "Give genes that the model reads of these cells.")
-        )
-    return columns, name.iloc[columns].reset_index(drop=True), n_unread
-
-
-def _places(sequences: Sequences, tokens: np.ndarray, size: int) -> np.ndarray:
-    """Place of each gene in each cell's sequence, cells x genes; 0 where it is not read."""
-    gene = np.full(size, -1)
-    gene[tokens] = np.arange(len(tokens))
-    cell = sequences.owner
-    at = np.arange(len(sequences.tokens)) - sequences.indptr[cell]
-    own = gene[sequences.tokens]
-    out = np.zeros((len(sequences), len(tokens)), dtype=np.int64)
-    out[cell[own >= 0], own[own >= 0]] = at[own >= 0]
-    return out
-
-
-def _halves(donor: np.ndarray, seed: int) -> np.ndarray:
-    """0 or 1: a random half of the donors."""
-    names, code = np.unique(donor, return_inverse=True)
-    return (np.random.default_rng([seed, 7]).permutation(len(names)) % 2)[code]
-
-
 def _split(half: np.ndarray) -> list[np.ndarray]:
     return [np.flatnonzero(half == k) for k in (0, 1)]
 
@@ -410,37 +353,6 @@ def _sum_pairs(model, sequences, place, columns, adata, unit, heads) -> Pairs:
     return Pairs(*(part.transpose(0, 2, 1) for part in (mass, expected, n)))
 
 
-def _log_normalised(adata, cells, columns, place) -> tuple[np.ndarray, str]:
-    """Log of counts per 10,000, cells x genes; or the places, where there are no counts, and what it is."""
-    counts = counts_or_none(adata, cells, instead="Coexpression is that of ranks")
-    if counts is None:
-        lowest = place.max(axis=1, keepdims=True) + 1
-        return (lowest - np.where(place > 0, place, lowest)).astype(float), "ranks"
-    return log_normalize(counts, np.float64)[:, columns].toarray(), "log1p of counts per 10,000"
-
-
-def _spearman(values: np.ndarray, donor: np.ndarray) -> np.ndarray:
-    """Correlation of ranks within donors, genes x genes; 0 for genes that do not vary."""
-    if len(values) < 3:
-        return np.full((values.shape[1],) * 2, np.nan)
-    ranks = rankdata(values, axis=0)
-    code = np.unique(donor, return_inverse=True)[1]
-    member = np.eye(code.max() + 1)[code]
-    ranks -= member @ ((member.T @ ranks) / member.sum(axis=0)[:, None])
-    length = np.sqrt((ranks**2).sum(axis=0))
-    ranks = np.where(length > 1e-9, ranks / np.maximum(length, 1e-9), 0)
-    return ranks.T @ ranks
-
-
-def _agreement(first: np.ndarray, second: np.ndarray, counted: np.ndarray) -> float:
-    """Spearman correlation of two halves over the pairs that both have."""
-    both = counted & np.isfinite(first) & np.isfinite(second)
-    if both.sum() < 3:
-        return np.nan
-    ranks = [rankdata(values[both]) for values in (first, second)]
-    return float(np.corrcoef(ranks)[0, 1]) if min(np.ptp(r) for r in ranks) > 0 else np.nan
-
-
 def _predictors(both: Pairs, score, correlation, values, place, *, directed: bool) -> dict[str, np.ndarray]:
     """What may tell edges from others, sources x targets."""
     mass, expected, n = both if directed else both.either()
@@ -453,20 +365,15 @@ def _predictors(both: Pairs, score, correlation, values, place, *, directed: boo
         )
         for axis in (0, 1)
     )
-    last = place.max(axis=1, keepdims=True) + 1
-    rank = np.where(place > 0, place, last).mean(axis=0)
-    mean, variance = values.mean(axis=0), values.var(axis=0)
     together = np.maximum(both.n + both.n.T, 1)
-    everywhere = np.ones_like(score)
+    simple = baselines(correlation, values, place)
     return {
         ATTENTION: np.where(counted, score, 0),
         "attention_sum": mass,
         "attention_marginal": received[:, None] + sent,
-        COEXPRESSION: np.abs(correlation),
+        COEXPRESSION: simple.pop(COEXPRESSION),
         "order": both.n / together,
-        "target_rank": -rank * everywhere,
-        "target_variance": variance * everywhere,
-        "expression": np.outer(mean, mean),
+        **simple,
     }
 
 
@@ -475,7 +382,7 @@ def _edge_table(
 ) -> pd.DataFrame:
     """The highest edges of a group."""
     source, target = np.nonzero(counted)
-    order = np.argsort(-score[source, target], kind="stable")[:_EDGES]
+    order = np.argsort(-score[source, target], kind="stable")[:N_EDGES]
     source, target = source[order], target[order]
     sums = both if directed else both.either()
     edges = pd.DataFrame({"group": name, "source": genes["gene"].to_numpy()[source]})
@@ -495,22 +402,3 @@ def _edge_table(
     if known is not None:
         edges["known"] = (known if directed else known | known.T)[source, target]
     return edges
-
-
-def _corrected(scores: list[pd.DataFrame], known: np.ndarray, regulons, genes) -> pd.DataFrame:
-    """Scores of all groups with q values, or say that there are none."""
-    from statsmodels.stats.multitest import multipletests
-
-    table = pd.concat(scores, ignore_index=True)
-    if "p_value" not in table:
-        raise ValueError(
-            f"No group has {MIN_SOURCES} sources with {MIN_TARGETS} targets, and {MIN_TARGETS} targets of other sources, whose "
-            f"pairs are seen often enough ({int(known.sum())} of {len(regulons)} edges are between the {len(genes)} genes). "
-            "Give the regulons' genes as `genes`, or read more cells (n_cells)."
-        )
-    table.insert(0, "group", table.pop("group"))
-    place = table.columns.get_loc("p_value") + 1
-    table.insert(place, "q_value", multipletests(table["p_value"], method="fdr_bh")[1])
-    for column in ("n_sources", "n_targets", "n_edges", "n_pairs"):
-        table[column] = table[column].astype(int)
-    return table
