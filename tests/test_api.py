@@ -160,6 +160,7 @@ ARGUMENTS = {
     "tl.evaluate_generated": {"train": "train"},
     "tl.differential_rank": {"intervals": ((200, 620), (621, 1200)), "groupby": []},
     "tl.attention": {"n_cells": 10, "key_added": "heads"},
+    "tl.gene_effects": {"genes": GENES["symbol"].tolist()[:200], "n_cells": 5},
     "tl.generate": {"n_given": 3, "max_genes": 6},
     "tl.feature_effects": {"features": [0, 3], "doses": [2.0]},
     "tl.feature_families": {"n_bootstrap": 2},
@@ -338,6 +339,8 @@ def featured(read, encoded):
 OPTIONAL = {
     ("tl.attribute", "features"): None,  # in place of others: tests/test_feature_circuits.py
     ("tl.gene_network", "scores"): {"n_permutations": 99},
+    ("tl.gene_effects", "scores"): {"n_permutations": 99, "n_cells": 4},
+    ("tl.gene_effects", "signs"): {"n_permutations": 99, "n_cells": 4},
     ("tl.feature_families", "agreement"): {"groupby": "sex", "n_bootstrap": 2},
     ("tl.feature_summary", "gene_sets"): {"gene_sets": {"some": GENES["symbol"].tolist()[:60]}},
     ("tl.search_gene_sets", "trace"): {
@@ -433,7 +436,7 @@ def test_results_survive_a_round_trip(request, encoded, name, tmp_path):
 def test_tables_that_some_settings_give_are_in_the_schema(request, encoded, name):
     adata, model = request.getfixturevalue(built_for(name)).copy(), encoded[1]
     settings = next(given for (function, _), given in OPTIONAL.items() if function == name)
-    if name == "tl.gene_network":
+    if name in ("tl.gene_network", "tl.gene_effects"):
         genes = adata.var_names[
             np.asarray((adata.layers["rank"] > 0).sum(axis=0)).ravel().argsort()[::-1][:24]
         ]

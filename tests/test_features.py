@@ -17,8 +17,8 @@ from maxtoki_toolkit.pp._ranked_counts import has_counts, ranked_counts, sum_gen
 from maxtoki_toolkit.tl._asked_genes import ask_genes
 from maxtoki_toolkit.tl._expression import log_expression
 from maxtoki_toolkit.tl._gene_covariates import gene_covariates
-from maxtoki_toolkit.tl.attention import _genes
 from maxtoki_toolkit.tl._gene_pairs import expression_or_ranks
+from maxtoki_toolkit.tl.attention import _genes
 from maxtoki_toolkit.tl.neighbor_purity import _pca
 
 GENES = [*"CD4 CD14 CD19 TP53 RAB1A ACTB GAPDH TTN MYH7 DCN".split()]

@@ -22,6 +22,7 @@ from .evaluate_sae import evaluate_sae
 from .feature_effects import feature_effects
 from .feature_families import feature_families
 from .feature_summary import feature_summary
+from .gene_effects import gene_effects
 from .gene_network import gene_network
 from .generated_ages import generated_ages
 from .generation_diversity import generation_diversity
@@ -81,6 +82,7 @@ __all__ = [
     "feature_effects",
     "spectral_entropy",
     "feature_families",
+    "gene_effects",
     "gene_network",
     "head_enrichment",
     "head_profiles",

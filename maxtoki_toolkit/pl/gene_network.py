@@ -1,4 +1,4 @@
-"""How well attention finds known targets, beside what is simpler."""
+"""How well attention, or effects, find known targets, beside what is simpler."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ _LABELS = {
     "attention": "attention over expectation",
     "attention_sum": "attention, uncorrected sum",
     "attention_marginal": "attention of both genes with all",
+    "effect": "size of the effect",
+    "effect_marginal": "size of both genes' effects",
     "coexpression": "coexpression",
     "order": "target ranks below source",
     "target_rank": "rank of the target",
@@ -25,12 +27,13 @@ _COLUMNS = 4
 
 @drawing
 def gene_network(adata: AnnData, *, key: str = _keys.GENE_NETWORK) -> Figure:
-    """Draw the AUROC of attention and its baselines against known regulons.
+    """Draw the AUROC of attention, or of effects, and of the baselines against known regulons.
 
     Parameters
     ----------
     adata
-        Cells with a result of `mt.tl.gene_network(adata, model, regulons=...)`.
+        Cells with a result of `mt.tl.gene_network(adata, model, regulons=...)`, or of `mt.tl.gene_effects`
+        (`key="gene_effects"`).
     {key}
 
     Returns
@@ -84,7 +87,7 @@ def gene_network(adata: AnnData, *, key: str = _keys.GENE_NETWORK) -> Figure:
             lw=0,
             zorder=1,
         )
-        color = np.where(mine.index.str.startswith("attention"), MODEL, BASELINE)
+        color = np.where(mine.index.str.startswith(("attention", "effect")), MODEL, BASELINE)
         ax.hlines(place, mine["auroc_low"], mine["auroc_high"], color=color, lw=1.5, zorder=2)
         called = (mine["q_value"] < 0.05).to_numpy()
         ax.scatter(
@@ -111,7 +114,7 @@ def gene_network(adata: AnnData, *, key: str = _keys.GENE_NETWORK) -> Figure:
         lowest.set_xlabel("AUROC, mean over sources", fontsize=8.5)
         lowest.xaxis.set_tick_params(labelbottom=True)
     handles = [
-        plt.Line2D([], [], color=MODEL, marker="o", markersize=4.5, label="attention"),
+        plt.Line2D([], [], color=MODEL, marker="o", markersize=4.5, label=predictors[0]),
         plt.Line2D([], [], color=BASELINE, marker="o", markersize=4.5, label="baseline"),
         plt.Line2D(
             [], [], color="black", marker="o", mfc="white", ls="", markersize=4.5, label="hollow: q ≥ 0.05"

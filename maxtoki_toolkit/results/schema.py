@@ -169,6 +169,17 @@ SCHEMA: dict[str, Result] = {
         },
         {"scores": "AUROC", "groups": "", "genes": ""},
     ),
+    _keys.GENE_EFFECTS: Result(
+        "mt.tl.gene_effects(adata, model)",
+        {
+            "edges": "edges, by group",
+            "scores": "groups and predictors (with regulons=...)",
+            "signs": "groups and predictors (with regulons=...)",
+            "groups": "groups of cells",
+            "genes": "genes of the network",
+        },
+        {"scores": "AUROC", "signs": "share", "groups": "", "genes": ""},
+    ),
     _keys.ABLATE_HEADS: Result(
         "mt.tl.ablate_heads(adata, model)", {"effects": "heads, sets of heads, or steps"}
     ),

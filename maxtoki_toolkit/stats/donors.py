@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -99,3 +101,38 @@ def donor_mean(values: np.ndarray, table: pd.DataFrame, *, seed: int = 0) -> pd.
 def unit_name(table: pd.DataFrame) -> str:
     """What the units are."""
     return "donor" if "donor" in table else "query cell"
+
+
+class DonorMeans(NamedTuple):
+    """Means over donors, all of one shape."""
+
+    estimate: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p_value: np.ndarray
+    n: np.ndarray
+
+
+def mean_of_donors(values: np.ndarray, *, minimum: int = 3) -> DonorMeans:
+    """Mean over donors of values that each donor has one of, with its 95% t interval and two-sided t test of 0.
+
+    Parameters
+    ----------
+    values
+        Donors x anything; NaN where a donor is not known.
+    minimum
+        Donors that must be known for an interval and a p value: NaN below it.
+    """
+    known = np.isfinite(values)
+    n = known.sum(axis=0)
+    filled = np.where(known, values, 0)
+    mean = filled.sum(axis=0) / np.maximum(n, 1)
+    spread = np.sqrt((np.where(known, values - mean, 0) ** 2).sum(axis=0) / np.maximum(n - 1, 1))
+    error = np.where(n >= max(minimum, 2), spread / np.sqrt(np.maximum(n, 1)), np.nan)
+    df = np.maximum(n - 1, 1)
+    reach = stats.t.ppf(0.975, df) * error
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p_value = np.where(mean == 0, 1.0, 2 * stats.t.sf(np.abs(mean) / error, df))
+    p_value = np.where(np.isfinite(error), p_value, np.nan)
+    estimate = np.where(n > 0, mean, np.nan)
+    return DonorMeans(estimate, estimate - reach, estimate + reach, p_value, n)

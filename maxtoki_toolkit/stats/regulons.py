@@ -163,3 +163,61 @@ def score_regulons(
         n_pairs=int(pairs.sum()),
         share_exchanged=float((drawn & ~edges).sum() / (len(drawn) * edges.sum())),
     )
+
+
+def edge_signs(regulons: pd.DataFrame, genes: pd.DataFrame) -> np.ndarray:
+    """Signs of the edges among the genes, sources x targets; 0 where there is no edge, or no `weight`."""
+    sign = np.zeros((len(genes), len(genes)), dtype=np.int8)
+    if "weight" in regulons:
+        for value in (1, -1):
+            of = regulons[np.sign(regulons["weight"]) == value]
+            sign[find_edges(of, genes)] = value
+    return sign
+
+
+def score_signs(
+    scores: Mapping[str, np.ndarray], sign: np.ndarray, n_permutations: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """How often a source's activated targets score higher than its repressed ones, beside signs exchanged within sources.
+
+    Parameters
+    ----------
+    scores
+        Of all pairs of genes, sources x targets.
+    sign
+        1 for edges that activate, -1 for those that repress, 0 for what does not count.
+    n_permutations
+        Draws for the null.
+    rng
+        Generator.
+
+    Returns
+    -------
+    A row a predictor; NaN where no source has both kinds.
+    """
+    rows = np.flatnonzero((sign > 0).any(axis=1) & (sign < 0).any(axis=1))
+    n_pairs = float(((sign[rows] > 0).sum(axis=1) * (sign[rows] < 0).sum(axis=1)).sum())
+    found = []
+    for name, values in scores.items():
+        wins, null = 0.0, np.zeros(n_permutations)
+        for row in rows:
+            up = sign[row] > 0
+            edges = np.flatnonzero(sign[row])
+            rank = stats.rankdata(values[row, edges])
+            n_up = int(up.sum())
+            least = n_up * (n_up + 1) / 2
+            wins += rank[up[edges]].sum() - least
+            drawn = rng.permuted(np.tile(rank, (n_permutations, 1)), axis=1)
+            null += drawn[:, :n_up].sum(axis=1) - least
+        if not len(rows):
+            found.append((name, np.nan, np.nan, np.nan, np.nan))
+            continue
+        concordance, null = wins / n_pairs, null / n_pairs
+        p_value = (1 + (np.abs(null - 0.5) >= abs(concordance - 0.5) - _FLAT).sum()) / (1 + n_permutations)
+        found.append((name, concordance, *np.quantile(null, [0.025, 0.975]), float(p_value)))
+    table = pd.DataFrame(found, columns=["predictor", "concordance", "null_low", "null_high", "p_value"])
+    return table.assign(
+        n_sources=len(rows),
+        n_activated=int((sign[rows] > 0).sum()),
+        n_repressed=int((sign[rows] < 0).sum()),
+    )

@@ -22,6 +22,7 @@ from .feature_mediators import feature_mediators
 from .feature_network import feature_network
 from .feature_summary import feature_summary
 from .features import features
+from .gene_effects import gene_effects
 from .gene_network import gene_network
 from .generate import generate
 from .generated_ages import generated_ages
@@ -88,6 +89,7 @@ __all__ = [
     "annotation_concordance",
     "doublets",
     "embed",
+    "gene_effects",
     "gene_network",
     "generate",
     "log_likelihood",

@@ -13,7 +13,6 @@ from .. import _keys
 from ..models.attention import n_pair_classes, pair_classes, place_steps, stream_pairs
 from ..models.hooks import n_heads, n_layers
 from ..models.model import MaxTokiModel
-from ..models.sequences import Sequences
 from ..pp._columns import find_donors
 from ..pp._design import as_list, known_cells
 from ..results.store import write_result
