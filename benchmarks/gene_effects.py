@@ -72,13 +72,13 @@ def main() -> None:
     )
     parser.add_argument("sets", nargs="*", default=["onek1k", "heart_nuclei"])
     parser.add_argument("--folder", type=Path, required=True, help="where onek1k_4types_40donors.h5ad is")
-    parser.add_argument("--regulons", type=Path, required=True, help="DoRothEA: tf, confidence, target, mor")
+    parser.add_argument("--regulons", type=Path, required=True, help="DoRothEA: source, confidence, target and sign")
     a = parser.parse_args()
     mt.settings.progress = False
     pd.set_option("display.width", 220, "display.max_columns", 40)
     table = pd.read_csv(a.regulons)
     table = table[table["confidence"].isin(list(CONFIDENCE))]
-    regulons = table.rename(columns={"tf": "source", "mor": "weight"})[["source", "target", "weight"]]
+    regulons = table.set_axis(["source", "confidence", "target", "weight"], axis=1)
     for name in a.sets:
         rows = measure(name, a.folder, regulons)
         report.add("gene_effects", rows, case=name, device="cpu", confidence=CONFIDENCE)
