@@ -37,6 +37,7 @@ COLUMNS = {
     "covariates",
     "perturbation_key",
     "truth_key",
+    "library_key",
     "subset",
 }
 # From and to what a number may go; a share is from 0 to 1. Numbers that count something (n_, max_) start at 1 unless they are here.
@@ -47,7 +48,7 @@ _SHARES = (
 _FROM_0 = (
     "rng seed tolerance n_steps n_controls n_given n_labels n_named n_examples n_held_out top_k example head intervals freeze_layers "
     "min_cells min_genes min_prompts min_donors min_tokens temperature proposal_temperature likelihood_weight strength penalty clock "
-    "running weight_decay learning_rate embedding_rate scale loss_scale resolution"
+    "running weight_decay learning_rate embedding_rate scale loss_scale resolution radius max_distance"
 )
 _FROM_1 = "k cells_per_donor cells_per_shard chunk_size context_size batch_size shortest accumulate eval_every save_every rank beam_width block_size"
 RANGES = (

@@ -7,6 +7,7 @@ from .._manifests import fetch, manifest
 from ._aging_atlas import aging_atlas
 from ._corpus_recipe import CellBalance, CellFilters, CorpusRecipe, StoreColumns
 from ._registry import available, load
+from ._tissue import tissue
 from .census import census, census_plan
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "fetch",
     "load",
     "manifest",
+    "tissue",
 ]
 
 guard(globals(), __all__)

@@ -5,6 +5,10 @@ notebook shows where it is the last line of a cell, and a script saves with `fig
 """
 
 from .._doors import guard
+from .variogram import variogram
+from .spatial_features import spatial_features
+from .spatial import spatial
+from .neighborhood_enrichment import neighborhood_enrichment
 from .ablate_heads import ablate_heads
 from .ablation import ablation
 from .age_acceleration import age_acceleration
@@ -52,6 +56,10 @@ from .timelapse_scatter import timelapse_scatter
 from .train_on_generated import train_on_generated
 
 __all__ = [
+    "variogram",
+    "spatial_features",
+    "spatial",
+    "neighborhood_enrichment",
     "evaluate_sae",
     "feature_summary",
     "evaluate_generated",

@@ -20,7 +20,10 @@ _NAMES = {
     "sex_key": "sex gender donor_sex sex_inferred",
     "perturbation_key": "perturbation perturbations target_gene gene_target guide_identity guide sgrna treatment drug compound condition stim",
     "batch_key": "batch batch_id library_id library chip assay dataset_id",
+    "library_key": "image_id image library_id library section_id section slice slide_id slide brain_section_label fov",
 }
+# Guessed only where it is asked for: most cells lie in no image.
+_OF_ALL = tuple(role for role in _NAMES if role != "library_key")
 # Of these a column with one value says nothing.
 _DIFFER = ("time_key", "condition_key", "perturbation_key", "batch_key")
 _CONTROLS = (
@@ -47,7 +50,7 @@ _OURS = frozenset(
 _SHOWN = 12  # names of columns in a message
 
 
-def guess_columns(obs: pd.DataFrame, roles: Iterable[str] = tuple(_NAMES)) -> dict[str, str]:
+def guess_columns(obs: pd.DataFrame, roles: Iterable[str] = _OF_ALL) -> dict[str, str]:
     """Return the likely column of each role, without those that there are none for.
 
     Examples

@@ -306,6 +306,19 @@ SCHEMA: dict[str, Result] = {
         {"scores": "perturbations, methods and scores"},
         {"scores": ""},
     ),
+    _keys.NEIGHBORHOODS: Result(
+        "mt.tl.neighborhood_enrichment(adata)",
+        {"pairs": "columns of labels and pairs of them", "units": "the same, by donor (or image)"},
+    ),
+    _keys.VARIOGRAM: Result(
+        "mt.tl.variogram(adata, keys=...)",
+        {"bins": "values and bins of distance", "ranges": "values"},
+        {"bins": "", "ranges": ""},
+    ),
+    _keys.SPATIAL_FEATURES: Result(
+        "mt.tl.spatial_features(adata, keys=...)",
+        {"features": "features, genes and columns", "units": "the same, by donor (or image)"},
+    ),
 }
 
 

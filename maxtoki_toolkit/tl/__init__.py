@@ -1,6 +1,9 @@
 """Analyse cells with a model."""
 
 from .._doors import guard
+from .variogram import variogram
+from .spatial_features import spatial_features
+from .neighborhood_enrichment import neighborhood_enrichment
 from ._contexts import AgeSampling
 from .ablate_heads import ablate_heads
 from .ablate_prompt import ablate_prompt
@@ -51,6 +54,9 @@ from .timelapse_baselines import timelapse_baselines
 from .train_on_generated import train_on_generated
 
 __all__ = [
+    "variogram",
+    "spatial_features",
+    "neighborhood_enrichment",
     "label_features",
     "feature_summary",
     "evaluate_sae",
