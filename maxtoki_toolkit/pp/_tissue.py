@@ -34,14 +34,12 @@ class Tissue(NamedTuple):
     params: dict
     """Columns and units as results record them."""
 
-    def graph(self, n_neighbors: int | None, radius: float | None) -> sp.csr_matrix:
-        """Neighbours of each cell; or raise where there cannot be so many."""
-        if (n_neighbors is None) == (radius is None):
-            raise ValueError("Give n_neighbors or radius, one of them; the other is None.")
+    def graph(self, n_neighbors: int, radius: float | None) -> sp.csr_matrix:
+        """Neighbours of each cell, by the radius where there is one; or raise where there cannot be so many."""
         if radius == 0:
             raise ValueError("radius must be more than 0.")
         sizes = np.diff(self.starts)
-        least = 2 if n_neighbors is None else n_neighbors + 1
+        least = n_neighbors + 1 if radius is None else 2
         if (few := sizes < least).any():
             raise ValueError(
                 f"{few.sum()} of {len(sizes)} images have fewer than {least} cells (first: {self.images[int(few.argmax())]!r}, "
@@ -63,10 +61,19 @@ def read_tissue(
     distance_unit: str = "units",
 ) -> Tissue:
     """Places, images and donors of the cells that have a value in each of these columns of `.obs`."""
-    found = find_columns(
-        adata.obs, optional=("library_key", "donor_key"), library_key=library_key, donor_key=donor_key
-    )
-    library_key, donor_key = found["library_key"], found["donor_key"]
+    names = ("library_key", "donor_key")
+    found = find_columns(adata.obs, optional=names, library_key=library_key, donor_key=donor_key)
+    return read_images(adata, *keys, **found, distance_unit=distance_unit)
+
+
+def read_images(
+    adata: AnnData,
+    *keys: str,
+    library_key: str | None,
+    donor_key: str | None = None,
+    distance_unit: str = "units",
+) -> Tissue:
+    """The same of columns that are known."""
     read_places(adata)
     cells, _ = known_cells(adata, *keys, library_key, donor_key)
     image = np.full(cells.n_obs, _ALL, dtype=object) if library_key is None else get_labels(cells, library_key)
@@ -100,7 +107,7 @@ def _require_one_donor(
         first = int(np.argmax(several))
         images = "library_key=" if library_key is None else f"library_key={library_key!r}"
         raise ValueError(
-            f"Image {names[first]!r} has cells of {several[first]} donors (.obs[{donor_key!r}]), which cannot be each other's "
+            f"Image {str(names[first])!r} has cells of {several[first]} donors (.obs[{donor_key!r}]), which cannot be each other's "
             f"neighbours. Name the column of the images ({images} does not tell them apart)."
         )
 

@@ -16,7 +16,7 @@ _CHUNK = 256  # columns at a time
 
 
 def neighbor_graph(
-    places: np.ndarray, starts: np.ndarray, *, n_neighbors: int | None, radius: float | None
+    places: np.ndarray, starts: np.ndarray, *, n_neighbors: int, radius: float | None
 ) -> sp.csr_matrix:
     """Neighbours of each cell (row) among those of its image: the nearest, or all within a radius.
 
@@ -26,8 +26,8 @@ def neighbor_graph(
 
     blocks = []
     for first, end in zip(starts[:-1], starts[1:], strict=True):
-        found = NearestNeighbors(n_neighbors=n_neighbors or 1, radius=radius or 1.0).fit(places[first:end])
-        blocks.append(found.radius_neighbors_graph() if radius else found.kneighbors_graph())
+        found = NearestNeighbors(n_neighbors=n_neighbors, radius=radius or 1.0).fit(places[first:end])
+        blocks.append(found.radius_neighbors_graph() if radius is not None else found.kneighbors_graph())
     return sp.block_diag(blocks, format="csr")
 
 
@@ -128,7 +128,7 @@ def permutation_test(found: np.ndarray, null: np.ndarray) -> Permuted:
 def row_means(graph: sp.csr_matrix) -> sp.csr_matrix:
     """The graph with the weights of each row that has any divided by their sum."""
     degree = np.maximum(np.diff(graph.indptr), 1)
-    return sp.diags_array(1 / degree).tocsr() @ graph
+    return (sp.diags(1 / degree) @ graph).tocsr()
 
 
 def centred(values: np.ndarray, starts: np.ndarray, covariates: np.ndarray | None = None) -> np.ndarray:

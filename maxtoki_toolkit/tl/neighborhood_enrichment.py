@@ -36,7 +36,7 @@ def neighborhood_enrichment(
     groupby: str | Sequence[str] | None = None,
     library_key: str | None = None,
     donor_key: str | None = None,
-    n_neighbors: int | None = 6,
+    n_neighbors: int = 6,
     radius: float | None = None,
     n_permutations: int = 999,
     distance_unit: str = "units",
@@ -59,7 +59,7 @@ def neighborhood_enrichment(
     n_neighbors
         Nearest cells of the image that count as neighbours of a cell.
     radius
-        In place of `n_neighbors` (then `None`): all cells as near as this do, in `distance_unit`. On a grid,
+        In place of `n_neighbors`: all cells as near as this do, in `distance_unit`. On a grid,
         where several are equally near, use this.
     n_permutations
         Orders of the labels within each image.
@@ -124,7 +124,7 @@ def neighborhood_enrichment(
     tissue = read_tissue(
         adata, *groupby, library_key=library_key, donor_key=donor_key, distance_unit=distance_unit
     )
-    edges = Edges.of(tissue.graph(None if radius else n_neighbors, radius), tissue.starts)
+    edges = Edges.of(tissue.graph(n_neighbors, radius), tissue.starts)
     labels = {column: _labels(tissue, column) for column in groupby}
     parts = {column: _Part(edges, *labels[column], tissue) for column in groupby}
     null = {column: [] for column in groupby}
@@ -144,7 +144,7 @@ def neighborhood_enrichment(
             "unit": "log2 of observed over expected",
             "groupby": groupby,
             **tissue.params,
-            "n_neighbors": None if radius else n_neighbors,
+            "n_neighbors": n_neighbors if radius is None else None,
             "radius": radius,
             "n_permutations": n_permutations,
             "seed": rng,

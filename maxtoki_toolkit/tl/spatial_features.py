@@ -23,7 +23,7 @@ def spatial_features(
     keys: str | Sequence[str],
     library_key: str | None = None,
     donor_key: str | None = None,
-    n_neighbors: int | None = 6,
+    n_neighbors: int = 6,
     radius: float | None = None,
     n_permutations: int = 999,
     distance_unit: str = "units",
@@ -47,7 +47,7 @@ def spatial_features(
     n_neighbors
         Nearest cells of the image that count as neighbours of a cell.
     radius
-        In place of `n_neighbors` (then `None`): all cells as near as this do, in `distance_unit`. On a grid,
+        In place of `n_neighbors`: all cells as near as this do, in `distance_unit`. On a grid,
         where several are equally near, use this.
     n_permutations
         Orders of the values within each image.
@@ -117,7 +117,7 @@ def spatial_features(
     basic = baselines(tissue)
     names, values = _columns([*read_mapped(tissue.cells, keys), *basic])
     names["baseline"] = np.arange(len(names)) >= len(names) - len(basic)
-    weights = row_means(tissue.graph(None if radius else n_neighbors, radius))
+    weights = row_means(tissue.graph(n_neighbors, radius))
 
     starts, covariates = tissue.starts, np.column_stack([part.values for part in basic])
     plain, left = centred(values, starts), centred(values, starts, covariates)
@@ -151,7 +151,7 @@ def spatial_features(
             "unit": "Moran's I",
             "keys": [keys] if isinstance(keys, str) else list(keys),
             **tissue.params,
-            "n_neighbors": None if radius else n_neighbors,
+            "n_neighbors": n_neighbors if radius is None else None,
             "radius": radius,
             "n_permutations": n_permutations,
             "n_replicated": int(same.sum()),
