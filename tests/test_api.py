@@ -177,6 +177,14 @@ ARGUMENTS = {
         "n_permutations": 9,
     },
     "tl.neighbor_purity": {"groupby": "cell_type"},
+    "tl.neighborhood_enrichment": {"library_key": "donor_id", "n_neighbors": 3, "n_permutations": 9},
+    "tl.spatial_features": {
+        "keys": "X_maxtoki",
+        "library_key": "donor_id",
+        "n_neighbors": 3,
+        "n_permutations": 9,
+    },
+    "tl.variogram": {"keys": "cell_type", "library_key": "donor_id", "n_bins": 4, "n_permutations": 9},
 }
 
 
@@ -186,6 +194,7 @@ def encoded():
     adata = mt.datasets.aging_atlas(120, 10, n_genes=500)
     del adata.uns["truth"]  # many columns, and each takes zarr a while
     adata.obs["stage"] = (adata.obs["age_months"] // 12).astype(str) + "-year-old human stage"
+    adata.obsm["spatial"] = np.random.default_rng(0).uniform(size=(120, 2))
     mt.pp.map_genes(adata)
     vocab = mt.models.Vocabulary.from_anndata(adata)
     small = mt.models.build_model({**SHAPE, "max_position_embeddings": 128}, vocab)

@@ -5,10 +5,6 @@ notebook shows where it is the last line of a cell, and a script saves with `fig
 """
 
 from .._doors import guard
-from .variogram import variogram
-from .spatial_features import spatial_features
-from .spatial import spatial
-from .neighborhood_enrichment import neighborhood_enrichment
 from .ablate_heads import ablate_heads
 from .ablation import ablation
 from .age_acceleration import age_acceleration
@@ -36,6 +32,7 @@ from .head_segments import head_segments
 from .head_similarity import head_similarity
 from .matched_ages import matched_ages
 from .neighbor_purity import neighbor_purity
+from .neighborhood_enrichment import neighborhood_enrichment
 from .patch import patch
 from .perturbation import perturbation
 from .perturbation_concordance import perturbation_concordance
@@ -48,12 +45,15 @@ from .prompt import prompt
 from .prompt_attention import prompt_attention
 from .rank_heatmap import rank_heatmap
 from .search_gene_sets import search_gene_sets
+from .spatial import spatial
+from .spatial_features import spatial_features
 from .spectral_entropy import spectral_entropy
 from .steer_cells import steer_cells
 from .target_evidence import target_evidence
 from .timelapse_error import timelapse_error
 from .timelapse_scatter import timelapse_scatter
 from .train_on_generated import train_on_generated
+from .variogram import variogram
 
 __all__ = [
     "variogram",

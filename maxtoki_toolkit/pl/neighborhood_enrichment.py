@@ -47,7 +47,11 @@ def neighborhood_enrichment(adata: AnnData, *, key: str = _keys.NEIGHBORHOODS, a
     most = max(pairs.loc[pairs["groupby"] == column, "label"].nunique() for column in columns)
     side = 1.2 + 0.27 * most
     figure, axes = plt.subplots(
-        1, len(columns), figsize=(len(columns) * (side + 1) + 0.6, side + 1), layout="constrained", squeeze=False
+        1,
+        len(columns),
+        figsize=(len(columns) * (side + 1) + 0.6, side + 1),
+        layout="constrained",
+        squeeze=False,
     )
     colors = plt.get_cmap("RdBu_r").with_extremes(bad="#dddddd")
     called = pairs["q_value"] < alpha
@@ -70,6 +74,7 @@ def neighborhood_enrichment(adata: AnnData, *, key: str = _keys.NEIGHBORHOODS, a
     bar.set_label("observed / expected neighbours (log2)", fontsize=9)
     of = pairs.attrs
     figure.suptitle(
-        f"mean over {of['n_units']} {of['units'] if of['n_units'] > 1 else of['units'][:-1]}; dots: q < {alpha:g}", fontsize=9
+        f"mean over {of['n_units']} {of['units'] if of['n_units'] > 1 else of['units'][:-1]}; dots: q < {alpha:g}",
+        fontsize=9,
     )
     return figure

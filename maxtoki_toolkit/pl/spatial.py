@@ -97,7 +97,9 @@ def spatial(
         # Cells that are told apart lie above the others, low numbers below high ones.
         above = np.argsort(colors.order[part], kind="stable")
         drawn = (places[above, i] for i in range(n_dims))
-        ax.scatter(*drawn, c=colors.rgba[part][above], s=area, lw=0, **({"depthshade": False} if n_dims == 3 else {}))
+        ax.scatter(
+            *drawn, c=colors.rgba[part][above], s=area, lw=0, **({"depthshade": False} if n_dims == 3 else {})
+        )
         ax.set_title(name, fontsize=9)
         _scale_bar(ax, places, distance_unit)
     for ax in list(axes.flat)[len(wanted) :]:
@@ -108,7 +110,11 @@ def spatial(
     else:
         handles = [plt.Line2D([], [], marker="o", ls="", color=c, label=name) for name, c in legend.items()]
         figure.legend(
-            handles=handles, title=color.replace("_", " "), loc="outside right center", frameon=False, fontsize=8
+            handles=handles,
+            title=color.replace("_", " "),
+            loc="outside right center",
+            frameon=False,
+            fontsize=8,
         )
     return figure
 

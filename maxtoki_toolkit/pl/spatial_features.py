@@ -52,7 +52,13 @@ def spatial_features(
         _, ax = plt.subplots(figsize=(4.6, 1.3 + 0.24 * len(shown)), layout="constrained")
     y = np.arange(len(shown))
     ax.barh(
-        y, shown["null_high"] - shown["null_low"], left=shown["null_low"], height=0.7, color=NULL, alpha=0.35, lw=0
+        y,
+        shown["null_high"] - shown["null_low"],
+        left=shown["null_low"],
+        height=0.7,
+        color=NULL,
+        alpha=0.35,
+        lw=0,
     )
     colors = np.where(shown["baseline"], BASELINE, MODEL)
     for name, low, high, shift, filled in (

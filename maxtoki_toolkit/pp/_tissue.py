@@ -76,7 +76,9 @@ def read_images(
     """The same of columns that are known."""
     read_places(adata)
     cells, _ = known_cells(adata, *keys, library_key, donor_key)
-    image = np.full(cells.n_obs, _ALL, dtype=object) if library_key is None else get_labels(cells, library_key)
+    image = (
+        np.full(cells.n_obs, _ALL, dtype=object) if library_key is None else get_labels(cells, library_key)
+    )
     names, code = np.unique(image.astype(str), return_inverse=True)
     together = np.argsort(code, kind="stable")
     cells, code = cells[together], code[together]
@@ -222,7 +224,11 @@ def baselines(tissue: Tissue) -> list[Mapped]:
     """What lies in any tissue: how close cells are, and how many counts they have (log1p)."""
     found = [Mapped("cell density", "number", cell_density(tissue), [])]
     size = _totals(tissue.cells)
-    return found if size is None or not np.ptp(size) else [*found, Mapped("library size", "number", np.log1p(size), [])]
+    return (
+        found
+        if size is None or not np.ptp(size)
+        else [*found, Mapped("library size", "number", np.log1p(size), [])]
+    )
 
 
 _NEAR = 10  # cells: fewer make the density of a place a matter of one of them

@@ -53,6 +53,7 @@ class Edges(NamedTuple):
 
     @classmethod
     def of(cls, graph: sp.csr_matrix, starts: np.ndarray) -> Edges:
+        """All edges of a graph."""
         source = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
         return cls(source, graph.indices, image_of(starts)[source], len(starts) - 1)
 
@@ -63,9 +64,7 @@ class Edges(NamedTuple):
         return np.bincount(cell, minlength=size).reshape(self.n_images, n_labels, n_labels)
 
 
-def expected_edges(
-    edges: Edges, labels: np.ndarray, n_labels: int, starts: np.ndarray
-) -> np.ndarray:
+def expected_edges(edges: Edges, labels: np.ndarray, n_labels: int, starts: np.ndarray) -> np.ndarray:
     """Mean of the counts over all orders of the labels within each image."""
     n_images = len(starts) - 1
     cells = np.bincount(image_of(starts) * n_labels + labels, minlength=n_images * n_labels)

@@ -1,9 +1,6 @@
 """Analyse cells with a model."""
 
 from .._doors import guard
-from .variogram import variogram
-from .spatial_features import spatial_features
-from .neighborhood_enrichment import neighborhood_enrichment
 from ._contexts import AgeSampling
 from .ablate_heads import ablate_heads
 from .ablate_prompt import ablate_prompt
@@ -38,6 +35,7 @@ from .known_gene_concordance import known_gene_concordance
 from .label_features import label_features
 from .log_likelihood import log_likelihood
 from .neighbor_purity import neighbor_purity
+from .neighborhood_enrichment import neighborhood_enrichment
 from .patch import patch
 from .perturb import perturb
 from .perturbation_concordance import perturbation_concordance
@@ -48,10 +46,12 @@ from .predict_timelapse import predict_timelapse
 from .recipes import Cells, CellSampling, Chains, GeneSetSearch, ScreenFile
 from .search_features import search_features
 from .search_gene_sets import search_gene_sets
+from .spatial_features import spatial_features
 from .spectral_entropy import spectral_entropy
 from .steer_cells import steer_cells
 from .timelapse_baselines import timelapse_baselines
 from .train_on_generated import train_on_generated
+from .variogram import variogram
 
 __all__ = [
     "variogram",

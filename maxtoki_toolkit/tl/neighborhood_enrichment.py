@@ -1,4 +1,4 @@
-"""Which cells are next to which, more often or less than where places are exchanged?"""
+"""Which cells stand beside which, beyond what their numbers explain."""
 
 from __future__ import annotations
 
