@@ -33,6 +33,7 @@ from scipy import stats
 
 import maxtoki_toolkit as mt
 from benchmarks import report
+from maxtoki_toolkit.pp._tissue import read_images
 from maxtoki_toolkit.stats import space
 from maxtoki_toolkit.stats.donors import mean_of_donors
 
@@ -247,7 +248,7 @@ def brute_force(adata: AnnData, settings: dict) -> bool:
         for name in sorted(adata.obs["image_id"].unique())[:2]
     ]
     few = adata[np.concatenate(rows)].copy()
-    tissue = mt.pp._tissue.read_images(few, library_key="image_id")
+    tissue = read_images(few, library_key="image_id")
     names, codes = np.unique(tissue.cells.obs["cell_type"].astype(str), return_inverse=True)
     graph = tissue.graph(settings["n_neighbors"], None)
     counted = np.zeros((2, len(names), len(names)), int)

@@ -689,6 +689,114 @@ def sae_network() -> str:
     )
 
 
+def _space(case: str) -> dict:
+    return read("space")["cases"][case]
+
+
+def space_planted() -> str:
+    """Simulated sections, planted and free."""
+    return markdown(
+        [
+            {
+                "sections": row["sections"],
+                "tissues of 10 sections": row["n_tissues"],
+                "pairs of the niche called": f"{row['niche_pairs_called']:.0%}",
+                "all pairs with p < 0.05, permutations": f"{row['pairs_with_p_below_05']:.1%}",
+                "the same, over donors": f"{row['pairs_with_unit_p_below_05']:.1%}",
+                "gradients called": f"{row['features_called']:.0%}",
+                "a range found": f"{row['ranges_found']} of {row['n_tissues']}",
+                "its median (planted: 250 µm)": ""
+                if row["range_median"] is None
+                else f"{float(row['range_median']):.0f} µm",
+                "intervals that hold it": ""
+                if row["intervals_that_hold_the_range"] is None
+                else f"{row['intervals_that_hold_the_range']:.0%}",
+            }
+            for row in _space("planted")["rows"]
+        ]
+    )
+
+
+def space_breast() -> str:
+    """Moran's I of genes, dimensions and features on breast spots."""
+    names = {
+        "genes": "most variable genes",
+        "X_maxtoki": "dimensions of the demo model's embedding",
+        "features": "features of its autoencoder",
+        "PCA": "principal components of these genes",
+        "cell density": "baseline: density of spots",
+        "library size": "baseline: counts of a spot",
+    }
+
+    def share(value: float | None) -> str:
+        return "" if value is None else f"{value:.0%}"
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.2f}"
+
+    return markdown(
+        [
+            {
+                "what": names[row["what"]],
+                "number": row["n"],
+                "Moran's I, median": number(row["morans_i_median"]),
+                "largest": number(row["morans_i_largest"]),
+                "permuted": number(row["null_mean"]),
+                "q < 0.05": share(row["share_called"]),
+                "median without counts and density": number(row["adjusted_median"]),
+                "q < 0.05 without them": share(row["share_called_adjusted"]),
+            }
+            for row in _space("breast")["rows"]
+        ]
+    )
+
+
+def space_genes() -> str:
+    """Two genes on the sections, one by one."""
+    return markdown(
+        [
+            {
+                "gene": row["feature"],
+                "Moran's I by section": ", ".join(f"{value:.2f}" for value in row["by_section"]),
+                "mean (95% interval over sections)": ranged(
+                    {"i": row["morans_i"], "i_low": row["ci_low"], "i_high": row["ci_high"]}, "i", ".2f"
+                ),
+                "permuted, middle 95%": f"{row['null_low']:.2f} to {row['null_high']:.2f}",
+                "without counts and density": f"{row['adjusted']:.2f}",
+            }
+            for row in _space("breast")["genes"]
+        ]
+    )
+
+
+def _stage(found: dict) -> str:
+    if found["mean"] is None:
+        return "none"
+    interval = "" if found["low"] is None else f" ({found['low']:.2f} to {found['high']:.2f})"
+    return f"{found['mean']:.2f}{interval}, {found['n_donors']}"
+
+
+def space_islets() -> str:
+    """Pairs of cell types in islets, by stage."""
+    return markdown(
+        [
+            {
+                "cell - neighbour": row["pair"],
+                "all donors": ranged(
+                    {"x": row["log2_enrichment"], "x_low": row["ci_low"], "x_high": row["ci_high"]},
+                    "x",
+                    ".2f",
+                ),
+                "permuted": f"{row['null_low']:.2f} to {row['null_high']:.2f}",
+                "q, permutations": f"{row['q_value']:.2g}",
+                "q, donors": f"{row['unit_q_value']:.2g}",
+                **{name.lower(): _stage(found) for name, found in row["by_stage"].items()},
+            }
+            for row in _space("islets")["rows"]
+        ]
+    )
+
+
 _TABLES = (
     codebase,
     fuzz,
@@ -716,6 +824,10 @@ _TABLES = (
     sae_layers,
     sae_speed,
     sae_network,
+    space_planted,
+    space_breast,
+    space_genes,
+    space_islets,
     time_heads,
     tokenize,
     speed,

@@ -9,6 +9,7 @@ from helpers import on_copy
 from scipy.spatial.distance import cdist
 
 import maxtoki_toolkit as mt
+from maxtoki_toolkit.pp._tissue import cell_density, read_images
 from maxtoki_toolkit.stats import space
 
 COLUMNS = {"library_key": "image_id", "donor_key": "donor_id"}
@@ -207,8 +208,8 @@ def test_what_follows_the_density_of_cells_is_told_from_what_does_not():
     rng = np.random.default_rng(0)
     places = np.vstack([rng.normal(0, 4, (150, 2)), rng.uniform(-50, 50, (150, 2))])
     adata = cells_at(places, x=places[:, 0] / 50 + rng.normal(0, 0.3, 300))
-    tissue_ = mt.pp._tissue.read_images(adata, library_key=None)
-    density = pd.Series(mt.pp._tissue.cell_density(tissue_), tissue_.cells.obs_names)
+    tissue_ = read_images(adata, library_key=None)
+    density = pd.Series(cell_density(tissue_), tissue_.cells.obs_names)
     adata.obs["crowded"] = density[adata.obs_names] + rng.normal(0, 0.5, 300)
     mt.tl.spatial_features(adata, keys=["x", "crowded"], n_permutations=99)
     found = mt.get.table(adata, "spatial_features").set_index("feature")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from anndata import AnnData
@@ -134,13 +135,15 @@ def _one(cells: AnnData, color: str) -> Mapped:
     return Mapped(color, "number", whole.values[:, names.index(column)], [])
 
 
-class _Colors:
-    def __init__(self, rgba: np.ndarray, order: np.ndarray) -> None:
-        self.rgba, self.order = rgba, order
+class _Colors(NamedTuple):
+    """Of the cells, and the order to draw them in."""
+
+    rgba: np.ndarray
+    order: np.ndarray
 
 
 def _colors(mapped: Mapped, groups: Sequence[str] | None, parts: list[slice]):
-    """Colours of the cells and the order to draw them in; legend of classes; scale of numbers."""
+    """Colours of the cells; legend of classes; scale of numbers."""
     import matplotlib.pyplot as plt
     from matplotlib.colors import to_rgba_array
 

@@ -23,6 +23,8 @@ _WORKS = {
     "glass": "Green, Through a Glass Darkly, Markov Bio (2024)",
     "topk": "Gao et al., arXiv:2406.04093 (2024)",
     "tahoe": "Tahoe-x1 (2025), doi:10.1101/2025.10.23.683759",
+    "moran": "Moran, Biometrika 37:17 (1950), doi:10.1093/biomet/37.1-2.17",
+    "scikit": "Pedregosa et al., J Mach Learn Res 12:2825 (2011)",
     "lora": "Hu et al., arXiv:2106.09685 (2021)",
 }
 _PROMPTS = (
@@ -36,6 +38,13 @@ _DONE = {
         "({n_steps} steps, {n_chains} chains a cell); convergence was judged by R-hat, and differences from the edit alone were "
         "tested over donors.",
         ["rhat"],
+    ),
+    "cellxpert_spatial": (
+        "Neighbours ({n_neighbors} nearest, or within {radius} {distance_unit} where that is not 0) were counted by true and by predicted types, which a "
+        "logistic regression on the embedding gave to cells of donors or images that it was not fitted to, and compared with their expected number; "
+        "variograms and Moran's I were computed of classes, embedding, {keys} and genes, without and with a correction for cell density and library "
+        "size. Labels and values were exchanged within images ({n_permutations} permutations), and intervals are over donors, or images.",
+        ["moran", "scikit", "fdr"],
     ),
     "cost_of_experiments": (
         "Operations of a screen of {n_genes} genes in {n_cells} cells each were counted from the shapes of the models and the lengths of "
