@@ -40,7 +40,7 @@ from maxtoki_toolkit.stats.donors import mean_of_donors
 PARTS = ("planted", "breast", "islets")
 KEYS = {"library_key": "image_id", "donor_key": "donor_id", "distance_unit": "µm"}
 STAGES = ("Non-diabetic", "Onset", "Long-duration")
-# Pairs that the tissue is known for: islets of endocrine cells, T cells in them at onset, ducts and acini apart.
+# Endocrine cells among themselves, beta cells beside T cells and acini, T cells beside each other.
 PAIRS = (
     ("beta", "beta"),
     ("beta", "alpha"),

@@ -776,6 +776,18 @@ def _stage(found: dict) -> str:
     return f"{found['mean']:.2f}{interval}, {found['n_donors']}"
 
 
+def space_beta() -> str:
+    """What is left of beta cells, by stage."""
+    found = _space("islets")["beta_share"]
+    stages = [name for name, value in found.items() if isinstance(value, dict)]
+    row = {name.lower(): _stage(found[name]) for name in stages}
+    rank = {
+        "rank correlation with the stage": f"{found['spearman_with_stage']:.2f}",
+        "p": f"{found['p_value']:.2g}",
+    }
+    return markdown([{"": "beta cells among endocrine cells, share"} | row | rank])
+
+
 def space_islets() -> str:
     """Pairs of cell types in islets, by stage."""
     return markdown(
@@ -827,6 +839,7 @@ _TABLES = (
     space_planted,
     space_breast,
     space_genes,
+    space_beta,
     space_islets,
     time_heads,
     tokenize,

@@ -97,7 +97,8 @@ def variogram(
     `ranges` has a row for each key and baseline: `key`, `measure`, `baseline`,
 
     `nugget`, `sill`
-        Measure at distance 0 and where it has levelled off, by the exponential model.
+        Measure at distance 0 and where it has levelled off, by the exponential model; an extrapolation where the range is
+        infinite.
     `range`, `range_low`, `range_high`
         Distance at which 95% of the rise is done, with its 95% interval (bootstrap over donors, or images; from
         three on). Infinite where the curve still rises at the largest distance, NaN where the nearest cells are
