@@ -759,7 +759,7 @@ def space_genes() -> str:
                 "gene": row["feature"],
                 "Moran's I by section": ", ".join(f"{value:.2f}" for value in row["by_section"]),
                 "mean (95% interval over sections)": ranged(
-                    {"i": row["morans_i"], "i_low": row["ci_low"], "i_high": row["ci_high"]}, "i", ".2f"
+                    {"i": row["morans_i"], "i_low": row["ci_low"], "i_high": row["ci_high"]}, "i", "{:.2f}"
                 ),
                 "permuted, middle 95%": f"{row['null_low']:.2f} to {row['null_high']:.2f}",
                 "without counts and density": f"{row['adjusted']:.2f}",
@@ -801,7 +801,7 @@ def space_islets() -> str:
                 ),
                 "permuted": f"{row['null_low']:.2f} to {row['null_high']:.2f}",
                 "q, permutations": f"{row['q_value']:.2g}",
-                "q, donors": f"{row['unit_q_value']:.2g}",
+                "q, donors": f"{row['unit_q_value']:.2g}" if row["unit_q_value"] else "< 0.0001",
                 **{name.lower(): _stage(found) for name, found in row["by_stage"].items()},
             }
             for row in _space("islets")["rows"]

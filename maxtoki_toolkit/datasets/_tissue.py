@@ -26,12 +26,13 @@ def tissue(
     *,
     n_sections: int = 1,
     n_dims: int = 2,
+    n_genes: int = 500,
     seed: int = 0,
     null: bool = False,
 ) -> AnnData:
     """Simulate sections of tissue with a niche, a gradient and a field of known range.
 
-    The cells are those of `mt.datasets.aging_atlas` with 500 genes; what is planted in space is invented.
+    The cells are those of `mt.datasets.aging_atlas`; what is planted in space is invented.
 
     Parameters
     ----------
@@ -43,6 +44,8 @@ def tissue(
         Sections of each donor, among which its cells are dealt out.
     n_dims
         2 for sections of 1,000 µm by 1,000 µm; 3 for blocks that are 200 µm deep.
+    n_genes
+        Genes, at least 500. The demo model has learned from 2,000, and knows types by fewer badly.
     seed
         Seed.
     null
@@ -82,7 +85,7 @@ def tissue(
             f"{n_cells} cells are too few for {n_donors * n_sections} sections: n_cells must be at least "
             f"{20 * n_donors * n_sections}."
         )
-    adata = aging_atlas(n_cells, n_donors, n_genes=500, seed=seed)
+    adata = aging_atlas(n_cells, n_donors, n_genes=n_genes, seed=seed)
     rng = np.random.default_rng([seed, n_donors, n_sections])
     donors = adata.obs["donor_id"].astype(str).to_numpy()
     # Dealt out in turn, from a random start: the cells of a donor stand in random order.
