@@ -797,7 +797,7 @@ def space_islets() -> str:
                 "all donors": ranged(
                     {"x": row["log2_enrichment"], "x_low": row["ci_low"], "x_high": row["ci_high"]},
                     "x",
-                    ".2f",
+                    "{:.2f}",
                 ),
                 "permuted": f"{row['null_low']:.2f} to {row['null_high']:.2f}",
                 "q, permutations": f"{row['q_value']:.2g}",
