@@ -179,7 +179,7 @@ ARGUMENTS = {
     "tl.neighbor_purity": {"groupby": "cell_type"},
     "tl.neighborhood_enrichment": {"library_key": "donor_id", "n_neighbors": 3, "n_permutations": 9},
     "tl.spatial_features": {
-        "keys": "X_maxtoki",
+        "keys": list(GENES.index[:3]),
         "library_key": "donor_id",
         "n_neighbors": 3,
         "n_permutations": 9,

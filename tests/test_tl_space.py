@@ -193,6 +193,7 @@ def test_planted_gradients_are_found_and_others_are_not(tissue):
     assert none.loc[genes, "morans_i"].mean() < found.loc[genes, "morans_i"].mean() / 3
 
 
+@pytest.mark.filterwarnings("ignore:.*beyond all")
 def test_random_features_are_inside_the_null():
     adata = random_cells(4, 40, seed=5)
     adata.obsm["X"] = np.random.default_rng(1).exponential(size=(160, 200))
@@ -220,6 +221,7 @@ def test_what_follows_the_density_of_cells_is_told_from_what_does_not():
     assert found["ci_low"].isna().all()
 
 
+@pytest.mark.filterwarnings("ignore:.*beyond all")
 def test_a_feature_that_is_constant_says_nothing():
     adata = random_cells(3, 20, seed=6)
     values = np.random.default_rng(0).normal(size=(60, 2))
@@ -315,6 +317,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
+@pytest.mark.filterwarnings("ignore:.*beyond all")
 def test_three_dimensions_and_the_order_of_cells(name):
     adata = random_cells(3, 30, seed=8, n_dims=3)
     adata.obs["z"] = adata.obsm["spatial"][:, 2]
@@ -376,6 +379,15 @@ def test_names_that_cannot_be_mapped_are_refused(tissue):
         mt.tl.neighborhood_enrichment(one, groupby="label", library_key="image_id")
 
 
+def test_too_few_permutations_for_the_correction_are_told():
+    adata = random_cells(3, 30, seed=4)
+    adata.obsm["X"] = np.random.default_rng(0).normal(size=(90, 30))
+    adata.obsm["X"][:, 0] = adata.obsm["spatial"][:, 0]
+    with pytest.warns(UserWarning, match="of 30 features lie beyond all 39 permutations.*Give more"):
+        mt.tl.spatial_features(adata, keys="X", library_key="image_id", n_permutations=39)
+
+
+@pytest.mark.filterwarnings("ignore:.*beyond all")
 def test_symbols_and_ids_are_one_gene(tissue):
     adata = tissue.copy()
     gene, symbol = adata.var_names[3], adata.var["symbol"].iloc[3]

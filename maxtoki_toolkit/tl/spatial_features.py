@@ -10,6 +10,7 @@ from anndata import AnnData
 
 from .. import _keys
 from .._progress import progress
+from .._warn import warn
 from ..pp._tissue import Mapped, baselines, columns_of, read_mapped, read_tissue
 from ..results.store import write_result
 from ..stats.donors import mean_of_donors
@@ -131,6 +132,7 @@ def spatial_features(
 
     n = len(names)
     table = _table(names, found[:, :n], found[:, n:], null[:, :n], null[:, n:])
+    _say_if_too_few(table, n_permutations)
     varies = np.isfinite(morans_i(plain, weights, starts)).sum(axis=0)
     table = table.assign(n_images=varies, n_units=np.isfinite(found[:, :n]).sum(axis=0))
     same = (np.sign(found[:, :n]) == np.sign(table["morans_i"].to_numpy())).all(axis=0) & ~names["baseline"]
@@ -161,6 +163,16 @@ def spatial_features(
         features=table,
         units=units,
     )
+
+
+def _say_if_too_few(table: pd.DataFrame, n_permutations: int) -> None:
+    """Warn where features lie beyond all permutations, of which there are too few for the correction."""
+    beyond = ~table["baseline"] & (table["p_value"] * (n_permutations + 1) < 1.5)
+    if beyond.any() and not (table["q_value"] < 0.05).any():
+        warn(
+            f"{beyond.sum()} of {(~table['baseline']).sum()} features lie beyond all {n_permutations} permutations, and yet no q value is "
+            "below 0.05, since no p value can be small enough. Give more permutations (n_permutations), or fewer features."
+        )
 
 
 def _columns(mapped: list[Mapped]) -> tuple[pd.DataFrame, np.ndarray]:
