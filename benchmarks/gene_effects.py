@@ -72,7 +72,9 @@ def main() -> None:
     )
     parser.add_argument("sets", nargs="*", default=["onek1k", "heart_nuclei"])
     parser.add_argument("--folder", type=Path, required=True, help="where onek1k_4types_40donors.h5ad is")
-    parser.add_argument("--regulons", type=Path, required=True, help="DoRothEA: source, confidence, target and sign")
+    parser.add_argument(
+        "--regulons", type=Path, required=True, help="DoRothEA: source, confidence, target and sign"
+    )
     a = parser.parse_args()
     mt.settings.progress = False
     pd.set_option("display.width", 220, "display.max_columns", 40)

@@ -208,6 +208,9 @@ ON_ATTENTION = {"tl.head_enrichment", "tl.head_profiles", "tl.head_segments", "t
 # Functions of features of an autoencoder.
 ON_FEATURES = {"tl.driver_features", "tl.feature_summary", "tl.label_features"}
 
+# Functions of cells with proteins.
+ON_PAIRS = {"tl.translate"}
+
 # Functions of a screen.
 ON_SCREEN = {"tl.perturbation_stats", "tl.perturbation_concordance", "tl.known_gene_concordance"}
 
@@ -227,7 +230,7 @@ BY_DONOR = [
     name
     for name, function in ON_ANNDATA.items()
     if "donor_key" in inspect.signature(function).parameters
-    and name not in ("tl.ablate_heads", "tl.attribute", "tl.feature_effects")
+    and name not in ("tl.ablate_heads", "tl.attribute", "tl.feature_effects", "tl.translate")
 ]
 # Functions that read time, and what they need for it.
 READ_TIME = [
@@ -251,7 +254,7 @@ TIMED = {
 
 def built_for(name):
     """The fixture with the cells that a function builds on."""
-    on = {"attended": ON_ATTENTION, "featured": ON_FEATURES, "screened": ON_SCREEN}
+    on = {"attended": ON_ATTENTION, "featured": ON_FEATURES, "screened": ON_SCREEN, "paired": ON_PAIRS}
     return next((fixture for fixture, names in on.items() if name in names), "read")
 
 
@@ -276,6 +279,8 @@ def coder_of(model, site):
 
 def call(name, adata, model, **settings):
     """Call a function of an AnnData with what it cannot do without."""
+    if name in ON_PAIRS:
+        model = paired_model(adata)
     second = {
         "model": model,
         "queries": adata,
@@ -324,6 +329,25 @@ def screened(read, encoded):
     mt.tl.perturbation_stats(adata, min_donors=2)
     mt.tl.expression_age_slope(adata, time_key="age_months", donor_key="donor_id")
     return adata
+
+
+@pytest.fixture(scope="module")
+def paired():
+    """Cells with proteins."""
+    adata = mt.datasets.paired_modalities(
+        mt.datasets.aging_atlas(60, 10, n_genes=500), n_proteins=6, n_peaks=None
+    )
+    del adata.uns["truth"]
+    mt.pp.rank_value_encode(adata, paired_model(adata).vocab)
+    return adata
+
+
+def paired_model(adata):
+    """A model of genes and of the proteins of these cells that has learned nothing."""
+    cells = adata[np.sort(adata.obs_names)].copy()
+    mt.pp.map_genes(cells)
+    vocab = mt.models.Vocabulary.from_anndata(cells).with_modalities(mt.pp.modality_medians(cells))
+    return mt.models.build_model({**SHAPE, "max_position_embeddings": 128}, vocab)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from ._aging_atlas import aging_atlas
 from ._corpus_recipe import CellBalance, CellFilters, CorpusRecipe, StoreColumns
 from ._registry import available, load
 from .census import census, census_plan
+from .paired_modalities import paired_modalities
 
 __all__ = [
     "CellBalance",
@@ -21,6 +22,7 @@ __all__ = [
     "fetch",
     "load",
     "manifest",
+    "paired_modalities",
 ]
 
 guard(globals(), __all__)

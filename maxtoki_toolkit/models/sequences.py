@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from .vocabulary import Vocabulary
+from .vocabulary import MARKS, MODALITIES, Vocabulary
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -95,6 +95,15 @@ def cell_sequences(
     max_length
         Longest sequence, marks included: the lowest ranked genes beyond it are left out.
     """
+    if vocab.modalities:
+        return _joint_sequences(ranks, token_of_gene, vocab, max_length)
+    return _of_one_kind(ranks, token_of_gene, vocab["<bos>"], vocab["<eos>"], max_length)
+
+
+def _of_one_kind(
+    ranks: sp.csr_matrix, token_of_gene: np.ndarray, first: int, last: int, max_length: int
+) -> Sequences:
+    """Write each cell as a mark, its features from the highest ranked on, and another mark."""
     rank = ranks.data.astype(np.int64)
     token = token_of_gene[ranks.indices]
     lowest = (
@@ -120,9 +129,45 @@ def cell_sequences(
     mark = np.zeros(len(tokens), dtype=bool)
     mark[indptr[:-1]] = mark[indptr[1:] - 1] = True
     tokens[~mark] = placed[kept]
-    tokens[indptr[:-1]] = vocab["<bos>"]
-    tokens[indptr[1:] - 1] = vocab["<eos>"]
+    tokens[indptr[:-1]] = first
+    tokens[indptr[1:] - 1] = last
     return Sequences(tokens, indptr)
+
+
+def budgets(n_features: dict[str, int], max_length: int) -> dict[str, int]:
+    """Features of each kind that a cell of this length has room for: an even share, and what the smaller kinds leave."""
+    room = max_length - 2 - len(n_features)
+    out = {}
+    for i, (kind, n) in enumerate(sorted(n_features.items(), key=lambda item: item[1])):
+        out[kind] = max(min(n, room // (len(n_features) - i)), 0)
+        room -= out[kind]
+    return out
+
+
+def _joint_sequences(
+    ranks: sp.csr_matrix, token: np.ndarray, vocab: Vocabulary, max_length: int
+) -> Sequences:
+    """Write each cell as `<bos>`, its kinds of features, each behind its mark, `<eos>`; what a cell lacks is left out."""
+    kind_of = np.where(token >= 0, vocab.modality_of_token[token], -1)
+    # What was not measured takes no room.
+    there = [kind for kind in vocab.modalities if MODALITIES.index(kind) in kind_of]
+    room = budgets({kind: int((kind_of == MODALITIES.index(kind)).sum()) for kind in there}, max_length)
+    parts = []
+    for kind in there:
+        columns = np.flatnonzero(kind_of == MODALITIES.index(kind))
+        length = room[kind] + 2
+        one = _of_one_kind(ranks[:, columns], token[columns], vocab[MARKS[kind]], vocab["<eos>"], length)
+        # Only `<eos>` of the whole cell stays.
+        keep = (one.lengths > 2)[one.owner] & (one.positions < one.lengths[one.owner] - 1)
+        parts.append(one.keep(keep))
+    n = ranks.shape[0]
+    ends = [
+        Sequences.split(np.full(n, vocab[mark], np.int32), np.ones(n, int)) for mark in ("<bos>", "<eos>")
+    ]
+    parts = [ends[0], *parts, ends[1]]
+    order = np.arange(len(parts) * n).reshape(len(parts), n).T.ravel()
+    joined = Sequences.concatenate(parts).take(order)
+    return Sequences(joined.tokens, joined.indptr[:: len(parts)])
 
 
 def pad(

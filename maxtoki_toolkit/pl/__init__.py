@@ -50,6 +50,7 @@ from .target_evidence import target_evidence
 from .timelapse_error import timelapse_error
 from .timelapse_scatter import timelapse_scatter
 from .train_on_generated import train_on_generated
+from .translate import translate
 
 __all__ = [
     "evaluate_sae",
@@ -97,6 +98,7 @@ __all__ = [
     "timelapse_error",
     "timelapse_scatter",
     "train_on_generated",
+    "translate",
 ]
 
 guard(globals(), __all__)

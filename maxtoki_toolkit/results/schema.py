@@ -180,6 +180,10 @@ SCHEMA: dict[str, Result] = {
         },
         {"scores": "AUROC", "signs": "share", "groups": "", "genes": ""},
     ),
+    _keys.TRANSLATE: Result(
+        "mt.tl.translate(adata, model)",
+        {"scores": "methods", "features": "features of the kind that was read"},
+    ),
     _keys.ABLATE_HEADS: Result(
         "mt.tl.ablate_heads(adata, model)", {"effects": "heads, sets of heads, or steps"}
     ),

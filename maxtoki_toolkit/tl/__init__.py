@@ -49,6 +49,7 @@ from .spectral_entropy import spectral_entropy
 from .steer_cells import steer_cells
 from .timelapse_baselines import timelapse_baselines
 from .train_on_generated import train_on_generated
+from .translate import translate
 
 __all__ = [
     "label_features",
@@ -103,6 +104,7 @@ __all__ = [
     "predict_timelapse",
     "timelapse_baselines",
     "train_on_generated",
+    "translate",
 ]
 
 guard(globals(), __all__)

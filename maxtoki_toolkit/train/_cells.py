@@ -47,6 +47,11 @@ def read_cells(
     if isinstance(cells, AnnData):
         cells, _ = known_cells(cells)
         return get_sequences(cells, model, max_length=max_length), cells
+    if model.vocab.modalities:
+        raise ValueError(
+            f"{cells} is a file, and this vocabulary has {', '.join(model.vocab.modalities)}: give such cells in memory, as an "
+            "AnnData."
+        )
     with open_store(cells) as store:
         obs, var = read_frames(store)
         with warnings.catch_warnings():

@@ -201,6 +201,9 @@ class PretrainRecipe(Checked):
         Share of the positions that are scored in each batch.
     gene_dropout
         Share of the genes left out of a cell each time it is read, so that few cells go further.
+    modality_dropout
+        For cells with proteins or peaks beside genes: how often each kind is left out of a cell, and those that
+        stay come in random order, so that any can be read from any other. `None`: all, in one order.
     repeats
         How often each AnnData of the cells is seen in an epoch.
     optimization, run
@@ -215,6 +218,7 @@ class PretrainRecipe(Checked):
 
     scored: float = 1.0
     gene_dropout: float = 0.0
+    modality_dropout: float | None = None
     repeats: Sequence[int] | None = None
     optimization: Optimization = field(default_factory=Optimization)
     run: Run = field(default_factory=Run)
