@@ -22,6 +22,7 @@ from .evaluate_sae import evaluate_sae
 from .feature_effects import feature_effects
 from .feature_families import feature_families
 from .feature_summary import feature_summary
+from .flag_plates import flag_plates
 from .gene_network import gene_network
 from .generated_ages import generated_ages
 from .generation_diversity import generation_diversity
@@ -43,6 +44,7 @@ from .prompt import prompt
 from .prompt_attention import prompt_attention
 from .rank_heatmap import rank_heatmap
 from .search_gene_sets import search_gene_sets
+from .separability import separability
 from .spectral_entropy import spectral_entropy
 from .steer_cells import steer_cells
 from .target_evidence import target_evidence
@@ -91,6 +93,8 @@ __all__ = [
     "prompt_attention",
     "matched_ages",
     "neighbor_purity",
+    "flag_plates",
+    "separability",
     "rank_heatmap",
     "timelapse_error",
     "timelapse_scatter",

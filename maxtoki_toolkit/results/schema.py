@@ -295,6 +295,15 @@ SCHEMA: dict[str, Result] = {
         {"scores": "perturbations, methods and scores"},
         {"scores": ""},
     ),
+    _keys.SEPARABILITY: Result(
+        "mt.tl.separability(adata, condition_key=..., control=...)",
+        {"scores": "groups, conditions and embeddings"},
+    ),
+    _keys.FLAG_PLATES: Result(
+        "mt.tl.flag_plates(adata, plate_key=..., well_key=...)",
+        {"plates": "plates", "tests": "plates and tests", "wells": "wells"},
+        {"plates": "", "wells": ""},
+    ),
 }
 
 

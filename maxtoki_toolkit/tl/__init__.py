@@ -22,6 +22,7 @@ from .feature_mediators import feature_mediators
 from .feature_network import feature_network
 from .feature_summary import feature_summary
 from .features import features
+from .flag_plates import flag_plates
 from .gene_network import gene_network
 from .generate import generate
 from .generated_ages import generated_ages
@@ -44,6 +45,7 @@ from .predict_timelapse import predict_timelapse
 from .recipes import Cells, CellSampling, Chains, GeneSetSearch, ScreenFile
 from .search_features import search_features
 from .search_gene_sets import search_gene_sets
+from .separability import separability
 from .spectral_entropy import spectral_entropy
 from .steer_cells import steer_cells
 from .timelapse_baselines import timelapse_baselines
@@ -92,6 +94,8 @@ __all__ = [
     "generate",
     "log_likelihood",
     "neighbor_purity",
+    "flag_plates",
+    "separability",
     "expression_age_slope",
     "known_gene_concordance",
     "perturb",
