@@ -81,7 +81,9 @@ class ResponseModel(nn.Module):
         return cells + self.shift[which][:, None] + self.write(self.blocks(states))
 
     @torch.no_grad()
-    def predict(self, controls: np.ndarray, perturbation: str, *, n_sets: int = 16, seed: int = 0) -> np.ndarray:
+    def predict(
+        self, controls: np.ndarray, perturbation: str, *, n_sets: int = 16, seed: int = 0
+    ) -> np.ndarray:
         """Predicted change of the mean expression of a population.
 
         Parameters
@@ -128,7 +130,9 @@ def energy_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     # The square root has no gradient at 0, where a point meets itself.
-    square = (a.pow(2).sum(-1)[:, :, None] + b.pow(2).sum(-1)[:, None] - 2 * a @ b.transpose(1, 2)).clamp(min=0)
+    square = (a.pow(2).sum(-1)[:, :, None] + b.pow(2).sum(-1)[:, None] - 2 * a @ b.transpose(1, 2)).clamp(
+        min=0
+    )
     far = square > 1e-6
     return torch.where(far, square.where(far, torch.ones_like(square)).sqrt(), torch.zeros_like(square))
 
@@ -210,7 +214,9 @@ def load_response(source: str | Path, *, device: str = "cpu") -> ResponseModel:
     folder = Path(source)
     for name in (WEIGHTS, CARD):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"Did not find {folder / name}. Give a folder that mt.train.response wrote.")
+            raise FileNotFoundError(
+                f"Did not find {folder / name}. Give a folder that mt.train.response wrote."
+            )
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         if card["sha256"] != sha256(folder / WEIGHTS):

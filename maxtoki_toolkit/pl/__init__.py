@@ -39,6 +39,7 @@ from .perturbation_dose import perturbation_dose
 from .perturbation_heatmap import perturbation_heatmap
 from .perturbation_metrics import perturbation_metrics
 from .perturbation_volcano import perturbation_volcano
+from .predict_response import predict_response
 from .predicted_ages import predicted_ages
 from .prompt import prompt
 from .prompt_attention import prompt_attention
@@ -88,6 +89,7 @@ __all__ = [
     "head_profiles",
     "head_segments",
     "head_similarity",
+    "predict_response",
     "predicted_ages",
     "prompt",
     "prompt_attention",

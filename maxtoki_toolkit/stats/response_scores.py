@@ -89,9 +89,7 @@ def score_response(
             f"top_overlap{suffix}": np.where(
                 some, np.take_along_axis(in_top, guessed[:, :n], 1).mean(axis=1), np.nan
             ),
-            f"top_direction{suffix}": np.where(
-                some, (np.sign(own) == np.sign(real)).mean(axis=1), np.nan
-            ),
+            f"top_direction{suffix}": np.where(some, (np.sign(own) == np.sign(real)).mean(axis=1), np.nan),
             f"mse_top{suffix}": np.take_along_axis(error, top, 1).mean(axis=1),
         }
     return {name: found[name] for name in score_names(n_top)}

@@ -96,7 +96,8 @@ def own_slope(known: Known) -> float:
     scale = np.where(n > 1, n / np.maximum(n - 1, 1), 0)[None, :, None]
     # A value less the mean of the others is n / (n - 1) times what it is less the mean of all.
     x, y = (
-        (part - part.sum(axis=0) / np.maximum(n, 1)[:, None]) * scale * use[..., None] for part in (control, change)
+        (part - part.sum(axis=0) / np.maximum(n, 1)[:, None]) * scale * use[..., None]
+        for part in (control, change)
     )
     total = (x * x).sum()
     return float((x * y).sum() / total) if total > 0 else 0.0

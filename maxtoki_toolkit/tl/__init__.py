@@ -41,6 +41,7 @@ from .perturbation_concordance import perturbation_concordance
 from .perturbation_metrics import perturbation_metrics
 from .perturbation_stats import perturbation_stats
 from .predict_age import predict_age
+from .predict_response import predict_response
 from .predict_timelapse import predict_timelapse
 from .recipes import Cells, CellSampling, Chains, GeneSetSearch, ScreenFile
 from .search_features import search_features
@@ -102,6 +103,7 @@ __all__ = [
     "perturbation_concordance",
     "perturbation_stats",
     "predict_age",
+    "predict_response",
     "predict_timelapse",
     "timelapse_baselines",
     "train_on_generated",

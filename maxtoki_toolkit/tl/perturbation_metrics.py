@@ -192,9 +192,7 @@ def perturbation_metrics(
     rows = []
     wanted = (*score_names(tops), "discrimination")
     for method, guess in guesses.items():
-        truths = [
-            Truth(treated[:, i], control_mean, t[:, i], common, variance[i]) for i in range(len(names))
-        ]
+        truths = [Truth(treated[:, i], control_mean, t[:, i], common, variance[i]) for i in range(len(names))]
         found = [score_response(guess[i], truth, tops) for i, truth in enumerate(truths)]
         told = discrimination(guess, treated)
         found = [values | {"discrimination": told[:, i]} for i, values in enumerate(found)]

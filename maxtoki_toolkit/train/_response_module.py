@@ -36,7 +36,9 @@ class ResponseModule(nn.Module):
             )
         )
 
-    def forward(self, control: torch.Tensor, treated: torch.Tensor, which: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(
+        self, control: torch.Tensor, treated: torch.Tensor, which: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """Loss of a batch of sets."""
         return {"loss": energy_distance(self.model(control, which), treated).mean()}
 

@@ -104,13 +104,17 @@ def response(
     if recipe.optimization.optimizer != "adamw":
         raise ValueError('This network is too small for "muon": use optimizer="adamw".')
     if recipe.hidden_size % recipe.n_heads:
-        raise ValueError(f"hidden_size ({recipe.hidden_size}) must be a multiple of n_heads ({recipe.n_heads}).")
+        raise ValueError(
+            f"hidden_size ({recipe.hidden_size}) must be a multiple of n_heads ({recipe.n_heads})."
+        )
     if recipe.set_size < 2:
         raise ValueError("set_size must be at least 2: a set of one cell has no distances.")
     if recipe.run.gradient_checkpointing:
         raise ValueError("This network is too small for gradient_checkpointing: leave it out.")
     columns = find_columns(cells.obs, perturbation_key=perturbation_key, control=control)
-    found = read_populations(cells, columns["perturbation_key"], columns["control"], as_list(groupby), use_rep, layer)
+    found = read_populations(
+        cells, columns["perturbation_key"], columns["control"], as_list(groupby), use_rep, layer
+    )
     learn = get_mask(cells, train, "train")[found.rows]
     described, names = read_descriptors(descriptors, found.perturbations)
     pairs = [
@@ -119,7 +123,11 @@ def response(
         for p in range(len(found.perturbations))
         if len(of := np.flatnonzero(learn & (found.context == c) & (found.label == p + 1)))
     ]
-    pairs = [(control, treated, names.index(found.perturbations[p])) for control, treated, p in pairs if len(control)]
+    pairs = [
+        (control, treated, names.index(found.perturbations[p]))
+        for control, treated, p in pairs
+        if len(control)
+    ]
     if not pairs:
         raise ValueError(
             f"No context of the cells to train on has controls ({columns['perturbation_key']!r} is {columns['control']!r}) and treated cells."
@@ -190,10 +198,14 @@ def _begin(model: ResponseModel, found, learn, pairs, described, *, by_descripto
         treated = np.full((names, n, values.shape[1]), np.nan)
         for still, moved, p in pairs:
             c = found.context[still[0]]
-            control[c], treated[c, p] = (np.asarray(values[rows].mean(axis=0)).ravel() for rows in (still, moved))
+            control[c], treated[c, p] = (
+                np.asarray(values[rows].mean(axis=0)).ravel() for rows in (still, moved)
+            )
         return mean_changes(Known(control, treated, described if by_descriptor else None))
 
-    decoder = Ridge(alpha=_PENALTY * len(fitted)).fit((Z[fitted] - center) / scale, found.expression[fitted].toarray())
+    decoder = Ridge(alpha=_PENALTY * len(fitted)).fit(
+        (Z[fitted] - center) / scale, found.expression[fitted].toarray()
+    )
     shift, change = means(Z) / scale, means(found.expression)
     weights = decoder.coef_.T / scale
     parts = {
