@@ -58,7 +58,7 @@ def test_planted_effect():
     assert found.loc[("g2", "Z"), "q_value"] > 0.05
     assert found.loc[("g1", "depth"), "q_value"] > 0.05
     assert (found["design"] == "cells").all()
-    assert found["null_mean"].between(0.47, 0.53).all()
+    assert found["null"].between(0.47, 0.53).all()
 
 
 @pytest.fixture

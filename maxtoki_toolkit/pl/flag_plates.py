@@ -75,12 +75,12 @@ def flag_plates(
     part = wells[wells["plate"] == plate]
     n_rows, n_columns = plate_shape(part["row"].to_numpy(), part["column"].to_numpy())
     shown = [test for test in _TESTS if tests.loc[tests["test"] == test, "value"].notna().any()]
-    height = max(3.4, 1.4 + 0.17 * len(names))
+    height = max(4.0, 1.4 + 0.17 * len(names))
     figure, axes = plt.subplots(
         1,
         1 + len(shown),
-        figsize=(5.4 + 1.75 * len(shown), height),
-        width_ratios=[3.4, *[1] * len(shown)],
+        figsize=(6.2 + 1.7 * len(shown), height),
+        width_ratios=[3.6, *[1] * len(shown)],
         layout="constrained",
     )
     axes = np.atleast_1d(axes)
@@ -97,8 +97,8 @@ def flag_plates(
         c="#eeeeee",
         edgecolors=rim[missing],
     )
-    figure.colorbar(color, ax=ax, label=_LABELS[value], shrink=0.7, location="bottom", pad=0.03)
-    ticks = np.arange(1, n_columns + 1)
+    figure.colorbar(color, ax=ax, label=_LABELS[value], shrink=0.6, pad=0.02)
+    ticks = np.arange(1, n_columns + 1, 1 if n_columns < 20 else 3)
     ax.set_xticks(ticks, ticks, fontsize=8 if n_columns < 20 else 6)
     ax.set_yticks(range(n_rows), [chr(65 + i) for i in range(n_rows)], fontsize=8 if n_rows < 16 else 6)
     ax.set(xlim=(0.3, n_columns + 0.7), ylim=(n_rows - 0.4, -0.6), aspect="equal")

@@ -69,7 +69,7 @@ def separability(adata: AnnData, *, key: str = _keys.SEPARABILITY, ax: Axes | No
     ax.set(
         xlabel=f"treated against control cells, AUROC of {params['n_neighbors']} neighbours",
         ylim=(len(rows) - 0.5, -0.5),
-        title=f"bars: 95% interval over {units}; ticks: 95% of exchanged labels are below{left_out}",
+        title=f"bars: 95% interval over {units}\nticks: 95% of exchanged labels are below{left_out}",
     )
     ax.title.set_fontsize(8)
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))

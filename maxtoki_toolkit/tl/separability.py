@@ -77,7 +77,7 @@ def separability(
         interval.
     `difference`
         `auroc` of `use_rep` less that of the row, with its interval (`difference_low`, `difference_high`).
-    `null_mean`, `null_high`
+    `null`, `null_high`
         Mean and 95th percentile of what exchanged labels give.
     `p_value`, `q_value`
         One-sided, of the exchanges; corrected over the rows of an embedding (Benjamini and Hochberg).
@@ -101,7 +101,7 @@ def separability(
     with a t interval over them. Where donors are treated or controls, but not both ("between donors"),
     neighbours are those of all other donors, so that a donor's own look does not pass for the treatment, and
     whole donors exchange their labels; the interval is a jackknife over donors. Chance is below 0.5 then, and
-    is `null_mean`. Where donors are not known, or are fewer ("cells"), cells are the units: the interval is
+    is `null`. Where donors are not known, or are fewer ("cells"), cells are the units: the interval is
     DeLong's (Biometrics 1988), and says nothing of another culture or donor.
 
     A group with one sample of each condition cannot tell treatment from sample: a batch separates too.
@@ -307,7 +307,7 @@ def _rows(found: dict[str, list[Areas]], strata, donor, design) -> dict[str, dic
             "difference": lead,
             "difference_low": lead - lead_error[i],
             "difference_high": lead + lead_error[i],
-            "null_mean": null.mean(),
+            "null": null.mean(),
             "null_high": np.quantile(null, 0.95),
             "p_value": permutation_p(value[i], null),
         }
