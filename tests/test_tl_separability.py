@@ -1,6 +1,6 @@
 """Treated cells against controls by their neighbours: planted effects, none, donors, and refusals."""
 
-import sys
+import importlib
 
 import numpy as np
 import pandas as pd
@@ -64,7 +64,9 @@ def test_planted_effect():
 @pytest.fixture
 def no_pca(monkeypatch):
     """PCA takes most of the time, and is another's."""
-    module = sys.modules["maxtoki_toolkit.tl.separability"]  # `mt.tl.separability` is the function
+    module = importlib.import_module(
+        "maxtoki_toolkit.tl.separability"
+    )  # `mt.tl.separability` is the function
     monkeypatch.setattr(module, "_pca", lambda cells, n, seed: np.asarray(cells.obsm["Z"])[:, 1:])
 
 

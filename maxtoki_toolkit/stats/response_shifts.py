@@ -113,7 +113,8 @@ def predict(known: Known, given: np.ndarray, weights: np.ndarray) -> dict[str, n
     given
         Control means to begin from, contexts x genes.
     weights
-        How much each context (rows) is like each other (columns); rows add up to 1.
+        How much each context is like each other, contexts x perturbations x contexts: for each perturbation among those
+        that it is known of.
     """
     seen, start = known.seen, given[:, None]
     effect = mean_changes(known)
@@ -121,9 +122,9 @@ def predict(known: Known, given: np.ndarray, weights: np.ndarray) -> dict[str, n
     level = _nan_mean(known.treated, 0)
     level[~seen.any(axis=0)] = _nan_mean(level, 0)
     context = np.repeat(_nan_mean(known.treated, 1)[:, None], shape[1], axis=1)
-    near = np.einsum("tc,cp->tcp", weights, seen)
-    total = near.sum(axis=1)
-    change = np.einsum("tcp,cpg->tpg", near, np.where(seen[..., None], known.change, 0))
+    near = weights * seen.T[None]
+    total = near.sum(axis=2)
+    change = np.einsum("tpc,cpg->tpg", near, np.where(seen[..., None], known.change, 0))
     with np.errstate(invalid="ignore", divide="ignore"):
         change = change / total[..., None]
     change = np.where((total > 0)[..., None], change, effect[None])

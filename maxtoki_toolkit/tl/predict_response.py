@@ -345,9 +345,12 @@ def _mean_change(change: np.ndarray) -> np.ndarray:
 
 
 def _alike(cells: Populations, fold: _Fold, held_out: str, seed: int) -> np.ndarray:
-    """Of each context, the share of the nearest controls of its controls that each context has."""
-    n = len(cells.contexts)
-    weights = np.zeros((n, n))
+    """Of each context and perturbation, the share of the nearest controls that each context has, contexts x perturbations x contexts.
+
+    Neighbours are sought among the contexts that the perturbation is known of; of one that is known nowhere, among all.
+    """
+    n, n_perturbations = len(cells.contexts), len(cells.perturbations)
+    weights = np.zeros((n, n_perturbations, n))
     stream = np.random.default_rng([seed, 1])
     pool, of = [], []
     for c in range(n):
@@ -357,15 +360,21 @@ def _alike(cells: Populations, fold: _Fold, held_out: str, seed: int) -> np.ndar
         pool.append(rows)
         of.append(np.full(len(rows), c))
     pool, of = np.concatenate(pool), np.concatenate(of)
-    has = fold.seen.any(axis=1)
-    for c in np.unique(fold.context):
-        candidates = has[of] & ((of != c) | (held_out == "cells"))
-        own = np.flatnonzero((cells.context == c) & fold.given)
-        if not candidates.any():
-            continue
-        others = pool[candidates]
-        near = _nearest_in(cells.embedding[own], cells.embedding[others], min(_NEIGHBORS, len(others)))
-        weights[c] = np.bincount(of[candidates][near].ravel(), minlength=n) / near.size
+    found: dict[bytes, np.ndarray] = {}
+    for c, p in zip(fold.context, fold.perturbation, strict=True):
+        known = fold.seen[:, p] if fold.seen[:, p].any() else fold.seen.any(axis=1)
+        known = known & ((np.arange(n) != c) | (held_out == "cells"))
+        # The same for all perturbations that are known of the same contexts.
+        key = known.tobytes() + bytes(f"|{c}", "ascii")
+        if key not in found:
+            candidates = np.flatnonzero(known[of])
+            if not len(candidates):
+                continue
+            own = np.flatnonzero((cells.context == c) & fold.given)
+            others = pool[candidates]
+            near = _nearest_in(cells.embedding[own], cells.embedding[others], min(_NEIGHBORS, len(others)))
+            found[key] = np.bincount(of[candidates][near].ravel(), minlength=n) / near.size
+        weights[c, p] = found[key]
     return weights
 
 
