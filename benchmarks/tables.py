@@ -388,6 +388,62 @@ def steering() -> str:
     return markdown(rows)
 
 
+def responses(case: str, **names: str) -> list[dict]:
+    """Ways to predict a response, with the columns that tell the settings apart."""
+    rows = []
+    for row in read("response")["cases"][case]["rows"]:
+        if row["mse"] is None:
+            continue
+        interval = {"r": row["pearson_control"], "r_low": row["low"], "r_high": row["high"]}
+        lead = {name: row[name] for name in ("difference", "difference_low", "difference_high")}
+        tested = row["kind"] == "way" and row["difference_low"] is not None and row["p_value"] is not None
+        rows.append(
+            {
+                **{shown: row[name] for name, shown in names.items()},
+                "prediction": f"{row['method']} ({row['kind']})",
+                "Pearson-delta": ranged(interval, "r", "{:.2f}"),
+                "ahead of the perturbation mean": ranged(lead, "difference", "{:+.2f}") if tested else "",
+                "p": f"{row['p_value']:.2f}" if tested else "",
+                "top 20": ""
+                if row["pearson_control_top20"] is None
+                else f"{row['pearson_control_top20']:.2f}",
+                "weighted error": f"{row['mse_weighted']:.3f}",
+            }
+        )
+    return rows
+
+
+def response_glioma() -> str:
+    """Donors left out, one at a time."""
+    return markdown(responses("glioma", embedding="embedding"))
+
+
+def response_interferon() -> str:
+    """Cells, and cell types, left out."""
+    return markdown(responses("interferon", split="left out"))
+
+
+def response_planted() -> str:
+    """Sums and interactions of lines and drugs."""
+    return markdown(responses("planted", answers="answers", held_out="left out"))
+
+
+def response_plates() -> str:
+    """Plates of simulated screens."""
+    return markdown(
+        [
+            {
+                "effect of drugs (log2)": row["effect"],
+                "clean plates flagged": f"{row['clean_flagged']} of {row['clean_plates']}",
+                "failed plates found": row["failed_found"],
+                "edge effects found": row["edge_found"],
+                "other plates of these screens flagged": row["others_flagged"],
+            }
+            for row in read("response")["cases"]["plates"]["rows"]
+        ]
+    )
+
+
 MIXED = {
     "PCA": "PCA",
     "PCA + Harmony": "PCA + Harmony",
@@ -709,6 +765,10 @@ _TABLES = (
     mixing,
     label_transfer,
     steering,
+    response_glioma,
+    response_interferon,
+    response_planted,
+    response_plates,
     sae_toy,
     sae_again,
     sae_quality,

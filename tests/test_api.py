@@ -143,6 +143,21 @@ ARGUMENTS = {
         "control": "female",
         "n_bootstrap": 5,
     },
+    "tl.separability": {
+        "condition_key": "sex",
+        "control": "female",
+        "use_rep": "X_maxtoki",
+        "n_neighbors": 3,
+        "n_permutations": 9,
+    },
+    "tl.flag_plates": {
+        "plate_key": "batch",
+        "well_key": "well",
+        "perturbation_key": "drug",
+        "control": "DMSO",
+        "n_neighbors": 3,
+    },
+    "tl.predict_response": {"groupby": "batch", "perturbation_key": "sex", "control": "female"},
     "pp.hold_out": {"donor_key": "donor_id"},
     "pp.match_ages": COMPARISON,
     "pp.match_queries": {"tolerance": None},
@@ -186,6 +201,9 @@ def encoded():
     adata = mt.datasets.aging_atlas(120, 10, n_genes=500)
     del adata.uns["truth"]  # many columns, and each takes zarr a while
     adata.obs["stage"] = (adata.obs["age_months"] // 12).astype(str) + "-year-old human stage"
+    wells = np.arange(adata.n_obs) % 8
+    adata.obs["well"] = [f"{'AB'[i // 4]}{i % 4 + 1:02d}" for i in wells]
+    adata.obs["drug"] = np.where(wells < 4, "DMSO", "x")
     mt.pp.map_genes(adata)
     vocab = mt.models.Vocabulary.from_anndata(adata)
     small = mt.models.build_model({**SHAPE, "max_position_embeddings": 128}, vocab)

@@ -6,6 +6,7 @@ from .._doors import guard
 from .._manifests import fetch, manifest
 from ._aging_atlas import aging_atlas
 from ._corpus_recipe import CellBalance, CellFilters, CorpusRecipe, StoreColumns
+from ._drug_screen import drug_screen
 from ._registry import available, load
 from .census import census, census_plan
 from .paired_modalities import paired_modalities
@@ -19,6 +20,7 @@ __all__ = [
     "census_plan",
     "aging_atlas",
     "available",
+    "drug_screen",
     "fetch",
     "load",
     "manifest",

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "load": ["load_model", "save_model"],
         "megatron": ["from_megatron", "to_megatron"],
         "model": ["MaxTokiModel"],
+        "response": ["ResponseModel", "load_response", "save_response"],
         "sae": ["SparseAutoencoder", "save_sae"],
         "time_head": ["TimeHead"],
         "vocabulary": ["Vocabulary"],

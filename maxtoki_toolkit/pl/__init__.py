@@ -23,6 +23,7 @@ from .feature_effects import feature_effects
 from .feature_families import feature_families
 from .feature_summary import feature_summary
 from .gene_effects import gene_effects
+from .flag_plates import flag_plates
 from .gene_network import gene_network
 from .generated_ages import generated_ages
 from .generation_diversity import generation_diversity
@@ -39,11 +40,13 @@ from .perturbation_dose import perturbation_dose
 from .perturbation_heatmap import perturbation_heatmap
 from .perturbation_metrics import perturbation_metrics
 from .perturbation_volcano import perturbation_volcano
+from .predict_response import predict_response
 from .predicted_ages import predicted_ages
 from .prompt import prompt
 from .prompt_attention import prompt_attention
 from .rank_heatmap import rank_heatmap
 from .search_gene_sets import search_gene_sets
+from .separability import separability
 from .spectral_entropy import spectral_entropy
 from .steer_cells import steer_cells
 from .target_evidence import target_evidence
@@ -89,11 +92,14 @@ __all__ = [
     "head_profiles",
     "head_segments",
     "head_similarity",
+    "predict_response",
     "predicted_ages",
     "prompt",
     "prompt_attention",
     "matched_ages",
     "neighbor_purity",
+    "flag_plates",
+    "separability",
     "rank_heatmap",
     "timelapse_error",
     "timelapse_scatter",

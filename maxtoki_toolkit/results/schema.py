@@ -310,6 +310,24 @@ SCHEMA: dict[str, Result] = {
         {"scores": "perturbations, methods and scores"},
         {"scores": ""},
     ),
+    _keys.SEPARABILITY: Result(
+        "mt.tl.separability(adata, condition_key=..., control=...)",
+        {"scores": "groups, conditions and embeddings"},
+    ),
+    _keys.PREDICT_RESPONSE: Result(
+        "mt.tl.predict_response(adata, groupby=...)",
+        {
+            "summary": "methods and scores",
+            "scores": "populations left out, methods and scores",
+            "populations": "populations left out",
+        },
+        {"summary": "", "scores": "", "populations": ""},
+    ),
+    _keys.FLAG_PLATES: Result(
+        "mt.tl.flag_plates(adata, plate_key=..., well_key=...)",
+        {"plates": "plates", "tests": "plates and tests", "wells": "wells"},
+        {"plates": "", "wells": ""},
+    ),
 }
 
 

@@ -23,6 +23,7 @@ from .feature_network import feature_network
 from .feature_summary import feature_summary
 from .features import features
 from .gene_effects import gene_effects
+from .flag_plates import flag_plates
 from .gene_network import gene_network
 from .generate import generate
 from .generated_ages import generated_ages
@@ -41,10 +42,12 @@ from .perturbation_concordance import perturbation_concordance
 from .perturbation_metrics import perturbation_metrics
 from .perturbation_stats import perturbation_stats
 from .predict_age import predict_age
+from .predict_response import predict_response
 from .predict_timelapse import predict_timelapse
 from .recipes import Cells, CellSampling, Chains, GeneSetSearch, ScreenFile
 from .search_features import search_features
 from .search_gene_sets import search_gene_sets
+from .separability import separability
 from .spectral_entropy import spectral_entropy
 from .steer_cells import steer_cells
 from .timelapse_baselines import timelapse_baselines
@@ -95,12 +98,15 @@ __all__ = [
     "generate",
     "log_likelihood",
     "neighbor_purity",
+    "flag_plates",
+    "separability",
     "expression_age_slope",
     "known_gene_concordance",
     "perturb",
     "perturbation_concordance",
     "perturbation_stats",
     "predict_age",
+    "predict_response",
     "predict_timelapse",
     "timelapse_baselines",
     "train_on_generated",

@@ -7,6 +7,8 @@ from .recipe import (
     Adaptation,
     Optimization,
     PretrainRecipe,
+    ResponseOptimization,
+    ResponseRecipe,
     Run,
     SparseOptimization,
     SparseRecipe,
@@ -14,6 +16,7 @@ from .recipe import (
     TemporalRecipe,
     TimeObjective,
 )
+from .response import response
 from .sae import sae
 from .temporal import temporal
 
@@ -23,6 +26,8 @@ __all__ = [
     "HoldOut",
     "Optimization",
     "PretrainRecipe",
+    "ResponseOptimization",
+    "ResponseRecipe",
     "Run",
     "SparseOptimization",
     "SparseRecipe",
@@ -31,6 +36,7 @@ __all__ = [
     "TimeObjective",
     "clock",
     "pretrain",
+    "response",
     "sae",
     "temporal",
 ]

@@ -35,6 +35,7 @@ _FILES = (
     "checkpoints",
     "model",
     "sae",
+    "response",
     "cells",
     "held_out",
     "replay",

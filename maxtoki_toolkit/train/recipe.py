@@ -260,6 +260,46 @@ class SparseRecipe(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResponseOptimization(Optimization):
+    """As `Optimization`, with other defaults: for a small network that learns from few populations."""
+
+    max_steps: int = 300
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    warmup: float = 0.05
+    hold: float = 0.5
+    floor: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseRecipe(Checked):
+    """Settings of `mt.train.response`, apart from cells and their columns.
+
+    Attributes
+    ----------
+    hidden_size, n_layers, n_heads
+        Size of the states, blocks, and attention heads of the transformer.
+    set_size
+        Cells of a population that are read together.
+    optimization, run
+        See `Optimization` and `Run`.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> mt.train.ResponseRecipe.of(set_size=32, max_steps=100).optimization.max_steps
+    100
+    """
+
+    hidden_size: int = 64
+    n_layers: int = 2
+    n_heads: int = 4
+    set_size: int = 64
+    optimization: ResponseOptimization = field(default_factory=ResponseOptimization)
+    run: Run = field(default_factory=Run)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TemporalRecipe(Checked):
     """Settings of `mt.train.temporal`, apart from cells and their columns.
 
