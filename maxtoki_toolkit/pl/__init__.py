@@ -23,6 +23,7 @@ from .feature_effects import feature_effects
 from .feature_families import feature_families
 from .feature_summary import feature_summary
 from .gene_network import gene_network
+from .gene_task import gene_task
 from .generated_ages import generated_ages
 from .generation_diversity import generation_diversity
 from .head_enrichment import head_enrichment
@@ -51,6 +52,7 @@ from .timelapse_scatter import timelapse_scatter
 from .train_on_generated import train_on_generated
 
 __all__ = [
+    "gene_task",
     "evaluate_sae",
     "feature_summary",
     "evaluate_generated",

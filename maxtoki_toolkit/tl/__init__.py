@@ -12,6 +12,7 @@ from .differential_rank import differential_rank
 from .doublets import doublets
 from .driver_features import driver_features
 from .embed import embed
+from .embed_genes import embed_genes
 from .evaluate_generated import evaluate_generated
 from .evaluate_sae import evaluate_sae
 from .expression_age_slope import expression_age_slope
@@ -22,7 +23,9 @@ from .feature_mediators import feature_mediators
 from .feature_network import feature_network
 from .feature_summary import feature_summary
 from .features import features
+from .gene_neighbors import gene_neighbors
 from .gene_network import gene_network
+from .gene_task import gene_task
 from .generate import generate
 from .generated_ages import generated_ages
 from .generation_diversity import generation_diversity
@@ -34,6 +37,7 @@ from .known_gene_concordance import known_gene_concordance
 from .label_features import label_features
 from .log_likelihood import log_likelihood
 from .neighbor_purity import neighbor_purity
+from .nominate_targets import nominate_targets
 from .patch import patch
 from .perturb import perturb
 from .perturbation_concordance import perturbation_concordance
@@ -50,6 +54,10 @@ from .timelapse_baselines import timelapse_baselines
 from .train_on_generated import train_on_generated
 
 __all__ = [
+    "embed_genes",
+    "gene_neighbors",
+    "gene_task",
+    "nominate_targets",
     "label_features",
     "feature_summary",
     "evaluate_sae",
