@@ -14,7 +14,7 @@ from .._progress import hidden, progress
 from ..models.embedding import embed_sequences, embed_tokens
 from ..models.model import MaxTokiModel
 from ..models.sequences import Sequences
-from ..pp._design import get_groups
+from ..pp._design import get_groups, known_cells
 from ..pp._ranked_counts import ranked_counts
 from ..stats.expression import log_normalize
 from ._cells import WHOLE, get_sequences, get_tokens
@@ -147,7 +147,7 @@ def read_vectors(adata: AnnData, key: str) -> np.ndarray:
 
 def embedding_settings(adata: AnnData, model: MaxTokiModel, key: str) -> dict:
     """How embeddings were made, or raise if that was by another model."""
-    own = adata.uns.get(_keys.EMBED_GENES if key == _keys.GENE_EMBEDDING else f"{key}_genes", {})
+    own = adata.uns.get(_keys.EMBED_GENES if key == _keys.GENE_EMBEDDING else key, {})
     params = own.get("params", {}) if isinstance(own, dict) else {}
     sha = model.params.get("model_sha256")
     if params and params.get("model_sha256") != sha:
@@ -181,6 +181,8 @@ def gene_predictors(
 ) -> tuple[dict[str, np.ndarray], dict]:
     """What labels are predicted from, genes x columns by name, and how the embedding was made."""
     settings = embedding_settings(adata, model, key)
+    vectors = read_vectors(adata, key)
+    adata, _ = known_cells(adata)  # in the order of their names
     twin = gene_vectors(
         adata,
         _untrained(model, seed),
@@ -195,7 +197,6 @@ def gene_predictors(
         baselines["gene length"] = length[:, None]
     baselines["PCA loadings"] = pca_loadings(adata, seed=seed)[0]
     together = np.hstack(list(baselines.values()))
-    vectors = read_vectors(adata, key)
     predictors = {"MaxToki": vectors, "untrained": twin.astype(np.float64), **baselines}
     predictors["all baselines"] = together
     predictors["all baselines and MaxToki"] = np.hstack([together, vectors])

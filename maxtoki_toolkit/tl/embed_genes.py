@@ -63,7 +63,7 @@ def embed_genes(
         With `groupby`: float32, genes x groups x hidden size, in the order of the table.
     `.uns["embed_genes"]`
         Parameters and, with `groupby`, the table `groups`: a row a `group`, with `n_cells` and `n_genes`, the
-        genes that have a vector there. With `key_added`, under that key and "_genes".
+        genes that have a vector there. With `key_added`, under that key.
 
     Raises
     ------
@@ -101,7 +101,6 @@ def embed_genes(
             f"context={context!r} reads no cells, so that there are no groups. Leave groupby out."
         )
     key = key_added or _keys.GENE_EMBEDDING
-    into = _keys.EMBED_GENES if key_added is None else f"{key}_genes"
     columns = as_list(groupby)
     cells, _ = known_cells(adata, columns)
     found = gene_vectors(
@@ -117,7 +116,7 @@ def embed_genes(
     settings["whole_cells"] = whole_cells
     params = settings | {"n_cells": cells.n_obs, "n_truncated": count_truncated(cells, model)}
     tables = {} if found.table is None else {"groups": found.table}
-    write_result(adata, _keys.EMBED_GENES, {**model.params, **params}, key_added=into, **tables)
+    write_result(adata, _keys.EMBED_GENES, {**model.params, **params}, key_added=key_added, **tables)
     adata.varm[key] = found.all
     adata.varm.pop(f"{key}_groups", None)
     if found.groups is not None:

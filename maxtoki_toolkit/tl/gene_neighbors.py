@@ -13,6 +13,7 @@ from anndata import AnnData
 from .. import _keys
 from .._features import symbols
 from .._progress import progress
+from ..pp._design import known_cells
 from ..results.store import write_result
 from ..stats.fdr import benjamini_hochberg
 from ..stats.matched_sets import make_strata, permuted
@@ -136,7 +137,7 @@ def gene_neighbors(
     names, ids = symbols(adata)[rows], ids[rows]
     covariates = covariates.loc[ids]
     unit = _unit(vectors[rows])
-    loadings = _unit(pca_loadings(adata, seed=rng)[0][rows])
+    loadings = _unit(pca_loadings(known_cells(adata)[0], seed=rng)[0][rows])
     controls = nearest_genes(covariates, list(ids[asked]), N_CONTROLS, exclude=set(ids[asked]))
     place_of = pd.Index(ids)
     random = np.random.default_rng(rng)
