@@ -11,13 +11,14 @@ from anndata import AnnData
 
 from .. import _keys
 from .._progress import hidden, progress
+from .._validate import require_tokens
 from ..models.embedding import embed_sequences, embed_tokens
-from ..models.model import MaxTokiModel
+from ..models.model import MaxTokiModel, require_model
 from ..models.sequences import Sequences
 from ..pp._design import get_groups, known_cells
 from ..pp._ranked_counts import ranked_counts
 from ..stats.expression import log_normalize
-from ._cells import WHOLE, get_sequences, get_tokens
+from ._cells import WHOLE, get_sequences, get_tokens, require_encoding
 from .neighbor_purity import _untrained
 
 N_LOADINGS = 50
@@ -45,10 +46,13 @@ def gene_vectors(
     whole_cells: bool = False,
 ) -> GeneVectors:
     """Embed genes; means over cells are running sums, of one group of cells at a time."""
+    require_tokens(adata)
+    require_model(model)
     token = get_tokens(adata, model)
     has = token >= 0
     vectors = np.full((adata.n_vars, model.hf.config.hidden_size), np.nan, dtype=np.float32)
     if context != "cells":
+        require_encoding(adata.uns.get(_keys.ENCODING, {}), model)
         vectors[has] = embed_tokens(model, alone=context == "alone", layer=layer)[token[has]]
         return GeneVectors(vectors, None, None)
     group, names = get_groups(adata, groupby)
