@@ -38,7 +38,7 @@ def gene_task(adata: AnnData, *, gene_set: str | None = None, key: str = _keys.G
     >>> mt.tl.embed_genes(adata, model)
     >>> mt.tl.gene_task(adata, model, labels="TF", n_folds=3, n_permutations=5)
     >>> mt.pl.gene_task(adata).axes[0].get_xlabel()
-    'area under the ROC curve'
+    'area under the ROC curve (AUROC)'
     """
     import matplotlib.pyplot as plt
 
@@ -51,7 +51,7 @@ def gene_task(adata: AnnData, *, gene_set: str | None = None, key: str = _keys.G
     place = np.arange(len(part))
     figure, axes = plt.subplots(1, 2, figsize=(7.2, 1.3 + 0.3 * len(part)), sharey=True, layout="constrained")
     colors = [_COLORS.get(name, BASELINE) for name in part["predictor"]]
-    labels = {"auroc": "area under the ROC curve", "auprc": "average precision"}
+    labels = {"auroc": "area under the ROC curve (AUROC)", "auprc": "average precision"}
     for ax, (what, label) in zip(axes, labels.items(), strict=True):
         chance = 0.5 if what == "auroc" else float(part["prevalence"].iloc[0])
         ends = part[f"null_{what}_high"]
