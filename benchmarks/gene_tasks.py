@@ -57,7 +57,6 @@ GRIDS = {
     "small": [(64, 1, 0.1), (512, 1, 0.1), (512, 1, 0.5)],
 }
 SEEDS, PATIENCE, BATCH, RATE, EPOCHS = (0, 1, 2), 15, 256, 2e-3, 200
-AUC = ("auroc", "auprc")
 
 
 def rounded(table: pd.DataFrame) -> list[dict]:

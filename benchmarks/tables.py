@@ -711,7 +711,7 @@ def gene_labels() -> str:
     """AUROC of labels of genes, a column a predictor."""
     cases, table = read("gene_tasks")["cases"], []
     for case, label in GENE_TASKS.items():
-        rows = cases[case]["rows"]
+        rows = cases.get(case, {"rows": []})["rows"]
         for context in dict.fromkeys(row["context"] for row in rows):
             found = {row["predictor"]: row for row in rows if row["context"] == context}
             model = found["MaxToki"]

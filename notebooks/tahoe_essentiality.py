@@ -129,6 +129,7 @@ mt.tl.gene_task(adata, maxtoki, labels=labels, n_permutations=n_permutations, rn
 figure = mt.pl.gene_task(adata)
 save(figure, "broad")
 display(figure)
+plt.close(figure)
 
 # %%
 scores = mt.get.table(adata, "gene_task")
