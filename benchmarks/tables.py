@@ -745,6 +745,93 @@ def sae_network() -> str:
     )
 
 
+PREDICTORS_OF_GENES = (
+    "MaxToki",
+    "untrained",
+    "detection",
+    "expression",
+    "gene length",
+    "PCA loadings",
+    "all baselines",
+    "all baselines and MaxToki",
+)
+GENES_ARE_IN = {"cells": "in cells", "alone": "alone", "table": "embedding table"}
+GENE_TASKS = {
+    "essential": "core essential, CEGv2 against NEGv1",
+    "broad": "needed by over 70% of DepMap's lines, against under 5%",
+    "factors": "transcription factors",
+}
+
+
+def gene_labels() -> str:
+    """AUROC of labels of genes, a column a predictor."""
+    cases, table = read("gene_tasks")["cases"], []
+    for case, label in GENE_TASKS.items():
+        rows = cases.get(case, {"rows": []})["rows"]
+        for context in dict.fromkeys(row["context"] for row in rows):
+            found = {row["predictor"]: row for row in rows if row["context"] == context}
+            model = found["MaxToki"]
+            line = {
+                "label": label,
+                "genes are read": GENES_ARE_IN[context],
+                "with it, genes": f"{model['n_positive']:,} of {model['n_genes']:,}",
+            }
+            line["MaxToki"] = ranged(model, "auroc", "{:.2f}")
+            line |= {name: f"{found[name]['auroc']:.2f}" for name in PREDICTORS_OF_GENES[1:] if name in found}
+            best = found["all baselines"]
+            line["MaxToki less all baselines"] = ranged(best, "difference", "{:.2f}")
+            line["95% of shuffles below"] = f"{model['null_auroc_high']:.2f}"
+            table.append(line)
+    return markdown(table)
+
+
+def gene_dependencies() -> str:
+    """Dependencies of lines that were left out."""
+    cases, table = read("gene_tasks")["cases"], []
+    sets = [
+        ("context", row, f"four lung lines, genes that 10% to {row['max_share']:.0%} of the others need")
+        for row in cases["context"]["rows"]
+    ]
+    sets += [("panel", row, f"200 simulated lines, {row['labels']}") for row in cases["panel"]["rows"]]
+    for _, row, label in sets:
+        high = {name: row[f"null_{name}_high"] for name in ("auroc", "precision")}
+        table.append(
+            {
+                "lines": label,
+                "predictor": row["predictor"],
+                "AUROC among genes of like share": ranged(row, "auroc", "{:.3f}"),
+                "95% of shuffles below": f"{high['auroc']:.3f}",
+                "precision of the top genes": ranged(row, "precision", "{:.2f}"),
+                "95% of shuffles below ": f"{high['precision']:.2f}",
+                "all candidates": f"{row['prevalence']:.2f}",
+                "p": f"{row['p_value']:.2f}",
+            }
+        )
+    return markdown(table)
+
+
+def gene_sets() -> str:
+    """50 hallmark sets by perceptrons."""
+    found = read("gene_tasks")["cases"]["hallmarks"]
+    rows = sorted(found["rows"], key=lambda row: -row["micro_auprc"])
+    column = f"micro average precision (range over {found['seeds']} seeds)"
+    return markdown(
+        [
+            {
+                "vectors of genes": row["embedding"],
+                column: f"{row['micro_auprc']:.3f} ({row['low']:.3f} to {row['high']:.3f})",
+            }
+            for row in rows
+        ]
+        + [
+            {
+                "vectors of genes": "chance",
+                column: f"{found['prevalence']:.3f}",
+            }
+        ]
+    )
+
+
 _TABLES = (
     codebase,
     fuzz,
@@ -776,6 +863,9 @@ _TABLES = (
     sae_layers,
     sae_speed,
     sae_network,
+    gene_labels,
+    gene_dependencies,
+    gene_sets,
     time_heads,
     tokenize,
     speed,

@@ -126,6 +126,7 @@ COMPARISON = {
 }
 FEW = mt.tl.AgeSampling(n_contexts=1, n_cells=2)
 GENES = mt.datasets.aging_atlas(20, 10, n_genes=500).var
+GROUPS = ["fibroblast", "endothelial cell", "CD8 T cell", "CD4 T cell", "monocyte", "somewhere else"]
 ARGUMENTS = {
     "pp.map_orthologs": {"orthologs": pd.DataFrame({"gene": GENES["symbol"], "human": GENES.index})},
     "tl.perturb": {"genes": "all"},
@@ -192,6 +193,24 @@ ARGUMENTS = {
         "n_permutations": 9,
     },
     "tl.neighbor_purity": {"groupby": "cell_type"},
+    "tl.gene_neighbors": {
+        "genes": list(GENES["symbol"][:2]),
+        "n_neighbors": 5,
+        "gene_sets": {"some": GENES["symbol"].tolist()[:60]},
+        "n_permutations": 19,
+    },
+    "tl.gene_task": {
+        "labels": pd.DataFrame({"gene": GENES["symbol"], "label": np.arange(len(GENES)) % 2}),
+        "n_folds": 2,
+        "n_permutations": 2,
+    },
+    "tl.nominate_targets": {
+        "dependency": pd.DataFrame(
+            np.random.default_rng(0).random((len(GENES), 6)) < 0.4, index=GENES.index
+        ).set_axis(GROUPS, axis=1),
+        "max_share": 0.9,
+        "n_permutations": 2,
+    },
 }
 
 
@@ -327,6 +346,7 @@ def read(encoded):
     """The cells of `encoded` with an embedding and lapses, which many functions build on."""
     adata, model = encoded[0].copy(), encoded[1]
     mt.tl.embed(adata, model)
+    mt.tl.embed_genes(adata, model, groupby="cell_type")
     mt.tl.predict_timelapse(adata, model)
     return adata
 
@@ -380,6 +400,7 @@ def featured(read, encoded):
 # Tables that functions write with these settings only.
 OPTIONAL = {
     ("tl.attribute", "features"): None,  # in place of others: tests/test_feature_circuits.py
+    ("tl.embed_genes", "groups"): {"groupby": "cell_type"},
     ("tl.gene_network", "scores"): {"n_permutations": 99},
     ("tl.gene_effects", "scores"): {"n_permutations": 99, "n_cells": 4},
     ("tl.gene_effects", "signs"): {"n_permutations": 99, "n_cells": 4},
@@ -440,7 +461,7 @@ def test_the_schema_knows_functions_that_there_are():
 def test_results_survive_a_round_trip(request, encoded, name, tmp_path):
     """To h5ad with the cells that it is of, to zarr alone: each column takes that a while."""
     adata, model = encoded
-    if name not in ("tl.embed", "tl.predict_timelapse"):
+    if name not in ("tl.embed", "tl.embed_genes", "tl.predict_timelapse"):
         adata = request.getfixturevalue(built_for(name)).copy()
         adata.uns.pop(_keys.FEATURE_SUMMARY if name == "tl.feature_summary" else "", None)
         for key in (_keys.PERTURBATION_STATS, _keys.PERTURBATION_CONCORDANCE):

@@ -13,6 +13,8 @@ from .model import MaxTokiModel
 from .sequences import Sequences
 
 POOLS = ("mean", "eos")
+# What a gene is read in: the cells that express it, a cell of it alone, or nothing, which is its row of the embedding table.
+CONTEXTS = ("cells", "alone", "table")
 
 
 class Embeddings(NamedTuple):
@@ -87,3 +89,32 @@ def hidden_states(model: MaxTokiModel, inputs: dict, layer: int) -> torch.Tensor
         return model.hf.model(**inputs).last_hidden_state
     # The input of block l is what l blocks made.
     return states_at(model, inputs, Site(layer, "input"))
+
+
+def embed_tokens(model: MaxTokiModel, *, alone: bool, layer: int = -1) -> np.ndarray:
+    """Embed every gene of the vocabulary without cells.
+
+    Parameters
+    ----------
+    model
+        Model.
+    alone
+        Whether each gene is read as a cell that has no other; else its row of the embedding table is taken.
+    layer
+        As in `embed_sequences`, for genes that are read.
+
+    Returns
+    -------
+    float32, vocabulary size x hidden size; NaN for tokens that are no genes.
+    """
+    tokens = np.asarray(model.vocab.gene_ids, dtype=np.int32)
+    table = np.full((model.vocab.size, model.hf.config.hidden_size), np.nan, dtype=np.float32)
+    if not alone:
+        weight = model.hf.get_input_embeddings().weight.detach()
+        table[tokens] = weight[torch.from_numpy(tokens).long().to(weight.device)].float().cpu().numpy()
+        return table
+    ends = [np.full(len(tokens), model.vocab[mark], np.int32) for mark in ("<bos>", "<eos>")]
+    cells = np.stack([ends[0], tokens, ends[1]], axis=1)
+    sequences = Sequences.split(cells.ravel(), np.full(len(cells), 3))
+    table[tokens] = embed_sequences(model, sequences, layer=layer).cells
+    return table

@@ -25,6 +25,7 @@ from .feature_summary import feature_summary
 from .gene_effects import gene_effects
 from .flag_plates import flag_plates
 from .gene_network import gene_network
+from .gene_task import gene_task
 from .generated_ages import generated_ages
 from .generation_diversity import generation_diversity
 from .head_enrichment import head_enrichment
@@ -56,6 +57,7 @@ from .train_on_generated import train_on_generated
 from .translate import translate
 
 __all__ = [
+    "gene_task",
     "evaluate_sae",
     "feature_summary",
     "evaluate_generated",

@@ -69,6 +69,31 @@ SCHEMA: dict[str, Result] = {
     _keys.PURITY: Result(
         "mt.tl.neighbor_purity(adata, model, groupby=...)", {"scores": "embeddings"}, {"scores": _SHARE}
     ),
+    _keys.EMBED_GENES: Result(
+        "mt.tl.embed_genes(adata, model)", {"groups": "groups of cells (with groupby=...)"}, {"groups": ""}
+    ),
+    _keys.GENE_NEIGHBORS: Result(
+        "mt.tl.gene_neighbors(adata, genes=...)",
+        {
+            "neighbors": "genes and their nearest neighbours",
+            "gene_sets": "genes and gene sets (with gene_sets=...)",
+        },
+        {"neighbors": "cosine", "gene_sets": ""},
+    ),
+    _keys.GENE_TASK: Result(
+        "mt.tl.gene_task(adata, model, labels=...)",
+        {"scores": "sets of genes and predictors", "genes": "sets and genes, with what is predicted of them"},
+        {"scores": _SHARE, "genes": ""},
+    ),
+    _keys.NOMINATE_TARGETS: Result(
+        "mt.tl.nominate_targets(adata, model, dependency=..., groupby=...)",
+        {
+            "scores": "predictors",
+            "groups": "predictors and groups",
+            "targets": "groups and genes that are nominated",
+        },
+        {"scores": _SHARE, "groups": _SHARE, "targets": ""},
+    ),
     _keys.TIMELAPSE: Result(
         "mt.tl.predict_timelapse(adata, model)",
         {"prompts": "prompts with their predicted lapse", "scores": "predictors and groups"},

@@ -12,6 +12,7 @@ from .differential_rank import differential_rank
 from .doublets import doublets
 from .driver_features import driver_features
 from .embed import embed
+from .embed_genes import embed_genes
 from .evaluate_generated import evaluate_generated
 from .evaluate_sae import evaluate_sae
 from .expression_age_slope import expression_age_slope
@@ -24,7 +25,9 @@ from .feature_summary import feature_summary
 from .features import features
 from .gene_effects import gene_effects
 from .flag_plates import flag_plates
+from .gene_neighbors import gene_neighbors
 from .gene_network import gene_network
+from .gene_task import gene_task
 from .generate import generate
 from .generated_ages import generated_ages
 from .generation_diversity import generation_diversity
@@ -36,6 +39,7 @@ from .known_gene_concordance import known_gene_concordance
 from .label_features import label_features
 from .log_likelihood import log_likelihood
 from .neighbor_purity import neighbor_purity
+from .nominate_targets import nominate_targets
 from .patch import patch
 from .perturb import perturb
 from .perturbation_concordance import perturbation_concordance
@@ -55,6 +59,10 @@ from .train_on_generated import train_on_generated
 from .translate import translate
 
 __all__ = [
+    "embed_genes",
+    "gene_neighbors",
+    "gene_task",
+    "nominate_targets",
     "label_features",
     "feature_summary",
     "evaluate_sae",
