@@ -22,8 +22,8 @@ from .evaluate_sae import evaluate_sae
 from .feature_effects import feature_effects
 from .feature_families import feature_families
 from .feature_summary import feature_summary
-from .gene_effects import gene_effects
 from .flag_plates import flag_plates
+from .gene_effects import gene_effects
 from .gene_network import gene_network
 from .gene_task import gene_task
 from .generated_ages import generated_ages

@@ -23,8 +23,8 @@ from .feature_mediators import feature_mediators
 from .feature_network import feature_network
 from .feature_summary import feature_summary
 from .features import features
-from .gene_effects import gene_effects
 from .flag_plates import flag_plates
+from .gene_effects import gene_effects
 from .gene_neighbors import gene_neighbors
 from .gene_network import gene_network
 from .gene_task import gene_task
