@@ -14,8 +14,10 @@ from .match_queries import match_queries
 from .parse_age import parse_age
 from .rank_value_encode import rank_value_encode
 from .read_cells import read_cells
+from .read_dataset import read_dataset
 from .sample_prompts import PromptSampling, sample_prompts
 from .simulate_doublets import DoubletSimulation, simulate_doublets
+from .write_dataset import write_dataset
 
 __all__ = [
     "DoubletSimulation",
@@ -32,9 +34,11 @@ __all__ = [
     "match_queries",
     "parse_age",
     "read_cells",
+    "read_dataset",
     "rank_value_encode",
     "sample_prompts",
     "simulate_doublets",
+    "write_dataset",
 ]
 
 guard(globals(), __all__)

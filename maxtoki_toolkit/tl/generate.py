@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
@@ -12,7 +11,7 @@ from ..models.generation import generate_cells
 from ..models.model import MaxTokiModel
 from ..models.prompts import write_prompts
 from ..models.sampling import chain_keys
-from ..models.sequences import Sequences
+from ..models.sequences import Sequences, cell_ranks
 from ..models.timelapse import require_temporal
 from ..pp.sample_prompts import read_prompts
 from ..results.store import read_result, write_result
@@ -134,7 +133,8 @@ def generate(
     obs.insert(0, "prompt", about.index.to_numpy()[which])
     obs.insert(1, "sample", np.tile(np.arange(n_samples), len(about)))
     obs.index = [f"{prompt}_{sample}" for prompt, sample in zip(obs["prompt"], obs["sample"], strict=True)]
-    ranks, n_genes = _ranks(found.sequences, model)
+    ranks = cell_ranks(found.sequences, model.vocab)
+    n_genes = np.diff(ranks.indptr).astype(np.int32)
     n_open = np.zeros(len(obs), dtype=np.int64)
     if n_given is not None:
         n_open = np.minimum(n_given, cells.lengths - 2)[which]
@@ -201,19 +201,3 @@ def _given_genes(adata: AnnData, model: MaxTokiModel, cells: Sequences, n_given:
         raise ValueError(f"n_given must be at least 0, got {n_given}.")
     n = np.minimum(n_given, cells.lengths - 2) + 1
     return cells.take(np.arange(len(cells)), n)
-
-
-def _ranks(cells: Sequences, model: MaxTokiModel) -> tuple[sp.csr_matrix, np.ndarray]:
-    """Ranks of the genes of each cell, in the order of the vocabulary, and their number."""
-    column = np.full(model.vocab.size, -1)
-    column[model.vocab.gene_ids] = np.arange(len(model.vocab.gene_ids))
-    is_gene = column[cells.tokens] >= 0
-    n_genes = np.add.reduceat(is_gene, cells.indptr[:-1]).astype(np.int32)
-    indptr = np.concatenate([[0], np.cumsum(n_genes)])
-    rank = np.arange(indptr[-1]) - np.repeat(indptr[:-1], n_genes) + 1
-    ranks = sp.csr_matrix(
-        (rank.astype(np.uint16), column[cells.tokens[is_gene]].astype(np.int32), indptr),
-        shape=(len(n_genes), len(model.vocab.gene_ids)),
-    )
-    ranks.sort_indices()
-    return ranks, n_genes
