@@ -483,9 +483,15 @@ def import_(
 @app.command()
 def convert(
     source: Annotated[
-        str, typer.Argument(help="Checkpoint of the original (Megatron), or a model as for embed.")
+        str,
+        typer.Argument(
+            help="Checkpoint of the original (Megatron), a model as for embed, or a pickled dictionary (.pkl)."
+        ),
     ],
-    output: Annotated[Path, typer.Argument(help="Folder to write; it must not exist, or be empty.")],
+    output: Annotated[
+        Path,
+        typer.Argument(help="Folder to write, which must not exist, or be empty; of a dictionary, a .json file."),
+    ],
     tokens: Annotated[
         Path | None, typer.Option(help="Token dictionary (JSON), if it is not beside the weights.")
     ] = None,
@@ -493,11 +499,24 @@ def convert(
         Path | None, typer.Option(help="Gene medians (JSON), if they are not beside the weights.")
     ] = None,
     to: Annotated[str | None, typer.Option(help="hf or megatron; by default what SOURCE is not.")] = None,
+    sanity_check: Annotated[
+        Path | None,
+        typer.Option(
+            help="Compare logits before and after: cells (.h5ad, .zarr, a folder of datasets), or a .safetensors with "
+            "input_ids and logits of the original."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Largest difference that the check allows; beyond it the command fails.")
+    ] = 1e-3,
 ) -> None:
-    """Convert a checkpoint of the original into a folder that this package reads, or back."""
+    """Convert a checkpoint of the original into a folder that this package reads, or back; or a pickled dictionary to JSON."""
     from .models import from_megatron, load_model, save_model, to_megatron
     from .models.megatron import is_megatron
 
+    if source.endswith((".pkl", ".pickle")):
+        _convert_pickle(Path(source), output)
+        return
     if to not in (None, "hf", "megatron"):
         raise ValueError(f"There is no layout {to!r}; choose hf or megatron.")
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
@@ -511,6 +530,36 @@ def convert(
     to = to or ("hf" if original else "megatron")
     (save_model if to == "hf" else to_megatron)(model, output)
     print(f"{model!r}\nis in {output}/, in the layout {to}.")
+    if sanity_check is not None:
+        from .sanity import compare_logits
+
+        found = compare_logits(model, output, sanity_check)
+        is_fine = found.largest <= tolerance
+        print(
+            f"{'The logits agree' if is_fine else 'The logits differ'}: at most {found.largest:.2g} apart, {found.mean:.2g} on "
+            f"average, at {found.n_positions:,} positions of {found.n_cells:,} cells (allowed: {tolerance:g})."
+        )
+        if not is_fine:
+            raise typer.Exit(1)
+
+
+def _convert_pickle(source: Path, output: Path) -> None:
+    import json
+
+    from ._files import atomic
+    from .models.safe_pickle import read_pickle
+
+    if output.suffix != ".json":
+        raise ValueError(f"A dictionary becomes a .json file. Give such a name, not {output}.")
+    if output.exists():
+        raise ValueError(f"{output} exists. Give another name.")
+    found = read_pickle(source)
+    if len({str(key) for key in found}) < len(found):
+        raise ValueError(f"{source} has keys that are one in JSON, such as 1 and '1'. It was not converted.")
+    text = json.dumps(found)
+    with atomic(output) as temporary:
+        temporary.write_text(text)
+    print(f"{len(found):,} entries are in {output}.")
 
 
 @app.command()

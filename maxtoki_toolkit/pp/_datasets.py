@@ -13,6 +13,7 @@ from anndata import AnnData
 
 from .. import _keys
 from .._arrow import about, columns_of, dataset_writer, lists, lists_of, open_dataset, require_pyarrow, scalars_of
+from .._validate import require_rank, require_tokens
 from ..models.sequences import Sequences, cell_ranks, cell_sequences, require_cells
 from ..models.vocabulary import Vocabulary
 from ..results.store import write_result
@@ -20,6 +21,16 @@ from ..results.store import write_result
 TOKENS, LENGTH, NAME, COUNTS = "input_ids", "length", "unique_cell_id", "counts"
 LOG1P = "log1p"
 _OF_ENCODING = (_keys.N_RANKED, _keys.SHARE_RANKED)
+
+
+def require_encoded(adata: AnnData, vocab: Vocabulary) -> None:
+    """Raise unless the cells are rank-encoded for this vocabulary."""
+    require_rank(adata)
+    require_tokens(adata)
+    if adata.uns.get(_keys.ENCODING, {}).get("params", {}).get("genes_sha256") != vocab.genes_sha256:
+        raise ValueError(
+            "The cells were rank-encoded for another vocabulary. Run mt.pp.rank_value_encode(adata, model) with this model."
+        )
 
 
 def open_cells(path: str | Path, vocab: Vocabulary):

@@ -8,12 +8,11 @@ from pathlib import Path
 import pandas as pd
 from anndata import AnnData
 
-from .. import _keys
 from .._arrow import require_pyarrow
 from .._outputs import new_output
 from .._progress import progress
-from .._validate import require_obs, require_rank, require_tokens, require_unique_names
-from ._datasets import write_rows
+from .._validate import require_obs, require_unique_names
+from ._datasets import require_encoded, write_rows
 from ._design import as_list
 from ._vocabulary import as_vocabulary
 
@@ -95,12 +94,7 @@ def write_dataset(
     vocab = as_vocabulary(model)
     require_pyarrow()
     require_unique_names(adata)
-    require_rank(adata)
-    require_tokens(adata)
-    if adata.uns.get(_keys.ENCODING, {}).get("params", {}).get("genes_sha256") != vocab.genes_sha256:
-        raise ValueError(
-            "The cells were rank-encoded for another vocabulary. Run mt.pp.rank_value_encode(adata, model) with this model."
-        )
+    require_encoded(adata, vocab)
     obs = with_time(adata.obs, time_key, groupby)
     blocks = (adata[start : start + _CHUNK] for start in range(0, adata.n_obs, _CHUNK))
     job = {"genes_sha256": vocab.genes_sha256}
