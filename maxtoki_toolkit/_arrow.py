@@ -47,12 +47,16 @@ def open_dataset(path: str | Path):
     pa, path = require_pyarrow(), Path(path)
     if (path / SPLITS).is_file():
         names = json.loads((path / SPLITS).read_text())["splits"]
-        raise ValueError(f"{path} holds several splits. Give one of them: {', '.join(str(path / name) for name in names)}.")
+        raise ValueError(
+            f"{path} holds several splits. Give one of them: {', '.join(str(path / name) for name in names)}."
+        )
     try:
         state = json.loads((path / STATE).read_text())
         names = [file["filename"] for file in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path / STATE} cannot be read ({error}). Copy or write the folder again.") from None
+        raise ValueError(
+            f"{path / STATE} cannot be read ({error}). Copy or write the folder again."
+        ) from None
     if state.get("_indices_files") or state.get("_indices_data_files"):
         raise ValueError(
             f"{path} holds an order of rows beside the rows. Write it anew with `datasets`: flatten_indices(), save_to_disk()."
@@ -64,7 +68,9 @@ def open_dataset(path: str | Path):
                 tables.append(reader.read_all())
         except (OSError, pa.ArrowInvalid) as error:
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{path / name} cannot be read ({reason}). Copy or write the folder again.") from None
+            raise ValueError(
+                f"{path / name} cannot be read ({reason}). Copy or write the folder again."
+            ) from None
     if not tables:
         raise ValueError(f"{path} has no rows.")
     return pa.concat_tables(tables)
@@ -84,14 +90,19 @@ def lists_of(table, name: str, path: str | Path) -> tuple[np.ndarray, np.ndarray
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
     if not is_list or column.null_count or column.flatten().null_count:
-        raise ValueError(f"{name} in {path} is no column of lists of numbers ({column.type}), or some are missing.")
+        raise ValueError(
+            f"{name} in {path} is no column of lists of numbers ({column.type}), or some are missing."
+        )
     return column.flatten().to_numpy(), column.value_lengths().to_numpy().astype(np.int64)
 
 
 def scalars_of(table) -> pd.DataFrame:
     """All columns but lists, with their types; whole numbers of which some are missing stay whole."""
     pa = require_pyarrow()
-    nullable = {getattr(pa, name.lower())(): getattr(pd, f"{name}Dtype")() for name in ("Int8", "Int16", "Int32", "Int64")}
+    nullable = {
+        getattr(pa, name.lower())(): getattr(pd, f"{name}Dtype")()
+        for name in ("Int8", "Int16", "Int32", "Int64")
+    }
     columns = {}
     for field in table.schema:
         if not pa.types.is_nested(field.type):
@@ -107,11 +118,19 @@ def columns_of(frame: pd.DataFrame) -> dict:
     found = {}
     for name, values in frame.items():
         if isinstance(values.dtype, pd.CategoricalDtype):
-            values = values.astype(values.cat.categories.dtype) if not values.isna().any() else values.astype(object)
+            values = (
+                values.astype(values.cat.categories.dtype)
+                if not values.isna().any()
+                else values.astype(object)
+            )
         try:
-            column = pa.array(values, from_pandas=values.dtype.kind in "OT" or not isinstance(values.dtype, np.dtype))
+            column = pa.array(
+                values, from_pandas=values.dtype.kind in "OT" or not isinstance(values.dtype, np.dtype)
+            )
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise ValueError(f"The column {name!r} holds values of several kinds ({error}). Make it text or numbers.") from None
+            raise ValueError(
+                f"The column {name!r} holds values of several kinds ({error}). Make it text or numbers."
+            ) from None
         if pa.types.is_large_string(column.type) or pa.types.is_null(column.type):
             column = column.cast(pa.string())
         found[str(name)] = column

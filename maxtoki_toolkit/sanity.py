@@ -67,7 +67,9 @@ def _agreement(found: torch.Tensor, expected: torch.Tensor, real: np.ndarray) ->
     apart = (found.double() - expected.double()).abs()[torch.from_numpy(real)]
     largest = float(apart.max())
     # NaN is no agreement.
-    return Agreement(largest if np.isfinite(largest) else np.inf, float(apart.mean()), int(real.sum()), len(real))
+    return Agreement(
+        largest if np.isfinite(largest) else np.inf, float(apart.mean()), int(real.sum()), len(real)
+    )
 
 
 def _reference(path: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -76,7 +78,9 @@ def _reference(path: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
     tensors = load_file(path)
     if missing := {"input_ids", "logits"} - set(tensors):
-        raise ValueError(f"{path} has no {' and no '.join(sorted(missing))}; it has {', '.join(sorted(tensors))}.")
+        raise ValueError(
+            f"{path} has no {' and no '.join(sorted(missing))}; it has {', '.join(sorted(tensors))}."
+        )
     tokens, logits = tensors["input_ids"].long(), tensors["logits"]
     if "positions" in tensors:
         return tokens, logits, tensors["positions"].long()

@@ -64,7 +64,10 @@ def test_original_to_anndata_and_back(vocab, tmp_path, through_file):
     assert adata.obs_names.tolist() == table["unique_cell_id"].to_pylist()
     row = table["input_ids"][5].as_py()
     ranks = adata[5].layers["rank"].toarray()[0]
-    assert vocab.genes[np.argsort(np.where(ranks, ranks, 999))][: len(row) - 2].tolist() == vocab.gene_of_token[row[1:-1]].tolist()
+    assert (
+        vocab.genes[np.argsort(np.where(ranks, ranks, 999))][: len(row) - 2].tolist()
+        == vocab.gene_of_token[row[1:-1]].tolist()
+    )
     if through_file:
         adata.write_h5ad(tmp_path / "cells.h5ad")
         adata = anndata.read_h5ad(tmp_path / "cells.h5ad")
@@ -94,7 +97,12 @@ def test_layout_is_that_of_datasets(vocab, tmp_path):
     assert [(folder / file["filename"]).is_file() for file in state["_data_files"]] == [True]
     features = json.loads((folder / "dataset_info.json").read_text())["features"]
     assert features["input_ids"] == {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "Sequence"}
-    assert [features[name]["dtype"] for name in ("share", "donor", "is_female", "time")] == ["float32", "string", "bool", "int64"]
+    assert [features[name]["dtype"] for name in ("share", "donor", "is_female", "time")] == [
+        "float32",
+        "string",
+        "bool",
+        "int64",
+    ]
     table = open_dataset(folder)
     assert json.loads(table.schema.metadata[b"huggingface"])["info"]["features"] == features
     assert list(features) == table.column_names
@@ -157,7 +165,7 @@ def test_damaged_and_other_folders_are_refused(vocab, tmp_path):
     (tmp_path / "both" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     with pytest.raises(ValueError, match="several splits.*train"):
         mt.pp.read_dataset(tmp_path / "both", vocab)
-    other = mt.models.Vocabulary(vocab.tokens, {gene: 2.0 for gene in vocab.genes})
+    other = mt.models.Vocabulary(vocab.tokens, dict.fromkeys(vocab.genes, 2.0))
     adata = mt.pp.read_dataset(save(rows(vocab), tmp_path / "ok"), vocab)
     mt.pp.write_dataset(adata, vocab, output=tmp_path / "ours")
     with pytest.raises(ValueError, match="another vocabulary"):
@@ -186,7 +194,9 @@ def test_training_reads_folders_as_the_cells_in_them(vocab, tmp_path):
         assert table.obs["donor"].tolist() == cells.obs["donor"].tolist()
     recipe = mt.train.PretrainRecipe.of(max_steps=2, batch_size=4, device="cpu")
     trained = [
-        mt.train.pretrain(cells, vocab, tmp_path / name, shape={**shape, "max_position_embeddings": 64}, recipe=recipe)
+        mt.train.pretrain(
+            cells, vocab, tmp_path / name, shape={**shape, "max_position_embeddings": 64}, recipe=recipe
+        )
         for name, cells in [("a", folder), ("b", adata)]
     ]
     assert trained[0].sha256 == trained[1].sha256

@@ -20,7 +20,12 @@ def cells(tiny_clock):
     return adata
 
 
-SETTINGS = {"time_key": "age_months", "groupby": ["cell_type", "sex"], "donor_key": "donor_id", "n_prompts": 30}
+SETTINGS = {
+    "time_key": "age_months",
+    "groupby": ["cell_type", "sex"],
+    "donor_key": "donor_id",
+    "n_prompts": 30,
+}
 
 
 @pytest.mark.parametrize("task", ["timelapse", "cell"])
@@ -52,7 +57,9 @@ def test_parity_compose_example(parity, tmp_path):
             continue
         input_ids, n_answer = value if case["is_train"] else (value[0] + value[3], value[4])
         n_cells = len(case["cell_indices"])
-        table = pa.table({"input_ids": pa.array([group["cells"][j] for j in case["cell_indices"]], pa.list_(pa.int32()))})
+        table = pa.table(
+            {"input_ids": pa.array([group["cells"][j] for j in case["cell_indices"]], pa.list_(pa.int32()))}
+        )
         adata = mt.pp.read_dataset(save(table, tmp_path / f"cells{i}", n_files=1), vocab)
         adata.obs["time"] = case["time_choices"]
         blueprint = {
@@ -88,7 +95,12 @@ def blueprint_of(adata, n=6):
         "cell_indices": indices,
         "time_choices": [time[rows].tolist() for rows in indices],
         "timesteps": [np.diff(time[rows]).tolist() for rows in indices],
-        "args": {"seed": 42, "allow_zero_timelapses": "none", "allow_negative_timelapses": True, "balance_timegroups": 0.1},
+        "args": {
+            "seed": 42,
+            "allow_zero_timelapses": "none",
+            "allow_negative_timelapses": True,
+            "balance_timegroups": 0.1,
+        },
     }
 
 
@@ -99,14 +111,23 @@ def test_blueprint(cells, tiny_clock, tmp_path):
     path.write_text(json.dumps(blueprint))
     mt.pp.read_paragraphs(adata, path=path, time_key="age_months", donor_key="donor_id")
     table = mt.get.table(adata, "prompts")
-    for row, indices, steps in zip(table.itertuples(), blueprint["cell_indices"], blueprint["timesteps"], strict=True):
+    for row, indices, steps in zip(
+        table.itertuples(), blueprint["cell_indices"], blueprint["timesteps"], strict=True
+    ):
         assert row.query == adata.obs_names[indices[-1]]
-        assert [getattr(row, f"context_{i}") for i in range(len(indices) - 1)] == adata.obs_names[indices[:-1]].tolist()
+        assert [getattr(row, f"context_{i}") for i in range(len(indices) - 1)] == adata.obs_names[
+            indices[:-1]
+        ].tolist()
         assert [getattr(row, f"lapse_{i}") for i in range(len(steps) - 1)] == steps[:-1]
         assert row.lapse == steps[-1]
         assert row.donor == adata.obs["donor_id"].iloc[indices[-1]]
     params = adata.uns["prompts"]["params"]
-    assert (params["seed"], params["zero_lapse"], params["forward"], params["balance"]) == (42, "never", False, 0.1)
+    assert (params["seed"], params["zero_lapse"], params["forward"], params["balance"]) == (
+        42,
+        "never",
+        False,
+        0.1,
+    )
     mt.tl.predict_timelapse(adata, tiny_clock)
     assert mt.get.table(adata, "timelapse")["predicted"].notna().all()
 
@@ -143,7 +164,10 @@ def test_folder_of_both_tasks(cells, tiny_clock, tmp_path):
         mt.pp.sample_prompts(adata, task=task, **SETTINGS)
         mt.pp.write_paragraphs(adata, tiny_clock, output=tmp_path / task)
         parts.append(open_dataset(tmp_path / task).replace_schema_metadata())
-    both = save(pa.concat_tables([parts[0].slice(0, 5), parts[1].slice(0, 7), parts[0].slice(5, 3)]), tmp_path / "both")
+    both = save(
+        pa.concat_tables([parts[0].slice(0, 5), parts[1].slice(0, 7), parts[0].slice(5, 3)]),
+        tmp_path / "both",
+    )
     adata = cells.copy()
     with pytest.raises(ValueError, match="asks for lapses and for cells"):
         mt.pp.read_paragraphs(adata, path=both, time_key="age_months")

@@ -129,6 +129,14 @@ def prompt_keys(seed: int, numbers: np.ndarray, n_samples: int) -> np.ndarray:
     return scrambled(of_prompt[:, None] + torch.arange(n_samples)).numpy()
 
 
+def tokens_in(model: MaxTokiModel, gigabytes: float) -> int:
+    """Tokens whose keys and values take this memory (10^9 bytes each)."""
+    config = model.hf.config
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    each = 2 * config.num_hidden_layers * config.num_key_value_heads * head * model.hf.dtype.itemsize
+    return max(int(gigabytes * 1e9 / each), 1)
+
+
 def _open_cells(prompts: Sequences, model: MaxTokiModel) -> tuple[np.ndarray, np.ndarray]:
     """Where the last cell of each prompt begins, and how many genes it has."""
     is_bos = prompts.tokens == model.vocab["<bos>"]

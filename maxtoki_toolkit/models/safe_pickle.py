@@ -58,7 +58,16 @@ def read_pickle(path: str | Path) -> dict:
                 raise ValueError(f"it holds the instruction {opcode.name}{what}")
         found = _Unpickler(io.BytesIO(content)).load()
         _require_plain(found)
-    except (ValueError, pickle.UnpicklingError, EOFError, IndexError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (
+        ValueError,
+        pickle.UnpicklingError,
+        EOFError,
+        IndexError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise ValueError(
             f"{path} was not read: {error}. Only pickles of dict, list, str, int and float are, since others can run code."
         ) from None

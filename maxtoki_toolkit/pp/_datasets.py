@@ -12,7 +12,16 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._arrow import about, columns_of, dataset_writer, lists, lists_of, open_dataset, require_pyarrow, scalars_of
+from .._arrow import (
+    about,
+    columns_of,
+    dataset_writer,
+    lists,
+    lists_of,
+    open_dataset,
+    require_pyarrow,
+    scalars_of,
+)
 from .._validate import require_rank, require_tokens
 from ..models.sequences import Sequences, cell_ranks, cell_sequences, require_cells
 from ..models.vocabulary import Vocabulary
@@ -76,7 +85,9 @@ def cells_of(table, names: pd.Index, vocab: Vocabulary, path: str | Path) -> Ann
     if COUNTS in table.column_names:
         values, lengths = lists_of(table, COUNTS, path)
         if not np.array_equal(lengths, cells.lengths):
-            raise ValueError(f"{COUNTS!r} and {TOKENS!r} in {path} are not of one length. Write the folder again.")
+            raise ValueError(
+                f"{COUNTS!r} and {TOKENS!r} in {path} are not of one length. Write the folder again."
+            )
         place = ranks.data.astype(np.int64) - 1 + np.repeat(ranks.indptr[:-1], np.diff(ranks.indptr))
         values = values[_inner(cells)][place]
         layers[LOG1P] = sp.csr_matrix((values, ranks.indices, ranks.indptr), shape=ranks.shape)
@@ -122,7 +133,9 @@ def write_rows(
     with dataset_writer(folder, schema, note) as writer:
         for cells in chain([first], blocks):
             ranks = sp.csr_matrix(cells.layers[_keys.RANK])
-            written = cell_sequences(ranks, cells.var[_keys.TOKEN_ID].to_numpy(), vocab, max_length=max_length)
+            written = cell_sequences(
+                ranks, cells.var[_keys.TOKEN_ID].to_numpy(), vocab, max_length=max_length
+            )
             parts = {TOKENS: lists(written.tokens, written.lengths)}
             if COUNTS in kept:
                 parts[COUNTS] = lists(_ordered(cells, ranks, written), written.lengths)
@@ -142,7 +155,9 @@ def _ordered(cells: AnnData, ranks: sp.csr_matrix, written: Sequences) -> np.nda
     values.sort_indices()
     ranks.sort_indices()
     if not (np.array_equal(values.indptr, ranks.indptr) and np.array_equal(values.indices, ranks.indices)):
-        raise ValueError(f"layers[{LOG1P!r}] has values for other genes than layers[{_keys.RANK!r}]. Leave it out.")
+        raise ValueError(
+            f"layers[{LOG1P!r}] has values for other genes than layers[{_keys.RANK!r}]. Leave it out."
+        )
     row = np.repeat(np.arange(ranks.shape[0]), np.diff(ranks.indptr))
     order = np.lexsort((ranks.data, row))
     place = np.arange(len(row)) - np.repeat(ranks.indptr[:-1], np.diff(ranks.indptr))

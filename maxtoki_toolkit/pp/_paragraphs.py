@@ -59,8 +59,14 @@ def write_rows(
     among = np.arange(steps.shape[1]) < size[:, None]
     # The time of a cell is that of the query less all lapses after it.
     until = np.cumsum((steps * among)[:, ::-1], axis=1)[:, ::-1]
-    times = table["time"].to_numpy().astype(np.int64)[:, None] - np.concatenate([until, np.zeros((n, 1), np.int64)], axis=1)
-    types = {DATASET: pa.int64(), GROUP: pa.string(), **dict.fromkeys((INDICES, STEPS, TIMES), pa.list_(pa.int64()))}
+    times = table["time"].to_numpy().astype(np.int64)[:, None] - np.concatenate(
+        [until, np.zeros((n, 1), np.int64)], axis=1
+    )
+    types = {
+        DATASET: pa.int64(),
+        GROUP: pa.string(),
+        **dict.fromkeys((INDICES, STEPS, TIMES), pa.list_(pa.int64())),
+    }
     types |= {"input_ids": pa.list_(pa.int32()), ANSWER: pa.int64(), CLIPPED: pa.int64()}
     schema = pa.schema([*types.items(), *known.schema.remove_metadata()])
     note = {"vocabulary_sha256": model.vocab.sha256, "prompts": dict(params)}
@@ -97,12 +103,18 @@ def ragged(parts: list, name: str, path: str | Path) -> tuple[np.ndarray, np.nda
 
 
 def as_prompts(
-    indices: tuple[np.ndarray, np.ndarray], steps: tuple[np.ndarray, np.ndarray], *, timelapse: bool, complain: Callable
+    indices: tuple[np.ndarray, np.ndarray],
+    steps: tuple[np.ndarray, np.ndarray],
+    *,
+    timelapse: bool,
+    complain: Callable,
 ) -> Prompts:
     """Prompts of lists of cells, the last of each the query, and of lapses between them."""
     n_cells = indices[1]
     if (n_cells < 2).any() or not np.array_equal(steps[1], n_cells - 1):
-        raise complain(f"{INDICES} and {STEPS} do not fit together: n cells, 2 or more, have n - 1 lapses between them")
+        raise complain(
+            f"{INDICES} and {STEPS} do not fit together: n cells, 2 or more, have n - 1 lapses between them"
+        )
     width = int(n_cells.max())
     cells = np.full((len(n_cells), width), -1, dtype=np.int64)
     lapses = np.zeros((len(n_cells), width - 1), dtype=np.int64)

@@ -118,7 +118,9 @@ def read_paragraphs(
     if groupby:
         code, names = get_groups(adata, groupby)
         if (strange := (code[rows] != np.repeat(code[prompts.query], lengths)) | (code[rows] < 0)).any():
-            raise complain(f"{strange.sum()} cells are of another {' and '.join(groupby)} than the query of their paragraph")
+            raise complain(
+                f"{strange.sum()} cells are of another {' and '.join(groupby)} than the query of their paragraph"
+            )
         table["group"] = np.array(names, dtype=object)[code[prompts.query]]
     table["time"] = time[prompts.query]
     if donor_key:
@@ -155,7 +157,9 @@ def _from_folder(path: Path, task: str | None) -> tuple[dict, str, dict]:
     there = {"timelapse": is_lapse, "cell": ~is_lapse}
     task = task or ("timelapse" if is_lapse.all() else "cell" if not is_lapse.any() else None)
     if task is None:
-        raise ValueError(f"{path} asks for lapses and for cells. Say which to read: task='timelapse' or task='cell'.")
+        raise ValueError(
+            f"{path} asks for lapses and for cells. Say which to read: task='timelapse' or task='cell'."
+        )
     if not there[task].any():
         raise ValueError(f"{path} holds no paragraph of the task {task!r}.")
     table = table.take(np.flatnonzero(there[task]))
@@ -174,7 +178,18 @@ def _from_blueprint(path: Path, task: str | None) -> tuple[dict, str, dict]:
         raise KeyError(f"{path} has no {error}: it is no blueprint of paragraphs.") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read as a blueprint of paragraphs ({error}).") from None
-    if len({len(found[INDICES][1]), len(found[STEPS][1]), len(found[TIMES][1]), len(found[GROUP]), len(found[DATASET])}) > 1:
+    if (
+        len(
+            {
+                len(found[INDICES][1]),
+                len(found[STEPS][1]),
+                len(found[TIMES][1]),
+                len(found[GROUP]),
+                len(found[DATASET]),
+            }
+        )
+        > 1
+    ):
         raise ValueError(f"{path} has lists of unequal length: it is cut short, or damaged.")
     given, names = content.get("args") or {}, {"seed": "seed", "balance": "balance_timegroups"}
     params = {name: given[theirs] for name, theirs in names.items() if theirs in given}

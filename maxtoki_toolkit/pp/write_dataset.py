@@ -105,9 +105,7 @@ def write_dataset(
         write_rows(folder, blocks, obs, vocab, max_length=max_length, bar=bar)
 
 
-def with_time(
-    obs: pd.DataFrame, time_key: str | None, groupby: str | Sequence[str] | None
-) -> pd.DataFrame:
+def with_time(obs: pd.DataFrame, time_key: str | None, groupby: str | Sequence[str] | None) -> pd.DataFrame:
     """What is known of the cells, with the columns that the original's paragraphs are made by."""
     require_obs(AnnData(obs=obs), time_key, *as_list(groupby))
     obs = obs.copy(deep=False)
@@ -116,5 +114,3 @@ def with_time(
     if groupby is not None:
         obs[GROUP] = obs[as_list(groupby)].astype(str).agg("_".join, axis=1) if as_list(groupby) else "all"
     return obs
-
-

@@ -88,7 +88,9 @@ def write_paragraphs(
     require_encoded(adata, model.vocab)
     stored = read_result(adata, key or _keys.PROMPTS, "mt.pp.sample_prompts(adata, ...)")
     if stored["params"]["queries_elsewhere"]:
-        raise ValueError("The query cells of these prompts are in another AnnData. Paragraphs are of one data set.")
+        raise ValueError(
+            "The query cells of these prompts are in another AnnData. Paragraphs are of one data set."
+        )
     table = stored["prompts"]
     prompts = read_prompts(table, adata, adata, task=stored["params"]["task"])
     cells = cell_sequences(
