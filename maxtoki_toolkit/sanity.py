@@ -42,8 +42,9 @@ def compare_logits(before: MaxTokiModel, folder: str | Path, cells: str | Path) 
         What it was converted to.
     cells
         Cells to read, of which the first eight are: raw counts, an encoded file, a folder of `datasets`. Or a
-        `.safetensors` file with `input_ids` [cells, tokens], `logits` [cells, positions, tokens of the
-        vocabulary] that the original computed, and `positions`, if these are not evenly spaced from the first on: then these are what the logits are compared with.
+        `.safetensors` file of what another program computed, which the converted model is compared with:
+        `input_ids` [cells, tokens], `logits` [cells, positions, tokens of the vocabulary], and `positions`, if
+        these are not evenly spaced from the first on.
 
     Raises
     ------
@@ -55,8 +56,10 @@ def compare_logits(before: MaxTokiModel, folder: str | Path, cells: str | Path) 
     after = convert(folder, vocab=before.vocab, device="cpu")
     if cells.suffix == ".safetensors":
         tokens, logits, positions = _reference(cells)
-        found = after.hf(tokens).logits[:, positions, : logits.shape[2]]
-        return _agreement(found, logits, np.ones(found.shape[:2], dtype=bool))
+        # Beyond the vocabulary there is padding.
+        n = min(logits.shape[2], before.vocab.size)
+        found = after.hf(tokens).logits[:, positions, :n]
+        return _agreement(found, logits[..., :n], np.ones(found.shape[:2], dtype=bool))
     sequences = _first_cells(cells, before)
     tokens = pad(sequences, np.arange(len(sequences)), before.vocab["<pad>"])
     real = np.arange(tokens.shape[1]) < sequences.lengths[:, None]
@@ -82,10 +85,15 @@ def _reference(path: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             f"{path} has no {' and no '.join(sorted(missing))}; it has {', '.join(sorted(tensors))}."
         )
     tokens, logits = tensors["input_ids"].long(), tensors["logits"]
-    if "positions" in tensors:
-        return tokens, logits, tensors["positions"].long()
-    step = -(-tokens.shape[1] // logits.shape[1])
-    return tokens, logits, torch.arange(0, tokens.shape[1], step)
+    positions = tensors.get(
+        "positions", torch.arange(0, tokens.shape[1], max(tokens.shape[1] // logits.shape[1], 1))
+    )
+    if len(positions) != logits.shape[1]:
+        raise ValueError(
+            f"{path} has logits at {logits.shape[1]} positions, which are not evenly spaced among {tokens.shape[1]} tokens. Add "
+            "the tensor positions."
+        )
+    return tokens, logits, positions.long()
 
 
 def _first_cells(path: Path, model: MaxTokiModel) -> Sequences:

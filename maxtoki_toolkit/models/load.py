@@ -53,7 +53,8 @@ def load_model(
         - "maxtoki-217m" or "maxtoki-1b": the published stage-1 weights, at the revision and with the
           checksums of `data_manifests/`;
         - a folder with `config.json` and `model.safetensors` (Hugging Face layout);
-        - a hub id, "owner/name" or "owner/name/subfolder", with `revision`.
+        - a hub id, "owner/name" or "owner/name/subfolder", with `revision`; what `mt.models.save_for_hub` wrote
+          is read with its vocabulary and time head.
     vocab
         The model's vocabulary. By default it is read from `token_dictionary.json` and
         `gene_median_dictionary.json` beside the weights. The published weights come without: get the
@@ -155,7 +156,13 @@ def save_model(
     'months'
     """
     require_model(model)
-    with new_output(folder, by=BY, overwrite=overwrite) as temporary, quiet_transformers():
+    with new_output(folder, by=BY, overwrite=overwrite) as temporary:
+        write_model(model, temporary, card)
+
+
+def write_model(model: MaxTokiModel, temporary: Path, card: dict | None = None) -> None:
+    """Fill an empty folder with a model; `card` has further fields for `maxtoki.json`."""
+    with quiet_transformers():
         model.hf.save_pretrained(temporary, max_shard_size="100GB")
         # safetensors writes for the owner alone; a model is read by whoever reads its folder.
         shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)
@@ -301,14 +308,31 @@ def _locate(source: str, revision: str | None, *, download: bool) -> tuple[Path,
             f"Pin the revision of {source}: pass revision= with the 40 digits of a commit, since a branch can "
             "change. The repository's page lists its commits."
         )
-    if not download:
-        raise ValueError(f"Weights from the hub come without their dictionaries. {_DICTIONARIES}")
-    from huggingface_hub import hf_hub_download
-
     prefix = f"{parts[2]}/" if len(parts) == 3 else ""
-    for name in (CONFIG, WEIGHTS):
-        path = Path(hf_hub_download("/".join(parts[:2]), prefix + name, revision=revision))
-    return path.parent, None
+    return _from_hub("/".join(parts[:2]), prefix, revision, named=download), None
+
+
+def _from_hub(repo: str, prefix: str, revision: str, *, named: bool) -> Path:
+    """Fetch a model; what only a folder of this package has, if it is there. `named` says that the vocabulary is given."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    def fetch_one(name: str) -> Path:
+        return Path(hf_hub_download(repo, prefix + name, revision=revision))
+
+    for name in (TOKENS, MEDIANS, CARD, HEAD):
+        try:
+            fetch_one(name)
+        except LocalEntryNotFoundError:
+            raise  # no network: whether it is there is not known
+        except EntryNotFoundError:
+            if name == TOKENS and not named:
+                # Said before gigabytes are fetched.
+                raise ValueError(
+                    f"{repo} has no {prefix}{TOKENS}: weights of others come without their dictionaries. {_DICTIONARIES}"
+                ) from None
+    fetch_one(CONFIG)
+    return fetch_one(WEIGHTS).parent
 
 
 def _weights_file(folder: Path) -> Path:

@@ -16,6 +16,7 @@ from .rank_value_encode import rank_value_encode
 from .read_cells import read_cells
 from .read_dataset import read_dataset
 from .read_paragraphs import read_paragraphs
+from .read_predictions import read_predictions
 from .sample_prompts import PromptSampling, sample_prompts
 from .simulate_doublets import DoubletSimulation, simulate_doublets
 from .write_dataset import write_dataset
@@ -38,6 +39,7 @@ __all__ = [
     "read_cells",
     "read_dataset",
     "read_paragraphs",
+    "read_predictions",
     "rank_value_encode",
     "sample_prompts",
     "simulate_doublets",

@@ -266,7 +266,8 @@ def _prepare(model: MaxTokiModel, time, adaptation: Adaptation, seed: int) -> Ma
         return replace(model, hf=copy.deepcopy(model.hf))
     reach = int(time.max() - time.min())
     vocab = model.vocab.with_times(*(adaptation.lapses or (-reach, reach)))
-    return extend_model(model, vocab, max_length=adaptation.max_length, rope=adaptation.rope, seed=seed)
+    how = {"rope": adaptation.rope, "rope_factor": adaptation.rope_factor}
+    return extend_model(model, vocab, max_length=adaptation.max_length, seed=seed, **how)
 
 
 def _trainable(model: MaxTokiModel, adaptation: Adaptation):
