@@ -125,7 +125,7 @@ def columns_of(frame: pd.DataFrame) -> dict:
             )
         try:
             column = pa.array(
-                values, from_pandas=values.dtype.kind in "OT" or not isinstance(values.dtype, np.dtype)
+                values, from_pandas=values.dtype.kind in ("O", "T") or not isinstance(values.dtype, np.dtype)
             )
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise ValueError(

@@ -43,6 +43,7 @@ from .tl.generate import written_cells
 PREDICT, GENERATE, PROMPTS = "maxtoki predict", "maxtoki generate", "maxtoki prompts"
 FORMATS = ("h5ad", "parquet")
 _READ = 2048  # cells that are encoded at a time
+_GENERATED = 256  # prompts whose cells are written in one part
 _ASK = "Draw prompts first: maxtoki prompts {path} -o paragraphs, and give that folder."
 
 
@@ -128,11 +129,18 @@ def predict_file(
             yield _as_obs(table)
 
     job = {"input": source.identity, **model.params, "limit": limit, "to": to}
-    run = Run(
-        path, output, by=PREDICT, job=job, chunk_size=chunk_size, share_array=share_array, overwrite=overwrite
+    return in_parts(
+        source.n if limit is None else min(limit, source.n),
+        compute,
+        lambda parts, folder, bar: _write_table(parts, folder / f"lapses.{to}", bar),
+        output,
+        by=PREDICT,
+        job=job,
+        inputs=[Path(path)],
+        chunk_size=chunk_size,
+        share_array=share_array,
+        overwrite=overwrite,
     )
-    n = source.n if limit is None else min(limit, source.n)
-    return run.run(n, compute, lambda parts, folder, bar: _write_table(parts, folder / f"lapses.{to}", bar))
 
 
 def generate_file(
@@ -226,21 +234,19 @@ def generate_file(
         "limit": limit,
         "to": to,
     }
-    run = Run(
-        path,
+    write = _write_cells if to == "h5ad" else _write_token_rows
+    return in_parts(
+        source.n if limit is None else min(limit, source.n),
+        compute,
+        lambda parts, folder, bar: write(parts, folder / f"cells.{to}", bar, model),
         output,
         by=GENERATE,
         job=job,
+        inputs=[Path(path)],
         chunk_size=_GENERATED,
         share_array=share_array,
         overwrite=overwrite,
     )
-    n = source.n if limit is None else min(limit, source.n)
-    write = _write_cells if to == "h5ad" else _write_token_rows
-    return run.run(n, compute, lambda parts, folder, bar: write(parts, folder / f"cells.{to}", bar, model))
-
-
-_GENERATED = 256  # prompts whose cells are written in one part
 
 
 def prompt_file(
@@ -336,74 +342,86 @@ def encoded_to_dataset(
     return output
 
 
-class Run:
-    """A job in parts: blocks shared out over processes, kept when the job ends early, and put together at the end."""
+def in_parts(
+    n: int,
+    compute: Callable[[list[tuple[int, int]]], Iterator[AnnData]],
+    write: Callable[[_Parts, Path, Any], None],
+    output: str | Path,
+    *,
+    by: str,
+    job: Mapping[str, Any],
+    inputs: list[Path],
+    chunk_size: int,
+    share_array: bool,
+    overwrite: bool,
+) -> Path | None:
+    """Compute blocks of rows, shared out over processes and kept when the job ends early; put them together where all are there.
 
-    def __init__(
-        self,
-        path: str | Path,
-        output: str | Path,
-        *,
-        by: str,
-        job: Mapping[str, Any],
-        chunk_size: int,
-        share_array: bool,
-        overwrite: bool,
-    ) -> None:
-        self.output, self.by, self.chunk_size = Path(output), by, chunk_size
-        self.job, self.how = dict(job), {"overwrite": overwrite, "inputs": [path]}
-        self.share_array = share_array
-        if job["to"] not in FORMATS:
-            raise ValueError(f"There is no format {job['to']!r}; choose from {', '.join(FORMATS)}.")
-        if job["to"] == "parquet":
-            require_pyarrow()
-        if self.output.is_file():
-            raise ValueError(f"{output} is a file. Give a folder to write to.")
+    Parameters
+    ----------
+    n
+        Rows in all.
+    compute
+        Yields a part for each of the blocks that it is given.
+    write
+        Writes all parts to a folder, as one file.
+    output, by, job, inputs, overwrite
+        As in `_outputs.new_output`; `job["to"]` is the format.
+    chunk_size
+        Rows a block.
+    share_array
+        Whether the tasks of a SLURM array share the job.
 
-    def run(self, n: int, compute: Callable[[list], Iterator[AnnData]], write: Callable) -> Path | None:
-        """Compute the blocks that are missing, of `n` rows in all; where none is, write the result and return its path."""
-        if not n:
-            raise ValueError(f"There is nothing to read for {self.output}: the input has no rows.")
-        shards, n_shards = self.output.with_name(f"{self.output.name}.shards"), -(-n // self.chunk_size)
-        recipe = {**self.job, "n": n, "chunk_size": self.chunk_size}
-        digest, shared = job_digest(n_shards, recipe), process_index(share_array=self.share_array)[1] > 1
-        if check_output(self.output, by=self.by, job=self.job, **self.how):
-            drop_shards(shards, digest)
-            return self._result()
-        overwrite = self.how["overwrite"]
-        with open_shards(shards, n_shards, recipe, share_array=self.share_array, overwrite=overwrite) as todo:
-            sizes = [min(self.chunk_size, n - number * self.chunk_size) for number in range(n_shards)]
-            done = sum(sizes[i] for i in range(n_shards) if shard_path(shards, i, digest).is_file())
-            total = done + sum(sizes[i] for i in todo)
-            with progress(total=total, initial=done, desc=self.by, unit="row") as bar:
-                parts = compute([(i * self.chunk_size, i * self.chunk_size + sizes[i]) for i in todo])
-                for number in todo:
-                    with hidden():
-                        part = next(parts)
-                    with atomic(shard_path(shards, number, digest)) as temporary:
-                        part.write_h5ad(temporary)
-                    bar.update(sizes[number])
-        with take_shards(shards, n_shards, recipe, wait=not shared) as paths:
-            if paths is not None:
-                parts = _Parts(paths)
-                with (
-                    new_output(self.output, by=self.by, job=self.job, **self.how) as folder,
-                    progress(total=n, desc="Writing", unit="row") as bar,
-                ):
-                    write(parts, folder, bar)
-                return self._result()
-        if is_made(self.output, by=self.by, job=self.job):
-            drop_shards(shards, digest)
-            return self._result()
-        if shared:
-            return None
-        raise ValueError(
-            f"Parts of the job in {shards} have gone meanwhile. Run it again: it makes what is missing."
-        )
+    Returns
+    -------
+    The file; `None` where another process has to finish.
+    """
+    output, how = Path(output), {"by": by, "job": job, "overwrite": overwrite, "inputs": inputs}
+    if job["to"] not in FORMATS:
+        raise ValueError(f"There is no format {job['to']!r}; choose from {', '.join(FORMATS)}.")
+    if job["to"] == "parquet":
+        require_pyarrow()
+    if output.is_file():
+        raise ValueError(f"{output} is a file. Give a folder to write to.")
+    if not n:
+        raise ValueError(f"There is nothing to read for {output}: the input has no rows.")
+    shards, n_shards = output.with_name(f"{output.name}.shards"), -(-n // chunk_size)
+    recipe = {**job, "n": n, "chunk_size": chunk_size}
+    digest, shared = job_digest(n_shards, recipe), process_index(share_array=share_array)[1] > 1
+    if check_output(output, **how):
+        drop_shards(shards, digest)
+        return _file_in(output)
+    with open_shards(shards, n_shards, recipe, share_array=share_array, overwrite=overwrite) as todo:
+        stop = [min((number + 1) * chunk_size, n) for number in range(n_shards)]
+        size = [end - number * chunk_size for number, end in enumerate(stop)]
+        done = sum(size[i] for i in range(n_shards) if shard_path(shards, i, digest).is_file())
+        total = done + sum(size[i] for i in todo)
+        with progress(total=total, initial=done, desc=by, unit="row") as bar:
+            parts = compute([(i * chunk_size, stop[i]) for i in todo])
+            for number in todo:
+                with hidden():
+                    part = next(parts)
+                with atomic(shard_path(shards, number, digest)) as temporary:
+                    part.write_h5ad(temporary)
+                bar.update(size[number])
+    with take_shards(shards, n_shards, recipe, wait=not shared) as paths:
+        if paths is not None:
+            with new_output(output, **how) as folder, progress(total=n, desc="Writing", unit="row") as bar:
+                write(_Parts(paths), folder, bar)
+            return _file_in(output)
+    if is_made(output, by=by, job=job):
+        drop_shards(shards, digest)
+        return _file_in(output)
+    if shared:
+        return None
+    raise ValueError(
+        f"Parts of the job in {shards} have gone meanwhile. Run it again: it makes what is missing."
+    )
 
-    def _result(self) -> Path:
-        (path,) = (part for part in self.output.iterdir() if part.suffix[1:] in FORMATS)
-        return path
+
+def _file_in(output: Path) -> Path:
+    (path,) = (part for part in output.iterdir() if part.suffix[1:] in FORMATS)
+    return path
 
 
 class _Parts:

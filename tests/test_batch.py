@@ -1,11 +1,9 @@
 """`maxtoki prompts`, `predict` and `generate`: from all kinds of files, in parts, the same as in memory."""
 
 import os
-import signal
-import subprocess
-import sys
 import time
 import warnings
+from multiprocessing import get_context
 
 import anndata
 import numpy as np
@@ -13,13 +11,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from test_cli import run
 from test_datasets_folders import save
+from test_parity_prompts import make_vocab
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit import batch
 from maxtoki_toolkit._arrow import open_dataset
 from maxtoki_toolkit.models.generation import tokens_in
+from maxtoki_toolkit.models.sequences import Sequences
 
 SETTINGS = {
     "time_key": "age_months",
@@ -198,6 +199,23 @@ def test_original_rows_with_and_without_answers(folder, tiny_clock, lapses, tmp_
     np.testing.assert_allclose(table["predicted"], lapses["predicted"], atol=2e-3)
 
 
+def test_parity_find_eoq_batch(parity, tmp_path):
+    """`find_eoq_batch`: two `<eoq>` are an error, as there; a row without one is, too, where there all others shift."""
+    vocab = make_vocab(parity["compose_example"]["token_dictionary"])
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = mt.models.build_model({**shape, "max_position_embeddings": 64}, vocab)
+    several, missing = parity["find_eoq_batch"]["cases"]
+    for case, message in [(several, "has 2"), (missing, "has 0")]:
+        rows = [[vocab["<boq>"], *row] for row in case["tokens"]]
+        with pytest.raises(ValueError, match=message):
+            batch._cut(Sequences.of([np.array(row) for row in rows]), model, tmp_path, 0)
+    # Where each row has one, it is found where the original finds it, and the task is that of its question.
+    lapse, cell = [2, 5, 3, 14, 2, 6, 3, 15, 20], [2, 5, 3, 14, 20, 15, 2, 6, 3]
+    found, timelapse = batch._cut(Sequences.of([np.array(lapse), np.array(cell)]), model, tmp_path, 0)
+    assert found.lengths.tolist() == [8, 6]
+    assert timelapse.tolist() == [True, False]
+
+
 def test_limit(folder, tiny_clock, lapses, tmp_path):
     found = batch.predict_file(folder / "timelapse", tmp_path / "out", tiny_clock, limit=13, chunk_size=5)
     table = anndata.read_h5ad(found).obs
@@ -338,46 +356,32 @@ def test_encode_to_dataset(folder, tiny_clock, capsys, tmp_path):
     assert {"input_ids", "time", "unique_cell_id", "time_group", "length"} <= set(found.column_names)
 
 
-# What a process that is killed does: the command, from the start.
-COMMAND = """
-import sys, time
-from maxtoki_toolkit import batch
-import maxtoki_toolkit as mt
-mt.settings.progress = False
-print("ready", flush=True)
-batch.predict_file(sys.argv[1], sys.argv[2], mt.load_model(sys.argv[3], device="cpu"), chunk_size=2, to="parquet")
-"""
+def predict_alone(path, output, model):
+    """What a process that is killed does."""
+    torch.set_num_threads(1)  # those of the process that it is a copy of are not there
+    batch.predict_file(path, output, model, chunk_size=2, to="parquet")
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_killed_at_any_moment_it_loses_nothing(folder, tiny_clock, lapses, tmp_path):
-    """Six times kill -9, at moments over the whole run; what is done is kept, and the table is that of one run."""
-    words = [
-        sys.executable,
-        "-c",
-        COMMAND,
-        str(folder / "timelapse"),
-        str(tmp_path / "out"),
-        str(folder / "clock"),
-    ]
+    """Ten times kill -9, at moments over the whole run; what is done is kept, and the table is that of one run."""
     shards, kept = tmp_path / "out.shards", 0
-    wanted = np.linspace(0, 10, 6).astype(int)
-    for number in wanted:
-        process = subprocess.Popen(words, stdout=subprocess.PIPE)
-        process.stdout.readline()
+    given = (folder / "timelapse", tmp_path / "out", tiny_clock)
+    for number in np.linspace(0, 11, 10).astype(int):
+        process = get_context("fork").Process(target=predict_alone, args=given)
+        process.start()
         begin = time.time()
-        while (
-            time.time() - begin < 60 and len(list(shards.glob("0*.h5ad"))) < number and process.poll() is None
-        ):
+        while process.is_alive() and time.time() - begin < 60 and len(list(shards.glob("0*.h5ad"))) <= number:
             time.sleep(0.002)
         time.sleep(0.003 * number)  # within a block
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         left = len(list(shards.glob("0*.h5ad")))
         assert left >= kept or (tmp_path / "out").exists()
         kept = left
-    found = batch.predict_file(folder / "timelapse", tmp_path / "out", tiny_clock, chunk_size=2, to="parquet")
+    found = batch.predict_file(*given, chunk_size=2, to="parquet")
     table = pd.read_parquet(found)
     assert table["prompt"].tolist() == list(range(24))
     np.testing.assert_allclose(table["predicted"], lapses["predicted"], atol=2e-3)
