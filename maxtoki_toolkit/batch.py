@@ -19,7 +19,7 @@ from ._outputs import check_output, is_made, new_output
 from ._progress import hidden, progress
 from ._shards import drop_shards, job_digest, open_shards, process_index, shard_path, take_shards
 from .models.generation import prompt_keys
-from .models.model import MaxTokiModel
+from .models.model import MaxTokiModel, require_whole
 from .models.prompts import write_prompts
 from .models.sampling import chain_keys
 from .models.sequences import Sequences, cell_sequences
@@ -116,6 +116,7 @@ def predict_file(
         something else is at `output`.
     """
     require_temporal(model)
+    require_whole(model)
     source = _prompts(Path(path), model, "timelapse", reading or {})
     unit = model.time_head.unit
 
@@ -195,6 +196,7 @@ def generate_file(
         **(sampling or {}),
     }
     n_samples, held = how.pop("n_samples"), how.pop("max_tokens", None)
+    require_whole(model)
     if n_given is None:
         require_temporal(model)
         source = _prompts(Path(path), model, "cell", reading or {})

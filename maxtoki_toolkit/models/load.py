@@ -17,7 +17,7 @@ from .._manifests import fetch, manifest, manifest_paths
 from .._outputs import MARK, new_output
 from .._reference import resource
 from ._quiet import quiet_transformers
-from .model import MaxTokiModel, require_model
+from .model import MaxTokiModel, require_model, require_whole
 from .time_head import TimeHead
 from .vocabulary import Vocabulary
 
@@ -42,6 +42,7 @@ def load_model(
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
     attention: str = "sdpa",
+    tensor_parallel: bool = False,
 ) -> MaxTokiModel:
     """Load a model, strictly.
 
@@ -70,6 +71,10 @@ def load_model(
         Small differences between cells and edited cells can round to exactly 0 in bfloat16.
     attention
         "sdpa", "eager", or "flash_attention_2" where that package is installed.
+    tensor_parallel
+        Share each weight matrix out over the processes of torchrun, as transformers plans it, for a model that
+        is larger than one device. All processes then call the same functions with the same cells, and get the
+        same; what is written to files in parts, saved or trained needs a model that is whole.
 
     Returns
     -------
@@ -110,7 +115,9 @@ def load_model(
         )
     vocab = vocab or read_vocabulary(folder)
     card = read_card(folder)
-    hf = _read_weights(folder, device=pick_device(device), dtype=_pick_dtype(dtype), attention=attention)
+    device = pick_device(device)
+    how = shared_out(folder, device) if tensor_parallel else {}
+    hf = _read_weights(folder, device=device, dtype=_pick_dtype(dtype), attention=attention, **how)
     time_head = read_time_head(folder, card)
     if time_head is not None:
         time_head.to(hf.device)
@@ -156,6 +163,7 @@ def save_model(
     'months'
     """
     require_model(model)
+    require_whole(model)
     with new_output(folder, by=BY, overwrite=overwrite) as temporary:
         write_model(model, temporary, card)
 
@@ -360,7 +368,29 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     return Vocabulary.from_json(folder / TOKENS, gene_medians=folder / MEDIANS)
 
 
-def _read_weights(folder: Path, *, device: str, dtype: torch.dtype, attention: str):
+def shared_out(folder: Path, device: str) -> dict:
+    """How transformers is told to share a model out over the processes; or raise if it cannot be."""
+    from torch import distributed
+    from transformers.distributed import DistributedConfig
+
+    n = int(os.environ.get("WORLD_SIZE", "1"))
+    if n < 2:
+        raise ValueError(
+            "tensor_parallel shares a model out over the processes of torchrun, and this process is alone. Leave it out, or run "
+            "torchrun --nproc_per_node 2 your_script.py."
+        )
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+    if heads % n:
+        raise ValueError(
+            f"{heads} heads of keys and values cannot be shared out over {n} processes. Start a divisor of {heads}."
+        )
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo" if device == "cpu" else "nccl")
+    return {"distributed_config": DistributedConfig(tp_plan="auto", tp_size=n)}
+
+
+def _read_weights(folder: Path, *, device: str, dtype: torch.dtype, attention: str, **how):
     """Read weights with transformers, and refuse what transformers would fill in at random."""
     from safetensors import SafetensorError
     from transformers import LlamaForCausalLM
@@ -376,6 +406,7 @@ def _read_weights(folder: Path, *, device: str, dtype: torch.dtype, attention: s
                 local_files_only=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **how,
             )
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} is corrupt ({error}). Download it again.") from None
@@ -387,7 +418,8 @@ def _read_weights(folder: Path, *, device: str, dtype: torch.dtype, attention: s
     if problems:
         what = "; ".join(f"{len(keys)} {name} (first: {keys[0]})" for name, keys in problems.items())
         raise ValueError(f"The weights in {folder} do not fit config.json: {what}. Nothing was loaded.")
-    return hf.to(device).eval()
+    # What is shared out is where it belongs.
+    return (hf if how else hf.to(device)).eval()
 
 
 def vocabulary_of_settings(path: str | Path, files: object) -> Vocabulary | None:

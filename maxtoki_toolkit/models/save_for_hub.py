@@ -9,7 +9,7 @@ import yaml
 from .. import __version__
 from .._outputs import new_output
 from .load import BY, WEIGHTS, write_model
-from .model import MaxTokiModel, require_model
+from .model import MaxTokiModel, require_model, require_whole
 
 README = "README.md"
 
@@ -66,6 +66,7 @@ def save_for_hub(
     'months'
     """
     require_model(model)
+    require_whole(model)
     texts = {"title": title, "license": license, "trained_on": trained_on}
     if empty := [name for name, text in texts.items() if not text.strip()]:
         raise ValueError(f"{empty[0]} is empty: a card without it is of no use to others.")

@@ -18,7 +18,7 @@ from .._validate import require_obs
 from ..models.extend import extend_model, require_rope
 from ..models.fingerprint import fingerprint
 from ..models.load import load_model, pick_device, save_model
-from ..models.model import MaxTokiModel
+from ..models.model import MaxTokiModel, require_whole
 from ..models.time_head import TimeHead
 from ..pp._design import get_groups, get_mask, get_times, known_cells
 from ..pp._sampling import Sampler
@@ -117,6 +117,7 @@ def temporal(
     >>> temporal.is_temporal, temporal.time_head.unit
     (True, 'months')
     """
+    require_whole(model)
     recipe = recipe or TemporalRecipe()
     prompts, objective, adaptation = recipe.prompts, recipe.objective, recipe.adaptation
     optimization, run = recipe.optimization, recipe.run
