@@ -125,7 +125,9 @@ def test_lapses_are_those_of_memory(folder, tiny_clock, lapses, tmp_path, name, 
         assert pq.ParquetFile(found).num_row_groups == 2  # written block by block
 
 
-@pytest.mark.parametrize(("name", "to"), [("cell", "parquet"), ("cell.h5ad", "h5ad")])
+@pytest.mark.parametrize(
+    ("name", "to"), [("cell", "parquet"), pytest.param("cell.h5ad", "h5ad", marks=pytest.mark.slow)]
+)
 def test_generated_cells_are_those_of_memory(folder, tiny_clock, written, tmp_path, monkeypatch, name, to):
     """Token by token, in whatever block they are."""
     monkeypatch.setattr(batch, "_GENERATED", 16)
@@ -151,7 +153,13 @@ def genes_of(adata):
         yield token[ranks.indices[np.argsort(ranks.data)]].tolist()
 
 
-@pytest.mark.parametrize("name", ["counts.h5ad", "encoded.h5ad", "cells.dataset"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cells.dataset",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("counts.h5ad", "encoded.h5ad")),
+    ],
+)
 def test_cells_are_gone_on_with(folder, tiny_clock, capsys, tmp_path, name):
     adata = mt.pp.read_cells(folder / "counts.h5ad")
     mt.pp.rank_value_encode(adata, tiny_clock)
@@ -216,9 +224,13 @@ def test_parity_find_eoq_batch(parity, tmp_path):
     assert timelapse.tolist() == [True, False]
 
 
-def test_limit(folder, tiny_clock, lapses, tmp_path):
-    found = batch.predict_file(folder / "timelapse", tmp_path / "out", tiny_clock, limit=13, chunk_size=5)
-    table = anndata.read_h5ad(found).obs
+def test_predict_by_command(folder, lapses, capsys, tmp_path):
+    """The first ones, as a table."""
+    options = ["--model", folder / "clock", "--limit", 13, "--to", "parquet", "--device", "cpu"]
+    code, text, err = run(capsys, "predict", folder / "timelapse", "-o", tmp_path / "out", *options)
+    assert code == 0, err
+    assert "lapses.parquet is there" in text
+    table = pd.read_parquet(tmp_path / "out" / "lapses.parquet")
     np.testing.assert_allclose(table["predicted"], lapses["predicted"][:13], atol=2e-3)
 
 
@@ -304,15 +316,18 @@ def test_what_would_be_wrong_is_refused(folder, tiny_model, tiny_clock, tmp_path
     assert not (tmp_path / "no").exists()
 
 
-def test_memory_of_keys_and_values(tiny_clock, folder, tmp_path, written):
-    """In bytes what the cache takes; the cells do not depend on it."""
+def test_memory_of_keys_and_values(tiny_clock):
+    """In bytes what the cache takes."""
     config = tiny_clock.hf.config
     each = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     assert tokens_in(tiny_clock, 1000 * each / 1e9) == 1000
+
+
+@pytest.mark.slow
+def test_cells_do_not_depend_on_that_memory(tiny_clock, folder, tmp_path, written):
     how = {"n_samples": 2, "max_genes": 9, "max_tokens": 600}
-    found = anndata.read_h5ad(
-        batch.generate_file(folder / "cell", tmp_path / "out", tiny_clock, sampling=how, rng=5)
-    )
+    out = tmp_path / "out"
+    found = anndata.read_h5ad(batch.generate_file(folder / "cell", out, tiny_clock, sampling=how, rng=5))
     assert (found.layers["rank"] != written.layers["rank"]).nnz == 0
 
 
