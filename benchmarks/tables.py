@@ -162,6 +162,21 @@ SPEED = {
 }
 
 
+def files() -> str:
+    """From files to files."""
+    rows = [
+        {
+            "job": row["job"],
+            "cells": f"{row['cells']:,}",
+            "cells a second": f"{row['cells_per_second']:,.0f}",
+            "cells a second of processor time": f"{row['cells_per_cpu_second']:,.0f}",
+            "largest memory": f"{row['peak_mb']:,.0f} MB" if row.get("peak_mb") else "",
+        }
+        for row in read("files")["rows"]
+    ]
+    return markdown(rows)
+
+
 def speed() -> str:
     """The engine beside the baseline, CPU and GPU."""
     rows = []
@@ -868,6 +883,7 @@ _TABLES = (
     gene_sets,
     time_heads,
     tokenize,
+    files,
     speed,
 )
 TABLES = {f.__name__: f for f in _TABLES}

@@ -257,7 +257,7 @@ def with_slow(names, quick):
     return [name if name.startswith(quick) else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-# Functions that draw, and that have donors. (Prompts know their own; a temporal model reads nothing else.)
+# Functions that draw, and that have donors. (Prompts and paragraphs know their own; a temporal model reads nothing else.)
 SEEDED = [
     name
     for name, function in ON_ANNDATA.items()
@@ -268,6 +268,7 @@ BY_DONOR = [
     for name, function in ON_ANNDATA.items()
     if "donor_key" in inspect.signature(function).parameters
     and name not in ("tl.ablate_heads", "tl.attribute", "tl.feature_effects", "tl.translate")
+    and name not in ("pp.read_paragraphs", "tl.ablate_heads", "tl.attribute", "tl.feature_effects")
 ]
 # Functions that read time, and what they need for it.
 READ_TIME = [

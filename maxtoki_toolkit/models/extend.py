@@ -21,6 +21,7 @@ def extend_model(
     *,
     max_length: int | None = None,
     rope: str = "llama3",
+    rope_factor: float | None = None,
     seed: int = 0,
 ) -> MaxTokiModel:
     """Give a model time tokens and a longer reach, or features of other kinds. It still has to be trained on them.
@@ -40,6 +41,9 @@ def extend_model(
         stretched already), or "none": positions beyond those it knows are simply new. "dynamic", of the
         authors' fine-tuning code, is the same as "none" up to `max_length`: transformers stretches beyond it
         only.
+    rope_factor
+        Stretch by this instead of by the ratio of the lengths, as the original's `--rope-scaling-factor`; 1
+        leaves positions as they are. It takes the place of the model's own factor.
     seed
         Seed of the new embeddings.
 
@@ -93,8 +97,12 @@ def extend_model(
 
     config = copy.deepcopy(model.hf.config)
     config.vocab_size = vocab.size
+    if rope_factor is not None and (rope == "none" or rope_factor < 1):
+        raise ValueError(
+            f"rope_factor is 1 or more, and is for a way of stretching; got {rope_factor} with rope={rope!r}."
+        )
     factor = max_length / model.max_length
-    if factor > 1 and rope != "none":
+    if (factor > 1 or rope_factor is not None) and rope != "none":
         known = config.rope_parameters
         scaling = {"rope_type": rope, "original_max_position_embeddings": model.max_length}
         if rope == "llama3":
@@ -106,7 +114,8 @@ def extend_model(
                     'further, or "none".'
                 )
             scaling |= known
-        config.rope_parameters = {"rope_theta": known["rope_theta"], **scaling, "factor": before * factor}
+        factor = before * factor if rope_factor is None else float(rope_factor)
+        config.rope_parameters = {"rope_theta": known["rope_theta"], **scaling, "factor": factor}
     config.max_position_embeddings = max_length
     with torch.random.fork_rng(devices=[]):
         hf = LlamaForCausalLM(config)

@@ -184,3 +184,49 @@ def pad(
     batch = np.full(inside.shape, pad_id, dtype=np.int64)
     batch[inside] = sequences.tokens[(start[:, None] + column)[inside]]
     return torch.from_numpy(batch)
+
+
+def cell_ranks(cells: Sequences, vocab: Vocabulary) -> sp.csr_matrix:
+    """Ranks from 1 of the genes of each cell, cells x genes in the vocabulary's order, uint16: what `cell_sequences` reads.
+
+    What is no gene, such as the marks, has no rank.
+    """
+    column = np.full(vocab.size, -1)
+    column[vocab.gene_ids] = np.arange(len(vocab.gene_ids))
+    is_gene = column[cells.tokens] >= 0
+    n_genes = np.diff(np.concatenate([[0], np.cumsum(is_gene)])[cells.indptr])
+    indptr = np.concatenate([[0], np.cumsum(n_genes)])
+    rank = np.arange(indptr[-1]) - np.repeat(indptr[:-1], n_genes) + 1
+    ranks = sp.csr_matrix(
+        (rank.astype(np.uint16), column[cells.tokens[is_gene]].astype(np.int32), indptr),
+        shape=(len(n_genes), len(vocab.gene_ids)),
+    )
+    ranks.sort_indices()
+    return ranks
+
+
+def require_cells(cells: Sequences, vocab: Vocabulary, path: object) -> None:
+    """Raise unless each sequence is `<bos>`, genes of the vocabulary, none twice, and `<eos>`."""
+    tokens, long = cells.tokens, cells.lengths > 2
+    first, last = cells.indptr[:-1][long], cells.indptr[1:][long] - 1
+    framed = np.zeros(len(cells), dtype=bool)
+    framed[long] = (tokens[first] == vocab["<bos>"]) & (tokens[last] == vocab["<eos>"])
+    known = np.zeros(vocab.size, dtype=bool)
+    known[vocab.gene_ids] = True
+    fits = (tokens >= 0) & (tokens < vocab.size)
+    strange = ~(fits & known[np.where(fits, tokens, 0)])
+    strange[first] = strange[last] = False
+    n_strange = np.diff(np.concatenate([[0], np.cumsum(strange)])[cells.indptr])
+    if (bad := ~framed | (n_strange > 0)).any():
+        row = int(np.flatnonzero(bad)[0])
+        shown = tokens[cells.indptr[row] : cells.indptr[row + 1]][:6].tolist()
+        raise ValueError(
+            f"{bad.sum()} of {len(cells)} rows of {path} are no cells of this vocabulary: <bos> ({vocab['<bos>']}), genes, <eos> "
+            f"({vocab['<eos>']}). The first is row {row}, which begins {shown}. Give the model or dictionary that they were made with."
+        )
+    order = np.sort(cells.owner * np.int64(vocab.size) + tokens)
+    if (twice := order[1:][np.diff(order) == 0] // vocab.size).size:
+        raise ValueError(
+            f"{len(np.unique(twice))} rows of {path} have a gene twice (the first is row {twice[0]}), as the original writes them "
+            "where a gene is in the data twice. Rank the counts again: mt.pp.rank_value_encode."
+        )

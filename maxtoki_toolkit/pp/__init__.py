@@ -17,8 +17,13 @@ from .modality_medians import modality_medians
 from .parse_age import parse_age
 from .rank_value_encode import rank_value_encode
 from .read_cells import read_cells
+from .read_dataset import read_dataset
+from .read_paragraphs import read_paragraphs
+from .read_predictions import read_predictions
 from .sample_prompts import PromptSampling, sample_prompts
 from .simulate_doublets import DoubletSimulation, simulate_doublets
+from .write_dataset import write_dataset
+from .write_paragraphs import write_paragraphs
 
 __all__ = [
     "DoubletSimulation",
@@ -38,9 +43,14 @@ __all__ = [
     "modality_medians",
     "parse_age",
     "read_cells",
+    "read_dataset",
+    "read_paragraphs",
+    "read_predictions",
     "rank_value_encode",
     "sample_prompts",
     "simulate_doublets",
+    "write_dataset",
+    "write_paragraphs",
 ]
 
 guard(globals(), __all__)

@@ -171,9 +171,9 @@ class Adaptation(Checked):
     lapses
         Lowest and highest lapse to make tokens for, if the model has none; by default what the cells span, in
         both directions.
-    max_length, rope
-        Tokens that the temporal model reads, and how positions are stretched to that; see
-        `mt.models.extend_model`.
+    max_length, rope, rope_factor
+        Tokens that the temporal model reads, how positions are stretched to that, and by how much, if not by
+        the ratio of the lengths; see `mt.models.extend_model`.
     freeze_layers
         First blocks whose weights stay as they are.
     lora_rank, lora_alpha, lora_dropout
@@ -185,6 +185,7 @@ class Adaptation(Checked):
     lapses: tuple[int, int] | None = None
     max_length: int = 16_384
     rope: str = "llama3"
+    rope_factor: float | None = None
     freeze_layers: int = 0
     lora_rank: int | None = None
     lora_alpha: float = 16.0
