@@ -180,7 +180,7 @@ def test_a_stretched_model_is_stretched_further():
     [
         (TIMES, {"rope": "yarn"}, "no RoPE scaling 'yarn'; choose from llama3, dynamic, linear, none"),
         (TIMES, {"max_length": 32}, "The model reads 64 tokens already; max_length is 32"),
-        (VOCAB, {}, r"must be the model's own with time tokens added: model\.vocab\.with_times"),
+        (VOCAB, {}, r"must be the model's own with time tokens added, model\.vocab\.with_times"),
         (
             mt.models.Vocabulary({**TOKENS, GENES[0]: 5, GENES[1]: 4}, VOCAB.medians).with_times(-1, 1),
             {},
