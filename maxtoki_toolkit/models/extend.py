@@ -84,7 +84,7 @@ def extend_model(
     if (
         vocab.size == old
         or not same
-        or not (new_times or np.array_equal(vocab.time_values, model.vocab.time_values))
+        or (vocab.time_ids.min() < old if new_times else len(vocab.time_ids) != len(model.vocab.time_ids))
     ):
         raise ValueError(
             "The vocabulary must be the model's own with time tokens added, model.vocab.with_times(lowest, highest), or with "
