@@ -161,7 +161,8 @@ def test_the_vocabulary_is_asked_for_before_the_download(hub):
         ValueError, match="has no token_dictionary.json: weights of others come without their dictionaries"
     ):
         mt.load_model("lab/model", revision=REVISION)
-    assert {entry.rpartition("/")[2] for entry in hub.asked} == {"token_dictionary.json"}
+    files = {entry.rpartition("/")[2] for entry in hub.asked if "/resolve/" in entry}
+    assert files == {"token_dictionary.json"}
 
 
 def test_device_that_is_not_there(folder):
