@@ -423,9 +423,20 @@ def response_interferon() -> str:
     return markdown(responses("interferon", split="left out"))
 
 
-def response_planted() -> str:
-    """Sums and interactions of lines and drugs."""
-    return markdown(responses("planted", answers="answers", held_out="left out"))
+def response_mixtures() -> str:
+    """What other donors' answers say of a donor's own."""
+    return markdown(
+        [
+            {
+                "donor": row["donor"],
+                "mean of the others": f"{row['mean_of_others']:.2f}",
+                "best mixture of the others, knowing half of the answer": f"{row['best_mixture']:.2f}",
+                "the donor's own other half": f"{row['own_half']:.2f}",
+                "most like a single other": f"{row['nearest_single_donor']:.2f}",
+            }
+            for row in read("response")["cases"]["mixtures"]["rows"]
+        ]
+    )
 
 
 def response_plates() -> str:
@@ -767,7 +778,7 @@ _TABLES = (
     steering,
     response_glioma,
     response_interferon,
-    response_planted,
+    response_mixtures,
     response_plates,
     sae_toy,
     sae_again,
