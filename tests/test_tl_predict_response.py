@@ -135,14 +135,16 @@ def test_nothing_to_predict():
         found = run(screen(seed, effect=0.0, n_lines=4, n_drugs=2, n=24))
         r = found.xs("pearson_control", level="score")
         values.append(r.loc[["perturbation mean", "additive", "nearest neighbours", "linear shift"], "value"])
-        p_values += found["p_value"].dropna().tolist()
+        # Errors are another matter: a way that predicts less is nearer to nothing.
+        p_values += r["p_value"].dropna().tolist()
         assert (
             r.loc["shuffled labels", "low"] - 0.15
             < r.loc["perturbation mean", "value"]
             < r.loc["shuffled labels", "high"] + 0.15
         )
     assert np.abs(np.mean(values, axis=0)).max() < 0.15
-    assert np.mean(np.array(p_values) < 0.05) < 0.15
+    assert len(p_values) >= 6
+    assert np.mean(np.array(p_values) < 0.05) <= 0.2
 
 
 def test_unseen_perturbations_by_descriptors():

@@ -138,6 +138,9 @@ def predict_response(
     "shuffled labels"
         "perturbation mean" where treated cells and controls have exchanged labels within each context, 49 times.
 
+    Units are left out in turn, so that what is learned for one is learned from the others: the paired tests take them
+    as independent, and are approximate.
+
     Scores are those of `mt.tl.perturbation_metrics`, of 20, 100 and 200 top genes.
 
     Examples
