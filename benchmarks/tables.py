@@ -439,6 +439,27 @@ def response_mixtures() -> str:
     )
 
 
+def separable() -> str:
+    """Treated cells told from controls by their neighbours."""
+    names = {"X_maxtoki": "demo model", "PCA": "PCA", "depth": "depth alone"}
+    return markdown(
+        [
+            {
+                "embedding": names[row["embedding"]],
+                "AUROC": ranged(
+                    {"r": row["auroc"], "r_low": row["low"], "r_high": row["high"]}, "r", "{:.2f}"
+                ),
+                "exchanged labels, 95th percentile": f"{row['null_high']:.2f}",
+                "p": f"{row['p_value']:.3f}",
+                "demo model ahead by": ""
+                if row["embedding"] == "X_maxtoki"
+                else ranged(row, "difference", "{:+.2f}"),
+            }
+            for row in read("response")["cases"]["separability"]["rows"]
+        ]
+    )
+
+
 def response_plates() -> str:
     """Plates of simulated screens."""
     return markdown(
@@ -779,6 +800,7 @@ _TABLES = (
     response_glioma,
     response_interferon,
     response_mixtures,
+    separable,
     response_plates,
     sae_toy,
     sae_again,
