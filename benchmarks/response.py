@@ -1,12 +1,13 @@
 """Answers to drugs: which cells were treated, which plates are sound, and what a population would do.
 
     python benchmarks/response.py plates planted                      # simulated, five minutes on one core
-    python benchmarks/response.py glioma embedded interferon --folder FOLDER   # data that do not ship, ten minutes
+    python benchmarks/response.py glioma mixtures embedded interferon --folder FOLDER   # data that do not ship, ten minutes
 
 - `plates`: screens of 20 clean plates, and screens with a failed plate and one with an edge effect; how many are flagged.
 - `planted`: simulated lines and drugs whose answers add up, and lines that answer in genes of their own.
 - `glioma`: panobinostat on slices of five glioblastomas (glioma_panobinostat_5donors.h5ad), one donor left out at a
-  time, and what any mixture of the other donors' answers could reach.
+  time.
+- `mixtures`: what any mixture of the other donors' answers could reach.
 - `embedded`: how well their treated cells are told from controls, in the demo model's embedding and in PCA.
 - `interferon`: blood cells with and without interferon beta (pbmc_ifnb_2000.h5ad), by a random half of the cells, and with
   each cell type left out, types being those of marker genes.
@@ -37,7 +38,7 @@ from benchmarks import report
 from maxtoki_toolkit.stats.expression import log_normalize
 from maxtoki_toolkit.tl.neighbor_purity import _pca
 
-PARTS = ("plates", "planted", "glioma", "embedded", "interferon")
+PARTS = ("plates", "planted", "glioma", "mixtures", "embedded", "interferon")
 GLIOMA = {"groupby": "donor_id", "perturbation_key": "condition", "control": "ctrl"}
 SHOWN = ("pearson_control", "pearson_control_top20", "pearson_control_top100", "mse", "mse_weighted")
 # Marker genes of the types of blood cells.
@@ -159,7 +160,6 @@ def glioma(folder: Path, n_steps: int) -> None:
     adata.obsm["X_pca"] = _pca(adata, 30, 0)
     recipe = mt.train.ResponseRecipe.of(max_steps=n_steps) if n_steps else None
     mt.tl.predict_response(adata, use_rep="X_pca", recipe=recipe, **GLIOMA)
-    mixed, alike = mixtures(adata, "donor_id", "condition", "ctrl")
     report.add(
         "response",
         rows_of(adata, embedding="PCA", n_cells=adata.n_obs),
@@ -167,8 +167,6 @@ def glioma(folder: Path, n_steps: int) -> None:
         device="cpu",
         max_steps=n_steps,
         by_donor=by_unit(adata),
-        best_mixture=mixed,
-        donors_alike=alike,
     )
 
 
@@ -188,13 +186,14 @@ def embedded(folder: Path, n_embedded: int) -> None:
     report.add("response", rows, case="separability", device="cpu", n_embedded=n_embedded)
 
 
-def mixtures(adata: AnnData, context: str, perturbation: str, control: str) -> tuple[dict, dict]:
-    """Of each context, r of the best mixture of the others' changes, fitted to half of its own answer; and r of single others.
+def mixtures(folder: Path) -> None:
+    """Of each donor, r of the best mixture of the others' changes, fitted to half of his or her own answer.
 
-    The mixture knows the answer: no weighting of the other contexts' changes can be expected to do better.
+    The mixture knows the answer: no weighting of the other donors' changes can be expected to do better.
     """
+    adata = anndata.read_h5ad(folder / "glioma_panobinostat_5donors.h5ad")
     X = log_normalize(adata.X, np.float64).toarray()
-    of, treated = adata.obs[context].to_numpy(str), (adata.obs[perturbation] != control).to_numpy()
+    of, treated = adata.obs["donor_id"].to_numpy(str), (adata.obs["condition"] != "ctrl").to_numpy()
     half = np.random.default_rng(0).random(adata.n_obs) < 0.5
     names = sorted(set(of))
 
@@ -203,14 +202,25 @@ def mixtures(adata: AnnData, context: str, perturbation: str, control: str) -> t
         return X[here & treated].mean(axis=0) - X[here & ~treated].mean(axis=0)
 
     whole = {name: change(name, np.ones(len(of), bool)) for name in names}
-    mixed, alike = {}, {}
+    rows = []
     for name in names:
         others = np.stack([whole[other] for other in names if other != name], axis=1)
-        weights = np.linalg.lstsq(others, change(name, half), rcond=None)[0]
-        mixed[name] = round(float(np.corrcoef(others @ weights, change(name, ~half))[0, 1]), 3)
+        # With a constant, least squares have the largest correlation.
+        design = np.column_stack([np.ones(len(others)), others])
+        weights = np.linalg.lstsq(design, change(name, half), rcond=None)[0]
         r = [np.corrcoef(others[:, i], whole[name])[0, 1] for i in range(others.shape[1])]
-        alike[name] = {"mean": round(float(np.mean(r)), 3), "most": round(float(np.max(r)), 3)}
-    return mixed, alike
+        rows.append(
+            {
+                "donor": name,
+                "mean_of_others": round(
+                    float(np.corrcoef(others.mean(axis=1), change(name, ~half))[0, 1]), 3
+                ),
+                "best_mixture": round(float(np.corrcoef(design @ weights, change(name, ~half))[0, 1]), 3),
+                "own_half": round(float(np.corrcoef(change(name, half), change(name, ~half))[0, 1]), 3),
+                "nearest_single_donor": round(float(max(r)), 3),
+            }
+        )
+    report.add("response", rows, case="mixtures", device="cpu")
 
 
 def interferon(folder: Path, n_steps: int) -> None:
@@ -242,7 +252,6 @@ def interferon(folder: Path, n_steps: int) -> None:
         n_genes=adata.n_vars,
         cells_of_type=adata.obs["cell_type"].value_counts().to_dict(),
         by_type=by_unit(adata),
-        best_mixture=mixtures(adata, "cell_type", "stim", "ctrl")[0],
     )
 
 
@@ -256,8 +265,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--embedded", type=int, default=150, help="cells a donor and condition")
     options = parser.parse_args()
-    if {"glioma", "embedded", "interferon"} & set(options.parts) and options.folder is None:
-        parser.error("glioma, embedded and interferon need --folder")
+    if {"glioma", "mixtures", "embedded", "interferon"} & set(options.parts) and options.folder is None:
+        parser.error("all parts but plates and planted need --folder")
     mt.settings.progress = False
     warnings.filterwarnings("ignore", message="Taken from the names")
     for part in options.parts:
@@ -268,6 +277,8 @@ def main() -> None:
             planted(options.steps)
         elif part == "glioma":
             glioma(options.folder, options.steps)
+        elif part == "mixtures":
+            mixtures(options.folder)
         elif part == "embedded":
             embedded(options.folder, options.embedded)
         else:

@@ -438,9 +438,41 @@ def response_interferon() -> str:
     return markdown(responses("interferon", split="left out"))
 
 
-def response_planted() -> str:
-    """Sums and interactions of lines and drugs."""
-    return markdown(responses("planted", answers="answers", held_out="left out"))
+def response_mixtures() -> str:
+    """What other donors' answers say of a donor's own."""
+    return markdown(
+        [
+            {
+                "donor": row["donor"],
+                "mean of the others": f"{row['mean_of_others']:.2f}",
+                "best mixture of the others, knowing half of the answer": f"{row['best_mixture']:.2f}",
+                "the donor's own other half": f"{row['own_half']:.2f}",
+                "most like a single other": f"{row['nearest_single_donor']:.2f}",
+            }
+            for row in read("response")["cases"]["mixtures"]["rows"]
+        ]
+    )
+
+
+def separable() -> str:
+    """Treated cells told from controls by their neighbours."""
+    names = {"X_maxtoki": "demo model", "PCA": "PCA", "depth": "depth alone"}
+    return markdown(
+        [
+            {
+                "embedding": names[row["embedding"]],
+                "AUROC": ranged(
+                    {"r": row["auroc"], "r_low": row["low"], "r_high": row["high"]}, "r", "{:.2f}"
+                ),
+                "exchanged labels, 95th percentile": f"{row['null_high']:.2f}",
+                "p": f"{row['p_value']:.3f}",
+                "demo model ahead by": ""
+                if row["embedding"] == "X_maxtoki"
+                else ranged(row, "difference", "{:+.2f}"),
+            }
+            for row in read("response")["cases"]["separability"]["rows"]
+        ]
+    )
 
 
 def response_plates() -> str:
@@ -869,7 +901,8 @@ _TABLES = (
     steering,
     response_glioma,
     response_interferon,
-    response_planted,
+    response_mixtures,
+    separable,
     response_plates,
     sae_toy,
     sae_again,

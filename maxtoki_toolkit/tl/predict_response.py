@@ -138,6 +138,9 @@ def predict_response(
     "shuffled labels"
         "perturbation mean" where treated cells and controls have exchanged labels within each context, 49 times.
 
+    Units are left out in turn, so that what is learned for one is learned from the others: the paired tests take them
+    as independent, and are approximate.
+
     Scores are those of `mt.tl.perturbation_metrics`, of 20, 100 and 200 top genes.
 
     Examples
@@ -347,7 +350,7 @@ def _mean_change(change: np.ndarray) -> np.ndarray:
 def _alike(cells: Populations, fold: _Fold, held_out: str, seed: int) -> np.ndarray:
     """Of each context and perturbation, the share of the nearest controls that each context has, contexts x perturbations x contexts.
 
-    Neighbours are sought among the contexts that the perturbation is known of; of one that is known nowhere, among all.
+    Neighbours are sought among the contexts that the perturbation is known of.
     """
     n, n_perturbations = len(cells.contexts), len(cells.perturbations)
     weights = np.zeros((n, n_perturbations, n))
@@ -362,8 +365,7 @@ def _alike(cells: Populations, fold: _Fold, held_out: str, seed: int) -> np.ndar
     pool, of = np.concatenate(pool), np.concatenate(of)
     found: dict[bytes, np.ndarray] = {}
     for c, p in zip(fold.context, fold.perturbation, strict=True):
-        known = fold.seen[:, p] if fold.seen[:, p].any() else fold.seen.any(axis=1)
-        known = known & ((np.arange(n) != c) | (held_out == "cells"))
+        known = fold.seen[:, p] & ((np.arange(n) != c) | (held_out == "cells"))
         # The same for all perturbations that are known of the same contexts.
         key = known.tobytes() + bytes(f"|{c}", "ascii")
         if key not in found:
