@@ -734,9 +734,12 @@ def gene_dependencies() -> str:
     cases, table = read("gene_tasks")["cases"], []
     sets = [
         ("context", row, f"four lung lines, genes that 10% to {row['max_share']:.0%} of the others need")
-        for row in cases["context"]["rows"]
+        for row in cases.get("context", {"rows": []})["rows"]
     ]
-    sets += [("panel", row, f"200 simulated lines, {row['labels']}") for row in cases["panel"]["rows"]]
+    sets += [
+        ("panel", row, f"200 simulated lines, {row['labels']}")
+        for row in cases.get("panel", {"rows": []})["rows"]
+    ]
     for _, row, label in sets:
         high = {name: row[f"null_{name}_high"] for name in ("auroc", "precision")}
         table.append(

@@ -223,20 +223,20 @@ def test_planted_labels_are_found_and_shuffled_ones_are_not(cells, model):
     rng = np.random.default_rng(0)
     labels = with_vectors(cells, rng)
     labels["shuffled"] = rng.permutation(labels["planted"])
-    mt.tl.gene_task(cells, model, labels=labels[::2], n_folds=3, n_permutations=19)
+    mt.tl.gene_task(cells, model, labels=labels[::2], n_folds=3, n_permutations=39)
     scores = mt.get.table(cells, "gene_task").set_index(["gene_set", "predictor"])
     planted = scores.loc[("planted", "MaxToki")]
     assert planted["auroc"] > 0.85
     assert planted["auroc_low"] < planted["auroc"] < planted["auroc_high"]
     assert planted["auprc"] > planted["null_auprc_high"] > planted["prevalence"] - 0.1
-    assert planted["p_value"] == pytest.approx(1 / 20)
+    assert planted["p_value"] == pytest.approx(1 / 40)
     assert scores.loc[("planted", "all baselines and MaxToki"), "auroc"] > 0.8
     for name in ("untrained", "expression", "detection", "PCA loadings", "all baselines"):
         row = scores.loc[("planted", name)]
         assert row["difference_low"] > 0  # the embedding is ahead
         assert row["auroc"] < 0.7
     null = scores.loc["shuffled"]
-    assert (null["auroc"] <= null["null_auroc_high"] + 0.05).all()
+    assert null.loc["MaxToki", "auroc"] < null.loc["MaxToki", "null_auroc_high"]
     assert null["q_value"].min() > 0.05
     assert scores.loc["all sets"]["n_genes"].nunique() == 1
     genes = mt.get.table(cells, "gene_task", "genes")
