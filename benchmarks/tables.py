@@ -757,28 +757,6 @@ def gene_dependencies() -> str:
     return markdown(table)
 
 
-def gene_sets() -> str:
-    """50 hallmark sets by perceptrons."""
-    found = read("gene_tasks")["cases"]["hallmarks"]
-    rows = sorted(found["rows"], key=lambda row: -row["micro_auprc"])
-    column = f"micro average precision (range over {found['seeds']} seeds)"
-    return markdown(
-        [
-            {
-                "vectors of genes": row["embedding"],
-                column: f"{row['micro_auprc']:.3f} ({row['low']:.3f} to {row['high']:.3f})",
-            }
-            for row in rows
-        ]
-        + [
-            {
-                "vectors of genes": "chance",
-                column: f"{found['prevalence']:.3f}",
-            }
-        ]
-    )
-
-
 _TABLES = (
     codebase,
     fuzz,
@@ -808,7 +786,6 @@ _TABLES = (
     sae_network,
     gene_labels,
     gene_dependencies,
-    gene_sets,
     time_heads,
     tokenize,
     speed,
