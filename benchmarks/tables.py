@@ -837,9 +837,12 @@ def gene_dependencies() -> str:
     cases, table = read("gene_tasks")["cases"], []
     sets = [
         ("context", row, f"four lung lines, genes that 10% to {row['max_share']:.0%} of the others need")
-        for row in cases["context"]["rows"]
+        for row in cases.get("context", {"rows": []})["rows"]
     ]
-    sets += [("panel", row, f"200 simulated lines, {row['labels']}") for row in cases["panel"]["rows"]]
+    sets += [
+        ("panel", row, f"200 simulated lines, {row['labels']}")
+        for row in cases.get("panel", {"rows": []})["rows"]
+    ]
     for _, row, label in sets:
         high = {name: row[f"null_{name}_high"] for name in ("auroc", "precision")}
         table.append(
@@ -855,28 +858,6 @@ def gene_dependencies() -> str:
             }
         )
     return markdown(table)
-
-
-def gene_sets() -> str:
-    """50 hallmark sets by perceptrons."""
-    found = read("gene_tasks")["cases"]["hallmarks"]
-    rows = sorted(found["rows"], key=lambda row: -row["micro_auprc"])
-    column = f"micro average precision (range over {found['seeds']} seeds)"
-    return markdown(
-        [
-            {
-                "vectors of genes": row["embedding"],
-                column: f"{row['micro_auprc']:.3f} ({row['low']:.3f} to {row['high']:.3f})",
-            }
-            for row in rows
-        ]
-        + [
-            {
-                "vectors of genes": "chance",
-                column: f"{found['prevalence']:.3f}",
-            }
-        ]
-    )
 
 
 _TABLES = (
@@ -913,7 +894,6 @@ _TABLES = (
     sae_network,
     gene_labels,
     gene_dependencies,
-    gene_sets,
     time_heads,
     tokenize,
     files,

@@ -198,7 +198,7 @@ def test_shuffling_and_folds_keep_families():
     rng = np.random.default_rng(0)
     family = np.repeat(np.arange(60), rng.integers(1, 8, 60))
     labels = (np.arange(60) % 3 == 0)[family].astype(float)[:, None]
-    shuffled = gene_probe.shuffled_by_family(labels, family, rng)
+    shuffled = labels[gene_probe.shuffled_by_family(family, rng)]
     assert shuffled.sum() == labels.sum()
     assert 0.1 < (shuffled != labels).mean() < 0.8
     # Most neighbours in a family still agree.
@@ -223,20 +223,20 @@ def test_planted_labels_are_found_and_shuffled_ones_are_not(cells, model):
     rng = np.random.default_rng(0)
     labels = with_vectors(cells, rng)
     labels["shuffled"] = rng.permutation(labels["planted"])
-    mt.tl.gene_task(cells, model, labels=labels[::2], n_folds=3, n_permutations=19)
+    mt.tl.gene_task(cells, model, labels=labels[::2], n_folds=3, n_permutations=39)
     scores = mt.get.table(cells, "gene_task").set_index(["gene_set", "predictor"])
     planted = scores.loc[("planted", "MaxToki")]
     assert planted["auroc"] > 0.85
     assert planted["auroc_low"] < planted["auroc"] < planted["auroc_high"]
     assert planted["auprc"] > planted["null_auprc_high"] > planted["prevalence"] - 0.1
-    assert planted["p_value"] == pytest.approx(1 / 20)
+    assert planted["p_value"] == pytest.approx(1 / 40)
     assert scores.loc[("planted", "all baselines and MaxToki"), "auroc"] > 0.8
     for name in ("untrained", "expression", "detection", "PCA loadings", "all baselines"):
         row = scores.loc[("planted", name)]
         assert row["difference_low"] > 0  # the embedding is ahead
         assert row["auroc"] < 0.7
     null = scores.loc["shuffled"]
-    assert (null["auroc"] <= null["null_auroc_high"] + 0.05).all()
+    assert null.loc["MaxToki", "auroc"] < null.loc["MaxToki", "null_auroc_high"]
     assert null["q_value"].min() > 0.05
     assert scores.loc["all sets"]["n_genes"].nunique() == 1
     genes = mt.get.table(cells, "gene_task", "genes")
@@ -251,20 +251,21 @@ def test_planted_labels_are_found_and_shuffled_ones_are_not(cells, model):
 
 
 def test_p_values_of_labels_of_nothing_are_even():
-    """Tasks without an answer; the labels go by family, as real ones do."""
+    """Forty tasks without an answer; the labels go by family, as real ones do."""
     rng = np.random.default_rng(3)
     family = np.repeat(np.arange(120), rng.integers(1, 4, 120))
     p_values = []
-    for _ in range(14):
+    for _ in range(40):
         X, labels = rng.normal(size=(len(family), 4)), (rng.random(120) < 0.4)[family].astype(float)[:, None]
-        fold = gene_probe.family_folds(labels, family, 3, 0)
-        area = [
-            gene_probe.fold_means(gene_probe.out_of_fold(X, y, fold, [0.1] * 3), y, fold)[0][0]
-            for y in (labels, *(gene_probe.shuffled_by_family(labels, family, rng) for _ in range(9)))
-        ]
+        orders = [np.arange(len(family)), *(gene_probe.shuffled_by_family(family, rng) for _ in range(9))]
+        area = []
+        for y in [labels[order] for order in orders]:
+            fold = gene_probe.family_folds(y, family, 3, 0)
+            area.append(gene_probe.fold_means(gene_probe.out_of_fold(X, y, fold, [0.1] * 3), y, fold)[0][0])
         p_values.append((1 + (np.array(area[1:]) >= area[0]).sum()) / 10)
-    assert 0.3 < np.mean(p_values) < 0.7
-    assert np.mean(np.array(p_values) <= 0.1) <= 0.3
+    # The p values are 0.1 to 1: 0.55 on average, and 0.1 in a tenth of the tasks.
+    assert 0.4 < np.mean(p_values) < 0.7
+    assert np.mean(np.array(p_values) <= 0.1) <= 0.225
 
 
 def test_gene_length_is_a_baseline_where_it_is_known(cells, model):

@@ -40,8 +40,8 @@ def family_folds(labels: np.ndarray, family: np.ndarray, n_folds: int, seed: int
     return fold
 
 
-def shuffled_by_family(labels: np.ndarray, family: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Labels of other genes: rows, dealt out family by family, so that those of a family mostly stay together.
+def shuffled_by_family(family: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Which gene's labels each gene gets: dealt out family by family, so that those of a family mostly stay together.
 
     The genes stand family by family in one random order, and the labels in another.
     """
@@ -49,9 +49,9 @@ def shuffled_by_family(labels: np.ndarray, family: np.ndarray, rng: np.random.Ge
     for _ in range(2):
         place = rng.permutation(family.max() + 1)
         orders.append(np.lexsort((rng.random(len(family)), place[family])))
-    shuffled = np.empty_like(labels)
-    shuffled[orders[0]] = labels[orders[1]]
-    return shuffled
+    source = np.empty(len(family), dtype=np.int64)
+    source[orders[0]] = orders[1]
+    return source
 
 
 def fit_scores(

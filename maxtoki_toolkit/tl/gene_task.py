@@ -167,10 +167,14 @@ def gene_task(
         raise ValueError(f"{len(genes)} genes of {n_families} families are too few for {n_folds} folds.")
     fold = family_folds(matrix, family, n_folds, rng)
     inner = inner_folds(matrix, family, fold, rng)
+    random = np.random.default_rng(rng)
+    orders = [shuffled_by_family(family, random) for _ in range(n_permutations)]
+    # Folds are balanced by the labels: those of shuffled ones have to be as well.
+    shuffles = [(order, family_folds(matrix[order], family, n_folds, rng)) for order in orders]
     scored = {}
     with progress(total=len(predictors), desc="Predicting labels", unit="predictor") as bar, hidden():
         for name, X in predictors.items():
-            scored[name] = _score(X, matrix, family, fold, inner, n_permutations, rng)
+            scored[name] = _score(X, matrix, fold, inner, shuffles)
             bar.update()
     params = {**settings, "key": key, "n_folds": n_folds, "n_permutations": n_permutations, "seed": rng}
     params |= {"n_genes": len(genes), "n_families": n_families, "n_labels_not_found": n_missing}
@@ -202,21 +206,18 @@ def _columns(matrix: np.ndarray) -> list[np.ndarray]:
 def _score(
     X: np.ndarray,
     labels: np.ndarray,
-    family: np.ndarray,
     fold: np.ndarray,
     inner: list[np.ndarray],
-    n_permutations: int,
-    seed: int,
+    shuffles: list[tuple[np.ndarray, np.ndarray]],
 ) -> _Scored:
     """Predict the labels, and shuffled ones with the same penalties."""
     penalties = [choose_penalty(X, labels, part) for part in inner]
     log_odds = out_of_fold(X, labels, fold, penalties)
-    random = np.random.default_rng(seed)
     nulls = []
-    for _ in range(n_permutations):
-        shuffled = shuffled_by_family(labels, family, random)
-        scores = out_of_fold(X, shuffled, fold, penalties)
-        nulls.append([fold_means(scores[:, c], shuffled[:, c], fold) for c in _columns(labels)])
+    for order, folds in shuffles:
+        shuffled = labels[order]
+        scores = out_of_fold(X, shuffled, folds, penalties)
+        nulls.append([fold_means(scores[:, c], shuffled[:, c], folds) for c in _columns(labels)])
     null = np.array(nulls)[..., 0]
     return _Scored(log_odds, null[..., 0], null[..., 1])
 
