@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "build": ["build_model"],
+        "classifier": ["CellClassifier"],
         "extend": ["extend_model"],
         "feature_edits": ["edited_features"],
         "load": ["load_model", "save_model"],

@@ -69,6 +69,16 @@ SCHEMA: dict[str, Result] = {
     _keys.PURITY: Result(
         "mt.tl.neighbor_purity(adata, model, groupby=...)", {"scores": "embeddings"}, {"scores": _SHARE}
     ),
+    _keys.ANNOTATE: Result(
+        "mt.tl.annotate(adata, model, reference=...)",
+        {
+            "scores": "columns and predictors",
+            "labels": "columns and labels",
+            "confusion": "columns, true and called labels",
+            "calibration": "columns and bins of probability",
+        },
+        {"scores": "", "labels": _SHARE, "confusion": "", "calibration": _SHARE},
+    ),
     _keys.TIMELAPSE: Result(
         "mt.tl.predict_timelapse(adata, model)",
         {"prompts": "prompts with their predicted lapse", "scores": "predictors and groups"},

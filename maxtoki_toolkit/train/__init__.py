@@ -1,10 +1,13 @@
 """Train models. Needs the extra `train`."""
 
 from .._doors import guard
+from .classify import classify
 from .clock import ClockRecipe, HoldOut, clock
 from .pretrain import pretrain
 from .recipe import (
     Adaptation,
+    ClassifierOptimization,
+    ClassifierRecipe,
     Optimization,
     PretrainRecipe,
     Run,
@@ -19,6 +22,8 @@ from .temporal import temporal
 
 __all__ = [
     "Adaptation",
+    "ClassifierOptimization",
+    "ClassifierRecipe",
     "ClockRecipe",
     "HoldOut",
     "Optimization",
@@ -29,6 +34,7 @@ __all__ = [
     "TemporalPrompts",
     "TemporalRecipe",
     "TimeObjective",
+    "classify",
     "clock",
     "pretrain",
     "sae",

@@ -35,6 +35,7 @@ _FILES = (
     "checkpoints",
     "model",
     "sae",
+    "classifier",
     "cells",
     "held_out",
     "replay",
