@@ -175,6 +175,7 @@ ARGUMENTS = {
         "n_permutations": 9,
     },
     "tl.neighbor_purity": {"groupby": "cell_type"},
+    "tl.annotate": {"groupby": "cell_type", "donor_key": "donor_id", "n_folds": 2},
 }
 
 
@@ -280,6 +281,8 @@ def call(name, adata, model, **settings):
     required = {
         key: second[key] for key in second if key in wanted and wanted[key].default is inspect.Parameter.empty
     }
+    if name == "tl.annotate":
+        required["reference"] = adata.copy()
     if "generated" in wanted:
         required["generated"] = mt.tl.generate(adata, model, key="cell_prompts", max_genes=6)
     return FUNCTIONS[name](adata, **required, **{**ARGUMENTS.get(name, {}), **settings})

@@ -126,9 +126,10 @@ def _summary(scores: pd.DataFrame) -> str:
         return with_interval(*(float(row[f"{measure}{end}"]) for end in ("", "_low", "_high")), decimals=2)
 
     others = [name for name in rows.index[1:] if name != "permuted"]
+    of_units = "" if first["unit"] == "cell" else f" of {first['n_units']:,} {first['unit']}s"
     named = _CALLED.get(first["predictor"], first["predictor"])
     lines = [
-        f"macro F1 of {first['n_cells']:,} held-out cells of {first['n_units']:,} {first['unit']}s (95% interval over {first['unit']}s): "
+        f"macro F1 of {first['n_cells']:,} held-out cells{of_units} (95% interval over {first['unit']}s): "
         f"{named} {of(first['predictor'], 'macro_f1')}",
         "; ".join(
             [

@@ -11,6 +11,8 @@ from anndata import AnnData
 
 from .. import _keys
 from .._ontology import match, term_distances
+from ..models.embedding import embed_sequences
+from ..models.model import MaxTokiModel
 from ..pp._columns import find_columns
 from ..pp._design import as_list, get_labels, is_missing
 from ..stats.annotation import (
@@ -22,6 +24,7 @@ from ..stats.annotation import (
     score_calls,
 )
 from ..stats.fdr import benjamini_hochberg
+from ._cells import get_sequences
 
 TABLES = ("scores", "labels", "confusion", "calibration")
 UNKNOWN = "unknown"
@@ -151,3 +154,16 @@ def together(parts: Sequence[Mapping[str, pd.DataFrame]]) -> dict[str, pd.DataFr
     tables = {name: pd.concat([part[name] for part in parts], ignore_index=True) for name in TABLES}
     tables["scores"]["q_value"] = benjamini_hochberg(tables["scores"]["p_value"])
     return tables
+
+
+def embedding_of(cells: AnnData, model: MaxTokiModel) -> np.ndarray:
+    """The embedding that is there, if it is of this model with the defaults, or a new one."""
+    params = cells.uns.get(_keys.EMBED, {}).get("params", {})
+    is_mine = params.get("model_sha256") == model.identity and (params.get("layer"), params.get("pool")) == (
+        -1,
+        "mean",
+    )
+    if is_mine and _keys.EMBEDDING in cells.obsm:
+        get_sequences(cells, model)  # refuses cells that were ranked for another model since
+        return np.asarray(cells.obsm[_keys.EMBEDDING])
+    return embed_sequences(model, get_sequences(cells, model)).cells

@@ -14,7 +14,6 @@ from .. import _keys
 from .._progress import progress
 from .._validate import require_obs
 from ..models.classifier import CellClassifier, classify_sequences, load_classifier, require_classifier
-from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..pp._design import known_cells
 from ..pp._ranked_counts import counts_or_none
@@ -34,6 +33,7 @@ from ._annotation import (
     UNKNOWN,
     Labelled,
     donors_of,
+    embedding_of,
     find_reference_columns,
     judge,
     labelled,
@@ -236,24 +236,11 @@ def _columns(
     }
 
 
-def _embedding(cells: AnnData, model: MaxTokiModel) -> np.ndarray:
-    """The embedding that is there, if it is of this model with the defaults, or a new one."""
-    params = cells.uns.get(_keys.EMBED, {}).get("params", {})
-    is_mine = params.get("model_sha256") == model.identity and (params.get("layer"), params.get("pool")) == (
-        -1,
-        "mean",
-    )
-    if is_mine and _keys.EMBEDDING in cells.obsm:
-        get_sequences(cells, model)  # refuses cells that were ranked for another model since
-        return np.asarray(cells.obsm[_keys.EMBEDDING])
-    return embed_sequences(model, get_sequences(cells, model)).cells
-
-
 def _by_reference(cells, model, reference, columns, donor_key, settings):
     """Calls of the cells and tables of the reference, for each column of its labels."""
     reference, _ = known_cells(reference, donor_key)
     # What labels mean was said of the whole; a subset of an AnnData keeps `.uns`.
-    X, Y = _embedding(reference, model), _embedding(cells, model)
+    X, Y = embedding_of(reference, model), embedding_of(cells, model)
     donor, rng = donors_of(reference, donor_key), settings["seed"]
     components = None
     counts = counts_or_none(reference, instead="Logistic regression on PCA is left out")

@@ -16,7 +16,6 @@ from .._ontology import term_distances
 from .._validate import require_obs
 from .._warn import warn
 from ..models.classifier import CellClassifier, classify_sequences, load_classifier, save_classifier
-from ..models.embedding import embed_sequences
 from ..models.load import pick_device
 from ..models.model import MaxTokiModel, require_model
 from ..pp._design import get_mask, known_cells
@@ -32,7 +31,15 @@ from ..stats.annotation import (
     solve_probe,
     spread,
 )
-from ..tl._annotation import Labelled, donors_of, find_reference_columns, judge, labelled, together
+from ..tl._annotation import (
+    Labelled,
+    donors_of,
+    embedding_of,
+    find_reference_columns,
+    judge,
+    labelled,
+    together,
+)
 from ..tl._cells import get_sequences
 from ..tl.neighbor_purity import N_PCS, _pca
 from ._classifier_module import ClassifierModule, LabelledCells, adapters_of, add_adapters, balanced, smoothed
@@ -134,7 +141,7 @@ def classify(
     donor = donors_of(cells, donor_key)
     tested = _tested(cells, held_out, targets[0], donor, run.seed)
     model.hf.to(device)
-    X = embed_sequences(model, sequences).cells
+    X = embedding_of(cells, model)
 
     # Heads know the labels of cells that are trained on; others are unknown to them.
     seen, codes = _codes(targets, tested, cells.n_obs)
