@@ -420,6 +420,7 @@ def mixing() -> str:
 
 ANNOTATED = {
     "planted": ("planted, 160 labels", "cell_type"),
+    "tuned": ("planted, 160 labels", "cell_type"),
     "blood": ("sorted blood, 10 types", "sorted_type"),
     "heart": ("heart nuclei, 9 types", "cell_type"),
     "brain": ("brain, 9 types", "cell_type"),
@@ -445,7 +446,8 @@ def annotation() -> str:
     """How well held-out cells are named."""
     table = []
     for part, (name, column) in ANNOTATED.items():
-        for row in (row for row in _annotated()[part]["rows"] if row["column"] == column):
+        rows = _annotated().get(part, {"rows": []})["rows"]
+        for row in (row for row in rows if row["column"] == column):
             of = f"{row['n_cells']:,} cells" + (
                 f" of {row['n_units']} donors" if row["unit"] == "donor" else ""
             )
@@ -466,7 +468,7 @@ def annotation() -> str:
 
 def unknown_cells() -> str:
     """Cells of terms that no reference cell is of."""
-    found = _annotated()["planted"]
+    parts = _annotated()
     return markdown(
         [
             {
@@ -475,7 +477,7 @@ def unknown_cells() -> str:
                 "terms of other branches": f"{row['far']:.0%}",
                 "terms beside the known ones": f"{row['near']:.0%}",
             }
-            for row in found["unknown"]
+            for row in parts["planted"]["unknown"] + parts["tuned"]["unknown"]
         ]
     )
 

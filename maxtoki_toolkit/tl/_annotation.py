@@ -159,10 +159,11 @@ def together(parts: Sequence[Mapping[str, pd.DataFrame]]) -> dict[str, pd.DataFr
 def embedding_of(cells: AnnData, model: MaxTokiModel) -> np.ndarray:
     """The embedding that is there, if it is of this model with the defaults, or a new one."""
     params = cells.uns.get(_keys.EMBED, {}).get("params", {})
-    is_mine = params.get("model_sha256") == model.identity and (params.get("layer"), params.get("pool")) == (
-        -1,
-        "mean",
-    )
+    is_mine = params.get("model_sha256") == model.identity and (
+        params.get("layer"),
+        params.get("pool"),
+        params.get("key"),
+    ) == (-1, "mean", _keys.EMBEDDING)
     if is_mine and _keys.EMBEDDING in cells.obsm:
         get_sequences(cells, model)  # refuses cells that were ranked for another model since
         return np.asarray(cells.obsm[_keys.EMBEDDING])
