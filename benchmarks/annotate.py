@@ -114,6 +114,8 @@ def judged(query: AnnData, reference: AnnData, model, groupby, donor_key) -> lis
 
 def tuned_rows(query: AnnData, reference: AnnData, model, part: str, groupby, donor_key) -> list[dict]:
     """Scores of fine-tuning on a fifth of the reference; labels of the query are written to it."""
+    if part not in STEPS:
+        return []
     recipe = mt.train.ClassifierRecipe.of(
         max_steps=STEPS[part],
         batch_size=BATCH,
@@ -214,7 +216,8 @@ def blood(model, folder: Path) -> dict:
     rows = judged(cells, sorted_cells, model, columns, None)
     rows += tuned_rows(cells, sorted_cells, model, "blood", columns, None)
     truth = cells.obs["cell_type"].to_numpy(str)
-    called = {name: cells.obs[f"{name}_cell_type_best"].to_numpy(str) for name in (*METHODS, "fine-tuned")}
+    names = [*METHODS, *(["fine-tuned"] if "blood" in STEPS else [])]
+    called = {name: cells.obs[f"{name}_cell_type_best"].to_numpy(str) for name in names}
     labels, code = np.unique(sorted_cells.obs["cell_type"].to_numpy(str), return_inverse=True)
     called["PCA logistic"] = labels[
         fit_probe(X[is_reference], code, len(labels))(X[~is_reference]).argmax(axis=1)
@@ -315,9 +318,12 @@ def main() -> None:
     )
     parser.add_argument("parts", nargs="+", choices=PARTS)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--frozen", action="store_true", help="leave fine-tuning out")
     arguments = parser.parse_args()
     if arguments.folder is None and {"blood", "brain"} & set(arguments.parts):
         raise SystemExit("These data do not ship with the project: name their folder with --folder.")
+    if arguments.frozen:
+        STEPS.clear()
     mt.settings.progress = False
     warnings.simplefilter("ignore", UserWarning)
     pd.set_option("display.width", 250, "display.max_columns", 40)

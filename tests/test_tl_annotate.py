@@ -400,8 +400,8 @@ def test_refusals(planted, trained, tmp_path):
 
     refused("Give either reference=")
     refused("Give either reference=", reference=reference, classifier=classifier)
-    refused("There is no method 'svm'", reference=reference, method="svm")
-    refused("Did not find .obs", KeyError, reference=reference, groupby="celltype")
+    refused("There is no method 'svm'", reference=reference, method="svm", donor_key="donor_id")
+    refused("Did not find .obs", KeyError, reference=reference, groupby="celltype", donor_key="donor_id")
     refused("Did not find .obs", KeyError, reference=reference, groupby="cell_type", donor_key="who")
     one = reference[reference.obs["cell_type"] == "neuron"].copy()
     refused(

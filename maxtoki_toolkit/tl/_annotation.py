@@ -66,7 +66,7 @@ def labelled(reference: AnnData, column: str) -> Labelled:
     labels, code = np.unique(get_labels(reference[rows], column).astype(str), return_inverse=True)
     if len(labels) < 2:
         raise ValueError(
-            f"All cells of the reference have the label {labels[0]!r} in .obs[{column!r}]: two labels at least are needed."
+            f"All cells of the reference have the label {str(labels[0])!r} in .obs[{column!r}]: two labels at least are needed."
         )
     if UNKNOWN in labels:
         raise ValueError(
