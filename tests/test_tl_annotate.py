@@ -347,7 +347,8 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(planted, trained, t
             mt.train.classify(reference, model, tmp_path / "cut", **settings, recipe=FAST)
     resumed = mt.train.classify(reference, model, tmp_path / "cut", **settings, recipe=FAST)
     for name, factors in whole.adapters.items():
-        torch.testing.assert_close(resumed.adapters[name], factors, rtol=0, atol=0)
+        # Sums on a CPU may differ in their last digit from one process state to the next.
+        torch.testing.assert_close(resumed.adapters[name], factors, rtol=0, atol=1e-6)
     # A finished run is read, not run again; other settings need another folder.
     monkeypatch.setattr(ClassifierModule, "forward", None)
     assert mt.train.classify(reference, model, folder, **settings, recipe=FAST).card == whole.card
