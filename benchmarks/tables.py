@@ -466,37 +466,6 @@ def annotation() -> str:
     return markdown(table)
 
 
-def unknown_cells() -> str:
-    """Cells of terms that no reference cell is of."""
-    parts = _annotated()
-    return markdown(
-        [
-            {
-                "by": NAMED[row["predictor"]],
-                "known terms, other donors (false alarms)": f"{row['known']:.1%}",
-                "terms of other branches": f"{row['far']:.0%}",
-                "terms beside the known ones": f"{row['near']:.0%}",
-            }
-            for row in parts["planted"]["unknown"] + parts["tuned"]["unknown"]
-        ]
-    )
-
-
-def annotated_across() -> str:
-    """Labels of the sorted blood on cells of another study."""
-    return markdown(
-        [
-            {
-                "named by": NAMED[row["predictor"]],
-                "macro F1": ranged(row, "macro_f1", "{:.2f}"),
-                "accuracy": ranged(row, "accuracy", "{:.0%}"),
-                "called unknown": ranged(row, "unknown", "{:.0%}"),
-            }
-            for row in _annotated()["blood"]["across"]
-        ]
-    )
-
-
 def label_transfer() -> str:
     """Labels of the sorted blood on cells of another study."""
     table = []
@@ -788,8 +757,6 @@ _TABLES = (
     mixing,
     label_transfer,
     annotation,
-    unknown_cells,
-    annotated_across,
     steering,
     sae_toy,
     sae_again,
