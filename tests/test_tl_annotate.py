@@ -371,25 +371,6 @@ def test_heads_alone_begin_at_the_probe(planted, tmp_path):
     assert scores.loc["probe", "difference"] == 0
 
 
-def test_adapters_learn_what_a_probe_cannot_read(planted, tmp_path):
-    """A type that is only a matter of which of two genes ranks higher, which a mean of states hardly shows."""
-    model, _, _ = planted
-    rng = np.random.default_rng(0)
-    counts = rng.integers(1, 8, (240, N_GENES)).astype(np.float32) * (rng.random((240, N_GENES)) < 0.12)
-    of = np.arange(240) % 2
-    counts[:, 0], counts[:, 1] = np.where(of, 90, 60), np.where(of, 60, 90)
-    adata = AnnData(csr_matrix(counts))
-    adata.var_names = [f"ENSG{i:011d}" for i in range(N_GENES)]
-    adata.obs["order"] = np.array(["first", "second"])[of]
-    mt.pp.map_genes(adata, model)
-    mt.pp.rank_value_encode(adata, model)
-    recipe = mt.train.ClassifierRecipe.of(max_steps=120, batch_size=16, learning_rate=2e-2, eval_every=120)
-    found = mt.train.classify(adata, model, tmp_path, groupby="order", recipe=recipe)
-    scores = found.tables["scores"].set_index("predictor")
-    assert scores.loc["fine-tuned", "unit"] == "cell"
-    assert scores.loc["fine-tuned", "accuracy"] > max(scores.loc["probe", "accuracy"] + 0.1, 0.9)
-
-
 def test_refusals(planted, trained, tmp_path):
     model, reference, query = planted
     classifier, folder = trained
