@@ -466,6 +466,21 @@ def annotation() -> str:
     return markdown(table)
 
 
+def annotated_across() -> str:
+    """Labels of the sorted blood on cells of another study."""
+    return markdown(
+        [
+            {
+                "named by": NAMED[row["predictor"]],
+                "macro F1": ranged(row, "macro_f1", "{:.2f}"),
+                "accuracy": ranged(row, "accuracy", "{:.0%}"),
+                "called unknown": ranged(row, "unknown", "{:.0%}"),
+            }
+            for row in _annotated()["blood"]["across"]
+        ]
+    )
+
+
 def label_transfer() -> str:
     """Labels of the sorted blood on cells of another study."""
     table = []
@@ -757,6 +772,7 @@ _TABLES = (
     mixing,
     label_transfer,
     annotation,
+    annotated_across,
     steering,
     sae_toy,
     sae_again,
