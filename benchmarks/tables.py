@@ -521,6 +521,69 @@ def mixing() -> str:
     )
 
 
+ANNOTATED = {
+    "planted": ("planted, 160 labels", "cell_type"),
+    "tuned": ("planted, 160 labels", "cell_type"),
+    "blood": ("sorted blood, 10 types", "sorted_type"),
+    "heart": ("heart nuclei, 9 types", "cell_type"),
+    "brain": ("brain, 9 types", "cell_type"),
+}
+NAMED = {
+    "probe": "demo model, linear probe",
+    "knn": "demo model, 15 neighbours",
+    "fine-tuned": "demo model, fine-tuned",
+}
+NAMED |= {
+    "PCA logistic": "logistic regression on PCA",
+    "majority": "the commonest label",
+    "permuted": "calls permuted",
+}
+
+
+def _annotated() -> dict:
+    """Parts of the benchmark of annotation that were run."""
+    return read("annotate")["cases"]
+
+
+def annotation() -> str:
+    """How well held-out cells are named."""
+    table = []
+    for part, (name, column) in ANNOTATED.items():
+        rows = _annotated().get(part, {"rows": []})["rows"]
+        for row in (row for row in rows if row["column"] == column):
+            of = f"{row['n_cells']:,} cells" + (
+                f" of {row['n_units']} donors" if row["unit"] == "donor" else ""
+            )
+            table.append(
+                {
+                    "cells": name,
+                    "judged on": f"{row['protocol']}: {of}",
+                    "named by": NAMED[row["predictor"]],
+                    "macro F1": ranged(row, "macro_f1", "{:.2f}"),
+                    "accuracy": ranged(row, "accuracy", "{:.0%}"),
+                    "steps in the ontology": ranged(row, "ontology_distance", "{:.2f}"),
+                    "calibration error": ranged(row, "calibration_error", "{:.3f}"),
+                    "called unknown": ranged(row, "false_alarms", "{:.1%}"),
+                }
+            )
+    return markdown(table)
+
+
+def annotated_across() -> str:
+    """Labels of the sorted blood on cells of another study."""
+    return markdown(
+        [
+            {
+                "named by": NAMED[row["predictor"]],
+                "macro F1": ranged(row, "macro_f1", "{:.2f}"),
+                "accuracy": ranged(row, "accuracy", "{:.0%}"),
+                "called unknown": ranged(row, "unknown", "{:.0%}"),
+            }
+            for row in _annotated()["blood"]["across"]
+        ]
+    )
+
+
 def label_transfer() -> str:
     """Labels of the sorted blood on cells of another study."""
     table = []
@@ -879,6 +942,8 @@ _TABLES = (
     screen_nulls,
     mixing,
     label_transfer,
+    annotation,
+    annotated_across,
     steering,
     response_glioma,
     response_interferon,

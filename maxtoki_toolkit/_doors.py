@@ -68,7 +68,7 @@ CHOICES = {"time_unit": ("years", "months", "weeks", "days", "hours")}
 # What has a name: that is no empty text, which would pass for the default.
 _NAMED = COLUMNS | {"key", "key_added", "slopes_key", "layer"}
 # Columns that the cells may lack: the reference has them.
-_MAY_LACK = {("predict_age", "time_key")}
+_MAY_LACK = {("predict_age", "time_key"), ("annotate", "groupby"), ("annotate", "donor_key")}
 _NEED_NO_CELLS = {"map_genes"}
 _WORDS = {
     bool: "True or False",
@@ -86,6 +86,7 @@ _WORDS = {
 _OBJECTS = {
     "AnnData": "an AnnData (anndata.read_h5ad(path))",
     "MaxTokiModel": "a model (mt.load_model)",
+    "CellClassifier": "a classifier (mt.load_classifier)",
     "SparseAutoencoder": "an autoencoder (mt.load_sae)",
     "Vocabulary": "a vocabulary (model.vocab, mt.models.Vocabulary.from_json)",
 }

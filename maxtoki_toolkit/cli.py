@@ -1,4 +1,4 @@
-"""The command line: `maxtoki demo`, `embed`, `age`, `prompts`, `predict`, `generate`, `encode`, `corpus`, `clock`, `import`, `convert`, `screen`, `report`, `train`, `doctor`."""
+"""The command line: `maxtoki demo`, `embed`, `age`, `annotate`, `prompts`, `predict`, `generate`, `encode`, `corpus`, `clock` and others."""
 
 from __future__ import annotations
 
@@ -488,6 +488,92 @@ def _say(found: Path | None, output: Path) -> None:
         print(f"This process has done its share; the last one to finish writes {output}/.")
     else:
         print(f"{found} is there.")
+
+
+@app.command()
+def annotate(
+    path: Annotated[
+        Path, typer.Argument(help="Your cells, human, raw counts: .h5ad, .zarr, .h5 of 10x, or a 10x folder.")
+    ],
+    reference: Annotated[
+        Path | None, typer.Option(help="Labelled cells, human, raw counts, in any of these formats.")
+    ] = None,
+    classifier: Annotated[
+        Path | None, typer.Option(help="In place of a reference: the folder that mt.train.classify wrote.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder to write, by default PATH's name + _annotated."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="demo, maxtoki-217m, maxtoki-1b, a folder or a hub id.")
+    ] = "demo",
+    revision: Annotated[str | None, typer.Option(help="Commit of the hub id.")] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help="Token dictionary (JSON), for published weights.")
+    ] = None,
+    medians: Annotated[Path | None, typer.Option(help="Gene medians (JSON), for published weights.")] = None,
+    groupby: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of the reference's .obs with labels; several times for several; guessed."),
+    ] = None,
+    donor_key: Annotated[
+        str | None, typer.Option(help="Column of the reference's .obs with donors; guessed.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="probe, or knn.")] = "probe",
+    layer: Annotated[
+        str | None, typer.Option(help="Layer with the raw counts, by default X; raw for raw.X.")
+    ] = None,
+    gene_key: Annotated[
+        str | None, typer.Option(help="Column of .var with gene names; found by itself if not given.")
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Accept values that are linear in expression but no integers (TPM)."),
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    overwrite: _Overwrite = False,
+) -> None:
+    """Name cells by a labelled file or a classifier: a table of cells, how good the names are, and a figure."""
+    from . import get
+    from .annotation import annotate_file
+    from .models import load_model
+    from .models.load import SHIPPED
+    from .pp._formats import stem_of
+
+    output = output or path.with_name(f"{stem_of(path)}_annotated")
+    loaded = load_model(model, vocab=_dictionaries(tokens, medians), revision=revision, device=device)
+    adata = annotate_file(
+        path,
+        output,
+        loaded,
+        reference=reference,
+        classifier=classifier,
+        groupby=groupby or None,
+        donor_key=donor_key,
+        method=method,
+        layer=layer,
+        gene_key=gene_key,
+        force=force,
+        overwrite=overwrite,
+    )
+    if model in SHIPPED:
+        print(
+            "Note: the demo model has learned from heart nuclei and simulated cells; it is for trying things out."
+        )
+    scores = get.table(adata, _keys.ANNOTATE)
+    for column, part in scores.groupby("column", sort=False):
+        labels = adata.obs[f"{_keys.ANNOTATED}_{column}"]
+        found = ", ".join(
+            f"{row.predictor} {row.macro_f1:.2f} ({row.macro_f1_low:.2f} to {row.macro_f1_high:.2f})"
+            for row in part.itertuples()
+        )
+        first = part.iloc[0]
+        print(
+            f"{column}: {labels.nunique()} labels for {len(labels):,} cells, {(labels == 'unknown').sum():,} of them unknown. "
+            f"Macro F1 of {first['n_cells']:,} held-out reference cells (95% interval over {first['unit']}s): {found}."
+        )
+    print(f"Labels are in {output}/: {', '.join(sorted(p.name for p in output.iterdir()))}")
 
 
 @app.command()

@@ -211,6 +211,7 @@ ARGUMENTS = {
         "max_share": 0.9,
         "n_permutations": 2,
     },
+    "tl.annotate": {"groupby": "cell_type", "donor_key": "donor_id", "n_folds": 2},
 }
 
 
@@ -329,6 +330,8 @@ def call(name, adata, model, **settings):
     required = {
         key: second[key] for key in second if key in wanted and wanted[key].default is inspect.Parameter.empty
     }
+    if name == "tl.annotate":
+        required["reference"] = adata.copy()
     if "generated" in wanted:
         required["generated"] = mt.tl.generate(adata, model, key="cell_prompts", max_genes=6)
     return FUNCTIONS[name](adata, **required, **{**ARGUMENTS.get(name, {}), **settings})

@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "build": ["build_model"],
         "export_clock": ["export_clock"],
+        "classifier": ["CellClassifier"],
         "extend": ["extend_model"],
         "feature_edits": ["edited_features"],
         "load": ["load_model", "save_model"],

@@ -62,15 +62,14 @@ def embed_sequences(
 
     def compute(batch: Batch) -> torch.Tensor:
         states = hidden_states(model, batch.inputs, layer).float()
-        position = torch.arange(states.shape[1], device=states.device)
-        genes = (position >= 1) & (position < batch.lengths[:, None] - 1)
+        genes = gene_places(states, batch.lengths)
         if sums is not None:
             token = batch.tokens[genes]
             sums.index_add_(0, token, states[genes])
             seen.index_add_(0, token, torch.ones_like(token, dtype=seen.dtype))
         if pool == "eos":
             return last_states(states, batch)
-        return torch.einsum("blh,bl->bh", states, genes.float()) / genes.sum(dim=1, keepdim=True).clamp(min=1)
+        return mean_over(states, genes)
 
     for rows, pooled in run(model, sequences, compute, max_tokens=max_tokens, desc="Embedding"):
         cells[rows] = pooled.cpu().numpy()
@@ -78,6 +77,17 @@ def embed_sequences(
     if sums is not None:
         gene_means = torch.where(seen[:, None] > 0, sums / seen[:, None], torch.nan).cpu().numpy()
     return Embeddings(cells, gene_means)
+
+
+def gene_places(states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Which places of padded cells hold genes, and neither marks nor padding."""
+    position = torch.arange(states.shape[1], device=states.device)
+    return (position >= 1) & (position < lengths[:, None] - 1)
+
+
+def mean_over(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Mean state of some places of each cell, batch x hidden size."""
+    return torch.einsum("blh,bl->bh", states, places.float()) / places.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def hidden_states(model: MaxTokiModel, inputs: dict, layer: int) -> torch.Tensor:

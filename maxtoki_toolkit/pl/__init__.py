@@ -8,6 +8,7 @@ from .._doors import guard
 from .ablate_heads import ablate_heads
 from .ablation import ablation
 from .age_acceleration import age_acceleration
+from .annotate import annotate
 from .annotation_concordance import annotation_concordance
 from .attribute import attribute
 from .corpus_composition import corpus_composition
@@ -80,6 +81,7 @@ __all__ = [
     "ablation",
     "age_acceleration",
     "generated_ages",
+    "annotate",
     "annotation_concordance",
     "corpus_composition",
     "doublets",

@@ -94,6 +94,16 @@ SCHEMA: dict[str, Result] = {
         },
         {"scores": _SHARE, "groups": _SHARE, "targets": ""},
     ),
+    _keys.ANNOTATE: Result(
+        "mt.tl.annotate(adata, model, reference=...)",
+        {
+            "scores": "columns and predictors",
+            "labels": "columns and labels",
+            "confusion": "columns, true and called labels",
+            "calibration": "columns and bins of probability",
+        },
+        {"scores": "", "labels": _SHARE, "confusion": "", "calibration": _SHARE},
+    ),
     _keys.TIMELAPSE: Result(
         "mt.tl.predict_timelapse(adata, model)",
         {"prompts": "prompts with their predicted lapse", "scores": "predictors and groups"},

@@ -5,6 +5,7 @@ from ._contexts import AgeSampling
 from .ablate_heads import ablate_heads
 from .ablate_prompt import ablate_prompt
 from .age_acceleration import age_acceleration
+from .annotate import annotate
 from .annotation_concordance import annotation_concordance
 from .attention import attention
 from .attribute import attribute
@@ -98,6 +99,7 @@ __all__ = [
     "ablate_prompt",
     "age_acceleration",
     "generated_ages",
+    "annotate",
     "annotation_concordance",
     "doublets",
     "embed",

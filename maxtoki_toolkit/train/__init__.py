@@ -1,10 +1,13 @@
 """Train models. Needs the extra `train`."""
 
 from .._doors import guard
+from .classify import classify
 from .clock import ClockRecipe, HoldOut, clock
 from .pretrain import pretrain
 from .recipe import (
     Adaptation,
+    ClassifierOptimization,
+    ClassifierRecipe,
     Optimization,
     PretrainRecipe,
     ResponseOptimization,
@@ -22,6 +25,8 @@ from .temporal import temporal
 
 __all__ = [
     "Adaptation",
+    "ClassifierOptimization",
+    "ClassifierRecipe",
     "ClockRecipe",
     "HoldOut",
     "Optimization",
@@ -34,6 +39,7 @@ __all__ = [
     "TemporalPrompts",
     "TemporalRecipe",
     "TimeObjective",
+    "classify",
     "clock",
     "pretrain",
     "response",

@@ -35,6 +35,7 @@ _FILES = (
     "checkpoints",
     "model",
     "sae",
+    "classifier",
     "response",
     "cells",
     "held_out",

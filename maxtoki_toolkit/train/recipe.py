@@ -54,6 +54,16 @@ class SparseOptimization(Optimization):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassifierOptimization(Optimization):
+    """As `Optimization`, with other defaults: for adapters and heads, which begin at a linear probe."""
+
+    max_steps: int = 500
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    warmup: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run(Checked):
     """How a training runs and what it leaves; only `bf16` and `seed` change the result.
 
@@ -297,6 +307,34 @@ class ResponseRecipe(Checked):
     n_heads: int = 4
     set_size: int = 64
     optimization: ResponseOptimization = field(default_factory=ResponseOptimization)
+    run: Run = field(default_factory=Run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierRecipe(Checked):
+    """Settings of `mt.train.classify`, apart from cells and their columns.
+
+    Attributes
+    ----------
+    smoothing
+        Share of what is asked for that goes to neighbours of the label in the Cell Ontology.
+    lora_rank, lora_alpha, lora_dropout
+        As in `Adaptation`; without a rank the model stays as it is, and heads alone are trained.
+    optimization, run
+        See `ClassifierOptimization` and `Run`.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> mt.train.ClassifierRecipe.of(lora_rank=None, max_steps=300).optimization.max_steps
+    300
+    """
+
+    smoothing: float = 0.1
+    lora_rank: int | None = 8
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
+    optimization: ClassifierOptimization = field(default_factory=ClassifierOptimization)
     run: Run = field(default_factory=Run)
 
 
