@@ -126,9 +126,6 @@ def test_second_best_and_probability_are_of_this_cell(annotated):
         obs["annotated_cell_type_best"].astype(str) != obs["annotated_cell_type_second"].astype(str)
     ).all()
     assert obs["annotated_cell_type_probability"].between(1 / len(TYPES), 1).all()
-    # A kind of T cell is taken for another one, not for a neuron, if at all.
-    of_t = obs[obs["cell_type"] == TYPES[1]]
-    assert of_t["annotated_cell_type_second"].isin(TYPES[:3]).mean() > 0.7  # by chance 0.4
 
 
 def test_tables_agree_with_each_other(annotated):
