@@ -162,6 +162,21 @@ SPEED = {
 }
 
 
+def files() -> str:
+    """From files to files."""
+    rows = [
+        {
+            "job": row["job"],
+            "cells": f"{row['cells']:,}",
+            "cells a second": f"{row['cells_per_second']:,.0f}",
+            "cells a second of processor time": f"{row['cells_per_cpu_second']:,.0f}",
+            "largest memory": f"{row['peak_mb']:,.0f} MB" if row.get("peak_mb") else "",
+        }
+        for row in read("files")["rows"]
+    ]
+    return markdown(rows)
+
+
 def speed() -> str:
     """The engine beside the baseline, CPU and GPU."""
     rows = []
@@ -388,6 +403,94 @@ def steering() -> str:
     return markdown(rows)
 
 
+def responses(case: str, **names: str) -> list[dict]:
+    """Ways to predict a response, with the columns that tell the settings apart."""
+    rows = []
+    for row in read("response")["cases"][case]["rows"]:
+        if row["mse"] is None:
+            continue
+        interval = {"r": row["pearson_control"], "r_low": row["low"], "r_high": row["high"]}
+        lead = {name: row[name] for name in ("difference", "difference_low", "difference_high")}
+        tested = row["kind"] == "way" and row["difference_low"] is not None and row["p_value"] is not None
+        rows.append(
+            {
+                **{shown: row[name] for name, shown in names.items()},
+                "prediction": f"{row['method']} ({row['kind']})",
+                "Pearson-delta": ranged(interval, "r", "{:.2f}"),
+                "ahead of the perturbation mean": ranged(lead, "difference", "{:+.2f}") if tested else "",
+                "p": f"{row['p_value']:.2f}" if tested else "",
+                "top 20": ""
+                if row["pearson_control_top20"] is None
+                else f"{row['pearson_control_top20']:.2f}",
+                "weighted error": f"{row['mse_weighted']:.3f}",
+            }
+        )
+    return rows
+
+
+def response_glioma() -> str:
+    """Donors left out, one at a time."""
+    return markdown(responses("glioma", embedding="embedding"))
+
+
+def response_interferon() -> str:
+    """Cells, and cell types, left out."""
+    return markdown(responses("interferon", split="left out"))
+
+
+def response_mixtures() -> str:
+    """What other donors' answers say of a donor's own."""
+    return markdown(
+        [
+            {
+                "donor": row["donor"],
+                "mean of the others": f"{row['mean_of_others']:.2f}",
+                "best mixture of the others, knowing half of the answer": f"{row['best_mixture']:.2f}",
+                "the donor's own other half": f"{row['own_half']:.2f}",
+                "most like a single other": f"{row['nearest_single_donor']:.2f}",
+            }
+            for row in read("response")["cases"]["mixtures"]["rows"]
+        ]
+    )
+
+
+def separable() -> str:
+    """Treated cells told from controls by their neighbours."""
+    names = {"X_maxtoki": "demo model", "PCA": "PCA", "depth": "depth alone"}
+    return markdown(
+        [
+            {
+                "embedding": names[row["embedding"]],
+                "AUROC": ranged(
+                    {"r": row["auroc"], "r_low": row["low"], "r_high": row["high"]}, "r", "{:.2f}"
+                ),
+                "exchanged labels, 95th percentile": f"{row['null_high']:.2f}",
+                "p": f"{row['p_value']:.3f}",
+                "demo model ahead by": ""
+                if row["embedding"] == "X_maxtoki"
+                else ranged(row, "difference", "{:+.2f}"),
+            }
+            for row in read("response")["cases"]["separability"]["rows"]
+        ]
+    )
+
+
+def response_plates() -> str:
+    """Plates of simulated screens."""
+    return markdown(
+        [
+            {
+                "effect of drugs (log2)": row["effect"],
+                "clean plates flagged": f"{row['clean_flagged']} of {row['clean_plates']}",
+                "failed plates found": row["failed_found"],
+                "edge effects found": row["edge_found"],
+                "other plates of these screens flagged": row["others_flagged"],
+            }
+            for row in read("response")["cases"]["plates"]["rows"]
+        ]
+    )
+
+
 MIXED = {
     "PCA": "PCA",
     "PCA + Harmony": "PCA + Harmony",
@@ -414,6 +517,69 @@ def mixing() -> str:
                 "nearest of the other study that have the cell's type": ranged(row, "same_type", "{:.0%}"),
             }
             for row in rows
+        ]
+    )
+
+
+ANNOTATED = {
+    "planted": ("planted, 160 labels", "cell_type"),
+    "tuned": ("planted, 160 labels", "cell_type"),
+    "blood": ("sorted blood, 10 types", "sorted_type"),
+    "heart": ("heart nuclei, 9 types", "cell_type"),
+    "brain": ("brain, 9 types", "cell_type"),
+}
+NAMED = {
+    "probe": "demo model, linear probe",
+    "knn": "demo model, 15 neighbours",
+    "fine-tuned": "demo model, fine-tuned",
+}
+NAMED |= {
+    "PCA logistic": "logistic regression on PCA",
+    "majority": "the commonest label",
+    "permuted": "calls permuted",
+}
+
+
+def _annotated() -> dict:
+    """Parts of the benchmark of annotation that were run."""
+    return read("annotate")["cases"]
+
+
+def annotation() -> str:
+    """How well held-out cells are named."""
+    table = []
+    for part, (name, column) in ANNOTATED.items():
+        rows = _annotated().get(part, {"rows": []})["rows"]
+        for row in (row for row in rows if row["column"] == column):
+            of = f"{row['n_cells']:,} cells" + (
+                f" of {row['n_units']} donors" if row["unit"] == "donor" else ""
+            )
+            table.append(
+                {
+                    "cells": name,
+                    "judged on": f"{row['protocol']}: {of}",
+                    "named by": NAMED[row["predictor"]],
+                    "macro F1": ranged(row, "macro_f1", "{:.2f}"),
+                    "accuracy": ranged(row, "accuracy", "{:.0%}"),
+                    "steps in the ontology": ranged(row, "ontology_distance", "{:.2f}"),
+                    "calibration error": ranged(row, "calibration_error", "{:.3f}"),
+                    "called unknown": ranged(row, "false_alarms", "{:.1%}"),
+                }
+            )
+    return markdown(table)
+
+
+def annotated_across() -> str:
+    """Labels of the sorted blood on cells of another study."""
+    return markdown(
+        [
+            {
+                "named by": NAMED[row["predictor"]],
+                "macro F1": ranged(row, "macro_f1", "{:.2f}"),
+                "accuracy": ranged(row, "accuracy", "{:.0%}"),
+                "called unknown": ranged(row, "unknown", "{:.0%}"),
+            }
+            for row in _annotated()["blood"]["across"]
         ]
     )
 
@@ -809,6 +975,74 @@ def space_islets() -> str:
     )
 
 
+PREDICTORS_OF_GENES = (
+    "MaxToki",
+    "untrained",
+    "detection",
+    "expression",
+    "gene length",
+    "PCA loadings",
+    "all baselines",
+    "all baselines and MaxToki",
+)
+GENES_ARE_IN = {"cells": "in cells", "alone": "alone", "table": "embedding table"}
+GENE_TASKS = {
+    "essential": "core essential, CEGv2 against NEGv1",
+    "broad": "needed by over 70% of DepMap's lines, against under 5%",
+    "factors": "transcription factors",
+}
+
+
+def gene_labels() -> str:
+    """AUROC of labels of genes, a column a predictor."""
+    cases, table = read("gene_tasks")["cases"], []
+    for case, label in GENE_TASKS.items():
+        rows = cases.get(case, {"rows": []})["rows"]
+        for context in dict.fromkeys(row["context"] for row in rows):
+            found = {row["predictor"]: row for row in rows if row["context"] == context}
+            model = found["MaxToki"]
+            line = {
+                "label": label,
+                "genes are read": GENES_ARE_IN[context],
+                "with it, genes": f"{model['n_positive']:,} of {model['n_genes']:,}",
+            }
+            line["MaxToki"] = ranged(model, "auroc", "{:.2f}")
+            line |= {name: f"{found[name]['auroc']:.2f}" for name in PREDICTORS_OF_GENES[1:] if name in found}
+            best = found["all baselines"]
+            line["MaxToki less all baselines"] = ranged(best, "difference", "{:.2f}")
+            line["95% of shuffles below"] = f"{model['null_auroc_high']:.2f}"
+            table.append(line)
+    return markdown(table)
+
+
+def gene_dependencies() -> str:
+    """Dependencies of lines that were left out."""
+    cases, table = read("gene_tasks")["cases"], []
+    sets = [
+        ("context", row, f"four lung lines, genes that 10% to {row['max_share']:.0%} of the others need")
+        for row in cases.get("context", {"rows": []})["rows"]
+    ]
+    sets += [
+        ("panel", row, f"200 simulated lines, {row['labels']}")
+        for row in cases.get("panel", {"rows": []})["rows"]
+    ]
+    for _, row, label in sets:
+        high = {name: row[f"null_{name}_high"] for name in ("auroc", "precision")}
+        table.append(
+            {
+                "lines": label,
+                "predictor": row["predictor"],
+                "AUROC among genes of like share": ranged(row, "auroc", "{:.3f}"),
+                "95% of shuffles below": f"{high['auroc']:.3f}",
+                "precision of the top genes": ranged(row, "precision", "{:.2f}"),
+                "95% of shuffles below ": f"{high['precision']:.2f}",
+                "all candidates": f"{row['prevalence']:.2f}",
+                "p": f"{row['p_value']:.2f}",
+            }
+        )
+    return markdown(table)
+
+
 _TABLES = (
     codebase,
     fuzz,
@@ -828,7 +1062,14 @@ _TABLES = (
     screen_nulls,
     mixing,
     label_transfer,
+    annotation,
+    annotated_across,
     steering,
+    response_glioma,
+    response_interferon,
+    response_mixtures,
+    separable,
+    response_plates,
     sae_toy,
     sae_again,
     sae_quality,
@@ -841,8 +1082,11 @@ _TABLES = (
     space_genes,
     space_beta,
     space_islets,
+    gene_labels,
+    gene_dependencies,
     time_heads,
     tokenize,
+    files,
     speed,
 )
 TABLES = {f.__name__: f for f in _TABLES}

@@ -24,7 +24,12 @@ __version__ = version("maxtoki_toolkit")
 __getattr__, _, __all__ = lazy_loader.attach(
     __name__,
     submodules={"datasets", "get", "models", "pl", "pp", "reports", "tl", "train", "widgets"},
-    submod_attrs={"_doctor": ["doctor"], "models.load": ["load_model"], "models.sae": ["load_sae"]},
+    submod_attrs={
+        "_doctor": ["doctor"],
+        "models.classifier": ["load_classifier"],
+        "models.load": ["load_model"],
+        "models.sae": ["load_sae"],
+    },
 )
 __all__ += ["__version__", "settings"]
 

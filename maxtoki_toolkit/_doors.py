@@ -42,7 +42,7 @@ COLUMNS = {
 }
 # From and to what a number may go; a share is from 0 to 1. Numbers that count something (n_, max_) start at 1 unless they are here.
 _SHARES = (
-    "alpha share min_share held_out balance expected_rate top_p burn_in min_overlap dropout gene_dropout "
+    "alpha share min_share max_share held_out balance expected_rate top_p burn_in min_overlap dropout gene_dropout "
     "timelapse curriculum warmup hold floor teach coverage scored max_tissue_share min_phi"
 )
 _FROM_0 = (
@@ -69,7 +69,7 @@ CHOICES = {"time_unit": ("years", "months", "weeks", "days", "hours")}
 # What has a name: that is no empty text, which would pass for the default.
 _NAMED = COLUMNS | {"key", "key_added", "slopes_key", "layer"}
 # Columns that the cells may lack: the reference has them.
-_MAY_LACK = {("predict_age", "time_key")}
+_MAY_LACK = {("predict_age", "time_key"), ("annotate", "groupby"), ("annotate", "donor_key")}
 _NEED_NO_CELLS = {"map_genes"}
 _WORDS = {
     bool: "True or False",
@@ -87,6 +87,7 @@ _WORDS = {
 _OBJECTS = {
     "AnnData": "an AnnData (anndata.read_h5ad(path))",
     "MaxTokiModel": "a model (mt.load_model)",
+    "CellClassifier": "a classifier (mt.load_classifier)",
     "SparseAutoencoder": "an autoencoder (mt.load_sae)",
     "Vocabulary": "a vocabulary (model.vocab, mt.models.Vocabulary.from_json)",
 }

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from . import _keys
+from ._names import closest
 
 if TYPE_CHECKING:  # `models` needs this module, and does without AnnData
     from anndata import AnnData
@@ -78,15 +79,18 @@ def find_genes(adata: AnnData, genes: Sequence[str]) -> np.ndarray:
     columns = np.full(len(genes), -1)
     # The antibody for a gene may have its name.
     into = gene_columns(adata.var)
-    for names in [adata.var_names] + [
-        adata.var[k] for k in (_keys.ENSEMBL_ID, *SYMBOL_KEYS) if k in adata.var
-    ]:
+    keys = [k for k in (_keys.ENSEMBL_ID, *SYMBOL_KEYS) if k in adata.var]
+    # Where the file has no symbols, those that tables and figures show.
+    for names in [adata.var_names, *(adata.var[k] for k in keys), pd.Series(symbols(adata))]:
         place = pd.Series(into, index=names.astype(str))[into >= 0]
         found = place[~place.index.duplicated()].reindex(genes).fillna(-1).to_numpy(dtype=int)
         columns = np.where(columns < 0, found, columns)
     if (columns < 0).any():
         missing = [gene for gene, column in zip(genes, columns, strict=True) if column < 0]
-        raise KeyError(f"Did not find the gene {missing[0]!r} ({len(missing)} of {len(genes)} are unknown).")
+        close = closest(missing[0], symbols(adata))
+        raise KeyError(
+            f"Did not find the gene {missing[0]!r} ({len(missing)} of {len(genes)} are unknown).{close}"
+        )
     return columns
 
 

@@ -225,3 +225,26 @@ def nearest(terms: np.ndarray, level: list[str]) -> np.ndarray:
             (top for top in level if top in above), key=lambda t: (above[t], size[t], t), default=""
         )
     return np.array([found.get(term, "") for term in terms], dtype=object)
+
+
+def term_distances(terms: list[str]) -> np.ndarray:
+    """Steps between terms: from one up to the nearest kind that both are, and down to the other; NaN for "".
+
+    Examples
+    --------
+    >>> term_distances([find_term(name) for name in ("T cell", "CD4-positive, alpha-beta T cell", "B cell")])
+    array([[0., 3., 3.],
+           [3., 0., 6.],
+           [3., 6., 0.]])
+    """
+    import networkx as nx
+
+    known = [term for term in dict.fromkeys(terms) if term]
+    above = {term: nx.single_source_shortest_path_length(_graph(), term) for term in known}
+    place = {term: i for i, term in enumerate(sorted({top for found in above.values() for top in found}))}
+    steps = np.full((len(terms), max(len(place), 1)), np.inf)
+    for row, term in enumerate(terms):
+        if term:
+            steps[row, [place[top] for top in above[term]]] = list(above[term].values())
+    found = np.stack([(steps + row).min(axis=1) for row in steps])
+    return np.where(np.isfinite(found), found, np.nan)

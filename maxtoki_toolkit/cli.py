@@ -1,4 +1,4 @@
-"""The command line: `maxtoki demo`, `embed`, `age`, `encode`, `corpus`, `clock`, `import`, `convert`, `screen`, `report`, `train`, `doctor`."""
+"""The command line: `maxtoki demo`, `embed`, `age`, `annotate`, `prompts`, `predict`, `generate`, `encode`, `corpus`, `clock` and others."""
 
 from __future__ import annotations
 
@@ -34,6 +34,33 @@ _Gpu = Annotated[
 ]
 _Devices = Annotated[int, typer.Option(min=1, help="With --plan: how many of them.")]
 _Price = Annotated[float | None, typer.Option(min=0, help="With --plan: price of an hour of one.")]
+
+_Cells = Annotated[
+    Path,
+    typer.Argument(help="Cells: raw counts (.h5ad, .zarr, 10x), encoded files, or a folder of `datasets`."),
+]
+_Prompts = Annotated[
+    Path,
+    typer.Argument(help="A folder of `datasets` with prompts (input_ids), or cells with prompts in uns."),
+]
+_Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
+_Model = Annotated[
+    str, typer.Option(help="demo, demo-cells, maxtoki-217m, maxtoki-1b, a folder or a hub id.")
+]
+_Revision = Annotated[str | None, typer.Option(help="Commit of the hub id.")]
+_Tokens = Annotated[Path | None, typer.Option(help="Token dictionary (JSON), for published weights.")]
+_Medians = Annotated[Path | None, typer.Option(help="Gene medians (JSON), for published weights.")]
+_Layer = Annotated[str | None, typer.Option(help="Layer with the raw counts, by default X; raw for raw.X.")]
+_GeneKey = Annotated[
+    str | None, typer.Option(help="Column of .var with gene names; found by itself if not given.")
+]
+_Force = Annotated[
+    bool, typer.Option("--force", help="Accept values that are linear in expression but no integers (TPM).")
+]
+_Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+_Dtype = Annotated[str, typer.Option(help="auto (float32), float32, bfloat16 or float16.")]
+_Limit = Annotated[int | None, typer.Option(min=1, help="Read the first so many only.")]
+_To = Annotated[str, typer.Option(help="h5ad or parquet.")]
 
 app = typer.Typer(
     help="MaxToki for single cells.",
@@ -330,6 +357,226 @@ def age(
 
 
 @app.command()
+def prompts(
+    path: _Cells,
+    output: _Output,
+    model: _Model = "demo",
+    revision: _Revision = None,
+    tokens: _Tokens = None,
+    medians: _Medians = None,
+    time_key: Annotated[
+        str | None, typer.Option(help="Column of .obs with the time, in whole units; guessed.")
+    ] = None,
+    groupby: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column of .obs in which cells of a prompt agree, several times for several; guessed."
+        ),
+    ] = None,
+    donor_key: Annotated[str | None, typer.Option(help="Column of .obs with donors; guessed.")] = None,
+    task: Annotated[
+        str, typer.Option(help="timelapse, to be predicted, or cell, to be generated.")
+    ] = "timelapse",
+    n_prompts: Annotated[int, typer.Option(min=1, help="Prompts to draw.")] = 1000,
+    min_context: Annotated[int, typer.Option(min=1, help="Fewest context cells of a prompt.")] = 2,
+    max_context: Annotated[int, typer.Option(min=1, help="Most context cells of a prompt.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+    layer: _Layer = None,
+    gene_key: _GeneKey = None,
+    force: _Force = False,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Draw prompts from cells and write them down, with their answers, as a folder of `datasets`: the original's paragraphs."""
+    from .batch import prompt_file
+    from .models import load_model
+
+    vocab = _dictionaries(tokens, medians)
+    loaded = load_model(model, vocab=vocab, revision=revision, device="cpu")
+    sampling = {"time_key": time_key, "groupby": groupby, "donor_key": donor_key, "task": task, "rng": seed}
+    sampling |= {"n_prompts": n_prompts, "context_size": (min_context, max_context)}
+    reading = {"layer": layer, "gene_key": gene_key, "force": force}
+    n = prompt_file(path, output, loaded, sampling=sampling, reading=reading, overwrite=overwrite)
+    print(f"{n:,} prompts are in {output}/.")
+
+
+@app.command()
+def predict(
+    path: _Prompts,
+    output: _Output,
+    model: _Model = "demo",
+    revision: _Revision = None,
+    tokens: _Tokens = None,
+    medians: _Medians = None,
+    to: _To = "h5ad",
+    limit: _Limit = None,
+    layer: _Layer = None,
+    gene_key: _GeneKey = None,
+    force: _Force = False,
+    device: _Device = "auto",
+    dtype: _Dtype = "auto",
+    share_array: _ShareArray = False,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Read the lapses that prompts ask for, a block at a time; called again, it goes on. For ages of cells: maxtoki age."""
+    from .batch import predict_file
+    from .models import load_model
+
+    vocab = _dictionaries(tokens, medians)
+    loaded = load_model(model, vocab=vocab, revision=revision, device=device, dtype=dtype)
+    reading = {"layer": layer, "gene_key": gene_key, "force": force}
+    settings = {"to": to, "limit": limit, "share_array": share_array, "overwrite": overwrite}
+    _say(predict_file(path, output, loaded, reading=reading, **settings), output)
+
+
+@app.command()
+def generate(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="Prompts, as for predict, that ask for cells; with --n-given cells, as for prompts."
+        ),
+    ],
+    output: _Output,
+    model: _Model = "demo-cells",
+    revision: _Revision = None,
+    tokens: _Tokens = None,
+    medians: _Medians = None,
+    n_given: Annotated[
+        int | None, typer.Option(min=0, help="Go on with each cell from so many of its highest ranked genes.")
+    ] = None,
+    n_samples: Annotated[int, typer.Option(min=1, help="Cells for each prompt.")] = 1,
+    max_genes: Annotated[int | None, typer.Option(min=1, help="Genes after which a cell is ended.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is the model's favourite.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from the k likeliest genes; 0 for all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest of this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 0,
+    cache_gb: Annotated[
+        float | None,
+        typer.Option(min=0, help="Memory for keys and values, in GB; by default what suits the device."),
+    ] = None,
+    to: _To = "h5ad",
+    limit: _Limit = None,
+    layer: _Layer = None,
+    gene_key: _GeneKey = None,
+    force: _Force = False,
+    device: _Device = "auto",
+    dtype: _Dtype = "auto",
+    share_array: _ShareArray = False,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Write the cells that prompts ask for, a block at a time; called again, it goes on."""
+    from .batch import generate_file
+    from .models import load_model
+    from .models.generation import tokens_in
+
+    vocab = _dictionaries(tokens, medians)
+    loaded = load_model(model, vocab=vocab, revision=revision, device=device, dtype=dtype)
+    sampling = {"n_samples": n_samples, "max_genes": max_genes, "temperature": temperature}
+    sampling |= {"top_k": top_k, "top_p": top_p}
+    if cache_gb is not None:
+        sampling["max_tokens"] = tokens_in(loaded, cache_gb)
+    reading = {"layer": layer, "gene_key": gene_key, "force": force}
+    settings = {"to": to, "limit": limit, "share_array": share_array, "overwrite": overwrite}
+    found = generate_file(
+        path, output, loaded, n_given=n_given, sampling=sampling, rng=seed, reading=reading, **settings
+    )
+    _say(found, output)
+
+
+def _say(found: Path | None, output: Path) -> None:
+    if found is None:
+        print(f"This process has done its share; the last one to finish writes {output}/.")
+    else:
+        print(f"{found} is there.")
+
+
+@app.command()
+def annotate(
+    path: Annotated[
+        Path, typer.Argument(help="Your cells, human, raw counts: .h5ad, .zarr, .h5 of 10x, or a 10x folder.")
+    ],
+    reference: Annotated[
+        Path | None, typer.Option(help="Labelled cells, human, raw counts, in any of these formats.")
+    ] = None,
+    classifier: Annotated[
+        Path | None, typer.Option(help="In place of a reference: the folder that mt.train.classify wrote.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder to write, by default PATH's name + _annotated."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="demo, maxtoki-217m, maxtoki-1b, a folder or a hub id.")
+    ] = "demo",
+    revision: Annotated[str | None, typer.Option(help="Commit of the hub id.")] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help="Token dictionary (JSON), for published weights.")
+    ] = None,
+    medians: Annotated[Path | None, typer.Option(help="Gene medians (JSON), for published weights.")] = None,
+    groupby: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of the reference's .obs with labels; several times for several; guessed."),
+    ] = None,
+    donor_key: Annotated[
+        str | None, typer.Option(help="Column of the reference's .obs with donors; guessed.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="probe, or knn.")] = "probe",
+    layer: Annotated[
+        str | None, typer.Option(help="Layer with the raw counts, by default X; raw for raw.X.")
+    ] = None,
+    gene_key: Annotated[
+        str | None, typer.Option(help="Column of .var with gene names; found by itself if not given.")
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Accept values that are linear in expression but no integers (TPM)."),
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    overwrite: _Overwrite = False,
+) -> None:
+    """Name cells by a labelled file or a classifier: a table of cells, how good the names are, and a figure."""
+    from . import get
+    from .annotation import annotate_file
+    from .models import load_model
+    from .models.load import SHIPPED
+    from .pp._formats import stem_of
+
+    output = output or path.with_name(f"{stem_of(path)}_annotated")
+    loaded = load_model(model, vocab=_dictionaries(tokens, medians), revision=revision, device=device)
+    adata = annotate_file(
+        path,
+        output,
+        loaded,
+        reference=reference,
+        classifier=classifier,
+        groupby=groupby or None,
+        donor_key=donor_key,
+        method=method,
+        layer=layer,
+        gene_key=gene_key,
+        force=force,
+        overwrite=overwrite,
+    )
+    if model in SHIPPED:
+        print(
+            "Note: the demo model has learned from heart nuclei and simulated cells; it is for trying things out."
+        )
+    scores = get.table(adata, _keys.ANNOTATE)
+    for column, part in scores.groupby("column", sort=False):
+        labels = adata.obs[f"{_keys.ANNOTATED}_{column}"]
+        found = ", ".join(
+            f"{row.predictor} {row.macro_f1:.2f} ({row.macro_f1_low:.2f} to {row.macro_f1_high:.2f})"
+            for row in part.itertuples()
+        )
+        first = part.iloc[0]
+        print(
+            f"{column}: {labels.nunique()} labels for {len(labels):,} cells, {(labels == 'unknown').sum():,} of them unknown. "
+            f"Macro F1 of {first['n_cells']:,} held-out reference cells (95% interval over {first['unit']}s): {found}."
+        )
+    print(f"Labels are in {output}/: {', '.join(sorted(p.name for p in output.iterdir()))}")
+
+
+@app.command()
 def encode(
     paths: Annotated[
         list[Path],
@@ -346,6 +593,24 @@ def encode(
     medians: Annotated[Path | None, typer.Option(help="Gene medians (JSON), for published weights.")] = None,
     workers: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask cluster instead.")] = None,
+    to_dataset: Annotated[
+        bool,
+        typer.Option(
+            "--to-dataset", help="Also write each as NAME.dataset, a folder of Hugging Face `datasets`."
+        ),
+    ] = False,
+    time_key: Annotated[
+        str | None, typer.Option(help="With --to-dataset: column of .obs that becomes its time.")
+    ] = None,
+    groupby: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --to-dataset: column of .obs (several times for several) that becomes time_group."
+        ),
+    ] = None,
+    max_length: Annotated[
+        int, typer.Option(min=3, help="With --to-dataset: tokens of a cell, its marks included.")
+    ] = 4096,
     layer: Annotated[
         str | None, typer.Option(help="Layer with the raw counts, by default X; raw for raw.X.")
     ] = None,
@@ -374,6 +639,18 @@ def encode(
         force=force,
         overwrite=overwrite,
     )
+    if to_dataset:
+        from .batch import encoded_to_dataset
+
+        for encoded in table["encoded"]:
+            encoded_to_dataset(
+                encoded,
+                loaded,
+                time_key=time_key,
+                groupby=groupby,
+                max_length=max_length,
+                overwrite=overwrite,
+            )
     print(f"{table['n_cells'].sum():,} cells of {len(table)} files are in {output}/.")
 
 
@@ -483,9 +760,17 @@ def import_(
 @app.command()
 def convert(
     source: Annotated[
-        str, typer.Argument(help="Checkpoint of the original (Megatron), or a model as for embed.")
+        str,
+        typer.Argument(
+            help="Checkpoint of the original (Megatron), a model as for embed, or a pickled dictionary (.pkl)."
+        ),
     ],
-    output: Annotated[Path, typer.Argument(help="Folder to write; it must not exist, or be empty.")],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder to write, which must not exist, or be empty; of a dictionary, a .json file."
+        ),
+    ],
     tokens: Annotated[
         Path | None, typer.Option(help="Token dictionary (JSON), if it is not beside the weights.")
     ] = None,
@@ -493,11 +778,25 @@ def convert(
         Path | None, typer.Option(help="Gene medians (JSON), if they are not beside the weights.")
     ] = None,
     to: Annotated[str | None, typer.Option(help="hf or megatron; by default what SOURCE is not.")] = None,
+    sanity_check: Annotated[
+        Path | None,
+        typer.Option(
+            help="Compare logits before and after: cells (.h5ad, .zarr, a folder of datasets), or a .safetensors with "
+            "input_ids and logits of the original."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0, help="Largest difference that the check allows; beyond it the command fails."),
+    ] = 1e-3,
 ) -> None:
-    """Convert a checkpoint of the original into a folder that this package reads, or back."""
+    """Convert a checkpoint of the original into a folder that this package reads, or back; or a pickled dictionary to JSON."""
     from .models import from_megatron, load_model, save_model, to_megatron
     from .models.megatron import is_megatron
 
+    if source.endswith((".pkl", ".pickle")):
+        _convert_pickle(Path(source), output)
+        return
     if to not in (None, "hf", "megatron"):
         raise ValueError(f"There is no layout {to!r}; choose hf or megatron.")
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
@@ -511,6 +810,36 @@ def convert(
     to = to or ("hf" if original else "megatron")
     (save_model if to == "hf" else to_megatron)(model, output)
     print(f"{model!r}\nis in {output}/, in the layout {to}.")
+    if sanity_check is not None:
+        from .sanity import compare_logits
+
+        found = compare_logits(model, output, sanity_check)
+        is_fine = found.largest <= tolerance
+        print(
+            f"{'The logits agree' if is_fine else 'The logits differ'}: at most {found.largest:.2g} apart, {found.mean:.2g} on "
+            f"average, at {found.n_positions:,} positions of {found.n_cells:,} cells (allowed: {tolerance:g})."
+        )
+        if not is_fine:
+            raise typer.Exit(1)
+
+
+def _convert_pickle(source: Path, output: Path) -> None:
+    import json
+
+    from ._files import atomic
+    from .models.safe_pickle import read_pickle
+
+    if output.suffix != ".json":
+        raise ValueError(f"A dictionary becomes a .json file. Give such a name, not {output}.")
+    if output.exists():
+        raise ValueError(f"{output} exists. Give another name.")
+    found = read_pickle(source)
+    if len({str(key) for key in found}) < len(found):
+        raise ValueError(f"{source} has keys that are one in JSON, such as 1 and '1'. It was not converted.")
+    text = json.dumps(found)
+    with atomic(output) as temporary:
+        temporary.write_text(text)
+    print(f"{len(found):,} entries are in {output}.")
 
 
 @app.command()

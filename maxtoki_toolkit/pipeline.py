@@ -18,7 +18,7 @@ from ._progress import hidden, progress
 from ._shards import drop_shards, job_digest, open_shards, process_index, shard_path, take_shards
 from ._validate import require_obs
 from .models.costs import Cost, plan, reading, require_gpu
-from .models.model import MaxTokiModel
+from .models.model import MaxTokiModel, require_whole
 from .pl._style import category_colors, clean, drawing
 from .pp._columns import find_columns
 from .pp._identity import input_identity
@@ -89,6 +89,7 @@ def embed_file(
         the same work.
     """
     output = Path(output)
+    require_whole(model)
     if output.is_file():
         raise ValueError(f"{output} is a file. Give a folder to write to.")
     with open_store(path) as store:

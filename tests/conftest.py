@@ -127,7 +127,8 @@ def hub(tmp_path, monkeypatch):
                 self.send_header("X-Error-Code", "EntryNotFound")
             content = content or b""
             self.send_header("ETag", hashlib.sha256(content).hexdigest())
-            self.send_header("X-Repo-Commit", key.split("/")[3])
+            if "/resolve/" in key:
+                self.send_header("X-Repo-Commit", key.split("/")[3])
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if body:

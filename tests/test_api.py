@@ -126,6 +126,7 @@ COMPARISON = {
 }
 FEW = mt.tl.AgeSampling(n_contexts=1, n_cells=2)
 GENES = mt.datasets.aging_atlas(20, 10, n_genes=500).var
+GROUPS = ["fibroblast", "endothelial cell", "CD8 T cell", "CD4 T cell", "monocyte", "somewhere else"]
 ARGUMENTS = {
     "pp.map_orthologs": {"orthologs": pd.DataFrame({"gene": GENES["symbol"], "human": GENES.index})},
     "tl.perturb": {"genes": "all"},
@@ -143,6 +144,21 @@ ARGUMENTS = {
         "control": "female",
         "n_bootstrap": 5,
     },
+    "tl.separability": {
+        "condition_key": "sex",
+        "control": "female",
+        "use_rep": "X_maxtoki",
+        "n_neighbors": 3,
+        "n_permutations": 9,
+    },
+    "tl.flag_plates": {
+        "plate_key": "batch",
+        "well_key": "well",
+        "perturbation_key": "drug",
+        "control": "DMSO",
+        "n_neighbors": 3,
+    },
+    "tl.predict_response": {"groupby": "batch", "perturbation_key": "sex", "control": "female"},
     "pp.hold_out": {"donor_key": "donor_id"},
     "pp.match_ages": COMPARISON,
     "pp.match_queries": {"tolerance": None},
@@ -185,6 +201,25 @@ ARGUMENTS = {
         "n_permutations": 9,
     },
     "tl.variogram": {"keys": "cell_type", "library_key": "donor_id", "n_bins": 4, "n_permutations": 9},
+    "tl.gene_neighbors": {
+        "genes": list(GENES["symbol"][:2]),
+        "n_neighbors": 5,
+        "gene_sets": {"some": GENES["symbol"].tolist()[:60]},
+        "n_permutations": 19,
+    },
+    "tl.gene_task": {
+        "labels": pd.DataFrame({"gene": GENES["symbol"], "label": np.arange(len(GENES)) % 2}),
+        "n_folds": 2,
+        "n_permutations": 2,
+    },
+    "tl.nominate_targets": {
+        "dependency": pd.DataFrame(
+            np.random.default_rng(0).random((len(GENES), 6)) < 0.4, index=GENES.index
+        ).set_axis(GROUPS, axis=1),
+        "max_share": 0.9,
+        "n_permutations": 2,
+    },
+    "tl.annotate": {"groupby": "cell_type", "donor_key": "donor_id", "n_folds": 2},
 }
 
 
@@ -195,6 +230,9 @@ def encoded():
     del adata.uns["truth"]  # many columns, and each takes zarr a while
     adata.obs["stage"] = (adata.obs["age_months"] // 12).astype(str) + "-year-old human stage"
     adata.obsm["spatial"] = np.random.default_rng(0).uniform(size=(120, 2))
+    wells = np.arange(adata.n_obs) % 8
+    adata.obs["well"] = [f"{'AB'[i // 4]}{i % 4 + 1:02d}" for i in wells]
+    adata.obs["drug"] = np.where(wells < 4, "DMSO", "x")
     mt.pp.map_genes(adata)
     vocab = mt.models.Vocabulary.from_anndata(adata)
     small = mt.models.build_model({**SHAPE, "max_position_embeddings": 128}, vocab)
@@ -217,6 +255,9 @@ ON_ATTENTION = {"tl.head_enrichment", "tl.head_profiles", "tl.head_segments", "t
 # Functions of features of an autoencoder.
 ON_FEATURES = {"tl.driver_features", "tl.feature_summary", "tl.label_features"}
 
+# Functions of cells with proteins.
+ON_PAIRS = {"tl.translate"}
+
 # Functions of a screen.
 ON_SCREEN = {"tl.perturbation_stats", "tl.perturbation_concordance", "tl.known_gene_concordance"}
 
@@ -226,7 +267,7 @@ def with_slow(names, quick):
     return [name if name.startswith(quick) else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-# Functions that draw, and that have donors. (Prompts know their own; a temporal model reads nothing else.)
+# Functions that draw, and that have donors. (Prompts and paragraphs know their own; a temporal model reads nothing else.)
 SEEDED = [
     name
     for name, function in ON_ANNDATA.items()
@@ -236,7 +277,8 @@ BY_DONOR = [
     name
     for name, function in ON_ANNDATA.items()
     if "donor_key" in inspect.signature(function).parameters
-    and name not in ("tl.ablate_heads", "tl.attribute", "tl.feature_effects")
+    and name not in ("tl.ablate_heads", "tl.attribute", "tl.feature_effects", "tl.translate")
+    and name not in ("pp.read_paragraphs", "tl.ablate_heads", "tl.attribute", "tl.feature_effects")
 ]
 # Functions that read time, and what they need for it.
 READ_TIME = [
@@ -260,7 +302,7 @@ TIMED = {
 
 def built_for(name):
     """The fixture with the cells that a function builds on."""
-    on = {"attended": ON_ATTENTION, "featured": ON_FEATURES, "screened": ON_SCREEN}
+    on = {"attended": ON_ATTENTION, "featured": ON_FEATURES, "screened": ON_SCREEN, "paired": ON_PAIRS}
     return next((fixture for fixture, names in on.items() if name in names), "read")
 
 
@@ -285,6 +327,8 @@ def coder_of(model, site):
 
 def call(name, adata, model, **settings):
     """Call a function of an AnnData with what it cannot do without."""
+    if name in ON_PAIRS:
+        model = paired_model(adata)
     second = {
         "model": model,
         "queries": adata,
@@ -295,6 +339,8 @@ def call(name, adata, model, **settings):
     required = {
         key: second[key] for key in second if key in wanted and wanted[key].default is inspect.Parameter.empty
     }
+    if name == "tl.annotate":
+        required["reference"] = adata.copy()
     if "generated" in wanted:
         required["generated"] = mt.tl.generate(adata, model, key="cell_prompts", max_genes=6)
     return FUNCTIONS[name](adata, **required, **{**ARGUMENTS.get(name, {}), **settings})
@@ -313,6 +359,7 @@ def read(encoded):
     """The cells of `encoded` with an embedding and lapses, which many functions build on."""
     adata, model = encoded[0].copy(), encoded[1]
     mt.tl.embed(adata, model)
+    mt.tl.embed_genes(adata, model, groupby="cell_type")
     mt.tl.predict_timelapse(adata, model)
     return adata
 
@@ -336,6 +383,25 @@ def screened(read, encoded):
 
 
 @pytest.fixture(scope="module")
+def paired():
+    """Cells with proteins."""
+    adata = mt.datasets.paired_modalities(
+        mt.datasets.aging_atlas(60, 10, n_genes=500), n_proteins=6, n_peaks=None
+    )
+    del adata.uns["truth"]
+    mt.pp.rank_value_encode(adata, paired_model(adata).vocab)
+    return adata
+
+
+def paired_model(adata):
+    """A model of genes and of the proteins of these cells that has learned nothing."""
+    cells = adata[np.sort(adata.obs_names)].copy()
+    mt.pp.map_genes(cells)
+    vocab = mt.models.Vocabulary.from_anndata(cells).with_modalities(mt.pp.modality_medians(cells))
+    return mt.models.build_model({**SHAPE, "max_position_embeddings": 128}, vocab)
+
+
+@pytest.fixture(scope="module")
 def featured(read, encoded):
     """Features of these, what they go with, and a network of them."""
     adata = read.copy()
@@ -347,6 +413,7 @@ def featured(read, encoded):
 # Tables that functions write with these settings only.
 OPTIONAL = {
     ("tl.attribute", "features"): None,  # in place of others: tests/test_feature_circuits.py
+    ("tl.embed_genes", "groups"): {"groupby": "cell_type"},
     ("tl.gene_network", "scores"): {"n_permutations": 99},
     ("tl.gene_effects", "scores"): {"n_permutations": 99, "n_cells": 4},
     ("tl.gene_effects", "signs"): {"n_permutations": 99, "n_cells": 4},
@@ -407,7 +474,7 @@ def test_the_schema_knows_functions_that_there_are():
 def test_results_survive_a_round_trip(request, encoded, name, tmp_path):
     """To h5ad with the cells that it is of, to zarr alone: each column takes that a while."""
     adata, model = encoded
-    if name not in ("tl.embed", "tl.predict_timelapse"):
+    if name not in ("tl.embed", "tl.embed_genes", "tl.predict_timelapse"):
         adata = request.getfixturevalue(built_for(name)).copy()
         adata.uns.pop(_keys.FEATURE_SUMMARY if name == "tl.feature_summary" else "", None)
         for key in (_keys.PERTURBATION_STATS, _keys.PERTURBATION_CONCORDANCE):

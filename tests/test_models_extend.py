@@ -180,7 +180,7 @@ def test_a_stretched_model_is_stretched_further():
     [
         (TIMES, {"rope": "yarn"}, "no RoPE scaling 'yarn'; choose from llama3, dynamic, linear, none"),
         (TIMES, {"max_length": 32}, "The model reads 64 tokens already; max_length is 32"),
-        (VOCAB, {}, r"must be the model's own with time tokens added: model\.vocab\.with_times"),
+        (VOCAB, {}, r"must be the model's own with time tokens added, model\.vocab\.with_times"),
         (
             mt.models.Vocabulary({**TOKENS, GENES[0]: 5, GENES[1]: 4}, VOCAB.medians).with_times(-1, 1),
             {},
@@ -213,3 +213,23 @@ def test_lapses_in_a_gap_of_the_ids_are_refused():
     inside = mt.models.Vocabulary({**gap, 0: 43, 1: 44, "<boq>": 51, "<eoq>": 52}, VOCAB.medians)
     with pytest.raises(ValueError, match="own with time tokens added"):
         mt.models.extend_model(model, inside)
+
+
+@pytest.mark.parametrize("rope", ["llama3", "linear"])
+def test_an_explicit_factor(model, rope):
+    """Frequencies are those of transformers at this factor, of another length too, and 1 leaves them as they are."""
+    longer = mt.models.extend_model(model, TIMES, max_length=256, rope=rope, rope_factor=3.0)
+    assert longer.hf.config.rope_parameters["factor"] == 3
+    assert longer.max_length == 256
+    expected, _ = ROPE_INIT_FUNCTIONS[rope](longer.hf.config, "cpu")
+    torch.testing.assert_close(longer.hf.model.rotary_emb.inv_freq, expected)
+    plain = mt.models.extend_model(model, TIMES, max_length=256, rope=rope)
+    assert not torch.equal(longer.hf.model.rotary_emb.inv_freq, plain.hf.model.rotary_emb.inv_freq)
+    same = mt.models.extend_model(model, TIMES, max_length=256, rope=rope, rope_factor=1.0)
+    torch.testing.assert_close(same.hf.model.rotary_emb.inv_freq, model.hf.model.rotary_emb.inv_freq)
+
+
+def test_a_factor_that_makes_no_sense(model):
+    for rope, factor in [("none", 2.0), ("llama3", 0.5)]:
+        with pytest.raises(ValueError, match="rope_factor is 1 or more"):
+            mt.models.extend_model(model, TIMES, max_length=256, rope=rope, rope_factor=factor)

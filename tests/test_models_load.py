@@ -157,9 +157,12 @@ def test_pickled_weights_are_never_opened(folder):
 def test_the_vocabulary_is_asked_for_before_the_download(hub):
     with pytest.raises(ValueError, match="maxtoki-217m is published without its dictionaries. Pass vocab="):
         mt.load_model("maxtoki-217m")
-    with pytest.raises(ValueError, match="come without their dictionaries"):
+    with pytest.raises(
+        ValueError, match="has no token_dictionary.json: weights of others come without their dictionaries"
+    ):
         mt.load_model("lab/model", revision=REVISION)
-    assert hub.asked == []
+    files = {entry.rpartition("/")[2] for entry in hub.asked if "/resolve/" in entry}
+    assert files == {"token_dictionary.json"}
 
 
 def test_device_that_is_not_there(folder):

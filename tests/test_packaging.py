@@ -56,6 +56,7 @@ def test_extras(project):
         "validation",
         "notebook",
         "distributed",
+        "files",
         "flash-attn",
         "all",
         "docs",

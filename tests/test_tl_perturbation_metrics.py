@@ -198,7 +198,7 @@ def test_figure():
     true, perfect = simulate()
     mt.tl.perturbation_metrics(true, predicted={"perfect": perfect}, train="train", **SETTINGS)
     axes = mt.pl.perturbation_metrics(true).axes
-    assert len(axes) == 9
+    assert len(axes) == 10
     assert [text.get_text() for text in axes[0].get_yticklabels()] == [
         "perfect",
         "perturbation mean",
@@ -206,3 +206,28 @@ def test_figure():
     ]
     with pytest.raises(KeyError, match="'z'"):
         mt.pl.perturbation_metrics(true, perturbation="z")
+
+
+def test_several_numbers_of_top_genes_and_weighted_errors():
+    """By their definitions, beside what one number gives."""
+    true, perfect = simulate()
+    guess = perfect.copy()
+    guess.X = guess.X + np.random.default_rng(1).normal(size=guess.shape).astype(np.float32)
+    mt.tl.perturbation_metrics(true, predicted=guess, **SETTINGS)
+    one = scores(true, "b")["value"]
+    mt.tl.perturbation_metrics(true, predicted=guess, **{**SETTINGS, "n_top": (6, 20)})
+    found = scores(true, "b")["value"]
+    for name in ("pearson_control_top", "top_overlap", "top_direction", "mse_top"):
+        assert found["prediction", f"{name}6"] == pytest.approx(one["prediction", name])
+        assert ("prediction", f"{name}20") in found.index
+        assert ("prediction", name) not in found.index
+    X, drug = true.X.astype(float), true.obs["drug"].to_numpy()
+    variance = (X[drug == "b"].var(axis=0) + X[drug == "control"].var(axis=0)) / 2
+    error = (guess.X[1] - X[drug == "b"].mean(axis=0)) ** 2
+    assert found["prediction", "mse_weighted"] == pytest.approx((error / variance).mean(), rel=1e-4)
+    assert {label.get_xlabel() for label in mt.pl.perturbation_metrics(true).axes} >= {
+        "mean squared\nerror, top 20 genes",
+        "top 6 genes\nfound (share)",
+    }
+    with pytest.raises(ValueError, match="n_top must be numbers of genes"):
+        mt.tl.perturbation_metrics(true, predicted=guess, **{**SETTINGS, "n_top": (0, 20)})

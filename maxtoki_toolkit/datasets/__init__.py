@@ -6,11 +6,14 @@ from .._doors import guard
 from .._manifests import fetch, manifest
 from ._aging_atlas import aging_atlas
 from ._corpus_recipe import CellBalance, CellFilters, CorpusRecipe, StoreColumns
+from ._drug_screen import drug_screen
 from ._registry import available, load
 from ._tissue import tissue
 from .census import census, census_plan
+from .paired_modalities import paired_modalities
 
 __all__ = [
+    "tissue",
     "CellBalance",
     "CellFilters",
     "CorpusRecipe",
@@ -19,10 +22,11 @@ __all__ = [
     "census_plan",
     "aging_atlas",
     "available",
+    "drug_screen",
     "fetch",
     "load",
     "manifest",
-    "tissue",
+    "paired_modalities",
 ]
 
 guard(globals(), __all__)

@@ -13,6 +13,8 @@ from .model import MaxTokiModel
 from .sequences import Sequences
 
 POOLS = ("mean", "eos")
+# What a gene is read in: the cells that express it, a cell of it alone, or nothing, which is its row of the embedding table.
+CONTEXTS = ("cells", "alone", "table")
 
 
 class Embeddings(NamedTuple):
@@ -60,15 +62,14 @@ def embed_sequences(
 
     def compute(batch: Batch) -> torch.Tensor:
         states = hidden_states(model, batch.inputs, layer).float()
-        position = torch.arange(states.shape[1], device=states.device)
-        genes = (position >= 1) & (position < batch.lengths[:, None] - 1)
+        genes = gene_places(states, batch.lengths)
         if sums is not None:
             token = batch.tokens[genes]
             sums.index_add_(0, token, states[genes])
             seen.index_add_(0, token, torch.ones_like(token, dtype=seen.dtype))
         if pool == "eos":
             return last_states(states, batch)
-        return torch.einsum("blh,bl->bh", states, genes.float()) / genes.sum(dim=1, keepdim=True).clamp(min=1)
+        return mean_over(states, genes)
 
     for rows, pooled in run(model, sequences, compute, max_tokens=max_tokens, desc="Embedding"):
         cells[rows] = pooled.cpu().numpy()
@@ -76,6 +77,17 @@ def embed_sequences(
     if sums is not None:
         gene_means = torch.where(seen[:, None] > 0, sums / seen[:, None], torch.nan).cpu().numpy()
     return Embeddings(cells, gene_means)
+
+
+def gene_places(states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Which places of padded cells hold genes, and neither marks nor padding."""
+    position = torch.arange(states.shape[1], device=states.device)
+    return (position >= 1) & (position < lengths[:, None] - 1)
+
+
+def mean_over(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Mean state of some places of each cell, batch x hidden size."""
+    return torch.einsum("blh,bl->bh", states, places.float()) / places.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def hidden_states(model: MaxTokiModel, inputs: dict, layer: int) -> torch.Tensor:
@@ -87,3 +99,32 @@ def hidden_states(model: MaxTokiModel, inputs: dict, layer: int) -> torch.Tensor
         return model.hf.model(**inputs).last_hidden_state
     # The input of block l is what l blocks made.
     return states_at(model, inputs, Site(layer, "input"))
+
+
+def embed_tokens(model: MaxTokiModel, *, alone: bool, layer: int = -1) -> np.ndarray:
+    """Embed every gene of the vocabulary without cells.
+
+    Parameters
+    ----------
+    model
+        Model.
+    alone
+        Whether each gene is read as a cell that has no other; else its row of the embedding table is taken.
+    layer
+        As in `embed_sequences`, for genes that are read.
+
+    Returns
+    -------
+    float32, vocabulary size x hidden size; NaN for tokens that are no genes.
+    """
+    tokens = np.asarray(model.vocab.gene_ids, dtype=np.int32)
+    table = np.full((model.vocab.size, model.hf.config.hidden_size), np.nan, dtype=np.float32)
+    if not alone:
+        weight = model.hf.get_input_embeddings().weight.detach()
+        table[tokens] = weight[torch.from_numpy(tokens).long().to(weight.device)].float().cpu().numpy()
+        return table
+    ends = [np.full(len(tokens), model.vocab[mark], np.int32) for mark in ("<bos>", "<eos>")]
+    cells = np.stack([ends[0], tokens, ends[1]], axis=1)
+    sequences = Sequences.split(cells.ravel(), np.full(len(cells), 3))
+    table[tokens] = embed_sequences(model, sequences, layer=layer).cells
+    return table

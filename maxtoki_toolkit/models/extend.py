@@ -1,4 +1,4 @@
-"""Prepare a stage-1 model for time: new tokens, and room for several cells."""
+"""Give a stage-1 model new tokens: time, with room for several cells, or proteins and peaks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .model import MaxTokiModel
 from .vocabulary import Vocabulary
 
 ROPE_SCALINGS = ("llama3", "dynamic", "linear", "none")
+TEMPORAL_LENGTH = 16_384  # tokens, unless given
 _WAVES = 16  # cosines that make up the new time embeddings
 
 
@@ -18,26 +19,31 @@ def extend_model(
     model: MaxTokiModel,
     vocab: Vocabulary,
     *,
-    max_length: int = 16_384,
+    max_length: int | None = None,
     rope: str = "llama3",
+    rope_factor: float | None = None,
     seed: int = 0,
 ) -> MaxTokiModel:
-    """Give a model time tokens and a longer reach. It still has to be trained on prompts.
+    """Give a model time tokens and a longer reach, or features of other kinds. It still has to be trained on them.
 
     Parameters
     ----------
     model
         A model without time tokens; it is left as it is.
     vocab
-        Its vocabulary with time tokens, `model.vocab.with_times(lowest, highest)`.
+        Its vocabulary with time tokens, `model.vocab.with_times(lowest, highest)`, or with proteins or peaks,
+        `model.vocab.with_modalities(...)`.
     max_length
-        Tokens that the new model can read.
+        Tokens that the new model can read: by default 16,384 with time tokens, and as many as before without.
     rope
         How positions are stretched when `max_length` is more than the model could read: "llama3" or "linear"
         (names of transformers; the factor is the ratio of the lengths, times that of the model if it is
         stretched already), or "none": positions beyond those it knows are simply new. "dynamic", of the
         authors' fine-tuning code, is the same as "none" up to `max_length`: transformers stretches beyond it
         only.
+    rope_factor
+        Stretch by this instead of by the ratio of the lengths, as the original's `--rope-scaling-factor`; 1
+        leaves positions as they are. It takes the place of the model's own factor.
     seed
         Seed of the new embeddings.
 
@@ -74,17 +80,29 @@ def extend_model(
     require_rope(rope)
     old = model.vocab.size
     same = all(vocab.tokens.get(token) == number for token, number in model.vocab.tokens.items())
-    if model.vocab.is_temporal or not vocab.is_temporal or not same or vocab.time_ids.min() < old:
+    new_times = vocab.is_temporal and not model.vocab.is_temporal
+    if (
+        vocab.size == old
+        or not same
+        or (vocab.time_ids.min() < old if new_times else len(vocab.time_ids) != len(model.vocab.time_ids))
+    ):
         raise ValueError(
-            "The vocabulary must be the model's own with time tokens added: model.vocab.with_times(lowest, highest)."
+            "The vocabulary must be the model's own with time tokens added, model.vocab.with_times(lowest, highest), or with "
+            "proteins or peaks, model.vocab.with_modalities(...)."
         )
+    if max_length is None:
+        max_length = TEMPORAL_LENGTH if new_times else model.max_length
     if max_length < model.max_length:
         raise ValueError(f"The model reads {model.max_length} tokens already; max_length is {max_length}.")
 
     config = copy.deepcopy(model.hf.config)
     config.vocab_size = vocab.size
+    if rope_factor is not None and (rope == "none" or rope_factor < 1):
+        raise ValueError(
+            f"rope_factor is 1 or more, and is for a way of stretching; got {rope_factor} with rope={rope!r}."
+        )
     factor = max_length / model.max_length
-    if factor > 1 and rope != "none":
+    if (factor > 1 or rope_factor is not None) and rope != "none":
         known = config.rope_parameters
         scaling = {"rope_type": rope, "original_max_position_embeddings": model.max_length}
         if rope == "llama3":
@@ -96,7 +114,8 @@ def extend_model(
                     'further, or "none".'
                 )
             scaling |= known
-        config.rope_parameters = {"rope_theta": known["rope_theta"], **scaling, "factor": before * factor}
+        factor = before * factor if rope_factor is None else float(rope_factor)
+        config.rope_parameters = {"rope_theta": known["rope_theta"], **scaling, "factor": factor}
     config.max_position_embeddings = max_length
     with torch.random.fork_rng(devices=[]):
         hf = LlamaForCausalLM(config)
@@ -114,13 +133,19 @@ def extend_model(
         weights[name] = torch.cat([genes, new.to(genes)])
     hf.load_state_dict(weights)
     return MaxTokiModel(
-        hf.to(model.device, model.hf.dtype).eval(), vocab, name=model.name, cell_length=model.cell_length
+        hf.to(model.device, model.hf.dtype).eval(),
+        vocab,
+        name=model.name,
+        cell_length=model.cell_length if vocab.is_temporal else max_length,
+        time_head=model.time_head,
     )
 
 
 def _new_rows(vocab: Vocabulary, old: int, scale: float, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Embeddings of the tokens from `old` on: smooth over the lapses, random for the marks."""
+    """Embeddings of the tokens from `old` on: smooth over the lapses, random for all others."""
     rows = rng.normal(size=(vocab.size - old, width))
+    if not (vocab.time_ids >= old).any():
+        return (rows * scale).astype(np.float32)
     values = vocab.time_values.astype(float)
     place = (values - values[0]) / max(values[-1] - values[0], 1)
     wave = np.arange(1, _WAVES + 1)

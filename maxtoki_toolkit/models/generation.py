@@ -88,10 +88,8 @@ def generate_cells(
             f"{model.max_length} tokens, and a cell {model.cell_length}). Use fewer context cells or given genes (n_given)."
         )
     request = np.repeat(np.arange(len(given)), n_samples)
-    of_prompt = scrambled(scrambled(torch.tensor([seed])) + torch.arange(len(given)))
-    key = scrambled(of_prompt[request] + torch.arange(n_samples).repeat(len(given)))
-    if keys is not None:
-        key = torch.from_numpy(keys.ravel())
+    keys = prompt_keys(seed, np.arange(len(given)), n_samples) if keys is None else keys
+    key = torch.from_numpy(keys.ravel())
     cells: list[np.ndarray | None] = [None] * len(request)
     likelihood = np.zeros(len(request))
     # Long ones first: a width too large for the memory shows at once.
@@ -123,6 +121,20 @@ def generate_cells(
                     torch.cuda.empty_cache()
     finished = np.array([cell[-1] == model.vocab["<eos>"] for cell in cells], dtype=bool)
     return Generated(Sequences.of(cells), likelihood, finished)
+
+
+def prompt_keys(seed: int, numbers: np.ndarray, n_samples: int) -> np.ndarray:
+    """Seeds of the cells of prompts with these numbers: int64, prompts x samples."""
+    of_prompt = scrambled(scrambled(torch.tensor([seed])) + torch.from_numpy(np.asarray(numbers, np.int64)))
+    return scrambled(of_prompt[:, None] + torch.arange(n_samples)).numpy()
+
+
+def tokens_in(model: MaxTokiModel, gigabytes: float) -> int:
+    """Tokens whose keys and values take this memory (10^9 bytes each)."""
+    config = model.hf.config
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    each = 2 * config.num_hidden_layers * config.num_key_value_heads * head * model.hf.dtype.itemsize
+    return max(int(gigabytes * 1e9 / each), 1)
 
 
 def _open_cells(prompts: Sequences, model: MaxTokiModel) -> tuple[np.ndarray, np.ndarray]:

@@ -74,6 +74,23 @@ def token_log_likelihoods(
     return found
 
 
+def next_log_probabilities(
+    model: MaxTokiModel, sequences: Sequences, tokens: np.ndarray, *, max_tokens: int | None = None
+) -> np.ndarray:
+    """Log-probability of each of some tokens to come next, among these tokens: float32, sequences x tokens, in nats."""
+    wanted = torch.from_numpy(np.asarray(tokens, dtype=np.int64)).to(model.device)
+    out = np.empty((len(sequences), len(tokens)), dtype=np.float32)
+
+    def compute(batch: Batch) -> np.ndarray:
+        states = model.hf.model(**batch.inputs).last_hidden_state
+        last = states[torch.arange(len(states), device=states.device), batch.lengths - 1]
+        return model.hf.lm_head(last)[:, wanted].float().log_softmax(dim=1).cpu().numpy()
+
+    for rows, values in run(model, sequences, compute, max_tokens=max_tokens, desc="Reading"):
+        out[rows] = values
+    return out
+
+
 def work_of_log_likelihoods(sequences: Sequences, first: np.ndarray) -> Work:
     """What `token_log_likelihoods` has to do."""
     forest = prefix_forest(sequences)

@@ -17,7 +17,7 @@ from .._manifests import fetch, manifest, manifest_paths
 from .._outputs import MARK, new_output
 from .._reference import resource
 from ._quiet import quiet_transformers
-from .model import MaxTokiModel, require_model
+from .model import MaxTokiModel, require_model, require_whole
 from .time_head import TimeHead
 from .vocabulary import Vocabulary
 
@@ -42,6 +42,7 @@ def load_model(
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
     attention: str = "sdpa",
+    tensor_parallel: bool = False,
 ) -> MaxTokiModel:
     """Load a model, strictly.
 
@@ -53,7 +54,8 @@ def load_model(
         - "maxtoki-217m" or "maxtoki-1b": the published stage-1 weights, at the revision and with the
           checksums of `data_manifests/`;
         - a folder with `config.json` and `model.safetensors` (Hugging Face layout);
-        - a hub id, "owner/name" or "owner/name/subfolder", with `revision`.
+        - a hub id, "owner/name" or "owner/name/subfolder", with `revision`; what `mt.models.save_for_hub` wrote
+          is read with its vocabulary and time head.
     vocab
         The model's vocabulary. By default it is read from `token_dictionary.json` and
         `gene_median_dictionary.json` beside the weights. The published weights come without: get the
@@ -69,6 +71,10 @@ def load_model(
         Small differences between cells and edited cells can round to exactly 0 in bfloat16.
     attention
         "sdpa", "eager", or "flash_attention_2" where that package is installed.
+    tensor_parallel
+        Share each weight matrix out over the processes of torchrun, as transformers plans it, for a model that
+        is larger than one device. All processes then call the same functions with the same cells, and get the
+        same; what is written to files in parts, saved or trained needs a model that is whole.
 
     Returns
     -------
@@ -109,7 +115,9 @@ def load_model(
         )
     vocab = vocab or read_vocabulary(folder)
     card = read_card(folder)
-    hf = _read_weights(folder, device=pick_device(device), dtype=_pick_dtype(dtype), attention=attention)
+    device = pick_device(device)
+    how = shared_out(folder, device) if tensor_parallel else {}
+    hf = _read_weights(folder, device=device, dtype=_pick_dtype(dtype), attention=attention, **how)
     time_head = read_time_head(folder, card)
     if time_head is not None:
         time_head.to(hf.device)
@@ -155,7 +163,14 @@ def save_model(
     'months'
     """
     require_model(model)
-    with new_output(folder, by=BY, overwrite=overwrite) as temporary, quiet_transformers():
+    require_whole(model)
+    with new_output(folder, by=BY, overwrite=overwrite) as temporary:
+        write_model(model, temporary, card)
+
+
+def write_model(model: MaxTokiModel, temporary: Path, card: dict | None = None) -> None:
+    """Fill an empty folder with a model; `card` has further fields for `maxtoki.json`."""
+    with quiet_transformers():
         model.hf.save_pretrained(temporary, max_shard_size="100GB")
         # safetensors writes for the owner alone; a model is read by whoever reads its folder.
         shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)
@@ -301,14 +316,31 @@ def _locate(source: str, revision: str | None, *, download: bool) -> tuple[Path,
             f"Pin the revision of {source}: pass revision= with the 40 digits of a commit, since a branch can "
             "change. The repository's page lists its commits."
         )
-    if not download:
-        raise ValueError(f"Weights from the hub come without their dictionaries. {_DICTIONARIES}")
-    from huggingface_hub import hf_hub_download
-
     prefix = f"{parts[2]}/" if len(parts) == 3 else ""
-    for name in (CONFIG, WEIGHTS):
-        path = Path(hf_hub_download("/".join(parts[:2]), prefix + name, revision=revision))
-    return path.parent, None
+    return _from_hub("/".join(parts[:2]), prefix, revision, named=download), None
+
+
+def _from_hub(repo: str, prefix: str, revision: str, *, named: bool) -> Path:
+    """Fetch a model; what only a folder of this package has, if it is there. `named` says that the vocabulary is given."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    def fetch_one(name: str) -> Path:
+        return Path(hf_hub_download(repo, prefix + name, revision=revision))
+
+    for name in (TOKENS, MEDIANS, CARD, HEAD):
+        try:
+            fetch_one(name)
+        except LocalEntryNotFoundError:
+            raise  # no network: whether it is there is not known
+        except EntryNotFoundError:
+            if name == TOKENS and not named:
+                # Said before gigabytes are fetched.
+                raise ValueError(
+                    f"{repo} has no {prefix}{TOKENS}: weights of others come without their dictionaries. {_DICTIONARIES}"
+                ) from None
+    fetch_one(CONFIG)
+    return fetch_one(WEIGHTS).parent
 
 
 def _weights_file(folder: Path) -> Path:
@@ -336,7 +368,29 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     return Vocabulary.from_json(folder / TOKENS, gene_medians=folder / MEDIANS)
 
 
-def _read_weights(folder: Path, *, device: str, dtype: torch.dtype, attention: str):
+def shared_out(folder: Path, device: str) -> dict:
+    """How transformers is told to share a model out over the processes; or raise if it cannot be."""
+    from torch import distributed
+    from transformers.distributed import DistributedConfig
+
+    n = int(os.environ.get("WORLD_SIZE", "1"))
+    if n < 2:
+        raise ValueError(
+            "tensor_parallel shares a model out over the processes of torchrun, and this process is alone. Leave it out, or run "
+            "torchrun --nproc_per_node 2 your_script.py."
+        )
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+    if heads % n:
+        raise ValueError(
+            f"{heads} heads of keys and values cannot be shared out over {n} processes. Start a divisor of {heads}."
+        )
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo" if device == "cpu" else "nccl")
+    return {"distributed_config": DistributedConfig(tp_plan="auto", tp_size=n)}
+
+
+def _read_weights(folder: Path, *, device: str, dtype: torch.dtype, attention: str, **how):
     """Read weights with transformers, and refuse what transformers would fill in at random."""
     from safetensors import SafetensorError
     from transformers import LlamaForCausalLM
@@ -352,6 +406,7 @@ def _read_weights(folder: Path, *, device: str, dtype: torch.dtype, attention: s
                 local_files_only=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **how,
             )
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} is corrupt ({error}). Download it again.") from None
@@ -363,7 +418,8 @@ def _read_weights(folder: Path, *, device: str, dtype: torch.dtype, attention: s
     if problems:
         what = "; ".join(f"{len(keys)} {name} (first: {keys[0]})" for name, keys in problems.items())
         raise ValueError(f"The weights in {folder} do not fit config.json: {what}. Nothing was loaded.")
-    return hf.to(device).eval()
+    # What is shared out is where it belongs.
+    return (hf if how else hf.to(device)).eval()
 
 
 def vocabulary_of_settings(path: str | Path, files: object) -> Vocabulary | None:

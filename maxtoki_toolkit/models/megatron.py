@@ -26,7 +26,7 @@ from .load import (
     require_as_saved,
     write_time_head,
 )
-from .model import MaxTokiModel, require_model
+from .model import MaxTokiModel, require_model, require_whole
 from .vocabulary import QUERY, Vocabulary
 
 if TYPE_CHECKING:
@@ -176,6 +176,7 @@ def to_megatron(model: MaxTokiModel, directory: str | Path) -> None:
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
         raise ValueError(f"{directory} exists and is not empty. Give a new folder; nothing was written.")
     require_model(model)
+    require_whole(model)
     state = arrange_weights(model.hf.state_dict(), model.hf.config)
     backend = {
         "sharded_backend": "torch_dist",

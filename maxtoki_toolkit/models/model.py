@@ -106,6 +106,14 @@ def require_model(model: object) -> None:
         require_finite(model.time_head, f"The time head of the model {model.name!r}")
 
 
+def require_whole(model: MaxTokiModel) -> None:
+    """Raise if a model is shared out over processes: each would do a part of a job that needs all of them."""
+    if any(hasattr(weight, "full_tensor") for weight in model.hf.parameters()):
+        raise ValueError(
+            f"{model.name!r} is shared out over processes (tensor_parallel), and this needs a model that is whole. Load it without."
+        )
+
+
 def require_finite(module: nn.Module, what: str) -> None:
     """Raise if weights are NaN or infinite."""
     with torch.no_grad():
@@ -113,10 +121,15 @@ def require_finite(module: nn.Module, what: str) -> None:
         bad = [
             name
             for name, weight in module.named_parameters()
-            if not weight.sum(dtype=torch.float32).isfinite()
+            if not _whole(weight.sum(dtype=torch.float32)).isfinite()
         ]
     if bad:
         raise ValueError(
             f"{what} has weights that are NaN or infinite ({len(bad)} of its tensors, the first {bad[0]}), as after a "
             "training that diverged. Nothing can be read with it: train again with a lower learning_rate, or load another."
         )
+
+
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    """A value of which each process has a part."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .._doors import checked
 from .._files import sha256
+from .._names import closest
 from .._outputs import new_output
 from .._reference import resource
 from .hooks import Site
@@ -264,7 +265,11 @@ def load_sae(source: str | Path, *, device: str = "cpu") -> SparseAutoencoder:
     folder = Path(source) if name is None else resource(name)
     for name in (CONFIG, WEIGHTS, CARD):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"Did not find {folder / name}. Give a folder that mt.train.sae wrote.")
+            inside = f" Did you mean {str(folder / 'sae')!r}?" if (folder / "sae" / CONFIG).is_file() else ""
+            raise FileNotFoundError(
+                f"Did not find {folder / name}: {str(source)!r} is neither {', '.join(map(repr, SHIPPED))} nor a folder with an "
+                f"autoencoder (mt.train.sae writes it to `output / 'sae'`).{inside or closest(source, SHIPPED)}"
+            )
     try:
         config, card = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (CONFIG, CARD))
         shape = [int(config[name]) for name in ("d_in", "num_latents", "k")]

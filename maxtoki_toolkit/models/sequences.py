@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from .vocabulary import Vocabulary
+from .vocabulary import MARKS, MODALITIES, Vocabulary
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -95,6 +95,15 @@ def cell_sequences(
     max_length
         Longest sequence, marks included: the lowest ranked genes beyond it are left out.
     """
+    if vocab.modalities:
+        return _joint_sequences(ranks, token_of_gene, vocab, max_length)
+    return _of_one_kind(ranks, token_of_gene, vocab["<bos>"], vocab["<eos>"], max_length)
+
+
+def _of_one_kind(
+    ranks: sp.csr_matrix, token_of_gene: np.ndarray, first: int, last: int, max_length: int
+) -> Sequences:
+    """Write each cell as a mark, its features from the highest ranked on, and another mark."""
     rank = ranks.data.astype(np.int64)
     token = token_of_gene[ranks.indices]
     lowest = (
@@ -120,9 +129,45 @@ def cell_sequences(
     mark = np.zeros(len(tokens), dtype=bool)
     mark[indptr[:-1]] = mark[indptr[1:] - 1] = True
     tokens[~mark] = placed[kept]
-    tokens[indptr[:-1]] = vocab["<bos>"]
-    tokens[indptr[1:] - 1] = vocab["<eos>"]
+    tokens[indptr[:-1]] = first
+    tokens[indptr[1:] - 1] = last
     return Sequences(tokens, indptr)
+
+
+def budgets(n_features: dict[str, int], max_length: int) -> dict[str, int]:
+    """Features of each kind that a cell of this length has room for: an even share, and what the smaller kinds leave."""
+    room = max_length - 2 - len(n_features)
+    out = {}
+    for i, (kind, n) in enumerate(sorted(n_features.items(), key=lambda item: item[1])):
+        out[kind] = max(min(n, room // (len(n_features) - i)), 0)
+        room -= out[kind]
+    return out
+
+
+def _joint_sequences(
+    ranks: sp.csr_matrix, token: np.ndarray, vocab: Vocabulary, max_length: int
+) -> Sequences:
+    """Write each cell as `<bos>`, its kinds of features, each behind its mark, `<eos>`; what a cell lacks is left out."""
+    kind_of = np.where(token >= 0, vocab.modality_of_token[token], -1)
+    # What was not measured takes no room.
+    there = [kind for kind in vocab.modalities if MODALITIES.index(kind) in kind_of]
+    room = budgets({kind: int((kind_of == MODALITIES.index(kind)).sum()) for kind in there}, max_length)
+    parts = []
+    for kind in there:
+        columns = np.flatnonzero(kind_of == MODALITIES.index(kind))
+        length = room[kind] + 2
+        one = _of_one_kind(ranks[:, columns], token[columns], vocab[MARKS[kind]], vocab["<eos>"], length)
+        # Only `<eos>` of the whole cell stays.
+        keep = (one.lengths > 2)[one.owner] & (one.positions < one.lengths[one.owner] - 1)
+        parts.append(one.keep(keep))
+    n = ranks.shape[0]
+    ends = [
+        Sequences.split(np.full(n, vocab[mark], np.int32), np.ones(n, int)) for mark in ("<bos>", "<eos>")
+    ]
+    parts = [ends[0], *parts, ends[1]]
+    order = np.arange(len(parts) * n).reshape(len(parts), n).T.ravel()
+    joined = Sequences.concatenate(parts).take(order)
+    return Sequences(joined.tokens, joined.indptr[:: len(parts)])
 
 
 def pad(
@@ -139,3 +184,49 @@ def pad(
     batch = np.full(inside.shape, pad_id, dtype=np.int64)
     batch[inside] = sequences.tokens[(start[:, None] + column)[inside]]
     return torch.from_numpy(batch)
+
+
+def cell_ranks(cells: Sequences, vocab: Vocabulary) -> sp.csr_matrix:
+    """Ranks from 1 of the genes of each cell, cells x genes in the vocabulary's order, uint16: what `cell_sequences` reads.
+
+    What is no gene, such as the marks, has no rank.
+    """
+    column = np.full(vocab.size, -1)
+    column[vocab.gene_ids] = np.arange(len(vocab.gene_ids))
+    is_gene = column[cells.tokens] >= 0
+    n_genes = np.diff(np.concatenate([[0], np.cumsum(is_gene)])[cells.indptr])
+    indptr = np.concatenate([[0], np.cumsum(n_genes)])
+    rank = np.arange(indptr[-1]) - np.repeat(indptr[:-1], n_genes) + 1
+    ranks = sp.csr_matrix(
+        (rank.astype(np.uint16), column[cells.tokens[is_gene]].astype(np.int32), indptr),
+        shape=(len(n_genes), len(vocab.gene_ids)),
+    )
+    ranks.sort_indices()
+    return ranks
+
+
+def require_cells(cells: Sequences, vocab: Vocabulary, path: object) -> None:
+    """Raise unless each sequence is `<bos>`, genes of the vocabulary, none twice, and `<eos>`."""
+    tokens, long = cells.tokens, cells.lengths > 2
+    first, last = cells.indptr[:-1][long], cells.indptr[1:][long] - 1
+    framed = np.zeros(len(cells), dtype=bool)
+    framed[long] = (tokens[first] == vocab["<bos>"]) & (tokens[last] == vocab["<eos>"])
+    known = np.zeros(vocab.size, dtype=bool)
+    known[vocab.gene_ids] = True
+    fits = (tokens >= 0) & (tokens < vocab.size)
+    strange = ~(fits & known[np.where(fits, tokens, 0)])
+    strange[first] = strange[last] = False
+    n_strange = np.diff(np.concatenate([[0], np.cumsum(strange)])[cells.indptr])
+    if (bad := ~framed | (n_strange > 0)).any():
+        row = int(np.flatnonzero(bad)[0])
+        shown = tokens[cells.indptr[row] : cells.indptr[row + 1]][:6].tolist()
+        raise ValueError(
+            f"{bad.sum()} of {len(cells)} rows of {path} are no cells of this vocabulary: <bos> ({vocab['<bos>']}), genes, <eos> "
+            f"({vocab['<eos>']}). The first is row {row}, which begins {shown}. Give the model or dictionary that they were made with."
+        )
+    order = np.sort(cells.owner * np.int64(vocab.size) + tokens)
+    if (twice := order[1:][np.diff(order) == 0] // vocab.size).size:
+        raise ValueError(
+            f"{len(np.unique(twice))} rows of {path} have a gene twice (the first is row {twice[0]}), as the original writes them "
+            "where a gene is in the data twice. Rank the counts again: mt.pp.rank_value_encode."
+        )

@@ -21,6 +21,11 @@ from .._files import atomic
 SPECIALS = ("<pad>", "<mask>", "<bos>", "<eos>")
 QUERY = ("<boq>", "<eoq>")
 
+# Kinds of features in the order in which a cell has them. Names of features that are no genes begin with their kind.
+RNA = "rna"
+MODALITIES = (RNA, "adt", "atac")
+MARKS = {kind: f"<{kind}>" for kind in MODALITIES}
+
 # Medians are read off a histogram per gene: bins a factor 1.005 apart, so a median is known to 0.3%.
 _BINS = 4096
 _BIN_RATIO = np.log(1.005)
@@ -34,9 +39,11 @@ class Vocabulary:
     Parameters
     ----------
     tokens
-        Token to id. Genes are Ensembl ids without version, time lapses are integers.
+        Token to id. Genes are Ensembl ids without version, time lapses are integers; proteins and peaks begin
+        with "adt:" and "atac:" (`with_modalities`).
     medians
-        Ensembl id to the gene's median of non-zero expression (counts per 10,000).
+        Ensembl id to the gene's median of non-zero expression (counts per 10,000); for a protein its median
+        above background, for a peak the share of cells in which it is open.
 
     Raises
     ------
@@ -186,6 +193,39 @@ class Vocabulary:
             {**self.tokens, **{token: self.size + i for i, token in enumerate(added)}}, self.medians
         )
 
+    def with_modalities(self, medians: Mapping[str, Mapping[str, float]]) -> Vocabulary:
+        """Return the vocabulary with surface proteins ("adt") or chromatin peaks ("atac") beside the genes, appended.
+
+        Parameters
+        ----------
+        medians
+            For each kind, what values of its features are divided by before they are ranked
+            (`mt.pp.modality_medians`).
+
+        Raises
+        ------
+        ValueError
+            If there is no such kind, or the vocabulary has it already.
+
+        Examples
+        --------
+        >>> import maxtoki_toolkit as mt
+        >>> vocab = mt.load_model("demo-cells").vocab.with_modalities({"adt": {"CD3": 2.5, "CD19": 1.0}})
+        >>> vocab.modalities
+        ('rna', 'adt')
+        """
+        if unknown := set(medians) - set(MODALITIES[1:]):
+            raise ValueError(
+                f"There is no modality {unknown.pop()!r}; choose from {', '.join(MODALITIES[1:])}."
+            )
+        if again := set(medians) & set(self.modalities):
+            raise ValueError(f"This vocabulary has {again.pop()!r} already.")
+        added = [MARKS[kind] for kind in MODALITIES if kind == RNA or kind in medians]
+        added = [mark for mark in added if mark not in self.tokens]
+        features = {f"{kind}:{name}": float(m) for kind, of in medians.items() for name, m in of.items()}
+        numbers = {token: self.size + i for i, token in enumerate([*added, *features])}
+        return Vocabulary({**self.tokens, **numbers}, {**self.medians, **features})
+
     def save(self, directory: str | Path) -> None:
         """Write `token_dictionary.json` and `gene_median_dictionary.json` into `directory`, where they must not be yet."""
         directory = Path(directory)
@@ -216,7 +256,7 @@ class Vocabulary:
         genes = {
             token: number
             for token, number in self.tokens.items()
-            if isinstance(token, str) and token not in SPECIALS + QUERY
+            if isinstance(token, str) and token not in (*SPECIALS, *QUERY, *MARKS.values())
         }
         medians = [float(self.medians.get(gene, np.nan)) for gene in genes]
         return pd.DataFrame({"token_id": list(genes.values()), "median": medians}, index=list(genes))
@@ -249,6 +289,20 @@ class Vocabulary:
         genes = np.full(self.size, "", dtype=object)
         genes[self._gene_table["token_id"]] = self.genes
         return genes
+
+    @cached_property
+    def modalities(self) -> tuple[str, ...]:
+        """Kinds of features, in the order in which a cell has them; empty where there are genes alone."""
+        return tuple(kind for kind in MODALITIES if MARKS[kind] in self.tokens)
+
+    @cached_property
+    def modality_of_token(self) -> np.ndarray:
+        """Place in `MODALITIES` of each token's kind, int8 of length `size`; -1 where the token is no feature."""
+        kinds = np.full(self.size, -1, dtype=np.int8)
+        for gene, number in self._gene_table["token_id"].items():
+            kind = gene.partition(":")[0]
+            kinds[number] = MODALITIES.index(kind) if kind in MODALITIES[1:] else 0
+        return kinds
 
     @cached_property
     def time_values(self) -> np.ndarray:

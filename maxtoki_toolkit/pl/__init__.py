@@ -8,6 +8,7 @@ from .._doors import guard
 from .ablate_heads import ablate_heads
 from .ablation import ablation
 from .age_acceleration import age_acceleration
+from .annotate import annotate
 from .annotation_concordance import annotation_concordance
 from .attribute import attribute
 from .corpus_composition import corpus_composition
@@ -22,8 +23,10 @@ from .evaluate_sae import evaluate_sae
 from .feature_effects import feature_effects
 from .feature_families import feature_families
 from .feature_summary import feature_summary
+from .flag_plates import flag_plates
 from .gene_effects import gene_effects
 from .gene_network import gene_network
+from .gene_task import gene_task
 from .generated_ages import generated_ages
 from .generation_diversity import generation_diversity
 from .head_enrichment import head_enrichment
@@ -40,11 +43,13 @@ from .perturbation_dose import perturbation_dose
 from .perturbation_heatmap import perturbation_heatmap
 from .perturbation_metrics import perturbation_metrics
 from .perturbation_volcano import perturbation_volcano
+from .predict_response import predict_response
 from .predicted_ages import predicted_ages
 from .prompt import prompt
 from .prompt_attention import prompt_attention
 from .rank_heatmap import rank_heatmap
 from .search_gene_sets import search_gene_sets
+from .separability import separability
 from .spatial import spatial
 from .spatial_features import spatial_features
 from .spectral_entropy import spectral_entropy
@@ -53,6 +58,7 @@ from .target_evidence import target_evidence
 from .timelapse_error import timelapse_error
 from .timelapse_scatter import timelapse_scatter
 from .train_on_generated import train_on_generated
+from .translate import translate
 from .variogram import variogram
 
 __all__ = [
@@ -60,6 +66,7 @@ __all__ = [
     "spatial_features",
     "spatial",
     "neighborhood_enrichment",
+    "gene_task",
     "evaluate_sae",
     "feature_summary",
     "evaluate_generated",
@@ -82,6 +89,7 @@ __all__ = [
     "ablation",
     "age_acceleration",
     "generated_ages",
+    "annotate",
     "annotation_concordance",
     "corpus_composition",
     "doublets",
@@ -96,15 +104,19 @@ __all__ = [
     "head_profiles",
     "head_segments",
     "head_similarity",
+    "predict_response",
     "predicted_ages",
     "prompt",
     "prompt_attention",
     "matched_ages",
     "neighbor_purity",
+    "flag_plates",
+    "separability",
     "rank_heatmap",
     "timelapse_error",
     "timelapse_scatter",
     "train_on_generated",
+    "translate",
 ]
 
 guard(globals(), __all__)

@@ -90,7 +90,7 @@ def feature_summary(
     ax.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=ax, location="top", shrink=0.9, aspect=22, pad=0.02)
     measure = "Spearman correlation with time" if is_time else "AUROC, label against the rest"
-    bar.set_label(f"{measure} (● passes)", fontsize=8)
+    bar.set_label(f"{measure} ({'● passes' if len(at) else 'none passes'})", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
 

@@ -19,6 +19,7 @@ _LABELS = {
     "top_direction": "top genes, right\ndirection (share)",
     "mse": "mean squared\nerror",
     "mse_top": "mean squared\nerror, top genes",
+    "mse_weighted": "squared error\nover variance",
     "discrimination": "nearer to the right\nthan to others (share)",
 }
 
@@ -50,7 +51,7 @@ def perturbation_metrics(
     >>> adata.layers["same"] = adata.X.copy()
     >>> mt.tl.perturbation_metrics(adata, predicted="same", perturbation_key="condition", n_bootstrap=10)
     >>> len(mt.pl.perturbation_metrics(adata).axes)
-    9
+    10
     """
     import matplotlib.pyplot as plt
 
@@ -81,7 +82,7 @@ def perturbation_metrics(
         ax.scatter(part["value"], place, s=22, color=color, zorder=3)
         if not score.startswith("mse"):
             ax.axvline(0.5 if score == "discrimination" else 0, color="black", lw=0.6, zorder=0)
-        ax.set_xlabel(_LABELS[score], fontsize=8)
+        ax.set_xlabel(_label(score), fontsize=8)
         ax.tick_params(labelsize=8)
         clean(ax)
     for ax in axes.ravel()[len(scores) :]:
@@ -89,3 +90,11 @@ def perturbation_metrics(
     axes[0, 0].set_yticks(place, methods)
     axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)
     return figure
+
+
+def _label(score: str) -> str:
+    """Label of a score; those of top genes may bear a number."""
+    plain = score.rstrip("0123456789")
+    number = score[len(plain) :]
+    label = _LABELS[plain]
+    return label.replace("top genes", f"top {number} genes") if number else label

@@ -57,6 +57,7 @@ def spectral_entropy(adata: AnnData, *, key: str = _keys.SPECTRAL_ENTROPY, ax: A
     )
     for text in (ax.title, ax.yaxis.label):
         text.set_size(9)
-    ax.legend(frameon=False, fontsize=8)
+    ax.margins(y=0.25)
+    ax.legend(frameon=False, fontsize=8, ncols=2, loc="upper center")
     clean(ax)
     return ax

@@ -41,6 +41,23 @@ def input_identity(path: str | Path) -> dict[str, int | str]:
         }
 
 
+def file_identity(path: str | Path) -> dict[str, int | str]:
+    """The same of a folder of other files, by size, time, and their first and last bytes."""
+    files = sorted(part for part in Path(path).rglob("*") if part.is_file())
+    content = hashlib.sha256()
+    for part in files:
+        with part.open("rb") as file:
+            content.update(part.name.encode() + file.read(_WHOLE))
+            file.seek(max(part.stat().st_size - _WHOLE, 0))
+            content.update(file.read())
+    found = [part.stat() for part in files]
+    return {
+        "size": sum(part.st_size for part in found),
+        "time_ns": max(part.st_mtime_ns for part in found),
+        "content_sha256": content.hexdigest(),
+    }
+
+
 def _digest(table: pd.DataFrame) -> str:
     digest = hashlib.sha256(repr([*map(str, table.columns)]).encode())
     digest.update(pd.util.hash_pandas_object(table).to_numpy().tobytes())

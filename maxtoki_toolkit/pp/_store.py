@@ -150,6 +150,26 @@ def encoded_blocks(
         yield encode(block, obs.iloc[start : start + chunk_size].copy())
 
 
+def ranked_blocks(
+    store,
+    obs: pd.DataFrame,
+    var: pd.DataFrame,
+    *,
+    chunk_size: int = 2048,
+    numbers: Iterable[int] | None = None,
+) -> Iterator[AnnData]:
+    """Yield the cells of an open encoded file, `chunk_size` at a time: all blocks, or those with these numbers."""
+    slot = store[f"layers/{_keys.RANK}"]
+    if slot.attrs.get("encoding-type") != "csr_matrix":
+        raise ValueError(
+            f"layers[{_keys.RANK!r}] in {name_of(store)} is not stored by cell (CSR). Write the file again with mt.pp.encode_file."
+        )
+    uns = {_keys.ENCODING: ad.io.read_elem(store[f"uns/{_keys.ENCODING}"])}
+    for start, ranks in iter_csr(ad.io.sparse_dataset(slot), chunk_size, numbers):
+        part = obs.iloc[start : start + ranks.shape[0]].copy()
+        yield AnnData(obs=part, var=var, layers={_keys.RANK: ranks}, uns=dict(uns))
+
+
 def block_encoder(
     var: pd.DataFrame,
     vocab: Vocabulary,

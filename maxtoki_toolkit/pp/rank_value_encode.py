@@ -16,6 +16,7 @@ from .._validate import require_unique_names
 from ..models.vocabulary import Vocabulary
 from ..results.store import is_ours, require_free, write_obs, write_result
 from ._counts import counts_hint, get_counts, iter_csr
+from ._modalities import ADT, feature_tokens, kinds_of, protein_background, rank_kind
 from ._rank import rank_csr
 from ._ranked_counts import sum_genes
 from ._vocabulary import as_vocabulary
@@ -31,6 +32,10 @@ def rank_value_encode(
     chunk_size: int = 2048,
 ) -> None:
     """Rank the genes of each cell by expression over the gene's median.
+
+    Proteins and peaks, where the vocabulary has them (`Vocabulary.with_modalities`), are ranked among themselves:
+    proteins by counts per ten thousand less the protein's background over its median, open peaks by how rarely
+    they are open. Genes keep the ranks that they have alone.
 
     Parameters
     ----------
@@ -92,6 +97,9 @@ def rank_value_encode(
     # The first column of a gene may have been filtered away since.
     token = find_tokens(adata.var, vocab)
     encode = _encoder(adata.var, token, vocab, force=force, hint=counts_hint(adata, layer))
+    if vocab.modalities:
+        token = feature_tokens(token, adata.var, vocab)
+        encode = _joint_encoder(encode, counts, token, adata.var, vocab)
 
     blocks, shares = [], []
     with progress(total=adata.n_obs, desc="Ranking genes", unit="cell") as bar:
@@ -144,6 +152,28 @@ def _encoder(var: pd.DataFrame, token: np.ndarray, vocab: Vocabulary, *, force: 
         return ranks, ranked / np.maximum(totals, 1e-30)
 
     return encode
+
+
+def _joint_encoder(encode, counts, token: np.ndarray, var: pd.DataFrame, vocab: Vocabulary):
+    """Return the function that ranks genes as ever, and the features of each other kind among themselves."""
+    medians = np.where(token >= 0, vocab.median_of_token[token], np.nan)
+    kinds = kinds_of(var)
+    columns = {kind: np.flatnonzero((kinds == kind) & (token >= 0)) for kind in vocab.modalities[1:]}
+    columns = {kind: own for kind, own in columns.items() if len(own)}
+    background = {}
+    if ADT in columns:
+        background[ADT] = protein_background(sp.csr_matrix(counts[:, columns[ADT]]))
+
+    def encode_all(block: sp.csr_matrix) -> tuple[sp.csr_matrix, np.ndarray]:
+        ranks, share = encode(block)
+        for kind, own in columns.items():
+            one = rank_kind(kind, block[:, own], medians[own], background.get(kind)).tocoo()
+            ranks = ranks + sp.csr_matrix(
+                (one.data, (one.row, own[one.col])), shape=ranks.shape, dtype=np.uint16
+            )
+        return ranks, share
+
+    return encode_all
 
 
 def _refuse_empty_cells(obs_names: pd.Index, n_ranked: np.ndarray) -> None:

@@ -69,6 +69,41 @@ SCHEMA: dict[str, Result] = {
     _keys.PURITY: Result(
         "mt.tl.neighbor_purity(adata, model, groupby=...)", {"scores": "embeddings"}, {"scores": _SHARE}
     ),
+    _keys.EMBED_GENES: Result(
+        "mt.tl.embed_genes(adata, model)", {"groups": "groups of cells (with groupby=...)"}, {"groups": ""}
+    ),
+    _keys.GENE_NEIGHBORS: Result(
+        "mt.tl.gene_neighbors(adata, genes=...)",
+        {
+            "neighbors": "genes and their nearest neighbours",
+            "gene_sets": "genes and gene sets (with gene_sets=...)",
+        },
+        {"neighbors": "cosine", "gene_sets": ""},
+    ),
+    _keys.GENE_TASK: Result(
+        "mt.tl.gene_task(adata, model, labels=...)",
+        {"scores": "sets of genes and predictors", "genes": "sets and genes, with what is predicted of them"},
+        {"scores": _SHARE, "genes": ""},
+    ),
+    _keys.NOMINATE_TARGETS: Result(
+        "mt.tl.nominate_targets(adata, model, dependency=..., groupby=...)",
+        {
+            "scores": "predictors",
+            "groups": "predictors and groups",
+            "targets": "groups and genes that are nominated",
+        },
+        {"scores": _SHARE, "groups": _SHARE, "targets": ""},
+    ),
+    _keys.ANNOTATE: Result(
+        "mt.tl.annotate(adata, model, reference=...)",
+        {
+            "scores": "columns and predictors",
+            "labels": "columns and labels",
+            "confusion": "columns, true and called labels",
+            "calibration": "columns and bins of probability",
+        },
+        {"scores": "", "labels": _SHARE, "confusion": "", "calibration": _SHARE},
+    ),
     _keys.TIMELAPSE: Result(
         "mt.tl.predict_timelapse(adata, model)",
         {"prompts": "prompts with their predicted lapse", "scores": "predictors and groups"},
@@ -179,6 +214,10 @@ SCHEMA: dict[str, Result] = {
             "genes": "genes of the network",
         },
         {"scores": "AUROC", "signs": "share", "groups": "", "genes": ""},
+    ),
+    _keys.TRANSLATE: Result(
+        "mt.tl.translate(adata, model)",
+        {"scores": "methods", "features": "features of the kind that was read"},
     ),
     _keys.ABLATE_HEADS: Result(
         "mt.tl.ablate_heads(adata, model)", {"effects": "heads, sets of heads, or steps"}
@@ -318,6 +357,24 @@ SCHEMA: dict[str, Result] = {
     _keys.SPATIAL_FEATURES: Result(
         "mt.tl.spatial_features(adata, keys=...)",
         {"features": "features, genes and columns", "units": "the same, by donor (or image)"},
+    ),
+    _keys.SEPARABILITY: Result(
+        "mt.tl.separability(adata, condition_key=..., control=...)",
+        {"scores": "groups, conditions and embeddings"},
+    ),
+    _keys.PREDICT_RESPONSE: Result(
+        "mt.tl.predict_response(adata, groupby=...)",
+        {
+            "summary": "methods and scores",
+            "scores": "populations left out, methods and scores",
+            "populations": "populations left out",
+        },
+        {"summary": "", "scores": "", "populations": ""},
+    ),
+    _keys.FLAG_PLATES: Result(
+        "mt.tl.flag_plates(adata, plate_key=..., well_key=...)",
+        {"plates": "plates", "tests": "plates and tests", "wells": "wells"},
+        {"plates": "", "wells": ""},
     ),
 }
 

@@ -5,6 +5,7 @@ from ._contexts import AgeSampling
 from .ablate_heads import ablate_heads
 from .ablate_prompt import ablate_prompt
 from .age_acceleration import age_acceleration
+from .annotate import annotate
 from .annotation_concordance import annotation_concordance
 from .attention import attention
 from .attribute import attribute
@@ -12,6 +13,7 @@ from .differential_rank import differential_rank
 from .doublets import doublets
 from .driver_features import driver_features
 from .embed import embed
+from .embed_genes import embed_genes
 from .evaluate_generated import evaluate_generated
 from .evaluate_sae import evaluate_sae
 from .expression_age_slope import expression_age_slope
@@ -22,8 +24,11 @@ from .feature_mediators import feature_mediators
 from .feature_network import feature_network
 from .feature_summary import feature_summary
 from .features import features
+from .flag_plates import flag_plates
 from .gene_effects import gene_effects
+from .gene_neighbors import gene_neighbors
 from .gene_network import gene_network
+from .gene_task import gene_task
 from .generate import generate
 from .generated_ages import generated_ages
 from .generation_diversity import generation_diversity
@@ -36,27 +41,35 @@ from .label_features import label_features
 from .log_likelihood import log_likelihood
 from .neighbor_purity import neighbor_purity
 from .neighborhood_enrichment import neighborhood_enrichment
+from .nominate_targets import nominate_targets
 from .patch import patch
 from .perturb import perturb
 from .perturbation_concordance import perturbation_concordance
 from .perturbation_metrics import perturbation_metrics
 from .perturbation_stats import perturbation_stats
 from .predict_age import predict_age
+from .predict_response import predict_response
 from .predict_timelapse import predict_timelapse
 from .recipes import Cells, CellSampling, Chains, GeneSetSearch, ScreenFile
 from .search_features import search_features
 from .search_gene_sets import search_gene_sets
+from .separability import separability
 from .spatial_features import spatial_features
 from .spectral_entropy import spectral_entropy
 from .steer_cells import steer_cells
 from .timelapse_baselines import timelapse_baselines
 from .train_on_generated import train_on_generated
+from .translate import translate
 from .variogram import variogram
 
 __all__ = [
     "variogram",
     "spatial_features",
     "neighborhood_enrichment",
+    "embed_genes",
+    "gene_neighbors",
+    "gene_task",
+    "nominate_targets",
     "label_features",
     "feature_summary",
     "evaluate_sae",
@@ -92,6 +105,7 @@ __all__ = [
     "ablate_prompt",
     "age_acceleration",
     "generated_ages",
+    "annotate",
     "annotation_concordance",
     "doublets",
     "embed",
@@ -100,15 +114,19 @@ __all__ = [
     "generate",
     "log_likelihood",
     "neighbor_purity",
+    "flag_plates",
+    "separability",
     "expression_age_slope",
     "known_gene_concordance",
     "perturb",
     "perturbation_concordance",
     "perturbation_stats",
     "predict_age",
+    "predict_response",
     "predict_timelapse",
     "timelapse_baselines",
     "train_on_generated",
+    "translate",
 ]
 
 guard(globals(), __all__)

@@ -84,6 +84,7 @@ def embed(
     params = {
         "layer": layer,
         "pool": pool,
+        "key": key,
         "n_cells": adata.n_obs,
         "n_truncated": count_truncated(adata, model),
     }

@@ -136,6 +136,13 @@ def evaluate_sae(
             f"The mean state in place of every state costs {cost:.2f} nats a gene: there is hardly a loss to recover, and shares "
             "of it mean little."
         )
+    kept, by_components = 1 - quality.unexplained.sum(axis=0)[:2] / quality.variance.sum()
+    if kept < by_components:
+        warn(
+            f"The autoencoder keeps {kept:.0%} of the variance of these states, principal components used in the same way "
+            f"{by_components:.0%}: it learned cells that are unlike these. Read its features with care, or train one on such cells "
+            "(mt.train.sae)."
+        )
     variance = np.repeat(quality.variance[:, None], len(coders), axis=1)
     lost = np.repeat((quality.clean - quality.without)[:, None], len(coders), axis=1)
     parts = []

@@ -107,7 +107,8 @@ def feature_summary(
         `feature`, `top_genes`, `density`, `n_cells`, `mean_rank`
             As of `mt.tl.features`.
         `goes_with`, `effect`, `q_value`
-            The label furthest from chance among those that pass (else among all), with its AUROC.
+            The label furthest from chance among those that pass and are active there, else among those that
+            pass, else among all; with its AUROC, and "(low)" where the feature is less active there.
         `time_rho`, `time_q`
             Correlation with time.
         `gene_set`, `gene_set_q`
@@ -494,10 +495,13 @@ def _features(table: pd.DataFrame, associations: pd.DataFrame, sets: pd.DataFram
     """What is known of each feature, and what it goes with most."""
     found = table[["feature", "top_genes", "density", "n_cells", "mean_rank"]].copy()
     labels = associations[associations["measure"] == "AUROC"]
-    labels = labels.assign(away=(labels["effect"] - 0.5).abs())
-    labels = labels.sort_values(["passes", "away"], ascending=False, kind="stable").drop_duplicates("feature")
-    labels = labels.set_index("feature").reindex(found["feature"])
-    found["goes_with"] = (labels["column"] + ": " + labels["value"]).fillna("").to_numpy()
+    high = labels["effect"] > 0.5
+    # A feature is known by where it is active, and only then by where it is not.
+    labels = labels.assign(away=(labels["effect"] - 0.5).abs(), tells=labels["passes"] & high)
+    labels = labels.sort_values(["tells", "passes", "away"], ascending=False, kind="stable")
+    labels = labels.drop_duplicates("feature").set_index("feature").reindex(found["feature"])
+    side = np.where(labels["effect"] < 0.5, " (low)", "")
+    found["goes_with"] = (labels["column"] + ": " + labels["value"] + side).fillna("").to_numpy()
     found["effect"], found["q_value"] = labels["effect"].to_numpy(), labels["q_value"].to_numpy()
     times = associations[associations["measure"] == "Spearman"].set_index("feature").reindex(found["feature"])
     found["time_rho"], found["time_q"] = times["effect"].to_numpy(), times["q_value"].to_numpy()

@@ -159,6 +159,8 @@ def gene_effects(
     evenly over its places, weighted by how near their place is (normal kernel, a sixteenth of the cell): what is
     left is not about where the source stands, nor about the loss of any one gene.
 
+    Pairs that are read in fewer than 10 cells of a group have no effect.
+
     Donors are the unit: an effect is the mean over donors of the means over their cells. Without donors, cells
     are put in blocks, which tells of cells, not of people. An effect in a model is no evidence that one gene acts
     on another in a cell.
@@ -180,6 +182,12 @@ def gene_effects(
     donor_key = find_donors(adata.obs, donor_key)
     cells, _ = known_cells(adata, groupby, donor_key)
     read = read_cells(cells, get_sequences(cells, model), groupby, donor_key, n_cells, rng)
+    in_group = read.table["group"].astype(str).value_counts()
+    if in_group.max() < MIN_CELLS:
+        raise ValueError(
+            f"A pair counts when it is read in {MIN_CELLS} cells of a group, and n_cells={n_cells} leaves {in_group.max()} cells "
+            "in the largest. Read more cells (n_cells), or larger groups."
+        )
     columns, table, n_unread = choose_genes(cells, model, read.sequences, genes, regulons)
     if len(table) > N_GENES:
         raise ValueError(

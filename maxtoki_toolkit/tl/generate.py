@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from ..models.generation import generate_cells
+from ..models.generation import generate_cells, prompt_keys
 from ..models.model import MaxTokiModel
 from ..models.prompts import write_prompts
 from ..models.sampling import chain_keys
-from ..models.sequences import Sequences
+from ..models.sequences import Sequences, cell_ranks
 from ..models.timelapse import require_temporal
 from ..pp.sample_prompts import read_prompts
 from ..results.store import read_result, write_result
@@ -117,43 +116,67 @@ def generate(
         prompts, about = _given_genes(adata, model, cells, n_given), pd.DataFrame(index=adata.obs_names)
         params = {"n_given": n_given}
     # Prompts are known by their numbers; the numbers of cells are their places in a file.
-    keys = None if n_given is None else chain_keys(rng, adata.obs_names, n_samples)
-    found = generate_cells(
-        model,
-        prompts,
-        keys=keys,
-        n_samples=n_samples,
-        max_genes=max_genes,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=rng,
-    )
+    keys = prompt_keys(rng, np.arange(len(about)), n_samples)
+    if n_given is not None:
+        keys = chain_keys(rng, adata.obs_names, n_samples)
+    sampling = {"max_genes": max_genes, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    n_open = prompts.lengths - 1 if n_given is not None else np.zeros(len(about), dtype=np.int64)
+    return written_cells(model, prompts, about, n_open, keys, {**params, "seed": rng}, **sampling)
+
+
+def written_cells(
+    model: MaxTokiModel,
+    prompts: Sequences,
+    about: pd.DataFrame,
+    n_open: np.ndarray,
+    keys: np.ndarray,
+    params: dict,
+    **sampling,
+) -> AnnData:
+    """The cells that follow prompts, as `generate` returns them.
+
+    Parameters
+    ----------
+    model
+        Model.
+    prompts
+        Tokens to go on from, the last cell of each open.
+    about
+        What is known of each prompt, with its number or the name of its cell as index.
+    n_open
+        Genes that the open cell of each prompt has.
+    keys
+        Seeds of the cells, prompts x samples.
+    params
+        Where the prompts come from, and the seed.
+    sampling
+        As in `mt.models.generate_cells`.
+    """
+    n_samples = keys.shape[1]
+    found = generate_cells(model, prompts, keys=keys, n_samples=n_samples, **sampling)
     which = np.repeat(np.arange(len(about)), n_samples)
     obs = about.iloc[which].reset_index(drop=True)
     obs.insert(0, "prompt", about.index.to_numpy()[which])
     obs.insert(1, "sample", np.tile(np.arange(n_samples), len(about)))
     obs.index = [f"{prompt}_{sample}" for prompt, sample in zip(obs["prompt"], obs["sample"], strict=True)]
-    ranks, n_genes = _ranks(found.sequences, model)
-    n_open = np.zeros(len(obs), dtype=np.int64)
-    if n_given is not None:
-        n_open = np.minimum(n_given, cells.lengths - 2)[which]
+    ranks = cell_ranks(found.sequences, model.vocab)
+    n_open = n_open[which]
     obs["log_likelihood"] = found.log_likelihood
     # Every cell has at least one token that was drawn, if only `<eos>`.
     obs["log_likelihood_per_token"] = found.log_likelihood / (found.sequences.lengths - 1 - n_open)
     obs["finished"] = found.finished
-    obs[_keys.N_RANKED], obs["n_genes_given"] = n_genes, n_open
+    obs[_keys.N_RANKED], obs["n_genes_given"] = np.diff(ranks.indptr).astype(np.int32), n_open
     var = pd.DataFrame(
         {_keys.ENSEMBL_ID: model.vocab.genes, _keys.TOKEN_ID: model.vocab.gene_ids}, index=model.vocab.genes
     )
     generated = AnnData(obs=obs, var=var.astype({_keys.TOKEN_ID: np.int32}), layers={_keys.RANK: ranks})
-    params |= {
+    params = {
+        **params,
         "n_samples": n_samples,
-        "max_genes": max_genes or model.cell_length - 2,
-        "temperature": float(temperature),
-        "top_k": top_k,
-        "top_p": float(top_p),
-        "seed": rng,
+        "max_genes": sampling["max_genes"] or model.cell_length - 2,
+        "temperature": float(sampling["temperature"]),
+        "top_k": sampling["top_k"],
+        "top_p": float(sampling["top_p"]),
     }
     write_result(
         generated,
@@ -201,19 +224,3 @@ def _given_genes(adata: AnnData, model: MaxTokiModel, cells: Sequences, n_given:
         raise ValueError(f"n_given must be at least 0, got {n_given}.")
     n = np.minimum(n_given, cells.lengths - 2) + 1
     return cells.take(np.arange(len(cells)), n)
-
-
-def _ranks(cells: Sequences, model: MaxTokiModel) -> tuple[sp.csr_matrix, np.ndarray]:
-    """Ranks of the genes of each cell, in the order of the vocabulary, and their number."""
-    column = np.full(model.vocab.size, -1)
-    column[model.vocab.gene_ids] = np.arange(len(model.vocab.gene_ids))
-    is_gene = column[cells.tokens] >= 0
-    n_genes = np.add.reduceat(is_gene, cells.indptr[:-1]).astype(np.int32)
-    indptr = np.concatenate([[0], np.cumsum(n_genes)])
-    rank = np.arange(indptr[-1]) - np.repeat(indptr[:-1], n_genes) + 1
-    ranks = sp.csr_matrix(
-        (rank.astype(np.uint16), column[cells.tokens[is_gene]].astype(np.int32), indptr),
-        shape=(len(n_genes), len(model.vocab.gene_ids)),
-    )
-    ranks.sort_indices()
-    return ranks, n_genes

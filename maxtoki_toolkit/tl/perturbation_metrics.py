@@ -16,7 +16,7 @@ from ..pp._columns import find_columns
 from ..pp._counts import get_counts
 from ..pp._design import get_labels, get_mask, known_cells
 from ..results.store import write_result
-from ..stats.response_scores import SCORES, Truth, discrimination, score_response
+from ..stats.response_scores import Truth, discrimination, score_names, score_response
 
 PREDICTION = "prediction"
 BASELINES = ("perturbation mean", "no change")
@@ -32,7 +32,7 @@ def perturbation_metrics(
     control: str | None = None,
     layer: str | None = None,
     train: str | Sequence[bool] | None = None,
-    n_top: int = 20,
+    n_top: int | Sequence[int] = 20,
     donor_key: str | None = None,
     n_bootstrap: int = 200,
     rng: int = 0,
@@ -59,7 +59,7 @@ def perturbation_metrics(
         baselines are of these, and all others are scored. By default all cells are scored, and the
         perturbation mean is that of the *other* perturbations.
     n_top
-        Genes that change most.
+        Genes that change most: one number, or several, such as (20, 100, 200).
     donor_key
         Column of `.obs` with the donor: intervals are then over donors, and not over cells.
     n_bootstrap
@@ -94,7 +94,7 @@ def perturbation_metrics(
 
     `pearson_control`
         r(p - c, m - c), over all genes; `_top` over the `n_top` genes with the largest Welch's t between
-        treated and control cells.
+        treated and control cells (`_top20`, `_top100` ... where several numbers are given).
     `pearson_perturbed`
         r(p - o, m - o), with o the mean over perturbations of their true means: what all perturbations have
         in common no longer counts. This is the reference of Systema (Viñas Torné et al., Nature Biotechnology
@@ -106,6 +106,9 @@ def perturbation_metrics(
         direction.
     `mse`, `mse_top`
         Mean squared error.
+    `mse_weighted`
+        The same with each gene's error divided by the variance of the gene between cells (within treated
+        and control cells, half each): counts of abundant genes vary more, and a rare gene counts as much.
     `discrimination`
         Share of other perturbations whose true mean is further from the prediction than the right one; 0.5 by
         chance.
@@ -154,17 +157,20 @@ def perturbation_metrics(
             f"There are {(scored & (label == control)).sum()} controls ({perturbation_key!r} is {control!r}) and {len(names)} perturbations "
             f"among the cells to score; both are needed. The column has {has or 'nothing'}."
         )
+    tops = (n_top,) if isinstance(n_top, int) else tuple(n_top)
+    if not tops or min(tops) < 1:
+        raise ValueError(f"n_top must be numbers of genes, at least 1, got {n_top}.")
     X = _values(known, layer)
     every = [control, *names]
     cells = np.flatnonzero(scored & np.isin(label, every))
     code = pd.Index(every).get_indexer(label[cells])
-    draws = _weights(
+    draws = draw_weights(
         None if donor_key is None else get_labels(known, donor_key)[cells],
         code,
         n_bootstrap,
         rng,
     )
-    mean, t = _moments(X[cells], code, len(every), draws)
+    mean, t, variance = moments(X[cells], code, len(every), draws)
     control_mean, treated = mean[:, 0], mean[:, 1:]
     common = treated.mean(axis=1) if len(names) > 1 else None
     methods = predicted if isinstance(predicted, Mapping) else {PREDICTION: predicted}
@@ -184,25 +190,20 @@ def perturbation_metrics(
                 f"{name!r} is not known: there is no other perturbation. Give train=, the cells that it may be learned of."
             )
     rows = []
+    wanted = (*score_names(tops), "discrimination")
     for method, guess in guesses.items():
-        found = [
-            score_response(guess[i], Truth(treated[:, i], control_mean, t[:, i], common), n_top)
-            for i in range(len(names))
-        ]
+        truths = [Truth(treated[:, i], control_mean, t[:, i], common, variance[i]) for i in range(len(names))]
+        found = [score_response(guess[i], truth, tops) for i, truth in enumerate(truths)]
         told = discrimination(guess, treated)
-        for i, name in enumerate(names):
-            values = {**found[i], "discrimination": told[:, i]}
+        found = [values | {"discrimination": told[:, i]} for i, values in enumerate(found)]
+        for name, values in zip(names, found, strict=True):
             rows += [
-                {"perturbation": name, "method": method, "score": s, **_interval(s, values[s])}
-                for s in (*SCORES, "discrimination")
+                {"perturbation": name, "method": method, "score": s, **as_interval(s, values[s])}
+                for s in wanted
             ]
-        for s in (*SCORES, "discrimination"):
-            values = np.stack(
-                [told[:, i] if s == "discrimination" else found[i][s] for i in range(len(names))]
-            )
-            rows.append(
-                {"perturbation": "all", "method": method, "score": s, **_interval(s, _nan_mean(values))}
-            )
+        for s in wanted:
+            values = _nan_mean(np.stack([part[s] for part in found]))
+            rows.append({"perturbation": "all", "method": method, "score": s, **as_interval(s, values)})
     table = pd.DataFrame(rows)
     table.insert(2, "is_baseline", table["method"].isin(BASELINES))
     params = {
@@ -212,7 +213,7 @@ def perturbation_metrics(
         "perturbations": names,
         "n_cells": len(cells),
         "n_train": int(learned.sum()),
-        "n_top": n_top,
+        "n_top": list(tops) if len(tops) > 1 else tops[0],
         "n_bootstrap": n_bootstrap,
         "resampled": "cells" if donor_key is None else "donors",
         "seed": rng,
@@ -243,7 +244,7 @@ def _values(adata: AnnData, layer: str | None) -> sp.csr_matrix:
     return sp.csr_matrix(get_counts(adata, layer), dtype=np.float64)
 
 
-def _weights(donor: np.ndarray | None, code: np.ndarray, n: int, seed: int) -> np.ndarray:
+def draw_weights(donor: np.ndarray | None, code: np.ndarray, n: int, seed: int) -> np.ndarray:
     """How often each cell (or donor, with all his or her cells) counts, draws x cells; once in the first draw."""
     rng = np.random.default_rng(seed)
     weights = np.ones((n + 1, len(code)))
@@ -257,10 +258,14 @@ def _weights(donor: np.ndarray | None, code: np.ndarray, n: int, seed: int) -> n
     return weights
 
 
-def _moments(
+def moments(
     X: sp.csr_matrix, code: np.ndarray, n: int, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Means of the perturbations, draws x perturbations x genes, and Welch's t of all but the first against the first."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means, draws x perturbations x genes; Welch's t of all but the first against the first; variances beside the first.
+
+    The variances are those of each perturbation but the first, and of the first, half each; perturbations x genes.
+    """
+    variance = np.zeros((n, X.shape[1]))
     mean, error = np.full((2, len(weights), n, X.shape[1]), np.nan)
     for c in range(n):
         of = np.flatnonzero(code == c)
@@ -269,10 +274,12 @@ def _moments(
         with np.errstate(divide="ignore", invalid="ignore"):
             mean[:, c] = np.asarray(part.T @ w.T).T / total
             square = np.asarray(part.multiply(part).T @ w.T).T / total
-            error[:, c] = np.maximum(square - mean[:, c] ** 2, 0) / np.maximum(total - 1, 1)
+            spread = np.maximum(square - mean[:, c] ** 2, 0)
+            variance[c] = spread[0]
+            error[:, c] = spread / np.maximum(total - 1, 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = (mean[:, 1:] - mean[:, :1]) / np.sqrt(error[:, 1:] + error[:, :1])
-    return mean, np.nan_to_num(t, posinf=0, neginf=0)
+    return mean, np.nan_to_num(t, posinf=0, neginf=0), (variance[1:] + variance[0]) / 2
 
 
 def _predicted(adata, value, layer, key, label, scored, names) -> np.ndarray:
@@ -317,7 +324,7 @@ def _nan_mean(values: np.ndarray) -> np.ndarray:
         return np.where(known, values, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)
 
 
-def _interval(score: str, values: np.ndarray) -> dict[str, float]:
+def as_interval(score: str, values: np.ndarray) -> dict[str, float]:
     """The value, with the spread of 95% of the resamples around it."""
     drawn = values[1:][np.isfinite(values[1:])]
     low = high = np.nan

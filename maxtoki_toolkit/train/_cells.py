@@ -13,13 +13,15 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
+from .._arrow import is_dataset, open_dataset, scalars_of
 from .._files import atomic
 from .._progress import progress
 from .._validate import require_obs, require_unique_names
 from ..models.model import MaxTokiModel
-from ..models.sequences import Sequences, cell_sequences
+from ..models.sequences import Sequences, cell_sequences, require_cells
 from ..pp._columns import find_columns, find_unit
 from ..pp._counts import iter_csr
+from ..pp._datasets import lengths_of, open_cells, sequences_of
 from ..pp._design import known_cells
 from ..pp._store import open_store, read_frames
 from ..pp.parse_age import time_in_numbers
@@ -47,6 +49,13 @@ def read_cells(
     if isinstance(cells, AnnData):
         cells, _ = known_cells(cells)
         return get_sequences(cells, model, max_length=max_length), cells
+    if model.vocab.modalities:
+        raise ValueError(
+            f"{cells} is a file, and this vocabulary has {', '.join(model.vocab.modalities)}: give such cells in memory, as an "
+            "AnnData."
+        )
+    if is_dataset(cells):
+        return _read_rows(cells, model, folder / f"{number}.npy", max_length)
     with open_store(cells) as store:
         obs, var = read_frames(store)
         with warnings.catch_warnings():
@@ -83,6 +92,30 @@ def read_cells(
     return Sequences(np.load(path, mmap_mode="r"), indptr), AnnData(obs=obs.iloc[order])
 
 
+def _read_rows(
+    path: str | Path, model: MaxTokiModel, target: Path, max_length: int
+) -> tuple[Sequences, AnnData]:
+    """The same of a folder of `datasets`."""
+    rows, names = open_cells(path, model.vocab)
+    table = AnnData(obs=scalars_of(rows).set_axis(names))
+    _, order = known_cells(table)
+    place = np.argsort(order)
+    length = np.minimum(lengths_of(rows, path), max_length)
+    indptr = np.concatenate([[0], np.cumsum(length[order], dtype=np.int64)])
+    with atomic(target) as temporary, progress(total=len(order), desc="Reading cells", unit="cell") as bar:
+        tokens = np.lib.format.open_memmap(temporary, "w+", dtype=np.int32, shape=(int(indptr[-1]),))
+        for start in range(0, len(order), _CHUNK):
+            part = sequences_of(rows.slice(start, _CHUNK), path)
+            require_cells(part, model.vocab, path)
+            n = length[start : start + len(part)]
+            cut = part.take(np.arange(len(part)), n)
+            cut.tokens[cut.indptr[1:] - 1] = model.vocab["<eos>"]
+            tokens[np.repeat(indptr[place[start : start + len(part)]], n) + cut.positions] = cut.tokens
+            bar.update(len(part))
+        tokens.flush()
+    return Sequences(np.load(target, mmap_mode="r"), indptr), AnnData(obs=table.obs.iloc[order])
+
+
 def _open_ranks(store, path: str | Path):
     """The ranks of an encoded file, sliceable by cell."""
     slot = f"layers/{_keys.RANK}"
@@ -105,6 +138,9 @@ def obs_of(part: AnnData | str | Path) -> pd.DataFrame:
     """What is known of the cells of one data set."""
     if isinstance(part, AnnData):
         return part.obs
+    if is_dataset(part):
+        rows = open_dataset(part)
+        return scalars_of(rows).set_axis(pd.RangeIndex(len(rows)).astype(str))
     with open_store(part) as store:
         return read_frames(store)[0]
 

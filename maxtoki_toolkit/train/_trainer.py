@@ -35,6 +35,8 @@ _FILES = (
     "checkpoints",
     "model",
     "sae",
+    "classifier",
+    "response",
     "cells",
     "held_out",
     "replay",

@@ -93,12 +93,29 @@ class NextGeneCollator:
     scored
         Share of the positions that are scored, drawn anew for each batch and shared by its cells. The
         scores over the vocabulary are most of the cost of a small model.
+    marks
+        Tokens of the marks before each kind of features.
+    modality_dropout
+        How often each kind of features is left out of a cell that has several; one always stays. Those that
+        stay come in random order, so that each is learned from any other. `None` leaves them as they are.
     """
 
-    def __init__(self, pad_id: int, max_length: int, scored: float = 1.0) -> None:
+    def __init__(
+        self,
+        pad_id: int,
+        max_length: int,
+        scored: float = 1.0,
+        *,
+        marks: Sequence[int] = (),
+        modality_dropout: float | None = None,
+    ) -> None:
         if not 0 < scored <= 1:
             raise ValueError(f"The share of scored positions must be in (0, 1], got {scored}.")
+        if modality_dropout is not None and not 0 <= modality_dropout < 1:
+            raise ValueError(f"modality_dropout must be in [0, 1), got {modality_dropout}.")
         self.pad_id, self.max_length, self.scored = pad_id, max_length, scored
+        self.modality_dropout = modality_dropout
+        self.marks = np.array(marks, dtype=np.int64)
 
     def __call__(self, examples: list[Example]) -> dict[str, torch.Tensor]:
         """Batch some cells."""
@@ -126,6 +143,18 @@ class NextGeneCollator:
         """Leave out some genes, then cut to the longest length; the marks stay."""
         genes = example.tokens[1:-1]
         if example.gene_dropout:
-            genes = genes[rng.random(len(genes)) >= example.gene_dropout]
+            left_out = rng.random(len(genes)) < example.gene_dropout
+            genes = genes[~left_out | np.isin(genes, self.marks)]
+        if len(self.marks):
+            genes = self._kinds(genes, rng)
         first, last = example.tokens[[0, -1]]
         return np.concatenate([[first], genes[: self.max_length - 2], [last]])
+
+    def _kinds(self, tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Leave out some kinds of features and put the others in random order."""
+        kinds = np.split(tokens, np.flatnonzero(np.isin(tokens, self.marks))[1:])
+        if self.modality_dropout is None or len(kinds) < 2:
+            return tokens
+        stays = rng.random(len(kinds)) >= self.modality_dropout
+        stays[rng.integers(len(kinds))] |= not stays.any()
+        return np.concatenate([kinds[i] for i in rng.permutation(np.flatnonzero(stays))])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +13,7 @@ from anndata import AnnData
 from ..models.build import build_model
 from ..models.load import load_model, pick_device, save_model
 from ..models.model import MaxTokiModel
-from ..models.vocabulary import Vocabulary
+from ..models.vocabulary import MARKS, Vocabulary
 from ._optimizer import require_optimizer
 from ._settings import plain
 from ._trainer import claim_run, fit, is_first_process, leaves_nothing, wait_for_all
@@ -36,7 +38,7 @@ def pretrain(
     vocab: Vocabulary,
     output: str | Path,
     *,
-    shape: str | Mapping = "217m",
+    shape: str | Mapping | MaxTokiModel = "217m",
     held_out: AnnData | str | Path | Sequence[AnnData | str | Path] | None = None,
     recipe: PretrainRecipe | None = None,
 ) -> MaxTokiModel:
@@ -54,7 +56,8 @@ def pretrain(
         interrupted goes on from its last checkpoint when called again with the same settings and cells.
     shape
         "217m", "1b", or the fields of a `transformers.LlamaConfig`; `max_position_embeddings` is the
-        length, in tokens, to which cells are cut.
+        length, in tokens, to which cells are cut. Or a model of this vocabulary, from whose weights the training
+        goes on: one that `mt.models.extend_model` gave proteins or peaks, say.
     held_out
         Cells whose loss is logged, which are never trained on.
     recipe
@@ -98,13 +101,13 @@ def pretrain(
     cells = [cells] if isinstance(cells, one) else list(cells)
     held_out = [held_out] if isinstance(held_out, one) else list(held_out or [])
     device = pick_device(run.device)
-    model = build_model(shape, vocab, seed=run.seed)
+    model = _start(shape, vocab, run.seed)
     corpus = Corpus(cells, model, recipe.repeats, recipe.gene_dropout, output / "cells")
     test = Corpus(held_out, model, folder=output / "held_out") if held_out else None
     record = plain(
         {name: value for name, value in recipe.flat().items() if name not in _NOT_RECIPE}
         | {
-            "shape": shape if isinstance(shape, str) else dict(shape),
+            "shape": _named(shape),
             "vocabulary_sha256": vocab.sha256,
             "n_examples": len(corpus),
             "cells": corpus.sha256,
@@ -115,7 +118,13 @@ def pretrain(
         model.hf,
         output,
         dataset=corpus,
-        collator=NextGeneCollator(vocab["<pad>"], model.max_length, recipe.scored),
+        collator=NextGeneCollator(
+            vocab["<pad>"],
+            model.max_length,
+            recipe.scored,
+            marks=[vocab[MARKS[kind]] for kind in vocab.modalities],
+            modality_dropout=recipe.modality_dropout,
+        ),
         recipe=record,
         held_out=test,
         run=run,
@@ -127,3 +136,19 @@ def pretrain(
         save_model(trained, output / "model", card={"stage": 1, "recipe": record})
     wait_for_all()
     return load_model(output / "model", device=device)
+
+
+def _start(shape: str | Mapping | MaxTokiModel, vocab: Vocabulary, seed: int) -> MaxTokiModel:
+    """Random weights of a shape, or a copy of a model's own."""
+    if not isinstance(shape, MaxTokiModel):
+        return build_model(shape, vocab, seed=seed)
+    if shape.vocab.sha256 != vocab.sha256:
+        raise ValueError("The model to go on from has another vocabulary: pass vocab=model.vocab.")
+    return replace(shape, hf=copy.deepcopy(shape.hf).to(torch.float32))
+
+
+def _named(shape: str | Mapping | MaxTokiModel) -> str | dict:
+    """What stands for a shape, or for the weights of a model, in the record of the run."""
+    if isinstance(shape, MaxTokiModel):
+        return {"from": shape.name, "weights": shape.identity}
+    return shape if isinstance(shape, str) else dict(shape)

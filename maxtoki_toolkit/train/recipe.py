@@ -54,6 +54,16 @@ class SparseOptimization(Optimization):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassifierOptimization(Optimization):
+    """As `Optimization`, with other defaults: for adapters and heads, which begin at a linear probe."""
+
+    max_steps: int = 500
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    warmup: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run(Checked):
     """How a training runs and what it leaves; only `bf16` and `seed` change the result.
 
@@ -171,9 +181,9 @@ class Adaptation(Checked):
     lapses
         Lowest and highest lapse to make tokens for, if the model has none; by default what the cells span, in
         both directions.
-    max_length, rope
-        Tokens that the temporal model reads, and how positions are stretched to that; see
-        `mt.models.extend_model`.
+    max_length, rope, rope_factor
+        Tokens that the temporal model reads, how positions are stretched to that, and by how much, if not by
+        the ratio of the lengths; see `mt.models.extend_model`.
     freeze_layers
         First blocks whose weights stay as they are.
     lora_rank, lora_alpha, lora_dropout
@@ -185,6 +195,7 @@ class Adaptation(Checked):
     lapses: tuple[int, int] | None = None
     max_length: int = 16_384
     rope: str = "llama3"
+    rope_factor: float | None = None
     freeze_layers: int = 0
     lora_rank: int | None = None
     lora_alpha: float = 16.0
@@ -201,6 +212,9 @@ class PretrainRecipe(Checked):
         Share of the positions that are scored in each batch.
     gene_dropout
         Share of the genes left out of a cell each time it is read, so that few cells go further.
+    modality_dropout
+        For cells with proteins or peaks beside genes: how often each kind is left out of a cell, and those that
+        stay come in random order, so that any can be read from any other. `None`: all, in one order.
     repeats
         How often each AnnData of the cells is seen in an epoch.
     optimization, run
@@ -215,6 +229,7 @@ class PretrainRecipe(Checked):
 
     scored: float = 1.0
     gene_dropout: float = 0.0
+    modality_dropout: float | None = None
     repeats: Sequence[int] | None = None
     optimization: Optimization = field(default_factory=Optimization)
     run: Run = field(default_factory=Run)
@@ -252,6 +267,74 @@ class SparseRecipe(Checked):
     revive: float = 1 / 32
     dead_after: int = 100_000
     optimization: SparseOptimization = field(default_factory=SparseOptimization)
+    run: Run = field(default_factory=Run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseOptimization(Optimization):
+    """As `Optimization`, with other defaults: for a small network that learns from few populations."""
+
+    max_steps: int = 300
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    warmup: float = 0.05
+    hold: float = 0.5
+    floor: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseRecipe(Checked):
+    """Settings of `mt.train.response`, apart from cells and their columns.
+
+    Attributes
+    ----------
+    hidden_size, n_layers, n_heads
+        Size of the states, blocks, and attention heads of the transformer.
+    set_size
+        Cells of a population that are read together.
+    optimization, run
+        See `Optimization` and `Run`.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> mt.train.ResponseRecipe.of(set_size=32, max_steps=100).optimization.max_steps
+    100
+    """
+
+    hidden_size: int = 64
+    n_layers: int = 2
+    n_heads: int = 4
+    set_size: int = 64
+    optimization: ResponseOptimization = field(default_factory=ResponseOptimization)
+    run: Run = field(default_factory=Run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierRecipe(Checked):
+    """Settings of `mt.train.classify`, apart from cells and their columns.
+
+    Attributes
+    ----------
+    smoothing
+        Share of what is asked for that goes to neighbours of the label in the Cell Ontology.
+    lora_rank, lora_alpha, lora_dropout
+        As in `Adaptation`; without a rank the model stays as it is, and heads alone are trained.
+    optimization, run
+        See `ClassifierOptimization` and `Run`.
+
+    Examples
+    --------
+    >>> import maxtoki_toolkit as mt
+    >>> mt.train.ClassifierRecipe.of(lora_rank=None, max_steps=300).optimization.max_steps
+    300
+    """
+
+    smoothing: float = 0.1
+    lora_rank: int | None = 8
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
+    optimization: ClassifierOptimization = field(default_factory=ClassifierOptimization)
     run: Run = field(default_factory=Run)
 
 

@@ -18,7 +18,7 @@ from .._validate import require_obs
 from ..models.extend import extend_model, require_rope
 from ..models.fingerprint import fingerprint
 from ..models.load import load_model, pick_device, save_model
-from ..models.model import MaxTokiModel
+from ..models.model import MaxTokiModel, require_whole
 from ..models.time_head import TimeHead
 from ..pp._design import get_groups, get_mask, get_times, known_cells
 from ..pp._sampling import Sampler
@@ -117,6 +117,7 @@ def temporal(
     >>> temporal.is_temporal, temporal.time_head.unit
     (True, 'months')
     """
+    require_whole(model)
     recipe = recipe or TemporalRecipe()
     prompts, objective, adaptation = recipe.prompts, recipe.objective, recipe.adaptation
     optimization, run = recipe.optimization, recipe.run
@@ -266,7 +267,8 @@ def _prepare(model: MaxTokiModel, time, adaptation: Adaptation, seed: int) -> Ma
         return replace(model, hf=copy.deepcopy(model.hf))
     reach = int(time.max() - time.min())
     vocab = model.vocab.with_times(*(adaptation.lapses or (-reach, reach)))
-    return extend_model(model, vocab, max_length=adaptation.max_length, rope=adaptation.rope, seed=seed)
+    how = {"rope": adaptation.rope, "rope_factor": adaptation.rope_factor}
+    return extend_model(model, vocab, max_length=adaptation.max_length, seed=seed, **how)
 
 
 def _trainable(model: MaxTokiModel, adaptation: Adaptation):
