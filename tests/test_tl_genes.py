@@ -251,11 +251,11 @@ def test_planted_labels_are_found_and_shuffled_ones_are_not(cells, model):
 
 
 def test_p_values_of_labels_of_nothing_are_even():
-    """Forty tasks without an answer; the labels go by family, as real ones do."""
+    """Twenty-four tasks without an answer; the labels go by family, as real ones do."""
     rng = np.random.default_rng(3)
     family = np.repeat(np.arange(120), rng.integers(1, 4, 120))
     p_values = []
-    for _ in range(40):
+    for _ in range(24):
         X, labels = rng.normal(size=(len(family), 4)), (rng.random(120) < 0.4)[family].astype(float)[:, None]
         orders = [np.arange(len(family)), *(gene_probe.shuffled_by_family(family, rng) for _ in range(9))]
         area = []
@@ -265,7 +265,7 @@ def test_p_values_of_labels_of_nothing_are_even():
         p_values.append((1 + (np.array(area[1:]) >= area[0]).sum()) / 10)
     # The p values are 0.1 to 1: 0.55 on average, and 0.1 in a tenth of the tasks.
     assert 0.4 < np.mean(p_values) < 0.7
-    assert np.mean(np.array(p_values) <= 0.1) <= 0.225
+    assert np.mean(np.array(p_values) <= 0.1) <= 0.25
 
 
 def test_gene_length_is_a_baseline_where_it_is_known(cells, model):

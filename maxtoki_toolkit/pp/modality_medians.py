@@ -15,13 +15,13 @@ from ._modalities import ADT, ATAC, kinds_of, names_of, protein_background, valu
 
 
 def modality_medians(
-    adata: AnnData, *, layer: str | None = None, min_cells: int = 3
+    cells: AnnData, *, layer: str | None = None, min_cells: int = 3
 ) -> dict[str, dict[str, float]]:
     """Read the medians of proteins and the accessibility of peaks, for `Vocabulary.with_modalities`.
 
     Parameters
     ----------
-    adata
+    cells
         Cells x features, raw counts, `.var["feature_types"]` as 10x has them (`mt.pp.join_modalities`).
     layer
         Layer that holds the raw counts, `.X` by default.
@@ -55,21 +55,21 @@ def modality_medians(
     >>> sorted(mt.pp.modality_medians(mt.pp.join_modalities(adata, proteins=proteins))["adt"])
     ['CD19', 'CD3']
     """
-    require_adata(adata)
-    kinds = kinds_of(adata.var)
-    counts = get_counts(adata, layer)
+    require_adata(cells)
+    kinds = kinds_of(cells.var)
+    counts = get_counts(cells, layer)
     out = {}
     for kind in (ADT, ATAC):
         columns = np.flatnonzero(kinds == kind)
         if not len(columns):
             continue
         part = sp.csr_matrix(counts[:, columns])
-        check_counts(part, force=False, hint=counts_hint(adata, layer))
+        check_counts(part, force=False, hint=counts_hint(cells, layer))
         values = values_of(kind, part, protein_background(part) if kind == ADT else None).tocsc()
-        names = [name.partition(":")[2] for name in names_of(adata.var.iloc[columns], kinds[columns])]
+        names = [name.partition(":")[2] for name in names_of(cells.var.iloc[columns], kinds[columns])]
         n = np.diff(values.indptr)
         if kind == ATAC:
-            found = n / adata.n_obs
+            found = n / cells.n_obs
         else:
             found = [np.median(values.data[a:b]) if b > a else 0.0 for a, b in pairwise(values.indptr)]
         out[kind] = {

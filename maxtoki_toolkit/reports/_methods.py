@@ -149,6 +149,18 @@ _DONE = {
         "and the most common lapse; intervals are jackknife intervals over donors.",
         [],
     ),
+    "tahoe_essentiality": (
+        "Embeddings of genes in {n_cells} cells a line were given to a logistic regression that tells genes on which many lines depend (a share above "
+        "the second of {shares}) from those on which few do (below the first), in folds over families of genes, and to one that tells on which genes a "
+        "line left out depends, among genes on which {min_share} to {max_share} of the others do; beside expression, detection, principal components, "
+        "a model of random weights and shuffled labels ({n_permutations}).",
+        ["tahoe", "scikit", "fdr"],
+    ),
+    "tahoe_hallmarks": (
+        "Embeddings of genes (read {context}, {n_cells} cells) were given to a logistic regression for each of the sets {gene_sets}, in {n_folds} folds "
+        "over families of genes, beside expression, detection, principal components, a model of random weights and shuffled labels ({n_permutations}).",
+        ["tahoe", "scikit", "fdr"],
+    ),
     "train_stage1_pretraining": (
         "A model was trained from random weights for {max_steps} steps to predict each next gene, with donors held out, and its "
         "embedding was scored by the purity of neighbourhoods.",

@@ -168,13 +168,16 @@ def gene_effects(
     Examples
     --------
     >>> import maxtoki_toolkit as mt
-    >>> adata = mt.datasets.aging_atlas(20, 10)
-    >>> model = mt.load_model("demo")
-    >>> mt.pp.map_genes(adata, model)
-    >>> mt.pp.rank_value_encode(adata, model)
-    >>> mt.tl.gene_effects(adata, model, donor_key="donor_id", genes=["TMSB4X", "FTL", "FTH1"], n_cells=1)
-    >>> mt.get.table(adata, "gene_effects")["n_donors"].unique().tolist()
-    [10]
+    >>> adata = mt.datasets.aging_atlas(60, 10, n_genes=500)
+    >>> mt.pp.map_genes(adata)
+    >>> vocab = mt.models.Vocabulary.from_anndata(adata)
+    >>> mt.pp.rank_value_encode(adata, vocab)
+    >>> shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+    ...              max_position_embeddings=128)
+    >>> model = mt.models.build_model(shape, vocab)  # that has learned nothing
+    >>> mt.tl.gene_effects(adata, model, donor_key="donor_id", n_cells=3)
+    >>> int(mt.get.table(adata, "gene_effects")["n_donors"].max())
+    10
     """
     if n_permutations < 99:
         raise ValueError(f"n_permutations must be at least 99, got {n_permutations}.")

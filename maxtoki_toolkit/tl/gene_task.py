@@ -131,11 +131,11 @@ def gene_task(
     Examples
     --------
     >>> import maxtoki_toolkit as mt
-    >>> adata = mt.datasets.load("heart_nuclei")[:100].copy()
+    >>> adata = mt.datasets.load("heart_nuclei")[:40].copy()
     >>> model = mt.load_model("demo")
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.embed_genes(adata, model)
-    >>> mt.tl.gene_task(adata, model, labels="TF", n_folds=3, n_permutations=5)
+    >>> mt.tl.gene_task(adata, model, labels="TF", n_folds=2, n_permutations=1)
     >>> scores = mt.get.table(adata, "gene_task").set_index("predictor")
     >>> bool(0 < scores.loc["MaxToki", "auprc"] < 1)
     True

@@ -113,14 +113,14 @@ def nominate_targets(
     Examples
     --------
     >>> import numpy as np, pandas as pd, maxtoki_toolkit as mt
-    >>> adata = mt.datasets.load("heart_nuclei")[:300].copy()
+    >>> adata = mt.datasets.load("heart_nuclei")[:150].copy()
     >>> model = mt.load_model("demo")
     >>> mt.pp.rank_value_encode(adata, model)
     >>> mt.tl.embed_genes(adata, model, groupby="cell_type")
     >>> depends = np.random.default_rng(0).random((500, 9)) < 0.3  # of nothing
     >>> groups = sorted(adata.obs["cell_type"].unique())
     >>> table = pd.DataFrame(depends[:, : len(groups)], index=adata.var_names[:500], columns=groups)
-    >>> mt.tl.nominate_targets(adata, model, dependency=table, n_top=10, n_permutations=5)
+    >>> mt.tl.nominate_targets(adata, model, dependency=table, n_top=10, n_permutations=1)
     >>> mt.get.table(adata, "nominate_targets")["predictor"].tolist()
     ['MaxToki', 'untrained', 'expression', 'PCA loadings', 'other groups']
     """
