@@ -113,13 +113,17 @@ def nominate_targets(
     Examples
     --------
     >>> import numpy as np, pandas as pd, maxtoki_toolkit as mt
-    >>> adata = mt.datasets.load("heart_nuclei")[:150].copy()
-    >>> model = mt.load_model("demo")
-    >>> mt.pp.rank_value_encode(adata, model)
+    >>> adata = mt.datasets.aging_atlas(200, 10, n_genes=500)
+    >>> mt.pp.map_genes(adata)
+    >>> vocab = mt.models.Vocabulary.from_anndata(adata)
+    >>> mt.pp.rank_value_encode(adata, vocab)
+    >>> shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+    ...              max_position_embeddings=128)
+    >>> model = mt.models.build_model(shape, vocab)  # that has learned nothing
     >>> mt.tl.embed_genes(adata, model, groupby="cell_type")
-    >>> depends = np.random.default_rng(0).random((500, 9)) < 0.3  # of nothing
     >>> groups = sorted(adata.obs["cell_type"].unique())
-    >>> table = pd.DataFrame(depends[:, : len(groups)], index=adata.var_names[:500], columns=groups)
+    >>> depends = np.random.default_rng(0).random((500, len(groups))) < 0.3  # of nothing
+    >>> table = pd.DataFrame(depends, index=adata.var_names, columns=groups)
     >>> mt.tl.nominate_targets(adata, model, dependency=table, n_top=10, n_permutations=1)
     >>> mt.get.table(adata, "nominate_targets")["predictor"].tolist()
     ['MaxToki', 'untrained', 'expression', 'PCA loadings', 'other groups']
