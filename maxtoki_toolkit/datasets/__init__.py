@@ -13,20 +13,20 @@ from .census import census, census_plan
 from .paired_modalities import paired_modalities
 
 __all__ = [
-    "tissue",
     "CellBalance",
     "CellFilters",
     "CorpusRecipe",
     "StoreColumns",
-    "census",
-    "census_plan",
     "aging_atlas",
     "available",
+    "census",
+    "census_plan",
     "drug_screen",
     "fetch",
     "load",
     "manifest",
     "paired_modalities",
+    "tissue",
 ]
 
 guard(globals(), __all__)
