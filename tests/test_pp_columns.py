@@ -136,6 +136,7 @@ def test_one_name_for_a_column_in_all_notebooks():
         "cell_type_key",
         "condition_key",
         "donor_key",
+        "library_key",
         "sex_key",
         "time_key",
         "tissue_key",

@@ -130,12 +130,17 @@ def gene_task(
 
     Examples
     --------
-    >>> import maxtoki_toolkit as mt
-    >>> adata = mt.datasets.load("heart_nuclei")[:40].copy()
-    >>> model = mt.load_model("demo")
-    >>> mt.pp.rank_value_encode(adata, model)
+    >>> import numpy as np, pandas as pd, maxtoki_toolkit as mt
+    >>> adata = mt.datasets.aging_atlas(100, 10, n_genes=500)
+    >>> mt.pp.map_genes(adata)
+    >>> vocab = mt.models.Vocabulary.from_anndata(adata)
+    >>> mt.pp.rank_value_encode(adata, vocab)
+    >>> shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+    ...              max_position_embeddings=128)
+    >>> model = mt.models.build_model(shape, vocab)  # that has learned nothing
     >>> mt.tl.embed_genes(adata, model)
-    >>> mt.tl.gene_task(adata, model, labels="TF", n_folds=2, n_permutations=1)
+    >>> labels = pd.DataFrame({"gene": adata.var_names, "some": np.arange(500) % 3 == 0})
+    >>> mt.tl.gene_task(adata, model, labels=labels, n_folds=2, n_permutations=1)
     >>> scores = mt.get.table(adata, "gene_task").set_index("predictor")
     >>> bool(0 < scores.loc["MaxToki", "auprc"] < 1)
     True
