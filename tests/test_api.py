@@ -255,6 +255,9 @@ ON_ATTENTION = {"tl.head_enrichment", "tl.head_profiles", "tl.head_segments", "t
 # Functions of features of an autoencoder.
 ON_FEATURES = {"tl.driver_features", "tl.feature_summary", "tl.label_features"}
 
+# Functions of an embedding that have donors.
+ON_EMBEDDING = {"tl.predict_response", "tl.separability"}
+
 # Functions of cells with proteins.
 ON_PAIRS = {"tl.translate"}
 
@@ -566,6 +569,8 @@ def test_cells_without_a_donor_are_left_out(request, encoded, name):
     adata, model = encoded[0].copy(), encoded[1]
     if name in ON_FEATURES:
         adata = request.getfixturevalue("featured").copy()
+    if name in ON_EMBEDDING:
+        adata = request.getfixturevalue("read").copy()
     asked = np.unique(
         np.concatenate(
             [
