@@ -73,7 +73,7 @@ def spatial_features(
     ax.axvline(0, color="black", lw=0.6)
     ax.set_yticks(y, shown["feature"], fontsize=8)
     ax.invert_yaxis()
-    ax.set_xlabel("Moran's I", fontsize=9)
+    ax.set_xlabel("Moran's I (-1 to 1)", fontsize=9)
     ax.set_title(
         f"filled: as it is; open: without density and library size\nmean and 95% interval over {of['n_units']} {of['units']}; "
         f"grey: permuted",

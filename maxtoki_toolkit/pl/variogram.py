@@ -10,6 +10,11 @@ from .. import _keys
 from ..results.store import read_table
 from ._style import BASELINE, MODEL, NULL, clean, drawing
 
+_LABELS = {
+    "semivariance": "semivariance (squared unit of the value)",
+    "mean squared distance": "mean squared distance (in the embedding)",
+}
+
 
 @drawing
 def variogram(adata: AnnData, *, key: str = _keys.VARIOGRAM) -> Figure:
@@ -63,7 +68,7 @@ def variogram(adata: AnnData, *, key: str = _keys.VARIOGRAM) -> Figure:
         name = row["key"].replace("_", " ") + (" (baseline)" if row["baseline"] else "")
         ax.set_title(f"{name}\n{said}", fontsize=9)
         ax.set_xlabel(f"distance ({bins.attrs['distance_unit']})", fontsize=9)
-        ax.set_ylabel(row["measure"], fontsize=9)
+        ax.set_ylabel(_LABELS.get(row["measure"], row["measure"]), fontsize=9)
         ax.set_xlim(0, bins.attrs["max_distance"])
         ax.tick_params(labelsize=8)
         clean(ax)
