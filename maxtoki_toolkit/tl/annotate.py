@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
+from .._names import require_choice
 from .._progress import progress
 from .._validate import require_obs
 from ..models.classifier import CellClassifier, classify_sequences, load_classifier, require_classifier
@@ -171,12 +172,11 @@ def annotate(
     >>> mt.get.table(mine, "annotate")["predictor"].tolist()
     ['probe', 'PCA logistic', 'majority', 'permuted']
     """
+    require_choice("method", method, METHODS)
     if (reference is None) == (classifier is None):
         raise ValueError(
             "Give either reference=, labelled cells, or classifier=, what mt.train.classify wrote."
         )
-    if method not in METHODS:
-        raise ValueError(f"There is no method {method!r}; choose from {', '.join(METHODS)}.")
     key = key_added or _keys.ANNOTATE
     cells, rows = known_cells(adata)
     if classifier is not None:
