@@ -25,7 +25,7 @@ from anndata import AnnData
 
 import maxtoki_toolkit as mt
 from benchmarks import report
-from maxtoki_toolkit.tl.neighbor_purity import _untrained
+from maxtoki_toolkit.tl._embedding_baselines import untrained_twin
 
 CONFIDENCE = "ABCD"
 
@@ -42,7 +42,7 @@ def measure(name: str, folder: Path, regulons: pd.DataFrame) -> list[dict]:
     """Scores, signs and replication of the demo model and of one with random weights."""
     demo = mt.load_model("demo")
     rows = []
-    for of, model in {"demo": demo, "random weights": _untrained(demo, 0)}.items():
+    for of, model in {"demo": demo, "random weights": untrained_twin(demo, 0)}.items():
         adata, settings = cells(name, folder)
         mt.pp.map_genes(adata, model)
         mt.pp.rank_value_encode(adata, model)

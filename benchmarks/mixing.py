@@ -33,7 +33,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit.tl.neighbor_purity import N_PCS, N_TOP_GENES, _untrained
+from maxtoki_toolkit.tl._embedding_baselines import N_PCS, N_TOP_GENES, untrained_twin
 
 FILES = ("pbmc_facs_3874.h5ad", "onek1k_4types_40donors.h5ad", "citeseq_pbmc_500.h5ad")
 N_NEIGHBORS = 15
@@ -159,7 +159,7 @@ def pca(plain: AnnData) -> np.ndarray:
 def embeddings(adata: AnnData, plain: AnnData, model) -> dict[str, np.ndarray]:
     """What is compared. Cells placed at random show what each score is by chance."""
     mt.tl.embed(adata, model)
-    mt.tl.embed(adata, _untrained(model, SEED), key_added="untrained")
+    mt.tl.embed(adata, untrained_twin(model, SEED), key_added="untrained")
     found = {"PCA": pca(plain)}
     found["PCA + Harmony"] = harmony(found["PCA"], adata.obs)
     found["MaxToki"] = adata.obsm["X_maxtoki"]

@@ -36,7 +36,7 @@ from anndata import AnnData
 import maxtoki_toolkit as mt
 from benchmarks import report
 from maxtoki_toolkit.stats.expression import log_normalize
-from maxtoki_toolkit.tl.neighbor_purity import _pca
+from maxtoki_toolkit.tl._embedding_baselines import principal_components
 
 PARTS = ("plates", "planted", "glioma", "mixtures", "embedded", "interferon")
 GLIOMA = {"groupby": "donor_id", "perturbation_key": "condition", "control": "ctrl"}
@@ -138,7 +138,7 @@ def planted(n_steps: int) -> None:
         adata = mt.datasets.drug_screen(
             6, 4, n_plates=6, cells_per_well=5, interaction=interaction, effect=1.5
         )
-        adata.obsm["X_pca"] = _pca(adata, 20, 0)
+        adata.obsm["X_pca"] = principal_components(adata, 20, 0)
         for held_out in ("combination", "context"):
             recipe = mt.train.ResponseRecipe.of(max_steps=n_steps) if n_steps else None
             mt.tl.predict_response(
@@ -157,7 +157,7 @@ def planted(n_steps: int) -> None:
 def glioma(folder: Path, n_steps: int) -> None:
     """Five donors, one left out at a time, in PCA."""
     adata = anndata.read_h5ad(folder / "glioma_panobinostat_5donors.h5ad")
-    adata.obsm["X_pca"] = _pca(adata, 30, 0)
+    adata.obsm["X_pca"] = principal_components(adata, 30, 0)
     recipe = mt.train.ResponseRecipe.of(max_steps=n_steps) if n_steps else None
     mt.tl.predict_response(adata, use_rep="X_pca", recipe=recipe, **GLIOMA)
     report.add(
@@ -236,7 +236,7 @@ def interferon(folder: Path, n_steps: int) -> None:
     adata.obs["cell_type"] = pd.Categorical(table.idxmax(axis=1))
     adata = adata[:, np.asarray((adata.X > 0).sum(axis=0)).ravel() >= 40].copy()
     adata.obs["all"] = "all"
-    adata.obsm["X_pca"] = _pca(adata, 30, 0)
+    adata.obsm["X_pca"] = principal_components(adata, 30, 0)
     columns = {"perturbation_key": "stim", "control": "ctrl", "use_rep": "X_pca"}
     mt.tl.predict_response(adata, groupby="all", held_out="cells", **columns)
     rows = rows_of(adata, split="random halves of the cells", n_cells=adata.n_obs)

@@ -54,7 +54,7 @@ from maxtoki_toolkit.models.sae_controls import gene_mask, moments
 from maxtoki_toolkit.results.store import write_result
 from maxtoki_toolkit.stats.drivers import pagerank_drivers, total_effects
 from maxtoki_toolkit.tl._cells import get_sequences
-from maxtoki_toolkit.tl.neighbor_purity import _untrained
+from maxtoki_toolkit.tl._embedding_baselines import untrained_twin
 from maxtoki_toolkit.train import _sparse_module
 from maxtoki_toolkit.train._sparse_module import SparseModule
 
@@ -300,7 +300,7 @@ def compare(name: str, adata: AnnData, model: mt.models.MaxTokiModel) -> list[di
     """Autoencoders of the same and of other cells, of the same states and of those of random weights."""
     order = np.random.default_rng(0).permutation(adata.n_obs)
     half, other = (adata[np.sort(part)].copy() for part in np.array_split(order, 2))
-    twin = _untrained(model, 0)
+    twin = untrained_twin(model, 0)
     rows = []
     for of, network in (("demo model", model), ("same shape, untrained", twin)):
         # Each has its own seed: those of the same seed begin with the same directions.

@@ -73,9 +73,9 @@ def gene_columns(var: pd.DataFrame) -> np.ndarray:
     return np.where(gene_features(var), own, -1)
 
 
-def find_genes(adata: AnnData, genes: Sequence[str]) -> np.ndarray:
-    """Column that holds the ranks of each gene, named by `.var_names`, Ensembl id or symbol."""
-    genes = list(genes)
+def locate_genes(adata: AnnData, genes: Sequence[str]) -> np.ndarray:
+    """Column that holds the ranks of each gene, named by `.var_names`, Ensembl id (with or without version) or symbol; -1 for none."""
+    genes = pd.Index(list(genes), dtype=object).astype(str)
     columns = np.full(len(genes), -1)
     # The antibody for a gene may have its name.
     into = gene_columns(adata.var)
@@ -83,8 +83,17 @@ def find_genes(adata: AnnData, genes: Sequence[str]) -> np.ndarray:
     # Where the file has no symbols, those that tables and figures show.
     for names in [adata.var_names, *(adata.var[k] for k in keys), pd.Series(symbols(adata))]:
         place = pd.Series(into, index=names.astype(str))[into >= 0]
-        found = place[~place.index.duplicated()].reindex(genes).fillna(-1).to_numpy(dtype=int)
-        columns = np.where(columns < 0, found, columns)
+        place = place[~place.index.duplicated()]
+        for asked in (genes, genes.str.replace(r"\.\d+$", "", regex=True)):
+            found = place.reindex(asked).fillna(-1).to_numpy(dtype=int)
+            columns = np.where(columns < 0, found, columns)
+    return columns
+
+
+def find_genes(adata: AnnData, genes: Sequence[str]) -> np.ndarray:
+    """Column of each gene, as of `locate_genes`; or raise with those that are not there."""
+    genes = list(genes)
+    columns = locate_genes(adata, genes)
     if (columns < 0).any():
         missing = [gene for gene, column in zip(genes, columns, strict=True) if column < 0]
         close = closest(missing[0], symbols(adata))

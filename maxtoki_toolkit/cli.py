@@ -211,25 +211,16 @@ def embed(
     model: Annotated[
         str, typer.Option(help="demo, maxtoki-217m, maxtoki-1b, a folder or a hub id.")
     ] = "demo",
-    revision: Annotated[str | None, typer.Option(help="Commit of the hub id.")] = None,
-    tokens: Annotated[
-        Path | None, typer.Option(help="Token dictionary (JSON), for published weights.")
-    ] = None,
-    medians: Annotated[Path | None, typer.Option(help="Gene medians (JSON), for published weights.")] = None,
+    revision: _Revision = None,
+    tokens: _Tokens = None,
+    medians: _Medians = None,
     color: Annotated[
         str | None, typer.Option(help="Column of .obs to colour the UMAP by, beside the clusters; guessed.")
     ] = None,
-    layer: Annotated[
-        str | None, typer.Option(help="Layer with the raw counts, by default X; raw for raw.X.")
-    ] = None,
-    gene_key: Annotated[
-        str | None, typer.Option(help="Column of .var with gene names; found by itself if not given.")
-    ] = None,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Accept values that are linear in expression but no integers (TPM)."),
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    layer: _Layer = None,
+    gene_key: _GeneKey = None,
+    force: _Force = False,
+    device: _Device = "auto",
     plan: _Plan = False,
     gpu: _Gpu = None,
     n_devices: _Devices = 1,
@@ -303,17 +294,10 @@ def age(
         str | None, typer.Option(help="Condition of the donors who are the reference; guessed.")
     ] = None,
     n_contexts: Annotated[int, typer.Option(help="Contexts that each cell is read after.")] = 8,
-    layer: Annotated[
-        str | None, typer.Option(help="Layer with the raw counts, by default X; raw for raw.X.")
-    ] = None,
-    gene_key: Annotated[
-        str | None, typer.Option(help="Column of .var with gene names; found by itself if not given.")
-    ] = None,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Accept values that are linear in expression but no integers (TPM)."),
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    layer: _Layer = None,
+    gene_key: _GeneKey = None,
+    force: _Force = False,
+    device: _Device = "auto",
     overwrite: _Overwrite = False,
 ) -> None:
     """Say how old cells look, beside donors of known age: a table of cells, one of donors, and a figure."""
@@ -508,11 +492,9 @@ def annotate(
     model: Annotated[
         str, typer.Option(help="demo, maxtoki-217m, maxtoki-1b, a folder or a hub id.")
     ] = "demo",
-    revision: Annotated[str | None, typer.Option(help="Commit of the hub id.")] = None,
-    tokens: Annotated[
-        Path | None, typer.Option(help="Token dictionary (JSON), for published weights.")
-    ] = None,
-    medians: Annotated[Path | None, typer.Option(help="Gene medians (JSON), for published weights.")] = None,
+    revision: _Revision = None,
+    tokens: _Tokens = None,
+    medians: _Medians = None,
     groupby: Annotated[
         list[str] | None,
         typer.Option(help="Column of the reference's .obs with labels; several times for several; guessed."),
@@ -521,17 +503,10 @@ def annotate(
         str | None, typer.Option(help="Column of the reference's .obs with donors; guessed.")
     ] = None,
     method: Annotated[str, typer.Option(help="probe, or knn.")] = "probe",
-    layer: Annotated[
-        str | None, typer.Option(help="Layer with the raw counts, by default X; raw for raw.X.")
-    ] = None,
-    gene_key: Annotated[
-        str | None, typer.Option(help="Column of .var with gene names; found by itself if not given.")
-    ] = None,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Accept values that are linear in expression but no integers (TPM)."),
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    layer: _Layer = None,
+    gene_key: _GeneKey = None,
+    force: _Force = False,
+    device: _Device = "auto",
     overwrite: _Overwrite = False,
 ) -> None:
     """Name cells by a labelled file or a classifier: a table of cells, how good the names are, and a figure."""
@@ -586,11 +561,9 @@ def encode(
     model: Annotated[
         str, typer.Option(help="demo, maxtoki-217m, maxtoki-1b, a folder or a hub id.")
     ] = "demo",
-    revision: Annotated[str | None, typer.Option(help="Commit of the hub id.")] = None,
-    tokens: Annotated[
-        Path | None, typer.Option(help="Token dictionary (JSON), for published weights.")
-    ] = None,
-    medians: Annotated[Path | None, typer.Option(help="Gene medians (JSON), for published weights.")] = None,
+    revision: _Revision = None,
+    tokens: _Tokens = None,
+    medians: _Medians = None,
     workers: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask cluster instead.")] = None,
     to_dataset: Annotated[
@@ -611,16 +584,9 @@ def encode(
     max_length: Annotated[
         int, typer.Option(min=3, help="With --to-dataset: tokens of a cell, its marks included.")
     ] = 4096,
-    layer: Annotated[
-        str | None, typer.Option(help="Layer with the raw counts, by default X; raw for raw.X.")
-    ] = None,
-    gene_key: Annotated[
-        str | None, typer.Option(help="Column of .var with gene names; found by itself if not given.")
-    ] = None,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Accept values that are linear in expression but no integers (TPM)."),
-    ] = False,
+    layer: _Layer = None,
+    gene_key: _GeneKey = None,
+    force: _Force = False,
     overwrite: _Overwrite = False,
 ) -> None:
     """Rank-encode a collection of files for training, larger than memory if need be; called again, it goes on."""
@@ -742,9 +708,7 @@ def import_(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .h5ad or .zarr.")],
-    layer: Annotated[
-        str | None, typer.Option(help="Layer with the raw counts, by default X; raw for raw.X.")
-    ] = None,
+    layer: _Layer = None,
     overwrite: _Overwrite = False,
 ) -> None:
     """Join the samples of a sheet (10x folders, .h5, .h5ad, .zarr) into one file of cells, and list what does not match."""
@@ -947,7 +911,7 @@ def report(
             help="YAML file or name of a preset; a list of parameter sets makes a batch.",
         ),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("maxtoki_report"),
+    output: _Output = Path("maxtoki_report"),
     on: Annotated[
         list[Path] | None, typer.Option(help="Your cells, as for embed; given several times, each of them.")
     ] = None,
@@ -1018,10 +982,8 @@ def report_features(
     ] = None,
     n_cells: Annotated[int, typer.Option(help="Top cells of a feature.")] = 8,
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Features",
-    layer: Annotated[
-        str | None, typer.Option(help="Layer with the raw counts, by default X; raw for raw.X.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    layer: _Layer = None,
+    device: _Device = "auto",
     overwrite: _Overwrite = False,
 ) -> None:
     """Write a page to look through the features of an autoencoder: one file, which needs no network.

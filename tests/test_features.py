@@ -15,11 +15,11 @@ from maxtoki_toolkit._features import find_genes, gene_columns, gene_features
 from maxtoki_toolkit._reference import gene_table
 from maxtoki_toolkit.pp._ranked_counts import has_counts, ranked_counts, sum_genes
 from maxtoki_toolkit.tl._asked_genes import ask_genes
+from maxtoki_toolkit.tl._embedding_baselines import principal_components
 from maxtoki_toolkit.tl._expression import log_expression
 from maxtoki_toolkit.tl._gene_covariates import gene_covariates
 from maxtoki_toolkit.tl._gene_pairs import expression_or_ranks
 from maxtoki_toolkit.tl.attention import _genes
-from maxtoki_toolkit.tl.neighbor_purity import _pca
 
 GENES = [*"CD4 CD14 CD19 TP53 RAB1A ACTB GAPDH TTN MYH7 DCN".split()]
 
@@ -296,9 +296,9 @@ def test_whatever_is_made_of_counts_is_made_of_those_that_were_ranked(rna, ids, 
     sequences = SimpleNamespace(tokens=vocab.gene_ids)
     genes, _ = _genes(both, SimpleNamespace(vocab=vocab), cells, sequences)
     np.testing.assert_allclose(genes["expression"], level.mean(axis=0)[:n])
-    once = _pca(both, n_pcs=3, seed=0)
+    once = principal_components(both, n_pcs=3, seed=0)
     mt.pp.rank_value_encode(alone, vocab)
-    np.testing.assert_allclose(np.abs(_pca(alone, n_pcs=3, seed=0)), np.abs(once), atol=1e-3)
+    np.testing.assert_allclose(np.abs(principal_components(alone, n_pcs=3, seed=0)), np.abs(once), atol=1e-3)
 
     del both.layers["counts"]
     with pytest.warns(UserWarning, match="Genes are matched on rank and detection.*ranked from it"):

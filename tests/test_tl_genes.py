@@ -7,12 +7,13 @@ from scipy import sparse
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import maxtoki_toolkit as mt
+from maxtoki_toolkit._features import locate_genes
 from maxtoki_toolkit.models.embedding import embed_sequences, hidden_states
 from maxtoki_toolkit.models.engine import run
 from maxtoki_toolkit.stats import context_probe, gene_probe
 from maxtoki_toolkit.tl._cells import WHOLE, get_sequences
 from maxtoki_toolkit.tl._gene_families import family_name, gene_families
-from maxtoki_toolkit.tl._gene_labels import known_columns, label_matrix
+from maxtoki_toolkit.tl._gene_labels import label_matrix
 from maxtoki_toolkit.tl._gene_vectors import in_parts
 
 
@@ -281,7 +282,7 @@ def test_gene_length_is_a_baseline_where_it_is_known(cells, model):
 def test_labels_as_they_come(cells):
     """Symbols, ids with a version, sets and missing values."""
     ids, symbols = cells.var_names, cells.var["symbol"].astype(str)
-    assert known_columns(cells, [f"{ids[4]}.7", symbols.iloc[9], "nothing"]).tolist() == [4, 9, -1]
+    assert locate_genes(cells, [f"{ids[4]}.7", symbols.iloc[9], "nothing"]).tolist() == [4, 9, -1]
     table = pd.DataFrame({"gene": [ids[0], symbols.iloc[1], "nothing", ids[2]], "a": [1, 0, 1, np.nan]})
     matrix, names, missing = label_matrix(cells, table)
     assert (names, missing) == (["a"], 1)

@@ -15,9 +15,9 @@ import torch
 from torch.nn import functional as F
 
 from .._doors import checked
-from .._files import sha256
 from .._names import closest
 from .._outputs import new_output
+from ._weights import require_files, require_same_weights, write_weights
 from .embedding import embed_sequences
 from .model import MaxTokiModel
 from .sequences import Sequences
@@ -132,8 +132,6 @@ def require_classifier(classifier: CellClassifier, model: MaxTokiModel) -> None:
 
 def save_classifier(classifier: CellClassifier, folder: str | Path) -> None:
     """Write a classifier as one folder that `mt.load_classifier` reads; it appears when it is complete."""
-    from safetensors.torch import save_file
-
     tensors = {"center": classifier.center, "spread": classifier.spread}
     for name, factors in classifier.adapters.items():
         tensors |= {f"adapter.{name}.{i}": part for i, part in enumerate(factors)}
@@ -150,15 +148,12 @@ def save_classifier(classifier: CellClassifier, folder: str | Path) -> None:
         for name, table in classifier.tables.items()
     }
     with new_output(folder, by=BY) as temporary:
-        save_file(
-            {name: part.detach().cpu().contiguous() for name, part in tensors.items()}, temporary / WEIGHTS
-        )
         content = {
             "labels": {column: labels.tolist() for column, labels in classifier.labels.items()},
             "adapted": list(classifier.adapters),
             "card": classifier.card,
             "tables": tables,
-            "sha256": sha256(temporary / WEIGHTS),
+            "sha256": write_weights(temporary / WEIGHTS, tensors),
         }
         (temporary / CARD).write_text(json.dumps(content, indent=1) + "\n")
 
@@ -203,11 +198,7 @@ def load_classifier(source: str | Path, *, device: str = "cpu") -> CellClassifie
     folder = Path(source)
     if (folder / "classifier" / CARD).is_file():
         folder /= "classifier"
-    for name in (CARD, WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"Did not find {folder / name}. Give a folder that mt.train.classify wrote."
-            )
+    require_files(folder, (CARD, WEIGHTS), by="mt.train.classify")
     try:
         content = json.loads((folder / CARD).read_text(encoding="utf-8"))
         labels = {column: np.array(names, dtype=str) for column, names in content["labels"].items()}
@@ -218,10 +209,7 @@ def load_classifier(source: str | Path, *, device: str = "cpu") -> CellClassifie
         raise ValueError(
             f"{folder / CARD} does not describe a classifier ({error}). Restore the folder as it was saved."
         ) from None
-    if found != sha256(folder / WEIGHTS):
-        raise ValueError(
-            f"{folder / WEIGHTS} is not the file that {CARD} speaks of. Restore the folder as it was saved."
-        )
+    require_same_weights(folder / WEIGHTS, found, CARD)
     try:
         weights = load_file(folder / WEIGHTS, device=device)
         parts = {

@@ -44,12 +44,15 @@ def deletion_effects(
     are none.
     """
     row, position = np.asarray(row, dtype=np.int64), np.asarray(position, dtype=np.int64)
-    stop = stops(sequences, targets, model.vocab.size)[row]
-    n = np.maximum(stop - position[:, None], 0)
-    found = _sums(model, sequences, targets, row, position, max_tokens, "Reading")
+    stop = stops(sequences, targets, model.vocab.size)
+    own = stop[row]
+    n = np.maximum(own - position[:, None], 0)
+    found = _sums(model, sequences, targets, stop, row, position, max_tokens, "Reading")
     taken = sequences.take(row)
     rest = taken.keep(taken.positions != np.repeat(position, taken.lengths))
-    found -= _sums(model, rest, targets, np.arange(len(row)), position - 1, max_tokens, "Deleting")
+    # Without the gene, what came after it stands one place earlier.
+    own = own - (own > position[:, None])
+    found -= _sums(model, rest, targets, own, np.arange(len(row)), position - 1, max_tokens, "Deleting")
     return np.where(n > 0, found / np.maximum(n, 1), np.nan).astype(np.float32)
 
 
@@ -63,9 +66,8 @@ def stops(sequences: Sequences, targets: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
-def _sums(model, sequences, targets, row, first, max_tokens, desc: str) -> np.ndarray:
+def _sums(model, sequences, targets, stop, row, first, max_tokens, desc: str) -> np.ndarray:
     """Log-probabilities of the targets, summed from a place of a cell until each is read: asked for x targets."""
-    stop = stops(sequences, targets, model.vocab.size)
     least = np.full(len(sequences), np.iinfo(np.int64).max)
     np.minimum.at(least, row, first)
     wanted = torch.from_numpy(np.asarray(targets, dtype=np.int64)).to(model.device)

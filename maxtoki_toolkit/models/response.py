@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from .._doors import checked
-from .._files import sha256
 from .._outputs import new_output
+from ._weights import require_files, require_same_weights, write_weights
 from .model import require_finite
 
 BY, WEIGHTS, CARD = "mt.models.save_response", "response.safetensors", "response.json"
@@ -164,15 +164,9 @@ def save_response(model: ResponseModel, folder: str | Path, *, overwrite: bool =
     >>> mt.models.load_response(folder).card["genes"]
     ['g1', 'g2']
     """
-    from safetensors.torch import save_file
-
     require_finite(model, "The model")
     with new_output(folder, by=BY, overwrite=overwrite) as temporary:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
-            temporary / WEIGHTS,
-        )
-        card = {**model.card, "sha256": sha256(temporary / WEIGHTS)}
+        card = {**model.card, "sha256": write_weights(temporary / WEIGHTS, model.state_dict())}
         (temporary / CARD).write_text(json.dumps(card, indent=2) + "\n")
 
 
@@ -212,15 +206,10 @@ def load_response(source: str | Path, *, device: str = "cpu") -> ResponseModel:
     from safetensors.torch import load_file
 
     folder = Path(source)
-    for name in (WEIGHTS, CARD):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"Did not find {folder / name}. Give a folder that mt.train.response wrote."
-            )
+    require_files(folder, (WEIGHTS, CARD), by="mt.train.response")
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        if card["sha256"] != sha256(folder / WEIGHTS):
-            raise ValueError(f"{WEIGHTS} is not the file that {CARD} speaks of")
+        require_same_weights(folder / WEIGHTS, card["sha256"], CARD)
         model = ResponseModel(card)
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

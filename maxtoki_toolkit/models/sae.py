@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from .._doors import checked
-from .._files import sha256
 from .._names import closest
 from .._outputs import new_output
 from .._reference import resource
+from ._weights import require_same_weights, write_weights
 from .hooks import Site
 from .model import MaxTokiModel, require_finite
 
@@ -197,8 +197,6 @@ def save_sae(sae: SparseAutoencoder, folder: str | Path, *, overwrite: bool = Fa
     >>> mt.load_sae(folder).width
     32
     """
-    from safetensors.torch import save_file
-
     require_finite(sae, "The autoencoder")
     tensors = {
         "encoder.weight": sae.encoder.weight,
@@ -207,10 +205,7 @@ def save_sae(sae: SparseAutoencoder, folder: str | Path, *, overwrite: bool = Fa
         "b_dec": sae.b_dec,
     }
     with new_output(folder, by=BY, overwrite=overwrite) as temporary:
-        save_file(
-            {name: tensor.detach().cpu().float().contiguous() for name, tensor in tensors.items()},
-            temporary / WEIGHTS,
-        )
+        checksum = write_weights(temporary / WEIGHTS, {name: t.float() for name, t in tensors.items()})
         shape = {"d_in": sae.encoder.in_features, "num_latents": sae.width, "k": sae.k}
         fixed = {
             "activation": "topk",
@@ -219,7 +214,7 @@ def save_sae(sae: SparseAutoencoder, folder: str | Path, *, overwrite: bool = Fa
             "skip_connection": False,
         }
         _write(temporary / CONFIG, shape | fixed | {"expansion_factor": 0, "multi_topk": False})
-        about = {"kind": sae.kind, "threshold": float(sae.threshold), "sha256": sha256(temporary / WEIGHTS)}
+        about = {"kind": sae.kind, "threshold": float(sae.threshold), "sha256": checksum}
         _write(temporary / CARD, {**sae.card, **about})
 
 
@@ -279,10 +274,7 @@ def load_sae(source: str | Path, *, device: str = "cpu") -> SparseAutoencoder:
         raise ValueError(
             f"{folder} does not hold an autoencoder that can be read ({error}). Restore the folder as it was saved."
         ) from None
-    if card.get("sha256") != sha256(folder / WEIGHTS):
-        raise ValueError(
-            f"{folder / WEIGHTS} is not the file that {CARD} speaks of. Restore the folder as it was saved."
-        )
+    require_same_weights(folder / WEIGHTS, card.get("sha256"), CARD)
     sae = SparseAutoencoder(*shape, kind, card=card).to(device)
     problems = {
         name: (tuple(weights[name].shape) if name in weights else None, tuple(tensor.shape))

@@ -9,26 +9,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from .. import _keys
-from .._features import SYMBOL_KEYS, gene_columns
+from .._features import locate_genes
 from ._gene_sets import read_gene_sets
 
 Labels = pd.DataFrame | Mapping[str, Sequence[str]] | str | Path
-
-
-def known_columns(adata: AnnData, names: Sequence[str]) -> np.ndarray:
-    """Column of each gene by Ensembl id (with or without version), symbol or `.var_names`; -1 for none."""
-    names = pd.Index(names).astype(str)
-    into = gene_columns(adata.var)
-    found = np.full(len(names), -1)
-    keys = [adata.var[key] for key in (_keys.ENSEMBL_ID, *SYMBOL_KEYS) if key in adata.var]
-    for column in [*keys, adata.var_names]:
-        place = pd.Series(into, index=pd.Index(column).astype(str))[into >= 0]
-        place = place[~place.index.duplicated()]
-        for asked in (names, names.str.replace(r"\.\d+$", "", regex=True)):
-            here = place.reindex(asked).fillna(-1).to_numpy(dtype=np.int64)
-            found = np.where(found < 0, here, found)
-    return found
 
 
 def label_matrix(adata: AnnData, labels: Labels) -> tuple[np.ndarray, list[str], int]:
@@ -40,7 +24,7 @@ def label_matrix(adata: AnnData, labels: Labels) -> tuple[np.ndarray, list[str],
             raise ValueError("labels has no gene set.")
         matrix = np.zeros((adata.n_vars, len(names)))
         flat = [(gene, j) for j, genes in enumerate(sets.values()) for gene in dict.fromkeys(genes)]
-        column = known_columns(adata, [gene for gene, _ in flat])
+        column = locate_genes(adata, [gene for gene, _ in flat])
         there = column >= 0
         matrix[column[there], np.array([j for _, j in flat], dtype=np.int64)[there]] = 1
         return matrix, names, int((~there).sum())
@@ -63,7 +47,7 @@ def label_matrix(adata: AnnData, labels: Labels) -> tuple[np.ndarray, list[str],
                 f"The column {name!r} of labels holds {found!r}: labels are 1 (or True), 0 (or False), or missing. "
                 "Give a column for each label: pd.get_dummies makes them."
             )
-    column = known_columns(adata, labels["gene"].astype(str))
+    column = locate_genes(adata, labels["gene"].astype(str))
     there = column >= 0
     table = pd.DataFrame(values[there]).groupby(column[there])
     if (differ := (table.max() != table.min()) & table.max().notna()).to_numpy().any():

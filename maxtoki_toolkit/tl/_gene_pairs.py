@@ -11,6 +11,7 @@ from .._features import find_genes, symbols
 from ..models.sequences import Sequences
 from ..pp._ranked_counts import counts_or_none
 from ..stats.expression import log_normalize
+from ..stats.fdr import benjamini_hochberg
 from ..stats.regulons import MIN_SOURCES, MIN_TARGETS, find_edges
 
 N_GENES = 300  # by default, and up to which whole matrices are kept
@@ -113,8 +114,6 @@ def agreement(first: np.ndarray, second: np.ndarray, counted: np.ndarray) -> flo
 
 def correct_scores(scores: list[pd.DataFrame], known: np.ndarray, regulons, genes) -> pd.DataFrame:
     """Scores of all groups with q values, or say that there are none."""
-    from statsmodels.stats.multitest import multipletests
-
     table = pd.concat(scores, ignore_index=True)
     if "p_value" not in table:
         raise ValueError(
@@ -124,7 +123,7 @@ def correct_scores(scores: list[pd.DataFrame], known: np.ndarray, regulons, gene
         )
     table.insert(0, "group", table.pop("group"))
     place = table.columns.get_loc("p_value") + 1
-    table.insert(place, "q_value", multipletests(table["p_value"], method="fdr_bh")[1])
+    table.insert(place, "q_value", benjamini_hochberg(table["p_value"]))
     for column in ("n_sources", "n_targets", "n_edges", "n_pairs"):
         table[column] = table[column].astype(int)
     return table

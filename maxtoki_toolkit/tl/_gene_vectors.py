@@ -19,7 +19,7 @@ from ..pp._design import get_groups, known_cells
 from ..pp._ranked_counts import ranked_counts
 from ..stats.expression import log_normalize
 from ._cells import WHOLE, get_sequences, get_tokens, require_encoding
-from .neighbor_purity import _untrained
+from ._embedding_baselines import untrained_twin
 
 N_LOADINGS = 50
 
@@ -189,7 +189,7 @@ def gene_predictors(
     adata, _ = known_cells(adata)  # in the order of their names
     twin = gene_vectors(
         adata,
-        _untrained(model, seed),
+        untrained_twin(model, seed),
         **{name: settings[name] for name in ("context", "layer", "min_cells", "whole_cells")},
     ).all
     counts = ranked_counts(adata)

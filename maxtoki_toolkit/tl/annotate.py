@@ -41,7 +41,7 @@ from ._annotation import (
     together,
 )
 from ._cells import get_sequences
-from .neighbor_purity import N_PCS, _pca
+from ._embedding_baselines import N_PCS, principal_components
 
 METHODS = ("probe", "knn")
 
@@ -245,7 +245,7 @@ def _by_reference(cells, model, reference, columns, donor_key, settings):
     components = None
     counts = counts_or_none(reference, instead="Logistic regression on PCA is left out")
     if counts is not None:
-        components = _pca(reference, N_PCS, rng)
+        components = principal_components(reference, N_PCS, rng)
     fit = (
         fit_probe
         if settings["method"] == "probe"

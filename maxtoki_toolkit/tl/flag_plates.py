@@ -23,7 +23,7 @@ from ..stats.fdr import benjamini_hochberg
 from ..stats.plates import at_border, distance_between, plate_shape, read_wells
 from ..stats.response_scores import pearson
 from ..stats.separability import nearest, permutation_p
-from .neighbor_purity import _pca
+from ._embedding_baselines import principal_components
 
 MIN_WELLS = 3  # of each kind
 MIN_SHARED = 6  # perturbations that other plates have too
@@ -138,7 +138,7 @@ def flag_plates(
     counts = ranked_counts(cells)
     wells, code = _wells(cells, plate_key, well_key, perturbation_key, group)
     wells["depth"] = pd.Series(np.asarray(counts.sum(axis=1)).ravel()).groupby(code).median()
-    X = _pca(cells, _COMPONENTS, rng)
+    X = principal_components(cells, _COMPONENTS, rng)
     judged = set(wells["perturbation"]) - {control}
     if active is not None:
         if unknown := sorted(set(active) - judged):

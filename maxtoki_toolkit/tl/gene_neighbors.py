@@ -11,14 +11,13 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from .. import _keys
-from .._features import symbols
+from .._features import locate_genes, symbols
 from .._progress import progress
 from ..pp._design import known_cells
 from ..results.store import write_result
 from ..stats.fdr import benjamini_hochberg
 from ..stats.matched_sets import make_strata, permuted
 from ._gene_covariates import gene_covariates, nearest_genes
-from ._gene_labels import known_columns
 from ._gene_sets import MIN_GENES, read_gene_sets, set_members
 from ._gene_vectors import pca_loadings, read_vectors
 
@@ -118,7 +117,7 @@ def gene_neighbors(
     usable = np.isfinite(vectors).all(axis=1) & pd.Index(ids).isin(covariates.index)
     usable &= ~pd.Index(np.where(usable, ids, np.arange(len(ids)).astype(str))).duplicated()
     rows = np.flatnonzero(usable)[np.argsort(ids[usable], kind="stable")]
-    column = known_columns(adata, wanted)
+    column = locate_genes(adata, wanted)
     if (column < 0).any():
         missing = [gene for gene, c in zip(wanted, column, strict=True) if c < 0]
         raise KeyError(f"Did not find the gene {missing[0]!r} ({len(missing)} of {len(wanted)} are unknown).")

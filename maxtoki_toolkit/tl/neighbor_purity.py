@@ -7,17 +7,13 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from ..models.build import build_model
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..pp._columns import find_columns
 from ..pp._design import get_labels, get_mask, known_cells
-from ..pp._ranked_counts import ranked_counts
 from ..results.store import write_result
 from ._cells import get_sequences
-
-# Those of scanpy's tutorials.
-N_TOP_GENES, N_PCS = 2000, 50
+from ._embedding_baselines import N_PCS, N_TOP_GENES, principal_components, untrained_twin
 
 
 def neighbor_purity(
@@ -99,12 +95,12 @@ def neighbor_purity(
     embeddings = {
         "MaxToki": cells.obsm[_keys.EMBEDDING],
         "untrained": embed_sequences(
-            _untrained(model, rng),
+            untrained_twin(model, rng),
             get_sequences(cells, model),
             layer=settings.get("layer", -1),
             pool=settings.get("pool", "mean"),
         ).cells,
-        "PCA": _pca(cells, N_PCS, rng),
+        "PCA": principal_components(cells, N_PCS, rng),
     }
     purity = {name: _purity(X, labels, n_neighbors)[scored] for name, X in embeddings.items()}
     counts = pd.Series(labels).value_counts()
@@ -121,14 +117,6 @@ def neighbor_purity(
     )
 
 
-def _untrained(model: MaxTokiModel, seed: int) -> MaxTokiModel:
-    """A model of the same shape and vocabulary with random weights."""
-    config = model.hf.config.to_diff_dict()
-    for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "architectures"):
-        config.pop(name, None)
-    return build_model(config, model.vocab, seed=seed, device=str(model.device), dtype=model.hf.dtype)
-
-
 def _purity(X: np.ndarray, labels: np.ndarray, n_neighbors: int) -> np.ndarray:
     """Share of each cell's nearest other cells that have its label."""
     from sklearn.neighbors import NearestNeighbors
@@ -136,27 +124,6 @@ def _purity(X: np.ndarray, labels: np.ndarray, n_neighbors: int) -> np.ndarray:
     # Without an argument, a point is not its own neighbour.
     neighbors = NearestNeighbors(n_neighbors=n_neighbors).fit(X).kneighbors(return_distance=False)
     return (labels[neighbors] == labels[:, None]).mean(axis=1)
-
-
-def _pca(adata: AnnData, n_pcs: int, seed: int) -> np.ndarray:
-    """Principal components of log-normalised counts, the way scanpy's tutorials compute them."""
-    import scanpy as sc
-
-    plain = AnnData(ranked_counts(adata).astype(np.float32), obs=adata.obs[[]], var=adata.var[[]])
-    sc.pp.normalize_total(plain, target_sum=1e4)
-    sc.pp.log1p(plain)
-    # A small panel is used whole.
-    few = np.count_nonzero(plain.X.sum(axis=0)) <= N_TOP_GENES
-    if not few:
-        sc.pp.highly_variable_genes(plain, n_top_genes=N_TOP_GENES)
-    n_used = plain.n_vars if few else N_TOP_GENES
-    sc.pp.pca(
-        plain,
-        n_comps=min(n_pcs, plain.n_obs - 1, n_used - 1),
-        mask_var=None if few else "highly_variable",
-        random_state=seed,
-    )
-    return plain.obsm["X_pca"]
 
 
 def _score_table(purity: dict[str, np.ndarray], rng: np.random.Generator) -> pd.DataFrame:

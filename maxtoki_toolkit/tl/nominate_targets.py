@@ -8,16 +8,15 @@ from anndata import AnnData
 from scipy import stats
 
 from .. import _keys
-from .._features import symbols
+from .._features import locate_genes, symbols
 from .._progress import hidden, progress
 from ..models.model import MaxTokiModel
 from ..pp._design import get_groups, known_cells
 from ..results.store import write_result
 from ..stats.context_probe import Panel, area_within, precision_of_top, predict_groups, shuffled_within_genes
 from ..stats.fdr import benjamini_hochberg
-from ._gene_labels import known_columns
+from ._embedding_baselines import untrained_twin
 from ._gene_vectors import embedding_settings, gene_means, gene_vectors, pca_loadings
-from .neighbor_purity import _untrained
 
 OTHERS = "other groups"
 MIN_INTERVAL = 5  # groups
@@ -153,7 +152,7 @@ def nominate_targets(
         )
     twin = gene_vectors(
         cells,
-        _untrained(model, rng),
+        untrained_twin(model, rng),
         **{name: settings[name] for name in ("context", "layer", "min_cells", "whole_cells", "groupby")},
     ).groups
     loadings, scores = pca_loadings(cells, seed=rng)
@@ -240,7 +239,7 @@ def _align(
         )
     if dependency.columns.has_duplicates:
         raise ValueError("dependency has a column twice. Name each group once.")
-    column = known_columns(adata, dependency.index)
+    column = locate_genes(adata, dependency.index)
     # The first row of a gene counts.
     there = (column >= 0) & ~pd.Index(np.where(column >= 0, column, -1)).duplicated()
     ids = adata.var[_keys.ENSEMBL_ID].astype(str).to_numpy(dtype=object)

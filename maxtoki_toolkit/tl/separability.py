@@ -19,7 +19,7 @@ from ..pp._ranked_counts import ranked_counts
 from ..results.store import write_result
 from ..stats.fdr import benjamini_hochberg
 from ..stats.separability import Areas, area_covariance, area_of, nearest, neighbor_areas, permutation_p
-from .neighbor_purity import N_PCS, _pca
+from ._embedding_baselines import N_PCS, principal_components
 
 MIN_CELLS = 10  # of each kind
 MIN_DONORS = 3
@@ -201,7 +201,7 @@ def separability(
 
 def _baselines(cells: AnnData, seed: int) -> dict[str, np.ndarray]:
     total = np.asarray(ranked_counts(cells).sum(axis=1), dtype=np.float64).reshape(-1, 1)
-    return {"PCA": _pca(cells, N_PCS, seed), "depth": np.log1p(total)}
+    return {"PCA": principal_components(cells, N_PCS, seed), "depth": np.log1p(total)}
 
 
 def _draw(treated, control, donor, n_cells, seed):

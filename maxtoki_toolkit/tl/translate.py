@@ -21,6 +21,7 @@ from ..pp.keep_modalities import keep_modalities
 from ..results.store import write_result
 from ..stats.donors import jackknife_interval
 from ..stats.expression import log_normalize
+from ..stats.response_scores import pearson
 from ._cells import get_sequences
 
 N_COMPONENTS = 50  # of the features that are read, for the baseline
@@ -239,14 +240,14 @@ def _score(
     units = np.unique(unit)
     without = [np.ones(len(unit), dtype=bool), *(unit != one for one in units)]
     r = {
-        name: np.array([_correlation(own[kept], true_ranks[kept]) for kept in without])
+        name: np.array([pearson(own[kept].T, true_ranks[kept].T) for kept in without])
         for name, own in ranks.items()
     }
     r["model less ridge"] = r["model"] - r["ridge"]
     draws = np.random.default_rng([seed, 5])
     order = [draws.permutation(len(unit)) for _ in range(n_permutations)]
     null = {
-        name: np.array([np.nanmean(_correlation(own[o], true_ranks)) for o in order])
+        name: np.array([np.nanmean(pearson(own[o].T, true_ranks.T)) for o in order])
         for name, own in ranks.items()
     }
     rows = []
@@ -273,10 +274,3 @@ def _score(
         {"column": varies, "r_model": r["model"][0], "r_ridge": r["ridge"][0]}, index=varies
     )
     return pd.DataFrame(rows), features
-
-
-def _correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Correlation of each column of ranks with its own."""
-    a, b = one - one.mean(axis=0), other - other.mean(axis=0)
-    spread = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
-    return np.where(spread > 0, (a * b).sum(axis=0) / np.where(spread > 0, spread, 1), np.nan)

@@ -41,7 +41,7 @@ from ..tl._annotation import (
     together,
 )
 from ..tl._cells import get_sequences
-from ..tl.neighbor_purity import N_PCS, _pca
+from ..tl._embedding_baselines import N_PCS, principal_components
 from ._classifier_module import ClassifierModule, LabelledCells, adapters_of, add_adapters, balanced, smoothed
 from ._optimizer import require_optimizer
 from ._settings import plain
@@ -271,7 +271,7 @@ def _judged(
     """The classifier with what held-out cells say of it."""
     read = classify_sequences(classifier, model, sequences)
     counts = counts_or_none(cells, instead="Logistic regression on PCA is left out")
-    components = None if counts is None else _pca(cells, N_PCS, seed)
+    components = None if counts is None else principal_components(cells, N_PCS, seed)
     arrays, parts, card = {}, [], {"temperature": {}, "threshold": {}}
     for of, kept in zip(targets, seen, strict=True):
         held = tested[of.rows]
