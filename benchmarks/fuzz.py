@@ -58,7 +58,7 @@ import scipy.sparse as sp
 import torch
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit import cli
+from maxtoki_toolkit import _keys, cli
 
 PACKAGE = Path(mt.__file__).parent
 SECONDS = 120  # after which an input counts as hung
@@ -101,8 +101,13 @@ class World:
     def __init__(self, folder: Path, *, results: bool = True) -> None:
         self.folder = folder
         adata = mt.datasets.aging_atlas(120, 10, n_genes=500)
+        self.pairs = mt.datasets.paired_modalities(adata[:60].copy(), n_proteins=4, n_peaks=None)
         del adata.uns["truth"]
         adata.obs["development_stage"] = [f"{age // 12}-year-old stage" for age in adata.obs["age_months"]]
+        adata.obsm["spatial"] = np.random.default_rng(0).uniform(size=(adata.n_obs, 2))
+        wells = np.arange(adata.n_obs) % 8
+        adata.obs["well"] = [f"{'AB'[i // 4]}{i % 4 + 1:02d}" for i in wells]
+        adata.obs["drug"] = np.where(wells < 4, "DMSO", "x")
         self.raw = adata.copy()
         mt.pp.map_genes(adata)
         vocab = mt.models.Vocabulary.from_anndata(adata)
@@ -190,6 +195,11 @@ class World:
         often = self.adata.var_names[np.argsort(-self.adata.layers["rank"].getnnz(axis=0))]
         regulons = pd.DataFrame({"source": np.repeat(often[:3], 5), "target": often[3:18]})
         mt.tl.gene_network(self.adata, self.model, regulons=regulons, n_permutations=99)
+        vocab = self.model.vocab.with_modalities(mt.pp.modality_medians(self.pairs))
+        pairs = self.pairs.copy()
+        mt.pp.rank_value_encode(pairs, vocab)
+        mt.tl.translate(pairs, mt.models.extend_model(self.model, vocab), donor_key="donor_id")
+        self.adata.uns["translate"] = pairs.uns["translate"]
         for name in RESULTS:
             function = getattr(mt.tl if hasattr(mt.tl, name) else mt.pp, name)
             function(**arguments(function, self))
@@ -199,11 +209,13 @@ class World:
 RESULTS = (
     "match_ages embed predict_age predict_timelapse timelapse_baselines age_acceleration generated_ages ablate_prompt doublets "
     "annotation_concordance train_on_generated differential_rank generation_diversity evaluate_generated attention "
-    "head_enrichment head_segments head_profiles head_similarity ablate_heads patch attribute neighbor_purity "
+    "head_enrichment head_segments head_profiles head_similarity ablate_heads patch attribute neighbor_purity separability "
+    "annotate embed_genes gene_task gene_effects predict_response flag_plates neighborhood_enrichment variogram spatial_features "
     "perturb perturbation_stats expression_age_slope perturbation_concordance search_gene_sets steer_cells perturbation_metrics "
     "features evaluate_sae feature_summary label_features feature_effects feature_genes feature_network driver_features spectral_entropy"
 ).split()
 
+GENES = mt.datasets.aging_atlas(20, 10, n_genes=500).var_names.tolist()
 # What is compared; without it, columns are guessed.
 COMPARED = {"condition_key": "sex", "control": "female", "time_key": "age_months", "donor_key": "donor_id"}
 # Valid values of what functions cannot do without, and few draws.
@@ -253,6 +265,15 @@ OWN = {
     "tl.ablate_heads": {"donor_key": None},
     "tl.differential_rank": {"groupby": []},
     "tl.attention": {"groupby": "cell_type"},
+    "tl.separability": {"condition_key": "sex", "control": "female", "n_neighbors": 3, "n_permutations": 9},
+    "tl.predict_response": {"groupby": "batch"},
+    "tl.annotate": {"groupby": "cell_type", "n_folds": 2},
+    "tl.gene_effects": {"n_cells": 4},
+    "tl.gene_task": {"labels": {"some": GENES[::3]}, "n_folds": 2, "n_permutations": 2},
+    "tl.flag_plates": {"well_key": "well", "perturbation_key": "drug", "control": "DMSO", "n_neighbors": 3},
+    "tl.neighborhood_enrichment": {"library_key": "donor_id", "n_neighbors": 3},
+    "tl.variogram": {"library_key": "donor_id", "n_bins": 4},
+    "tl.spatial_features": {"keys": GENES[:3], "library_key": "donor_id", "n_neighbors": 3},
     "tl.search_gene_sets": {"search": mt.tl.GeneSetSearch(n_cells=10, n_candidates=4, max_size=2, n_null=2)},
     "tl.steer_cells": {"sampling": mt.tl.CellSampling.of(n_cells=10, n_steps=4)},
     "tl.perturbation_stats": {"min_donors": 2, "n_null": 10},
@@ -322,6 +343,8 @@ def arguments(function: Callable, world: World) -> dict:
     }
     objects |= {"path": world.files / "cells.h5ad", "paths": [world.files / "cells.h5ad"]}
     objects["sheet"] = world.files / "samples.csv"
+    if name in ("pp.modality_medians", "pp.keep_modalities"):
+        objects["cells"] = world.pairs
     if name.startswith("get.corpus"):
         return {"path": world.files / "corpus"}
     if name == "load_model":
@@ -339,6 +362,8 @@ def arguments(function: Callable, world: World) -> dict:
             given[key] = FEW[key]
         elif key == "donor_key":
             given[key] = VALID[key]
+    if name == "tl.annotate":
+        given["reference"] = world.adata
     return given | OWN.get(name, {})
 
 
@@ -617,8 +642,8 @@ def cells_inputs() -> Iterator[Input]:
             *inspect.signature(function).parameters
         }:
             continue
-        if name == "pp.map_orthologs":
-            continue  # whatever else is wrong with them, these are no mouse cells
+        if name in ("pp.map_orthologs", "pp.modality_medians", "tl.translate"):
+            continue  # whatever else is wrong with them, these are no mouse cells and have no proteins
         for what, (damage, names) in CELLS.items():
             turn += 1
             if turn % EACH:
@@ -663,6 +688,8 @@ def results_inputs() -> Iterator[Input]:
         parameters = inspect.signature(function).parameters
         if "key" not in parameters or name.split(".")[0] not in ("tl", "pl", "get"):
             continue
+        if parameters["key"].default == _keys.GENE_EMBEDDING:
+            continue  # it names a matrix of .varm
         for what, damage in RESULT_DAMAGES.items():
             turn += 1
             if turn % 2:

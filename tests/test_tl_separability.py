@@ -67,7 +67,9 @@ def no_pca(monkeypatch):
     module = importlib.import_module(
         "maxtoki_toolkit.tl.separability"
     )  # `mt.tl.separability` is the function
-    monkeypatch.setattr(module, "principal_components", lambda cells, n, seed: np.asarray(cells.obsm["Z"])[:, 1:])
+    monkeypatch.setattr(
+        module, "principal_components", lambda cells, n, seed: np.asarray(cells.obsm["Z"])[:, 1:]
+    )
 
 
 @pytest.mark.usefixtures("no_pca")
