@@ -23,6 +23,7 @@ import shutil
 import tempfile
 import zlib
 from concurrent.futures import Future, ProcessPoolExecutor
+from copy import deepcopy
 
 import anndata
 import numpy as np
@@ -103,7 +104,8 @@ def write_controls(
 def in_background(function, *arguments) -> Future:
     """Run in a process of its own, beside the training."""
     pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-    future = pool.submit(function, *arguments)
+    # A thread pickles them at some later time; a vocabulary that is used meanwhile fills its caches.
+    future = pool.submit(function, *deepcopy(arguments))
     pool.shutdown(wait=False)
     return future
 
