@@ -171,7 +171,7 @@ class World:
         )
         (files / "train.yaml").write_text(
             f"cells: {files / 'encoded.h5ad'}\noutput: trained\nmodel: {files / 'model'}\n"
-            "time_key: age_months\ngroupby: cell_type\nmax_steps: 1\ndevice: cpu\ntensorboard: false\n"
+            "time_key: age_months\ngroupby: cell_type\nmax_steps: 1\ndevice: cpu\n"
         )
         (files / "samples.csv").write_text("path,sample\ncells.h5ad,s1\n")
         corpus = files / "corpus"

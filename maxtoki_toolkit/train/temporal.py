@@ -17,7 +17,7 @@ from .._digest import digest
 from .._validate import require_obs
 from ..models.extend import extend_model, require_rope
 from ..models.fingerprint import fingerprint
-from ..models.load import load_model, pick_device, save_model
+from ..models.load import load_model, save_model
 from ..models.model import MaxTokiModel, require_whole
 from ..models.time_head import TimeHead
 from ..pp._design import get_groups, get_mask, get_times, known_cells
@@ -29,7 +29,17 @@ from ._optimizer import require_optimizer
 from ._settings import plain
 from ._teacher import fit_teacher
 from ._temporal_module import TemporalModule
-from ._trainer import claim_run, fit, is_first_process, leaves_nothing, n_processes, wait_for_all
+from ._trainer import (
+    N_HELD_OUT,
+    NOT_RECORDED,
+    claim_run,
+    fit,
+    is_first_process,
+    leaves_nothing,
+    n_processes,
+    require_run,
+    wait_for_all,
+)
 from .prompt_stream import PromptCollator, PromptStream, Stage
 from .recipe import Adaptation, TemporalRecipe, TimeObjective
 
@@ -127,7 +137,7 @@ def temporal(
     if objective.teacher is not None and not objective.running:
         raise ValueError("A teacher has a say at every gene: give running a weight, such as running=1.")
     claim_run(output := Path(output))
-    device = pick_device(run.device)
+    device = require_run(run)
     columns = name_columns(
         cells := as_parts(cells),
         time_unit,
@@ -142,7 +152,7 @@ def temporal(
     columns |= {
         name: mask if isinstance(mask, str) else None for name, mask in (("use", use), ("held_out", held_out))
     }
-    record = {name: value for name, value in recipe.flat().items() if name not in _NOT_RECIPE} | columns
+    record = {name: value for name, value in recipe.flat().items() if name not in NOT_RECORDED} | columns
     group, time, used, tested = _design(tables, time_key, groupby, use, held_out)
     names = [name for table in tables for name in table.obs_names]
     record |= {
@@ -176,7 +186,9 @@ def temporal(
     if held_out is not None:
         sizes["timelapse"] = 1.0
         sampler = Sampler(group, time, contexts=tested, queries=tested, **sizes, **drawn)
-        test = PromptStream(sequences, [Stage(run.n_held_out, sampler)], batch_size=optimization.batch_size)
+        test = PromptStream(
+            sequences, [Stage(run.n_held_out or N_HELD_OUT, sampler)], batch_size=optimization.batch_size
+        )
     age = _age(group, time, used)
     guide = None
     if objective.teacher is not None:
@@ -254,10 +266,6 @@ def temporal(
         save_model(trained, output / "model", card={"stage": 2, "recipe": record})
     wait_for_all()
     return load_model(output / "model", device=device)
-
-
-# What does not change the weights.
-_NOT_RECIPE = ("device", "eval_every", "save_every", "n_held_out", "tensorboard")
 
 
 def _prepare(model: MaxTokiModel, time, adaptation: Adaptation, seed: int) -> MaxTokiModel:
