@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import anndata
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
@@ -610,3 +611,16 @@ def test_docstring(function):
     section = re.search(r"Parameters\n-+\n(.*?)\n\n[A-Z]\w+\n-+\n", text, re.DOTALL)
     lines = section[1].splitlines() if section else []
     assert [line.strip("*") for line in lines if line and not line.startswith(" ")] == expected
+
+
+def test_saver_writes_figures_and_tables(tmp_path):
+    """And nothing where a notebook has no folder."""
+    figure, table = plt.figure(), pd.DataFrame({"group": ["fibroblast"], "years": [4.5]})
+    save = mt.reports.saver(tmp_path / "new")
+    save(figure, "ages")
+    save(table, "ages")
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"ages.png", "ages.pdf", "ages.csv"}
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "new" / "ages.csv"), table)
+    nothing = mt.reports.saver("")
+    nothing(figure, "ages")
+    nothing(table, "ages")

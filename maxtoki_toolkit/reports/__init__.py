@@ -10,6 +10,7 @@ from .features import features
 from .run import run
 from .run_all import run_all
 from .run_batch import run_batch
+from .saver import saver
 
 __all__ = [
     "catalogue",
@@ -21,6 +22,7 @@ __all__ = [
     "run",
     "run_all",
     "run_batch",
+    "saver",
 ]
 
 guard(globals(), __all__)
