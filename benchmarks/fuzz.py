@@ -272,6 +272,7 @@ OWN = {
     "tl.gene_task": {"labels": {"some": GENES[::3]}, "n_folds": 2, "n_permutations": 2},
     "tl.flag_plates": {"well_key": "well", "perturbation_key": "drug", "control": "DMSO", "n_neighbors": 3},
     "tl.neighborhood_enrichment": {"library_key": "donor_id", "n_neighbors": 3},
+    "pp.spatial_prompts": {"library_key": "donor_id", "n_neighbors": 3, "n_prompts": 5},
     "tl.variogram": {"library_key": "donor_id", "n_bins": 4},
     "tl.spatial_features": {"keys": GENES[:3], "library_key": "donor_id", "n_neighbors": 3},
     "tl.search_gene_sets": {"search": mt.tl.GeneSetSearch(n_cells=10, n_candidates=4, max_size=2, n_null=2)},

@@ -200,6 +200,7 @@ ARGUMENTS = {
         "n_neighbors": 3,
         "n_permutations": 9,
     },
+    "pp.spatial_prompts": {"library_key": "donor_id", "n_neighbors": 3, "n_prompts": 10},
     "tl.variogram": {"keys": "cell_type", "library_key": "donor_id", "n_bins": 4, "n_permutations": 9},
     "tl.gene_neighbors": {
         "genes": list(GENES["symbol"][:2]),
