@@ -104,7 +104,7 @@ class World:
         self.pairs = mt.datasets.paired_modalities(adata[:60].copy(), n_proteins=4, n_peaks=None)
         del adata.uns["truth"]
         adata.obs["development_stage"] = [f"{age // 12}-year-old stage" for age in adata.obs["age_months"]]
-        adata.obsm["spatial"] = np.random.default_rng(0).uniform(size=(adata.n_obs, 2))
+        adata.obsm["spatial"] = np.random.default_rng(0).uniform(high=100, size=(adata.n_obs, 2))
         wells = np.arange(adata.n_obs) % 8
         adata.obs["well"] = [f"{'AB'[i // 4]}{i % 4 + 1:02d}" for i in wells]
         adata.obs["drug"] = np.where(wells < 4, "DMSO", "x")

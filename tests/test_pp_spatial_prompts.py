@@ -70,9 +70,9 @@ def test_queries_are_held_out_images(cells):
 
 
 def test_refusals(cells):
+    fine = cells.copy()
+    fine.obsm["spatial"] = fine.obsm["spatial"] / 1000
     with pytest.raises(ValueError, match="lapses are whole numbers. Give places in a finer unit"):
-        fine = cells.copy()
-        fine.obsm["spatial"] = fine.obsm["spatial"] / 1000
         mt.pp.spatial_prompts(fine, distance_unit="mm")
     with pytest.raises(ValueError, match="has 3 neighbours or more. Give a larger radius"):
         mt.pp.spatial_prompts(cells, radius=20, context_size=3)
