@@ -314,7 +314,6 @@ def onek1k(path: str, covid: str) -> list[dict]:
                 max_steps=200,
                 batch_size=16,
                 device="cpu",
-                tensorboard=False,
                 **FINE_TUNING,
             ),
         )

@@ -104,7 +104,7 @@ class World:
         self.pairs = mt.datasets.paired_modalities(adata[:60].copy(), n_proteins=4, n_peaks=None)
         del adata.uns["truth"]
         adata.obs["development_stage"] = [f"{age // 12}-year-old stage" for age in adata.obs["age_months"]]
-        adata.obsm["spatial"] = np.random.default_rng(0).uniform(size=(adata.n_obs, 2))
+        adata.obsm["spatial"] = np.random.default_rng(0).uniform(high=100, size=(adata.n_obs, 2))
         wells = np.arange(adata.n_obs) % 8
         adata.obs["well"] = [f"{'AB'[i // 4]}{i % 4 + 1:02d}" for i in wells]
         adata.obs["drug"] = np.where(wells < 4, "DMSO", "x")
@@ -171,7 +171,7 @@ class World:
         )
         (files / "train.yaml").write_text(
             f"cells: {files / 'encoded.h5ad'}\noutput: trained\nmodel: {files / 'model'}\n"
-            "time_key: age_months\ngroupby: cell_type\nmax_steps: 1\ndevice: cpu\ntensorboard: false\n"
+            "time_key: age_months\ngroupby: cell_type\nmax_steps: 1\ndevice: cpu\n"
         )
         (files / "samples.csv").write_text("path,sample\ncells.h5ad,s1\n")
         corpus = files / "corpus"
@@ -272,6 +272,7 @@ OWN = {
     "tl.gene_task": {"labels": {"some": GENES[::3]}, "n_folds": 2, "n_permutations": 2},
     "tl.flag_plates": {"well_key": "well", "perturbation_key": "drug", "control": "DMSO", "n_neighbors": 3},
     "tl.neighborhood_enrichment": {"library_key": "donor_id", "n_neighbors": 3},
+    "pp.spatial_prompts": {"library_key": "donor_id", "n_neighbors": 3, "n_prompts": 5},
     "tl.variogram": {"library_key": "donor_id", "n_bins": 4},
     "tl.spatial_features": {"keys": GENES[:3], "library_key": "donor_id", "n_neighbors": 3},
     "tl.search_gene_sets": {"search": mt.tl.GeneSetSearch(n_cells=10, n_candidates=4, max_size=2, n_null=2)},

@@ -84,7 +84,6 @@ def main() -> None:
                         n_held_out=1000,
                         eval_every=300,
                         device="cpu",
-                        tensorboard=False,
                         seed=seed,
                         **head,
                     ),

@@ -33,6 +33,8 @@ _EXTRAS = {
     "notebook": "notebooks, mt.reports and mt.widgets",
     "distributed": "Dask clusters and several GPUs",
     "census": "mt.datasets.census",
+    "files": "folders of `datasets` and parquet",
+    "onnx": "clocks as ONNX",
 }
 Row = tuple[str, str, str, str]
 

@@ -37,7 +37,7 @@ from .pp.write_dataset import with_time
 from .pp.write_paragraphs import plain
 from .results.store import read_result
 from .tl._cells import get_sequences
-from .tl._time_unit import check_unit
+from .tl._time_unit import check_prompts
 from .tl.generate import written_cells
 
 PREDICT, GENERATE, PROMPTS = "maxtoki predict", "maxtoki generate", "maxtoki prompts"
@@ -638,7 +638,7 @@ def _drawn(path: Path, model: MaxTokiModel, task: str, reading: Mapping[str, Any
             else f"they ask for {params['task']}s"
         )
         raise ValueError(f"The prompts of {path} are of another kind: {what}. {_ASK.format(path=path)}")
-    check_unit(params["time_key"], table["time"], model.time_head.unit)
+    check_prompts(params, table, model.time_head.unit)
     prompts = read_prompts(table, cells, cells, task=task)
     names = [name for name in ("query", "lapse", "group", "time", "donor") if name in table]
     found: list = []

@@ -58,7 +58,7 @@ _Force = Annotated[
     bool, typer.Option("--force", help="Accept values that are linear in expression but no integers (TPM).")
 ]
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-_Dtype = Annotated[str, typer.Option(help="auto (float32), float32, bfloat16 or float16.")]
+_Dtype = Annotated[str, typer.Option(help="auto (float32), float32, bfloat16, or on GPUs float16.")]
 _Limit = Annotated[int | None, typer.Option(min=1, help="Read the first so many only.")]
 _To = Annotated[str, typer.Option(help="h5ad or parquet.")]
 

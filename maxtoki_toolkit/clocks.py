@@ -160,7 +160,7 @@ def plan_clock(
         rng.choice(lengths, n * n_devices),
         batch=int(typical * training.optimization.batch_size),
         training=True,
-        half=training.run.bf16,
+        half=training.run.bf16 or training.run.fp16,
         gpu=gpu,
         n_devices=n_devices,
         flop_per_second=None if gpu else measure(model, int(typical), training=True),

@@ -177,7 +177,6 @@ maxtoki = mt.train.temporal(
         eval_every=max_steps,
         save_every=max_steps,
         max_length=start.max_length if start.is_temporal else 1024,
-        tensorboard=False,
         seed=seed,
     ),
 )

@@ -116,7 +116,7 @@ recipe = mt.train.TemporalRecipe.of(
     n_held_out=n_tested,
     eval_every=eval_every,
     save_every=save_every,
-    tensorboard=bool(output),
+    report_to="tensorboard" if output else None,
     seed=seed,
     **more,
 )

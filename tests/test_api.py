@@ -200,6 +200,7 @@ ARGUMENTS = {
         "n_neighbors": 3,
         "n_permutations": 9,
     },
+    "pp.spatial_prompts": {"library_key": "donor_id", "n_neighbors": 3, "n_prompts": 10},
     "tl.variogram": {"keys": "cell_type", "library_key": "donor_id", "n_bins": 4, "n_permutations": 9},
     "tl.gene_neighbors": {
         "genes": list(GENES["symbol"][:2]),
@@ -229,7 +230,7 @@ def encoded():
     adata = mt.datasets.aging_atlas(120, 10, n_genes=500)
     del adata.uns["truth"]  # many columns, and each takes zarr a while
     adata.obs["stage"] = (adata.obs["age_months"] // 12).astype(str) + "-year-old human stage"
-    adata.obsm["spatial"] = np.random.default_rng(0).uniform(size=(120, 2))
+    adata.obsm["spatial"] = np.random.default_rng(0).uniform(high=100, size=(120, 2))
     wells = np.arange(adata.n_obs) % 8
     adata.obs["well"] = [f"{'AB'[i // 4]}{i % 4 + 1:02d}" for i in wells]
     adata.obs["drug"] = np.where(wells < 4, "DMSO", "x")

@@ -110,13 +110,44 @@ def test_layout_is_that_of_datasets(vocab, tmp_path):
     assert all(row[-1] == 3 for row in table["input_ids"].to_pylist())
 
 
-def test_datasets_reads_what_we_write(vocab, tmp_path):
-    datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
+@pytest.fixture(scope="module")
+def datasets():
+    return pytest.importorskip("datasets", reason="the package datasets is not installed")
+
+
+def test_datasets_reads_what_we_write(datasets, vocab, tmp_path):
     table = rows(vocab)
     adata = mt.pp.read_dataset(save(table, tmp_path / "in.dataset"), vocab)
     mt.pp.write_dataset(adata, vocab, output=tmp_path / "out.dataset")
     found = datasets.load_from_disk(str(tmp_path / "out.dataset"))
     assert found.to_dict() == table.to_pydict()
+
+
+def test_what_datasets_saves_comes_back_bit_by_bit(datasets, vocab, tmp_path):
+    """Saved by the package in two files, read, written, and loaded by it again: features, order, types, every value."""
+    table = rows(vocab).append_column("bmi", pa.array([None, *range(N - 1)], pa.int32()))
+    table = table.select([*(name for name in table.column_names if name != "length"), "length"])
+    theirs = datasets.Dataset(table)
+    theirs.save_to_disk(str(tmp_path / "in.dataset"), num_shards=2)
+    assert len(list((tmp_path / "in.dataset").glob("*.arrow"))) == 2
+    adata = mt.pp.read_dataset(tmp_path / "in.dataset", vocab)
+    mt.pp.write_dataset(adata, vocab, output=tmp_path / "out.dataset")
+    found = datasets.load_from_disk(str(tmp_path / "out.dataset"))
+    assert found.features == theirs.features
+    assert found.data.table.schema.remove_metadata() == theirs.data.table.schema.remove_metadata()
+    assert found.data.table.combine_chunks().equals(theirs.data.table.combine_chunks())
+
+
+def test_datasets_with_rows_picked_or_splits(datasets, vocab, tmp_path):
+    """Rows that the package has picked are read once it has written them out; of several splits one is asked for."""
+    picked = datasets.Dataset(rows(vocab)).select([7, 3, 30])
+    picked.save_to_disk(str(tmp_path / "picked"))
+    adata = mt.pp.read_dataset(tmp_path / "picked", vocab)
+    assert adata.obs_names.tolist() == picked["unique_cell_id"][:]
+    datasets.DatasetDict({"train": picked}).save_to_disk(str(tmp_path / "splits"))
+    with pytest.raises(ValueError, match="several splits.*train"):
+        mt.pp.read_dataset(tmp_path / "splits", vocab)
+    assert mt.pp.read_dataset(tmp_path / "splits" / "train", vocab).n_obs == 3
 
 
 def test_time_and_group(vocab, tmp_path):

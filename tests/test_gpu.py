@@ -101,7 +101,8 @@ def test_flash_attention_reads_the_same():
     assert relative(found, expected) < 5e-2
 
 
-def test_training_in_bf16_learns(tmp_path):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_training_in_half_precision_learns(tmp_path, precision):
     adata = mt.datasets.aging_atlas(1500, 60, seed=1)
     mt.pp.map_genes(adata)
     vocab = mt.models.Vocabulary.from_anndata(adata)
@@ -132,9 +133,8 @@ def test_training_in_bf16_learns(tmp_path):
             batch_size=16,
             eval_every=20,
             save_every=60,
-            bf16=True,
             device="cuda",
-            tensorboard=False,
+            **{precision: True},
         ),
     )
     losses = [

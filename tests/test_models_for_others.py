@@ -73,6 +73,20 @@ def test_the_card_says_what_it_is(tiny_clock, tiny_model, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+def reads_the_same(model, code, path):
+    """What a process prints that runs code on a file and rows of tokens is what the engine reads."""
+    prompts = prompts_for(model)
+    expected, _ = read_lapses(model, prompts)
+    rows = [
+        prompts.tokens[a:b].tolist() for a, b in zip(prompts.indptr[:-1], prompts.indptr[1:], strict=True)
+    ]
+    words = [sys.executable, "-c", code, str(path), str(rows)]
+    text = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, cwd=path.parent).stdout
+    found = np.array(yaml.safe_load(text))
+    assert np.ptp(expected) > 1e-3
+    np.testing.assert_allclose(found, expected, atol=1e-4 * max(np.abs(expected).max(), 1))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linear", "expectation"])
 def test_an_exported_clock_reads_the_same(tiny_clock, tmp_path, kind):
@@ -80,29 +94,47 @@ def test_an_exported_clock_reads_the_same(tiny_clock, tmp_path, kind):
     model = with_head(tiny_clock, kind)
     path = tmp_path / "clock.pt2"
     mt.models.export_clock(model, path)
-    prompts = prompts_for(model)
-    expected, _ = read_lapses(model, prompts)
-    rows = [
-        prompts.tokens[a:b].tolist() for a, b in zip(prompts.indptr[:-1], prompts.indptr[1:], strict=True)
-    ]
     code = (
         "import sys, json, torch\n"
         "clock = torch.export.load(sys.argv[1]).module()\n"
         "print(json.dumps([clock(torch.tensor([row])).item() for row in json.loads(sys.argv[2])]))\n"
         "assert 'maxtoki_toolkit' not in sys.modules"
     )
-    words = [sys.executable, "-c", code, str(path), str(rows)]
-    text = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, cwd=tmp_path).stdout
-    found = np.array(yaml.safe_load(text))
-    assert np.ptp(expected) > 1e-3
-    np.testing.assert_allclose(found, expected, atol=1e-4 * max(np.abs(expected).max(), 1))
+    reads_the_same(model, code, path)
 
 
-def test_what_cannot_be_exported(tiny_model, tiny_clock, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["linear", "expectation"])
+def test_a_clock_in_onnx_reads_the_same(tiny_clock, tmp_path, kind):
+    """At lengths that it was not written with, in a process that has ONNX alone."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    model = with_head(tiny_clock, kind)
+    path = tmp_path / "clock.onnx"
+    mt.models.export_clock(model, path)
+    code = (
+        "import sys, json, numpy as np, onnxruntime\n"
+        "clock = onnxruntime.InferenceSession(sys.argv[1])\n"
+        "read = lambda row: clock.run(['lapse'], {'input_ids': np.array([row])})[0].item()\n"
+        "print(json.dumps([read(row) for row in json.loads(sys.argv[2])]))\n"
+        "assert not {'maxtoki_toolkit', 'torch'} & set(sys.modules)"
+    )
+    reads_the_same(model, code, path)
+
+
+def test_what_cannot_be_exported(tiny_model, tiny_clock, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot tell time"):
         mt.models.export_clock(tiny_model, tmp_path / "clock.pt2")
-    with pytest.raises(ValueError, match=r"a \.pt2"):
-        mt.models.export_clock(tiny_clock, tmp_path / "clock.onnx")
+    with pytest.raises(ValueError, match=r"a \.pt2 or a \.onnx"):
+        mt.models.export_clock(tiny_clock, tmp_path / "clock.pt")
     (tmp_path / "there.pt2").write_text("mine")
     with pytest.raises(ValueError, match="exists"):
         mt.models.export_clock(tiny_clock, tmp_path / "there.pt2")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, "onnx", sys)
+    with pytest.raises(ImportError, match=r'extra "onnx": pip install .*\.\[onnx\]'):
+        mt.models.export_clock(tiny_clock, tmp_path / "clock.onnx")
+    monkeypatch.setitem(sys.modules, "onnxscript", sys)
+    monkeypatch.setattr(sys.modules["maxtoki_toolkit.models.export_clock"], "_MOST", 1000)
+    with pytest.raises(ValueError, match=r"ONNX file holds 1\.6 GB.*Write a \.pt2"):
+        mt.models.export_clock(tiny_clock, tmp_path / "clock.onnx")

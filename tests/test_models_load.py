@@ -71,6 +71,9 @@ def test_defaults_are_float32_sdpa(folder):
     assert model.params["dtype"] == "float32"
     assert model.params["attention"] == "sdpa"
     assert mt.load_model(folder, dtype="bfloat16").hf.dtype == torch.bfloat16
+    for dtype in ("float16", torch.float16):
+        with pytest.raises(ValueError, match="float16 is for GPUs"):
+            mt.load_model(folder, dtype=dtype, device="cpu")
     with pytest.raises(ValueError, match="dtype must be"):
         mt.load_model(folder, dtype="int8")
     with pytest.raises(ValueError, match="choose from sdpa"):

@@ -20,6 +20,11 @@ FLAGS = {
     "keep-counts",
     "assemble-paragraphs": "data-directory output-directory token-dictionary-file num-examples min-timepoints max-timepoints task-ratio "
     "time-group-columns seed",
+    "train": "train-data-path val-data-path seq-length rope-scaling-factor output-weights tokenizer-path precision lr cosine-rampup-frac "
+    "cosine-hold-frac num-gpus num-nodes num-steps val-check-interval log-every-n-steps limit-val-batches micro-batch-size "
+    "accumulate-grad-batches result-dir experiment-name save-top-k resume-if-exists create-tensorboard-logger wandb-project num-layers "
+    "hidden-size ffn-hidden-size num-attention-heads tensor-model-parallel-size pretrain initial-ckpt-path "
+    "freeze-params-until-key-suffix timelapse-loss label-scalar additive-penalty",
     "export": "model-path output-path tokenizer-path sanity-check data-path",
 }
 ROWS = [
@@ -75,7 +80,13 @@ def test_counterpart(theirs, ours):
 
 
 def test_no_flag_is_forgotten():
-    there = {"predict": set(), "tokenize": set(), "assemble-paragraphs": set(), "export": set()}
+    there = {
+        "predict": set(),
+        "tokenize": set(),
+        "assemble-paragraphs": set(),
+        "train": set(),
+        "export": set(),
+    }
     for theirs, _ in ROWS:
         command = theirs.strip("`").split()[0]
         there.setdefault(command, set()).update(re.findall(r"--([\w-]+)", theirs))

@@ -57,6 +57,7 @@ def test_extras(project):
         "notebook",
         "distributed",
         "files",
+        "onnx",
         "flash-attn",
         "all",
         "docs",

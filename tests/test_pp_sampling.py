@@ -8,7 +8,7 @@ import time as clock
 import numpy as np
 import pytest
 
-from maxtoki_toolkit.pp._sampling import _BLOCK, ZERO_LAPSES, Sampler
+from maxtoki_toolkit.pp._sampling import BLOCK, ZERO_LAPSES, Sampler
 
 MODES = [(mode, forward) for mode in ZERO_LAPSES for forward in (False, True)]
 FIELDS = ("context", "query", "steps", "lapse", "timelapse")
@@ -142,7 +142,7 @@ def test_times_are_drawn_as_documented(context, query, size, mode, forward):
         with pytest.raises(ValueError, match="No group has cells"):
             sampler.draw(0, 1)
         return
-    n = 10 * _BLOCK
+    n = 10 * BLOCK
     drawn = sampler.draw(0, n)
     keys = np.column_stack([context_times(drawn, time), time[drawn.query]]).tolist()
     found = {}
@@ -171,7 +171,7 @@ def test_groups_are_drawn_by_balance(mode, forward, balance):
     group = np.repeat([0, 1, 2], [60, 300, 640])
     time = np.concatenate([np.repeat([1, 2, 3], 20), np.repeat(np.arange(10), 30), np.arange(640) % 64])
     sampler = make_sampler(group, time, zero_lapse=mode, forward=forward, balance=balance)
-    n = 10 * _BLOCK
+    n = 10 * BLOCK
     found = np.bincount(group[sampler.draw(0, n).query], minlength=3) / n
     shares = (1 - balance) * np.array([0.06, 0.3, 0.64]) + balance / 3
     assert (np.abs(found - shares) < 5 * np.sqrt(shares / n)).all()
@@ -213,8 +213,8 @@ def test_a_prompt_depends_on_seed_and_number_alone(mode, forward):
     def sampler(seed=4):
         return make_sampler(group, time, zero_lapse=mode, forward=forward, timelapse=0.5, seed=seed)
 
-    whole = sampler().draw(0, 3 * _BLOCK + 10)
-    for start, stop in [(0, 5), (7, 8), (_BLOCK - 3, _BLOCK + 3), (2 * _BLOCK, 3 * _BLOCK + 10)]:
+    whole = sampler().draw(0, 3 * BLOCK + 10)
+    for start, stop in [(0, 5), (7, 8), (BLOCK - 3, BLOCK + 3), (2 * BLOCK, 3 * BLOCK + 10)]:
         part = sampler().draw(start, stop)
         for name in FIELDS:
             np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[start:stop], err_msg=name)
@@ -225,8 +225,8 @@ def test_a_prompt_depends_on_seed_and_number_alone(mode, forward):
 
 
 def test_blocks_differ():
-    drawn = make_sampler(np.zeros(1000, int), np.arange(1000) % 10).draw(0, 4 * _BLOCK)
-    blocks = drawn.query.reshape(4, _BLOCK)
+    drawn = make_sampler(np.zeros(1000, int), np.arange(1000) % 10).draw(0, 4 * BLOCK)
+    blocks = drawn.query.reshape(4, BLOCK)
     assert all((a != b).mean() > 0.9 for a, b in itertools.combinations(blocks, 2))
 
 
@@ -342,6 +342,6 @@ def test_drawing_is_faster_than_a_loop():
         function()
         return clock.perf_counter() - start
 
-    vectorised = min(seconds(lambda: sampler.draw(0, 10 * _BLOCK)) for _ in range(5))
-    loop = min(seconds(lambda: one_at_a_time(group, time, _BLOCK)) for _ in range(3))
-    assert vectorised / (10 * _BLOCK) < loop / _BLOCK / 2
+    vectorised = min(seconds(lambda: sampler.draw(0, 10 * BLOCK)) for _ in range(5))
+    loop = min(seconds(lambda: one_at_a_time(group, time, BLOCK)) for _ in range(3))
+    assert vectorised / (10 * BLOCK) < loop / BLOCK / 2

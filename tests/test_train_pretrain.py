@@ -1,6 +1,7 @@
 """Stage-1 training: collation, learning, resuming."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy.sparse import csr_matrix
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.models.costs import Shape, flops
 from maxtoki_toolkit.train.corpus import IGNORED, Corpus, Example, NextGeneCollator
+from maxtoki_toolkit.train.pretrain import _some
 
 SHAPE = {
     "hidden_size": 32,
@@ -158,3 +160,80 @@ def test_interrupted_run_resumes_to_the_same_weights(encoded, vocab, tmp_path, m
     assert not (tmp_path / "cut" / "model").exists()
     resumed = run(encoded, vocab, tmp_path / "cut", max_steps=8, save_every=4, scored=0.5, gene_dropout=0.2)
     assert resumed.sha256 == whole.sha256
+
+
+def test_as_many_cells_are_held_out_as_asked(encoded, vocab, tmp_path):
+    """The loss of 3 of 20 cells, the same 3 every time, and not of those left out of them."""
+    held_out = encoded[:20].copy()
+    how = {"max_steps": 4, "eval_every": 2, "n_held_out": 3, "held_out": held_out}
+    model = run(encoded, vocab, tmp_path / "run", **how)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log if "eval_loss" in entry] == [2, 4]
+    read = _some(Corpus([held_out], model), mt.train.PretrainRecipe.of(n_held_out=3).run)
+    with torch.inference_mode():
+        losses = [
+            model.hf(**NextGeneCollator(0, 32)([read[i] for i in rows])).loss for rows in ([0, 1, 2], [0])
+        ]
+    found = log[-2 if "eval_loss" in log[-2] else -1]["eval_loss"]
+    assert found == pytest.approx(losses[0].item(), abs=1e-5)
+    assert found != pytest.approx(losses[1].item(), abs=1e-5)
+    assert len(_some(Corpus([held_out], model), mt.train.PretrainRecipe().run)) == 20
+
+
+WANDB = """
+run, calls, config = None, [], {}
+
+class Run:
+    id, name, url, summary = "1", "run", "", {}
+    def _label(self, **_): pass
+
+def init(**how):
+    global run
+    run = Run()
+    calls.append(("init", how))
+
+def log(values):
+    calls.append(("log", values))
+"""
+
+
+def test_trackers_of_transformers(encoded, vocab, tmp_path, monkeypatch):
+    """Weights & Biases is told each loss, with the run's name and settings; nothing is sent that was not asked for."""
+    package = tmp_path / "site" / "wandb" / "sdk" / "lib"
+    package.mkdir(parents=True)
+    (tmp_path / "site" / "wandb" / "__init__.py").write_text(WANDB)
+    (package / "config_util.py").write_text("class ConfigError(Exception): pass\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setenv("WANDB_PROJECT", "clocks")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
+        monkeypatch.delitem(sys.modules, name)
+    how = {"max_steps": 4, "eval_every": 2, "held_out": encoded[:4].copy(), "learning_rate": 2e-3}
+    run(encoded, vocab, tmp_path / "quiet", **how)
+    assert "wandb" not in sys.modules
+    run(encoded, vocab, tmp_path / "told", report_to="wandb", **how)
+    wandb = sys.modules.pop("wandb")
+    assert wandb.calls[0] == ("init", {"project": "clocks", "name": "told"})
+    assert wandb.config["learning_rate"] == 2e-3
+    told = [values["train/loss"] for what, values in wandb.calls if what == "log" and "train/loss" in values]
+    log = [json.loads(line) for line in (tmp_path / "told" / "log.jsonl").read_text().splitlines()]
+    assert told == [entry["loss"] for entry in log if "loss" in entry]
+    assert any("eval/loss" in values for what, values in wandb.calls if what == "log")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"fp16": True}, ValueError, "fp16 needs a GPU, and the device is the CPU"),
+        ({"fp16": True, "bf16": True}, ValueError, "bf16 and fp16 exclude each other"),
+        ({"report_to": "wandbb"}, ValueError, "no tracker 'wandbb'; choose from .*tensorboard.*wandb"),
+        ({"report_to": "mlflow"}, ImportError, "report_to='mlflow' .*pip install mlflow"),
+    ],
+)
+def test_what_a_run_cannot_do_is_refused_first(
+    encoded, vocab, tmp_path, monkeypatch, settings, error, message
+):
+    trackers = "transformers.integrations.integration_utils.get_available_reporting_integrations"
+    monkeypatch.setattr(trackers, lambda: ["tensorboard"])
+    with pytest.raises(error, match=message):
+        run(encoded, vocab, tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()

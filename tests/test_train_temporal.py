@@ -34,7 +34,6 @@ SETTINGS = {
     "max_steps": 6,
     "batch_size": 8,
     "learning_rate": 1e-2,
-    "tensorboard": False,
     "device": "cpu",
 }
 LEARNING = {

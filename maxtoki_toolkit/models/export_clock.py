@@ -1,7 +1,9 @@
-"""A clock without this package: tokens in, a lapse out, as a program of PyTorch."""
+"""A clock without this package: tokens in, a lapse out, as a program of PyTorch or ONNX."""
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 
 import torch
@@ -14,6 +16,8 @@ from .timelapse import require_temporal
 
 _SHORTEST = 4  # tokens: `<boq>`, a cell and `<eoq>` have more
 _EXAMPLE = 16
+_FORMATS = (".pt2", ".onnx")
+_MOST = 1536 << 20  # bytes of weights; PyTorch writes more than that into a second file
 
 
 class _Clock(nn.Module):
@@ -30,30 +34,34 @@ class _Clock(nn.Module):
 
 
 def export_clock(model: MaxTokiModel, path: str | Path) -> None:
-    """Write a model's reading of time with `torch.export`, for programs that have PyTorch alone.
+    """Write a model's reading of time for programs that have PyTorch alone, or ONNX alone.
 
     Parameters
     ----------
     model
         A model with temporal training, on the CPU.
     path
-        File to write, `.pt2`; it must not exist.
+        File to write, `.pt2` (by `torch.export`) or `.onnx` (extra `onnx`); it must not exist.
 
     Returns
     -------
-    `None`. `torch.export.load(path).module()` takes one prompt, int64 tokens [1, n] that end with `<eoq>`, of
-    any length that the model reads, and returns the lapse [1] in the unit of its time head.
+    `None`. `torch.export.load("clock.pt2").module()` takes one prompt, int64 tokens [1, n] that end with
+    `<eoq>`, of any length that the model reads, and returns the lapse [1] in the unit of its time head. In
+    ONNX they are the input "input_ids" and the output "lapse".
 
     Raises
     ------
+    ImportError
+        If ONNX is asked for and its packages are not installed.
     ValueError
-        If the model cannot tell time or is not on the CPU, or something is at `path`.
+        If the model cannot tell time, is not on the CPU or too large for ONNX (1.6 GB), or something is at
+        `path`.
 
     Notes
     -----
-    Weights are in the file. It is bound to the version of PyTorch that wrote it, or later ones. Lapses equal
-    those of `mt.tl.predict_timelapse` to 1e-4 of the largest; one prompt is read at a time, so the engine is
-    faster for many.
+    Weights are in the file. A `.pt2` is bound to the version of PyTorch that wrote it, or later ones. Lapses
+    equal those of `mt.tl.predict_timelapse` to 1e-4 of the largest; one prompt is read at a time, so the engine
+    is faster for many.
 
     Examples
     --------
@@ -63,15 +71,18 @@ def export_clock(model: MaxTokiModel, path: str | Path) -> None:
     >>> model = mt.load_model("demo")
     >>> mt.models.export_clock(model, "clock.pt2")  # doctest: +SKIP
     >>> clock = torch.export.load("clock.pt2").module()  # doctest: +SKIP
+    >>> mt.models.export_clock(model, "clock.onnx")  # doctest: +SKIP
     """
     require_temporal(model)
     path = Path(path)
-    if path.suffix != ".pt2":
-        raise ValueError(f"The file is a .pt2. Give such a name, not {path}.")
+    if path.suffix not in _FORMATS:
+        raise ValueError(f"The file is a {' or a '.join(_FORMATS)}. Give such a name, not {path}.")
     if path.exists():
         raise ValueError(f"{path} exists. Give another name.")
     if model.device.type != "cpu":
         raise ValueError(f'The model is on {model.device}. Load it again: mt.load_model(..., device="cpu").')
+    if path.suffix == ".onnx":
+        _require_onnx(model)
     example = torch.full((1, _EXAMPLE), model.vocab["<eoq>"])
     length = torch.export.Dim("tokens", min=_SHORTEST, max=model.max_length)
     with torch.no_grad(), quiet_transformers():
@@ -79,4 +90,38 @@ def export_clock(model: MaxTokiModel, path: str | Path) -> None:
             _Clock(model).eval(), (example,), dynamic_shapes={"input_ids": {1: length}}
         )
         with atomic(path) as temporary:
-            torch.export.save(program, temporary)
+            if path.suffix == ".pt2":
+                torch.export.save(program, temporary)
+            else:
+                _as_onnx(program).save(temporary)
+
+
+def _require_onnx(model: MaxTokiModel) -> None:
+    """Raise if ONNX is not installed, or cannot hold the weights."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f'A clock as ONNX needs {error.name}, of the extra "onnx": pip install -c constraints.txt -e ".[onnx]".'
+        ) from None
+    if (size := sum(weight.nbytes for weight in model.hf.parameters())) >= _MOST:
+        raise ValueError(
+            f"One ONNX file holds 1.6 GB of weights, and the model has {size / 1e9:.1f}. Write a .pt2."
+        )
+
+
+def _as_onnx(program):
+    """The same program in ONNX."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # that torchvision, which nobody needs here, is not installed
+    try:
+        with warnings.catch_warnings():
+            # PyTorch uses what it deprecates itself.
+            warnings.simplefilter("ignore", FutureWarning)
+            return torch.onnx.export(
+                program, dynamo=True, input_names=["input_ids"], output_names=["lapse"], verbose=False
+            )
+    finally:
+        logger.setLevel(level)

@@ -67,7 +67,7 @@ def load_model(
     device
         "auto" (CUDA, then Apple MPS, then CPU) or a torch device.
     dtype
-        "auto" is float32 on every device, so that results agree between them; or "bfloat16", "float16".
+        "auto" is float32 on every device, so that results agree between them; or "bfloat16", on GPUs "float16".
         Small differences between cells and edited cells can round to exactly 0 in bfloat16.
     attention
         "sdpa", "eager", or "flash_attention_2" where that package is installed.
@@ -117,7 +117,7 @@ def load_model(
     card = read_card(folder)
     device = pick_device(device)
     how = shared_out(folder, device) if tensor_parallel else {}
-    hf = _read_weights(folder, device=device, dtype=_pick_dtype(dtype), attention=attention, **how)
+    hf = _read_weights(folder, device=device, dtype=_pick_dtype(dtype, device), attention=attention, **how)
     time_head = read_time_head(folder, card)
     if time_head is not None:
         time_head.to(hf.device)
@@ -268,13 +268,17 @@ def pick_device(device: str = "auto") -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
+def _pick_dtype(dtype: str | torch.dtype, device: str) -> torch.dtype:
     if dtype == "auto":
         return torch.float32
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError('dtype must be "auto", "float32", "bfloat16", "float16" or a torch dtype of these.')
+    if dtype == torch.float16 and device == "cpu":
+        raise ValueError(
+            'float16 is for GPUs, and the device is the CPU. Give dtype="float32" or "bfloat16".'
+        )
     return dtype
 
 

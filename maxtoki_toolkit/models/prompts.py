@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,22 @@ class Prompts(NamedTuple):
     def __getitem__(self, rows) -> Prompts:
         """Some of the prompts."""
         return Prompts(*(field[rows] for field in tuple(self)))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Prompts]) -> Prompts:
+        """Prompts one after the other, with room for the largest context."""
+        size = max(part.context.shape[1] for part in parts)
+        return cls(
+            np.concatenate([_widen(part.context, size, -1) for part in parts]),
+            np.concatenate([part.query for part in parts]),
+            np.concatenate([_widen(part.steps, size - 1, 0) for part in parts]),
+            np.concatenate([part.lapse for part in parts]),
+            np.concatenate([part.timelapse for part in parts]),
+        )
+
+
+def _widen(rows: np.ndarray, width: int, fill: int) -> np.ndarray:
+    return np.pad(rows, [(0, 0), (0, width - rows.shape[1])], constant_values=fill)
 
 
 class Written(NamedTuple):

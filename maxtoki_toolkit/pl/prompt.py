@@ -65,7 +65,8 @@ def prompt(
     steps = [row[f"lapse_{i}"] for i in range(len(contexts) - 1)]
     cells, lapses = [*contexts, row["query"]], [*map(int, steps), int(row["lapse"])]
     times = row["time"] - np.cumsum([0, *lapses[::-1]])[::-1]
-    unit = unit_in_name(str(params["time_key"])) or f".obs[{params['time_key']!r}]"
+    unit = params.get("distance_unit") or unit_in_name(str(params["time_key"]))
+    unit = unit or f".obs[{params['time_key']!r}]"
     asks_for_cell = params["task"] == "cell"
 
     n = len(cells)

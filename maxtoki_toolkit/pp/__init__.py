@@ -22,6 +22,7 @@ from .read_paragraphs import read_paragraphs
 from .read_predictions import read_predictions
 from .sample_prompts import PromptSampling, sample_prompts
 from .simulate_doublets import DoubletSimulation, simulate_doublets
+from .spatial_prompts import spatial_prompts
 from .write_dataset import write_dataset
 from .write_paragraphs import write_paragraphs
 
@@ -49,6 +50,7 @@ __all__ = [
     "rank_value_encode",
     "sample_prompts",
     "simulate_doublets",
+    "spatial_prompts",
     "write_dataset",
     "write_paragraphs",
 ]

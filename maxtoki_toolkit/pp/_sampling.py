@@ -11,7 +11,7 @@ from scipy.special import comb
 from ..models.prompts import Prompts
 
 ZERO_LAPSES = ("never", "query", "anywhere")
-_BLOCK = 1024  # prompts that share a stream; only the size of the loop
+BLOCK = 1024  # prompts that share a stream; only the size of the loop
 _ATTEMPTS = 64
 _NONE = np.iinfo(np.int64).max
 
@@ -192,18 +192,18 @@ class Sampler:
                 f"one has context cells at {most[0]} and query cells at {most[1]}): group by fewer columns, use smaller "
                 "contexts, or take donors of more ages."
             )
-        blocks = range(start // _BLOCK, -(-stop // _BLOCK))
+        blocks = range(start // BLOCK, -(-stop // BLOCK))
         drawn = [self._draw_block(block) for block in blocks]
-        joined = Prompts(*(np.concatenate(field) for field in zip(*(tuple(d) for d in drawn), strict=True)))
-        offset = blocks.start * _BLOCK
+        joined = Prompts.concatenate(drawn)
+        offset = blocks.start * BLOCK
         return joined[np.arange(start - offset, stop - offset)]
 
     def _draw_block(self, block: int) -> Prompts:
         """Draw a block, and what came out impossible again."""
-        missing = np.arange(_BLOCK)
+        missing = np.arange(BLOCK)
         for attempt in range(_ATTEMPTS):
             stream = np.random.Philox(key=[self.seed, attempt], counter=[0, block, 0, 0])
-            numbers = np.random.Generator(stream).random((_BLOCK, 5 + 2 * self.largest))
+            numbers = np.random.Generator(stream).random((BLOCK, 5 + 2 * self.largest))
             if attempt == 0:
                 group_number = numbers[:, 0]
             elif attempt < _ATTEMPTS // 2:
@@ -218,7 +218,7 @@ class Sampler:
             if not len(missing):
                 return result
         raise ValueError(
-            f"{len(missing)} of {_BLOCK} prompts could not be drawn in {_ATTEMPTS} attempts: too few cells, or too "
+            f"{len(missing)} of {BLOCK} prompts could not be drawn in {_ATTEMPTS} attempts: too few cells, or too "
             "few times, for contexts and queries of different cells. Group by fewer columns, or use smaller contexts."
         )
 
@@ -229,7 +229,7 @@ class Sampler:
         group = self.eligible[
             np.searchsorted(self._group_cdf, numbers[:, 0], side="right").clip(max=last_group)
         ]
-        size = self.smallest + _floor(numbers[:, 1], self.largest - self.smallest + 1)
+        size = self.smallest + floor(numbers[:, 1], self.largest - self.smallest + 1)
         size = np.minimum(size, self._capacity[group])
         if self.query_first:
             query_bin, room, taken = self._query_slot(group, size, numbers[:, 2])
@@ -240,7 +240,7 @@ class Sampler:
         slots = np.full((n, 1 + self.largest), _NONE)
         slots[:, 0] = taken
         for i in range(self.largest):
-            slot = _skip(_floor(numbers[:, 5 + i], np.maximum(room - i, 1)), slots[:, : i + 1])
+            slot = skip(floor(numbers[:, 5 + i], np.maximum(room - i, 1)), slots[:, : i + 1])
             slots[:, i + 1] = np.where(i < size, slot, _NONE)
         slots = slots[:, 1:]
         if self.forward:
@@ -288,7 +288,7 @@ class Sampler:
         used_up = alone & (context >= 0) & (self.queries.place[context] >= 0) & (bins >= begin[:, None])
         taken = np.where(used_up, bins - begin[:, None], _NONE)
         n_free = end - begin - used_up.sum(axis=1)
-        bins = begin + _skip(_floor(number, np.maximum(n_free, 1)), taken)
+        bins = begin + skip(floor(number, np.maximum(n_free, 1)), taken)
         return bins.clip(max=end - 1), n_free > 0
 
     def _cell(self, pool, bins, number, taken):
@@ -297,8 +297,8 @@ class Sampler:
         place = np.where(taken >= 0, pool.place[taken], -1)
         inside = (place >= start) & (place < end)
         n_free = (end - start).ravel() - inside.sum(axis=1)
-        chosen = start.ravel() + _skip(
-            _floor(number, np.maximum(n_free, 1)), np.where(inside, place - start, _NONE)
+        chosen = start.ravel() + skip(
+            floor(number, np.maximum(n_free, 1)), np.where(inside, place - start, _NONE)
         )
         return pool.cells[chosen.clip(max=len(pool.cells) - 1)], n_free > 0
 
@@ -321,12 +321,12 @@ class Sampler:
         return place.clip(max=len(self._query_keys) - 1)
 
 
-def _floor(number: np.ndarray, n: np.ndarray | int) -> np.ndarray:
+def floor(number: np.ndarray, n: np.ndarray | int) -> np.ndarray:
     """A whole number below n from a uniform one below 1."""
     return np.minimum((number * n).astype(np.int64), np.asarray(n) - 1)
 
 
-def _skip(chosen: np.ndarray, taken: np.ndarray) -> np.ndarray:
+def skip(chosen: np.ndarray, taken: np.ndarray) -> np.ndarray:
     """Turn the k-th free place into a place, given the taken ones of each row."""
     chosen = chosen.copy()
     for place in np.sort(taken, axis=1).T:

@@ -170,8 +170,8 @@ def sample_prompts(
         "n_prompts": n_prompts,
         "n_left_out": adata.n_obs - len(rows),
         "context_size": size,
-        "contexts": _named(contexts),
-        "queries": _named(queries),
+        "contexts": name_mask(contexts),
+        "queries": name_mask(queries),
         **how,
         "donor_key": donor_key,
         "seed": rng,
@@ -180,7 +180,7 @@ def sample_prompts(
     write_result(adata, _keys.PROMPTS, params, key_added=key_added, prompts=table)
 
 
-def _named(mask: str | Sequence[bool] | None) -> str:
+def name_mask(mask: str | Sequence[bool] | None) -> str:
     """What parameters say of a mask, which would be too long for them."""
     return mask if isinstance(mask, str) else "all" if mask is None else "mask"
 

@@ -14,7 +14,7 @@ from ..models.prompts import Prompts
 from ..models.timelapse import require_temporal
 from ..pp.sample_prompts import read_prompts
 from ..results.store import read_result
-from ._time_unit import check_unit
+from ._time_unit import check_prompts
 
 
 def lapse_prompts(
@@ -29,5 +29,5 @@ def lapse_prompts(
             "The prompts must ask for the lapse to query cells of the same AnnData: draw others with "
             "mt.pp.sample_prompts(adata, ...)."
         )
-    table.attrs["time_read_as"] = check_unit(params["time_key"], table["time"], model.time_head.unit)
+    table.attrs["time_read_as"] = check_prompts(params, table, model.time_head.unit)
     return table, read_prompts(table, adata, adata), params

@@ -23,7 +23,7 @@ from ..pp.sample_prompts import read_prompts
 from ..results.store import read_result
 from ..stats.donors import unit_name
 from ._cells import get_sequences
-from ._time_unit import check_unit
+from ._time_unit import check_prompts
 
 
 class Readings(NamedTuple):
@@ -83,7 +83,7 @@ def get_prompts(
         )
     table = table.iloc[some_rows(len(table), n_prompts, rng)].copy()
     if model.time_head is not None:
-        table.attrs["time_read_as"] = check_unit(params["time_key"], table["time"], model.time_head.unit)
+        table.attrs["time_read_as"] = check_prompts(params, table, model.time_head.unit)
     return table, read_prompts(table, adata, adata, task=params["task"]), get_sequences(adata, model)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ..pp._columns import LIFE, UNITS
 
@@ -25,7 +28,9 @@ def check_unit(time_key: str, times: np.ndarray, unit: str, *, may_name: bool = 
     low, high = (float(end) for end in (np.min(times), np.max(times)))
     words = re.split(r"[^a-z]+", time_key.lower())
     named = [name for name, pattern in UNITS.items() if any(re.fullmatch(pattern, word) for word in words)]
-    if named and unit in UNITS and unit not in named:
+    if named and unit not in UNITS:
+        raise ValueError(f".obs[{time_key!r}] is in {named[0]} by its name, and the model reads {unit}.")
+    if named and unit not in named:
         advice = _advice(time_key, named[0], unit, may_name=may_name)
         raise ValueError(
             f".obs[{time_key!r}] is in {named[0]} by its name, but is taken for {unit}: {advice}"
@@ -40,6 +45,19 @@ def check_unit(time_key: str, times: np.ndarray, unit: str, *, may_name: bool = 
                 f"adata.obs['{time_key}_{unit}'] = adata.obs[{time_key!r}]."
             )
     return f"{unit}, {low:g} to {high:g}" + (f", as {time_key!r} says" if named else "")
+
+
+def check_prompts(params: Mapping[str, Any], table: pd.DataFrame, unit: str) -> str:
+    """The same of prompts that a model is to read; distances have their unit with them."""
+    given = params.get("distance_unit")
+    if given is None:
+        return check_unit(params["time_key"], table["time"], unit)
+    if given != unit:
+        raise ValueError(
+            f"The lapses of these prompts are distances in {given}, and the model reads {unit}. Teach a model such prompts first: "
+            "mt.train.temporal(..., prompts=...)."
+        )
+    return f"{unit}, {table['lapse'].min():g} to {table['lapse'].max():g}"
 
 
 def _advice(time_key: str, given: str, wanted: str, *, may_name: bool) -> str:

@@ -16,7 +16,7 @@ from ..models.timelapse import require_temporal
 from ..pp.sample_prompts import read_prompts
 from ..results.store import read_result, write_result
 from ._cells import get_sequences
-from ._time_unit import check_unit
+from ._time_unit import check_prompts
 
 
 def generate(
@@ -212,7 +212,7 @@ def _temporal_prompts(
         {
             "prompts": key or _keys.PROMPTS,
             "time_key": params["time_key"],
-            "time_read_as": check_unit(params["time_key"], table["time"], model.time_head.unit),
+            "time_read_as": check_prompts(params, table, model.time_head.unit),
             "unit": model.time_head.unit,
         },
     )

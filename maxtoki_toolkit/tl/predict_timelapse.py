@@ -12,7 +12,7 @@ from ..pp.sample_prompts import read_prompts
 from ..results.store import read_result, write_result
 from ..stats.lapse_scores import score_lapses
 from ._cells import count_truncated, get_sequences
-from ._time_unit import check_unit
+from ._time_unit import check_prompts
 
 
 def predict_timelapse(
@@ -107,7 +107,7 @@ def predict_timelapse(
         )
     if params["queries_elsewhere"] and queries is None:
         raise ValueError("The query cells of these prompts are in another AnnData: pass it as queries=.")
-    read_as = check_unit(params["time_key"], table["time"], model.time_head.unit)
+    read_as = check_prompts(params, table, model.time_head.unit)
     cells = get_sequences(adata, model)
     query_cells = None if queries is None else get_sequences(queries, model)
     prompts = read_prompts(table, adata, adata if queries is None else queries)

@@ -131,6 +131,11 @@ def timelapse_baselines(
         raise KeyError(
             "These prompts are not predicted yet. Run mt.tl.predict_timelapse(adata, model) first."
         )
+    if "distance_unit" in drawn["params"]:
+        raise ValueError(
+            "These baselines read a time of each cell, and distances are between cells. There are none for prompts of "
+            "mt.pp.spatial_prompts."
+        )
     for name in ("time_key", "groupby"):
         fitted, tested = (np.atleast_1d(p[name]).tolist() for p in (drawn["params"], params))
         if fitted != tested:

@@ -21,12 +21,16 @@ from .._outputs import claim
 from .._progress import progress
 from ..models._quiet import quiet_transformers
 from ..models.costs import Shape, Work, flops, peak_of
+from ..models.load import pick_device
 from ..models.model import require_finite
 from ._checkpoints import drop_unfinished, finish, last_checkpoint, unfinished, writing
 from ._optimizer import MuonAdamW
 from .recipe import Run
 
 MOST_WORKERS = 8  # processes that write batches while a GPU computes
+N_HELD_OUT = 512  # prompts or cells that are predicted while a training runs, if nobody says how many
+# Settings of a run that change no result: a run with others goes on.
+NOT_RECORDED = tuple(name for name in Run.names() if name not in ("bf16", "fp16", "seed"))
 
 # What is written to the folder of a run, if all is asked for.
 _FILES = (
@@ -82,7 +86,7 @@ def fit(
         What is trained on, how it is batched, and what is evaluated.
     recipe
         `plain` settings of the run, and checksums of what is trained on: a run with others is not continued.
-        Among them max_steps, batch_size, accumulate, learning_rate, warmup, weight_decay, bf16 and seed,
+        Among them max_steps, batch_size, accumulate, learning_rate, warmup, weight_decay, bf16, fp16 and seed,
         which are used here, and optimizer, embedding_rate, hold and floor.
     run
         Steps between evaluations and checkpoints, and how the work is done.
@@ -129,6 +133,7 @@ def fit(
         weight_decay=recipe["weight_decay"],
         adam_beta2=0.98,
         bf16=recipe["bf16"],
+        fp16=recipe["fp16"],
         eval_strategy="steps" if held_out is not None else "no",
         eval_steps=run.eval_every,
         prediction_loss_only=compute_metrics is None,
@@ -146,7 +151,8 @@ def fit(
         use_cpu=device == "cpu",
         ddp_backend="gloo" if device == "cpu" and n_processes() > 1 else None,
         disable_tqdm=True,
-        report_to=["tensorboard"] if run.tensorboard else "none",
+        report_to=run.report_to or "none",
+        run_name=output.name,
         seed=recipe["seed"],
     )
     # Several GPUs take several processes (accelerate launch); in one process the first is used.
@@ -220,6 +226,27 @@ def fit(
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     module.eval()
     return True
+
+
+def require_run(run: Run) -> str:
+    """The device of a training; raise if it cannot be done there as asked for."""
+    from transformers.integrations import integration_utils
+
+    device, known = pick_device(run.device), integration_utils.INTEGRATION_TO_CALLBACK
+    if run.bf16 and run.fp16:
+        raise ValueError("bf16 and fp16 exclude each other. Leave one out.")
+    if run.fp16 and device == "cpu":
+        raise ValueError("fp16 needs a GPU, and the device is the CPU. Leave it out, or give bf16=True.")
+    if run.report_to is not None and run.report_to not in known:
+        raise ValueError(f"There is no tracker {run.report_to!r}; choose from {', '.join(sorted(known))}.")
+    if (
+        run.report_to is not None
+        and run.report_to not in integration_utils.get_available_reporting_integrations()
+    ):
+        raise ImportError(
+            f"report_to={run.report_to!r} needs a package that is not installed: pip install {run.report_to}."
+        )
+    return device
 
 
 def claim_run(output: Path) -> None:

@@ -16,7 +16,6 @@ from .._ontology import term_distances
 from .._validate import require_obs
 from .._warn import warn
 from ..models.classifier import CellClassifier, classify_sequences, load_classifier, save_classifier
-from ..models.load import pick_device
 from ..models.model import MaxTokiModel, require_model
 from ..pp._design import get_mask, known_cells
 from ..pp._ranked_counts import counts_or_none
@@ -46,12 +45,19 @@ from ._classifier_module import ClassifierModule, LabelledCells, adapters_of, ad
 from ._optimizer import require_optimizer
 from ._settings import plain
 from ._sparse_module import Rows
-from ._trainer import claim_run, fit, is_first_process, leaves_nothing, wait_for_all
+from ._trainer import (
+    N_HELD_OUT,
+    NOT_RECORDED,
+    claim_run,
+    fit,
+    is_first_process,
+    leaves_nothing,
+    require_run,
+    wait_for_all,
+)
 from .recipe import ClassifierRecipe
 
 PREDICTOR = "fine-tuned"
-# What does not change the weights.
-_NOT_RECIPE = ("device", "eval_every", "save_every", "n_held_out", "tensorboard", "gradient_checkpointing")
 
 
 @leaves_nothing
@@ -132,7 +138,7 @@ def classify(
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must be above 0 and below 1, got {alpha}.")
     claim_run(output := Path(output))
-    device = pick_device(run.device)
+    device = require_run(run)
     columns, donor_key = find_reference_columns(adata.obs, groupby, donor_key)
     require_obs(adata, *columns)
     cells, _ = known_cells(adata, donor_key)
@@ -150,7 +156,7 @@ def classify(
     heads = [_restated(probe, center, scale) for probe in probes]
     steps = [term_distances([of.terms[i] for i in kept]) for of, kept in zip(targets, seen, strict=True)]
     record = plain(
-        {name: value for name, value in recipe.flat().items() if name not in _NOT_RECIPE}
+        {name: value for name, value in recipe.flat().items() if name not in NOT_RECORDED}
         | {"groupby": columns, "donor_key": donor_key, "alpha": alpha, "model_sha256": model.identity}
         | {"cells": digest(*sequences.arrays, tested, *codes, *([] if donor is None else [donor]))}
         | {"labels": digest(*[of.labels for of in targets])}
@@ -173,7 +179,7 @@ def classify(
         )
     pad_id, all_codes = model.vocab["<pad>"], np.stack(codes, axis=1)
     train_rows, test_rows = np.flatnonzero(~tested), np.flatnonzero(tested)
-    shown = test_rows[: run.n_held_out]
+    shown = test_rows[: run.n_held_out or N_HELD_OUT]
     trained_now = fit(
         module,
         output,

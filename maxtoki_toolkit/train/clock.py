@@ -30,7 +30,7 @@ from ..results.store import writable
 from ..tl.predict_timelapse import predict_timelapse
 from ..tl.timelapse_baselines import timelapse_baselines
 from ._cells import as_parts, name_columns, obs_of
-from ._trainer import claim_run, is_first_process, leaves_nothing, wait_for_all
+from ._trainer import claim_run, is_first_process, leaves_nothing, require_run, wait_for_all
 from .recipe import TemporalRecipe
 from .temporal import temporal
 
@@ -157,6 +157,7 @@ def clock(
     ['held_out_donors']
     """
     recipe, output = recipe or ClockRecipe(), Path(output)
+    require_run(recipe.training.run)
     parts, columns = ready_cells(
         as_parts(cells), model, time_unit, time_key=time_key, donor_key=donor_key, groupby=groupby
     )

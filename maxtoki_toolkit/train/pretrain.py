@@ -7,29 +7,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from anndata import AnnData
+from torch.utils.data import Subset
 
 from ..models.build import build_model
-from ..models.load import load_model, pick_device, save_model
+from ..models.load import load_model, save_model
 from ..models.model import MaxTokiModel
 from ..models.vocabulary import MARKS, Vocabulary
 from ._optimizer import require_optimizer
 from ._settings import plain
-from ._trainer import claim_run, fit, is_first_process, leaves_nothing, wait_for_all
-from .corpus import Corpus, NextGeneCollator
-from .recipe import PretrainRecipe
-
-# What does not change the weights, or is in the checksum of the cells.
-_NOT_RECIPE = (
-    "repeats",
-    "device",
-    "eval_every",
-    "save_every",
-    "n_held_out",
-    "tensorboard",
-    "gradient_checkpointing",
+from ._trainer import (
+    NOT_RECORDED,
+    claim_run,
+    fit,
+    is_first_process,
+    leaves_nothing,
+    require_run,
+    wait_for_all,
 )
+from .corpus import Corpus, NextGeneCollator
+from .recipe import PretrainRecipe, Run
 
 
 @leaves_nothing
@@ -100,12 +99,12 @@ def pretrain(
     one = (AnnData, str, Path)
     cells = [cells] if isinstance(cells, one) else list(cells)
     held_out = [held_out] if isinstance(held_out, one) else list(held_out or [])
-    device = pick_device(run.device)
+    device = require_run(run)
     model = _start(shape, vocab, run.seed)
     corpus = Corpus(cells, model, recipe.repeats, recipe.gene_dropout, output / "cells")
     test = Corpus(held_out, model, folder=output / "held_out") if held_out else None
     record = plain(
-        {name: value for name, value in recipe.flat().items() if name not in _NOT_RECIPE}
+        {name: value for name, value in recipe.flat().items() if name not in ("repeats", *NOT_RECORDED)}
         | {
             "shape": _named(shape),
             "vocabulary_sha256": vocab.sha256,
@@ -126,7 +125,7 @@ def pretrain(
             modality_dropout=recipe.modality_dropout,
         ),
         recipe=record,
-        held_out=test,
+        held_out=None if test is None else _some(test, run),
         run=run,
         device=device,
         metric="nats a gene",
@@ -145,6 +144,13 @@ def _start(shape: str | Mapping | MaxTokiModel, vocab: Vocabulary, seed: int) ->
     if shape.vocab.sha256 != vocab.sha256:
         raise ValueError("The model to go on from has another vocabulary: pass vocab=model.vocab.")
     return replace(shape, hf=copy.deepcopy(shape.hf).to(torch.float32))
+
+
+def _some(cells: Corpus, run: Run) -> Corpus | Subset:
+    """As many cells as are to be read, the same ones every time."""
+    if run.n_held_out is None or run.n_held_out >= len(cells):
+        return cells
+    return Subset(cells, np.random.default_rng(run.seed).permutation(len(cells))[: run.n_held_out].tolist())
 
 
 def _named(shape: str | Mapping | MaxTokiModel) -> str | dict:

@@ -14,6 +14,7 @@ from ..models.prompts import Prompts, Written, time_token, write_prompts
 from ..models.sequences import Sequences, pad
 from ..models.vocabulary import Vocabulary
 from ..pp._sampling import Sampler
+from ._stored_prompts import StoredPrompts
 from ._teacher import Teacher
 from .corpus import IGNORED
 
@@ -25,7 +26,7 @@ class Stage(NamedTuple):
     """A part of the training with prompts of one kind."""
 
     n_prompts: int
-    sampler: Sampler
+    sampler: Sampler | StoredPrompts
 
 
 class Drawn(NamedTuple):
@@ -64,15 +65,7 @@ class PromptStream(Dataset):
 
     def __getitems__(self, indices: list[int]) -> Prompts | Drawn:
         """Prompts of a batch; torch asks for all of them at once."""
-        parts = [self._prompt(i) for i in indices]
-        size = max(part.context.shape[1] for part in parts)
-        prompts = Prompts(
-            np.concatenate([_widen(part.context, size, -1) for part in parts]),
-            np.concatenate([part.query for part in parts]),
-            np.concatenate([_widen(part.steps, size - 1, 0) for part in parts]),
-            np.concatenate([part.lapse for part in parts]),
-            np.concatenate([part.timelapse for part in parts]),
-        )
+        prompts = Prompts.concatenate([self._prompt(i) for i in indices])
         return prompts if self.n_taught is None else Drawn(prompts, np.asarray(indices) < self.n_taught)
 
     def _prompt(self, i: int) -> Prompts:
@@ -267,7 +260,3 @@ class PromptCollator:
         before = np.concatenate([[0], np.cumsum(kept)])
         shorter = sequences.keep(kept)
         return Written(shorter, before[indptr[:-1] + eoq] - shorter.indptr[:-1], n_clipped)
-
-
-def _widen(rows: np.ndarray, width: int, fill: int) -> np.ndarray:
-    return np.pad(rows, [(0, 0), (0, width - rows.shape[1])], constant_values=fill)

@@ -65,32 +65,35 @@ class ClassifierOptimization(Optimization):
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Checked):
-    """How a training runs and what it leaves; only `bf16` and `seed` change the result.
+    """How a training runs and what it leaves; only `bf16`, `fp16` and `seed` change the result.
 
     Attributes
     ----------
     n_held_out, eval_every, save_every
-        Prompts to predict (in stage 1 all cells held out are read), and steps between predictions and between
-        checkpoints (by default every tenth of the run, at most 500 steps); the last two are kept.
+        Prompts to predict (by default 512), in stage 1 cells held out to read (by default all), and steps between
+        predictions and between checkpoints (by default every tenth of the run, at most 500 steps); the last two
+        are kept.
     device
         "auto", "cpu", "cuda" or "mps".
-    bf16
-        Compute in bfloat16 where that is safe; the weights stay float32.
+    bf16, fp16
+        Compute in bfloat16, or on GPUs in float16 with a scaled loss, where that is safe; the weights stay
+        float32.
     gradient_checkpointing
         Recompute activations instead of keeping them: slower, with less memory.
-    tensorboard
-        Also log to `output/tensorboard`.
+    report_to
+        Also log to "tensorboard" (in `output/tensorboard`), "wandb" or another tracker that transformers knows.
     seed
         Seed of new weights and of what is drawn.
     """
 
-    n_held_out: int = 512
+    n_held_out: int | None = None
     eval_every: int = 500
     save_every: int | None = None
     device: str = "auto"
     bf16: bool = False
+    fp16: bool = False
     gradient_checkpointing: bool = False
-    tensorboard: bool = False
+    report_to: str | None = None
     seed: int = 0
 
 

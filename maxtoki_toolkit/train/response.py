@@ -12,7 +12,6 @@ from anndata import AnnData
 
 from .. import _keys
 from .._digest import digest
-from ..models.load import pick_device
 from ..models.response import ResponseModel, load_response, save_response
 from ..pp._columns import find_columns
 from ..pp._design import as_list, get_mask
@@ -20,10 +19,17 @@ from ..stats.response_shifts import Known, mean_changes
 from ..tl._populations import read_descriptors, read_populations
 from ._response_module import ResponseModule, Sets, collate
 from ._settings import plain
-from ._trainer import claim_run, fit, is_first_process, leaves_nothing, wait_for_all
+from ._trainer import (
+    NOT_RECORDED,
+    claim_run,
+    fit,
+    is_first_process,
+    leaves_nothing,
+    require_run,
+    wait_for_all,
+)
 from .recipe import ResponseRecipe
 
-_NOT_RECIPE = ("device", "eval_every", "save_every", "n_held_out", "tensorboard", "gradient_checkpointing")
 _PENALTY = 0.01  # of the decoder, a cell
 
 
@@ -101,6 +107,7 @@ def response(
     (500,)
     """
     recipe = recipe or ResponseRecipe()
+    device = require_run(recipe.run)
     if recipe.optimization.optimizer != "adamw":
         raise ValueError('This network is too small for "muon": use optimizer="adamw".')
     if recipe.hidden_size % recipe.n_heads:
@@ -134,7 +141,7 @@ def response(
         )
     claim_run(output := Path(output))
     record = plain(
-        {name: value for name, value in recipe.flat().items() if name not in _NOT_RECIPE}
+        {name: value for name, value in recipe.flat().items() if name not in NOT_RECORDED}
         | {
             "perturbation_key": columns["perturbation_key"],
             "control": columns["control"],
@@ -172,7 +179,7 @@ def response(
         recipe=record,
         held_out=None,
         run=recipe.run,
-        device=pick_device(recipe.run.device),
+        device=device,
         metric="energy distance",
         sequential=True,
         folder="response",

@@ -11,7 +11,6 @@ from anndata import AnnData
 
 from .._digest import digest
 from ..models.hooks import Site
-from ..models.load import pick_device
 from ..models.model import MaxTokiModel, require_model
 from ..models.prompts import write_prompts
 from ..models.sae import SparseAutoencoder, load_sae, require_site, save_sae
@@ -25,12 +24,18 @@ from ._cells import as_parts, read_together
 from ._optimizer import require_optimizer
 from ._settings import plain
 from ._sparse_module import Rows, SparseModule, StateCollator, token_chances
-from ._trainer import claim_run, fit, is_first_process, leaves_nothing, wait_for_all
+from ._trainer import (
+    NOT_RECORDED,
+    claim_run,
+    fit,
+    is_first_process,
+    leaves_nothing,
+    require_run,
+    wait_for_all,
+)
 from .recipe import SparseRecipe
 
 _FIRST = 256  # sequences whose states say where the autoencoder begins
-# What does not change the weights.
-_NOT_RECIPE = ("device", "eval_every", "save_every", "n_held_out", "tensorboard", "gradient_checkpointing")
 
 
 @leaves_nothing
@@ -111,14 +116,14 @@ def sae(
         raise ValueError("read=0 leaves no state to learn from: give a share above 0.")
     place = require_site(model, block, site)
     claim_run(output := Path(output))
-    device = pick_device(recipe.run.device)
+    device = require_run(recipe.run)
     sequences = _sequences(cells, model, key, output / "cells")
     test = None if held_out is None else _sequences(held_out, model, key, output / "held_out")
     gene_ids = model.vocab.gene_ids
     first, scale = _begin(model, sequences, place, recipe.run.seed)
     width = width or 4 * first.shape[0]
     record = plain(
-        {name: value for name, value in recipe.flat().items() if name not in _NOT_RECIPE}
+        {name: value for name, value in recipe.flat().items() if name not in NOT_RECORDED}
         | {"block": place.layer, "site": place.part, "width": width, "k": k, "prompts": key is not None}
         | {"model_sha256": model.identity, "cells": digest(*sequences.arrays), "n_sequences": len(sequences)}
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from .._digest import digest
 from .._validate import require_obs
 from ..models.extend import extend_model, require_rope
 from ..models.fingerprint import fingerprint
-from ..models.load import load_model, pick_device, save_model
+from ..models.load import load_model, save_model
 from ..models.model import MaxTokiModel, require_whole
 from ..models.time_head import TimeHead
 from ..pp._design import get_groups, get_mask, get_times, known_cells
@@ -27,14 +28,26 @@ from ..tl._time_unit import check_unit
 from ._cells import as_parts, name_columns, read_together
 from ._optimizer import require_optimizer
 from ._settings import plain
+from ._stored_prompts import StoredPrompts, read_stored
 from ._teacher import fit_teacher
 from ._temporal_module import TemporalModule
-from ._trainer import claim_run, fit, is_first_process, leaves_nothing, n_processes, wait_for_all
+from ._trainer import (
+    N_HELD_OUT,
+    NOT_RECORDED,
+    claim_run,
+    fit,
+    is_first_process,
+    leaves_nothing,
+    n_processes,
+    require_run,
+    wait_for_all,
+)
 from .prompt_stream import PromptCollator, PromptStream, Stage
-from .recipe import Adaptation, TemporalRecipe, TimeObjective
+from .recipe import Adaptation, TemporalPrompts, TemporalRecipe, TimeObjective
 
 # Where adapters go: all matrices of a block.
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_GUESSED = ("time_key", "groupby", "donor_key")
 
 
 @leaves_nothing
@@ -50,6 +63,7 @@ def temporal(
     use: str | pd.Series | None = None,
     held_out: str | pd.Series | None = None,
     replay: AnnData | str | Path | Sequence[AnnData | str | Path] | None = None,
+    prompts: str | None = None,
     recipe: TemporalRecipe | None = None,
 ) -> MaxTokiModel:
     """Train a model to tell time from a few cells, and to predict the cell at a time (stage 2).
@@ -82,6 +96,11 @@ def temporal(
     replay
         Cells of stage 1 that are read again beside the prompts, one for every eight, and count to the cell
         task: what was learned of them is then kept. They need no times.
+    prompts
+        Key in `.uns` of prompts to learn in place of drawn ones, such as those of `mt.pp.spatial_prompts`; cells
+        are then in memory. `use` and `held_out` choose those whose cells are all among these. The share
+        `timelapse` of them asks for the lapse; there are no ages of single cells to learn, no curriculum and no
+        teacher.
     recipe
         All other settings: `mt.train.TemporalRecipe.of(max_steps=2000, learning_rate=1e-3)`.
 
@@ -119,7 +138,7 @@ def temporal(
     """
     require_whole(model)
     recipe = recipe or TemporalRecipe()
-    prompts, objective, adaptation = recipe.prompts, recipe.objective, recipe.adaptation
+    drawing, objective, adaptation = recipe.prompts, recipe.objective, recipe.adaptation
     optimization, run = recipe.optimization, recipe.run
     require_optimizer(optimization.optimizer, adapted=adaptation.lora_rank is not None)
     if objective.teacher not in (None, "ridge"):
@@ -127,34 +146,38 @@ def temporal(
     if objective.teacher is not None and not objective.running:
         raise ValueError("A teacher has a say at every gene: give running a weight, such as running=1.")
     claim_run(output := Path(output))
-    device = pick_device(run.device)
-    columns = name_columns(
-        cells := as_parts(cells),
-        time_unit,
-        optional=["donor_key"],
-        time_key=time_key,
-        groupby=groupby,
-        donor_key=donor_key,
-    )
-    time_key, groupby, donor_key, time_unit = columns.values()
+    device = require_run(run)
+    columns = {"time_key": time_key, "groupby": groupby, "donor_key": donor_key, "time_unit": time_unit}
+    cells = as_parts(cells)
+    if prompts is None:
+        columns = name_columns(cells, time_unit, optional=["donor_key"], **{k: columns[k] for k in _GUESSED})
+    elif objective.teacher is not None or objective.running or any(columns[k] is not None for k in _GUESSED):
+        raise ValueError(
+            "Prompts that were drawn beforehand have their groups and times, and no ages of single cells: leave out "
+            "time_key, groupby, donor_key, a teacher and running."
+        )
     sequences, tables = read_together(cells, model, output / "cells")
+    plan = (
+        _to_draw(tables, columns, use, held_out, drawing, run.seed)
+        if prompts is None
+        else _to_deal(cells, tables, prompts, time_unit, use, held_out, drawing.timelapse, run.seed)
+    )
+    time_unit, used, group = plan.unit, plan.used, plan.group
     # Which cells these are is in the digest.
     columns |= {
         name: mask if isinstance(mask, str) else None for name, mask in (("use", use), ("held_out", held_out))
     }
-    record = {name: value for name, value in recipe.flat().items() if name not in _NOT_RECIPE} | columns
-    group, time, used, tested = _design(tables, time_key, groupby, use, held_out)
+    record = {name: value for name, value in recipe.flat().items() if name not in NOT_RECORDED} | columns
     names = [name for table in tables for name in table.obs_names]
     record |= {
         "model": fingerprint(model),
-        "cells": digest(*sequences.arrays, names, group, time, used, tested),
+        "cells": digest(*sequences.arrays, names, *plan.content),
+        "prompts": prompts,
+        "time_unit": time_unit,
+        "time_read_as": plan.read_as,
     }
-    record["time_read_as"] = check_unit(time_key, time[used | tested], time_unit, may_name=True)
-    model = _prepare(model, time[used], adaptation, run.seed)
-
-    drawn = {name: getattr(prompts, name) for name in PromptSampling.names()} | {"seed": run.seed}
-    sizes = {"context_size": tuple(prompts.context_size), "timelapse": prompts.timelapse}
-    whole = Sampler(group, time, contexts=used, queries=used, **sizes, **drawn)
+    model = _prepare(model, plan.reach, adaptation, run.seed)
+    whole = plan.whole
     loss_scale = objective.loss_scale or float(max(whole.draw(0, 2048).lapse.std(), 1.0))
     scale = _scale(model, objective, time_unit, loss_scale)
     time_head = TimeHead(
@@ -169,15 +192,13 @@ def temporal(
 
     max_steps = optimization.max_steps
     unit = optimization.batch_size * optimization.accumulate * n_processes()
-    n_single = round(prompts.curriculum * max_steps)
-    single = Sampler(group, time, contexts=used, queries=used, context_size=(1, 1), **drawn)
-    stages = [Stage(n_single * unit, single), Stage((max_steps - n_single) * unit, whole)]
+    n_single = round(drawing.curriculum * max_steps) if plan.single is not None else 0
+    stages = [Stage(n_single * unit, plan.single), Stage((max_steps - n_single) * unit, whole)]
     test = None
-    if held_out is not None:
-        sizes["timelapse"] = 1.0
-        sampler = Sampler(group, time, contexts=tested, queries=tested, **sizes, **drawn)
-        test = PromptStream(sequences, [Stage(run.n_held_out, sampler)], batch_size=optimization.batch_size)
-    age = _age(group, time, used)
+    if plan.test is not None:
+        n_tested = run.n_held_out or N_HELD_OUT
+        test = PromptStream(sequences, [Stage(n_tested, plan.test)], batch_size=optimization.batch_size)
+    age = plan.age
     guide = None
     if objective.teacher is not None:
         guide = fit_teacher(
@@ -185,7 +206,7 @@ def temporal(
             group,
             np.nan_to_num(age),
             used,
-            _donors(tables, donor_key),
+            _donors(tables, columns["donor_key"]),
             n_tokens=model.vocab.size,
             n_groups=int(group.max()) + 1,
             seed=run.seed,
@@ -227,13 +248,13 @@ def temporal(
             model.vocab,
             max_length=model.max_length,
             age=age,
-            gene_dropout=prompts.gene_dropout,
+            gene_dropout=drawing.gene_dropout,
             replay=again,
-            every_cell=prompts.every_cell,
+            every_cell=drawing.every_cell,
             running=objective.running > 0,
             group=group,
             teacher=guide,
-            shortest=prompts.shortest,
+            shortest=drawing.shortest,
         ),
         recipe=record,
         held_out=test,
@@ -256,16 +277,86 @@ def temporal(
     return load_model(output / "model", device=device)
 
 
-# What does not change the weights.
-_NOT_RECIPE = ("device", "eval_every", "save_every", "n_held_out", "tensorboard")
+class _Plan(NamedTuple):
+    """What is learned, and what is known of the cells."""
+
+    single: Sampler | None
+    """Prompts with one context cell, which come first."""
+    whole: Sampler | StoredPrompts
+    test: Sampler | StoredPrompts | None
+    unit: str
+    read_as: str
+    reach: int
+    """Longest lapse that gets a token."""
+    used: np.ndarray
+    group: np.ndarray
+    age: np.ndarray
+    """Time of each cell since the first of its group; NaN where there is none to learn."""
+    content: tuple[np.ndarray, ...]
+    """What a run that goes on must find unchanged."""
 
 
-def _prepare(model: MaxTokiModel, time, adaptation: Adaptation, seed: int) -> MaxTokiModel:
+def _to_draw(
+    tables: Sequence[AnnData],
+    columns: Mapping[str, Any],
+    use,
+    held_out,
+    drawing: TemporalPrompts,
+    seed: int,
+) -> _Plan:
+    """Prompts of cells with times."""
+    sampling = {name: getattr(drawing, name) for name in PromptSampling.names()} | {"seed": seed}
+    time_key, unit = columns["time_key"], columns["time_unit"]
+    group, time, used, tested = _design(tables, time_key, columns["groupby"], use, held_out)
+    read_as = check_unit(time_key, time[used | tested], unit, may_name=True)
+    sizes = {"context_size": tuple(drawing.context_size), "timelapse": drawing.timelapse}
+    own = {"contexts": used, "queries": used}
+    single = Sampler(group, time, **own, context_size=(1, 1), **sampling)
+    whole = Sampler(group, time, **own, **sizes, **sampling)
+    test = None
+    if held_out is not None:
+        test = Sampler(
+            group, time, contexts=tested, queries=tested, **(sizes | {"timelapse": 1.0}), **sampling
+        )
+    reach = int(np.ptp(time[used]))
+    content = (group, time, used, tested)
+    return _Plan(single, whole, test, unit, read_as, reach, used, group, _age(group, time, used), content)
+
+
+def _to_deal(
+    cells: Sequence, tables: Sequence[AnnData], key: str, unit: str | None, use, held_out, timelapse, seed
+) -> _Plan:
+    """Prompts that were drawn beforehand."""
+    stored = read_stored(cells, tables, key, unit)
+    masks = [
+        np.concatenate([_mask(table, mask, name) for table in tables])
+        for mask, name in ((use, "use"), (held_out, "held_out"))
+    ]
+    used, tested = masks[0] & ~masks[1] if held_out is not None else masks[0], masks[1]
+    kept = stored.among(used)
+    if not len(kept.query):
+        raise ValueError("There is no prompt whose cells are all among those to train on.")
+    test = None
+    if held_out is not None:
+        test = StoredPrompts(stored.among(tested), timelapse=1.0, seed=seed)
+        if not len(test.prompts.query):
+            raise ValueError(
+                "There is no prompt whose cells are all held out. Hold out whole groups, such as images."
+            )
+    lapses = np.abs(np.concatenate([stored.prompts.lapse, stored.prompts.steps.ravel()]))
+    read_as = f"{stored.unit}, {kept.lapse.min()} to {kept.lapse.max()}"
+    whole = StoredPrompts(kept, timelapse=timelapse, seed=seed)
+    n = len(used)
+    content = (*stored.prompts, used, tested)
+    nothing = np.zeros(n, np.int64), np.full(n, np.nan)
+    return _Plan(None, whole, test, stored.unit, read_as, int(lapses.max()), used, *nothing, content)
+
+
+def _prepare(model: MaxTokiModel, reach: int, adaptation: Adaptation, seed: int) -> MaxTokiModel:
     """A copy of the model, with time tokens."""
     require_rope(adaptation.rope)
     if model.vocab.is_temporal:
         return replace(model, hf=copy.deepcopy(model.hf))
-    reach = int(time.max() - time.min())
     vocab = model.vocab.with_times(*(adaptation.lapses or (-reach, reach)))
     how = {"rope": adaptation.rope, "rope_factor": adaptation.rope_factor}
     return extend_model(model, vocab, max_length=adaptation.max_length, seed=seed, **how)
