@@ -20,6 +20,15 @@ def made_once(function, copy):
     return make
 
 
+def pytest_collection_modifyitems(items):
+    # Examples are found where functions are defined, and again where packages export them.
+    items[:] = [
+        item
+        for item in items
+        if item.path.name != "__init__.py" or item.path.parent.name == "maxtoki_toolkit"
+    ]
+
+
 @pytest.fixture(scope="session")
 def ingredients():
     """What most examples begin with."""

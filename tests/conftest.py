@@ -32,15 +32,6 @@ def pytest_configure():
     matplotlib.use("Agg")
 
 
-def pytest_collection_modifyitems(items):
-    # Examples are found where functions are defined, and again where packages export them.
-    items[:] = [
-        item
-        for item in items
-        if item.path.name != "__init__.py" or item.path.parent.name == "maxtoki_toolkit"
-    ]
-
-
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
     """No progress bars, and no figure left open."""
