@@ -21,7 +21,7 @@ def made_once(function, copy):
 
 
 def pytest_collection_modifyitems(items):
-    # Examples are found where functions are defined, and again where packages export them.
+    """Run each example once: they are found where functions are defined, and again where packages export them."""
     items[:] = [
         item
         for item in items
