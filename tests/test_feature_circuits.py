@@ -8,7 +8,7 @@ import pytest
 import torch
 from anndata import AnnData
 from helpers import on_copy
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.models.feature_network import feature_edges
@@ -204,6 +204,8 @@ def test_edges_are_those_of_the_circuit(planted):
     mt.tl.driver_features(read)
     drivers = mt.get.table(read, "driver_features")
     assert drivers["feature"][0] == 0
+    assert drivers.attrs["n_null"] == 4 * N  # four directions a source, and no p below one in their number
+    assert drivers["p_value"].min() >= 1 / (1 + 4 * N)
     with pytest.raises(ValueError, match="go from earlier to later"):
         mt.tl.feature_network(adata, model, coder(model, 1), later=coder(model, 0))
 
@@ -213,7 +215,7 @@ def test_edges_do_not_depend_on_batches(planted):
     sequences = Sequences.of([np.array([2, *range(4, 4 + n), 3]) for n in (5, 20, 11)])
     found = [
         feature_edges(
-            model, coder(model, 0), coder(model, 1), sequences, np.arange(N), null=True, max_tokens=budget
+            model, coder(model, 0), coder(model, 1), sequences, np.arange(N), n_null=2, max_tokens=budget
         )
         for budget in (30, 5000)
     ]
@@ -328,6 +330,11 @@ def test_scores_with_edges_of_another_direction():
     score = pagerank_drivers(square(weight))[:2]
     assert (replaced_rows(weight, none) < score).all()
     np.testing.assert_allclose(replaced_rows(weight, weight), score)
+    rng = np.random.default_rng(0)
+    own, other = (csr_matrix(rng.random((7, 9)) * (rng.random((7, 9)) < 0.3)) for _ in range(2))
+    for i, found in enumerate(replaced_rows(own, other)):
+        mixed = vstack([own[:i], other[i], own[i + 1 :]])
+        assert found == pytest.approx(pagerank_drivers(square(mixed))[i])
 
 
 @pytest.mark.parametrize(

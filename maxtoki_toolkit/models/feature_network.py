@@ -23,7 +23,7 @@ class Edges(NamedTuple):
     effect: np.ndarray
     """Sources x targets: how fast a target's activation changes as the source is scaled."""
     null: np.ndarray
-    """Sources x targets: the same if the state is changed by as much in a random direction; NaN unless asked for."""
+    """Directions x sources x targets: the same if the state is changed by as much in random directions."""
     norm: np.ndarray
     """Sources: length of what the feature adds to a cell's states."""
 
@@ -46,7 +46,7 @@ def feature_edges(
     sources: np.ndarray,
     *,
     step: float = 0.1,
-    null: bool = False,
+    n_null: int = 0,
     seed: int = 0,
     max_tokens: int | None = None,
 ) -> Edges:
@@ -66,8 +66,8 @@ def feature_edges(
         Numbers of the features of `sae` that are scaled.
     step
         By how much of itself: two-sided, so that what is quadratic cancels.
-    null
-        Also do the same in a random direction for each source.
+    n_null
+        Random directions that stand in for each source's.
     seed
         Seed of these.
     max_tokens
@@ -78,9 +78,8 @@ def feature_edges(
     is_gene = gene_mask(model)
     index = torch.from_numpy(sources).to(model.device)
     directions = sae.directions[index][:, None]
-    if null:
-        others = random_directions_of(sources, 1, directions.shape[-1], seed).to(model.device)
-        directions = torch.cat([directions, others], dim=1)
+    others = random_directions_of(sources, n_null, directions.shape[-1], seed).to(model.device)
+    directions = torch.cat([directions, others], dim=1)
     n_kinds = directions.shape[1]
     total = np.zeros((n_kinds, len(sources), later.width))
     norms = np.zeros(len(sources))
@@ -113,4 +112,4 @@ def feature_edges(
         total += part
         norms += norm
     total, norms = total / max(len(sequences), 1), norms / max(len(sequences), 1)
-    return Edges(total[0], total[1] if null else np.full_like(total[0], np.nan), norms)
+    return Edges(total[0], total[1:], norms)

@@ -18,6 +18,7 @@ from ..pp._design import get_labels, known_cells
 from ..results.store import write_result
 from ..stats.fdr import benjamini_hochberg
 from ._cells import get_sequences
+from .feature_effects import N_NULL
 
 _BLOCKS = 20  # of cells, where donors are not known
 
@@ -82,12 +83,12 @@ def feature_network(
         `null_share`
             Share of the random directions' effects, for their length, that are at least as large.
     `null_edges`
-        The edges (`source`, `target`, `effect`) of random directions in place of the sources', kept by the same
-        rule: `mt.tl.driver_features` compares with them.
+        The edges (`source`, `target`, `effect`) of random directions in place of the sources', four of each
+        (`direction`), kept by the same rule: `mt.tl.driver_features` compares with them.
     `sources`
         A row a feature of `sae` that was scaled: `feature`, `activation` (mean over genes), `norm` (length of
         what it adds to a cell), `n_edges`, `strength` (sum of the sizes of its effects, also of those that
-        are not kept) and `null_strength` (of a random direction of its length).
+        are not kept) and `null_strength` (mean of the random directions of its length).
     `targets`
         A row a feature of `later`: `feature`, `activation`, `n_edges`, `strength`.
 
@@ -99,8 +100,8 @@ def feature_network(
     Notes
     -----
     Each source is scaled to 1 + step and 1 - step of itself at all genes of a cell at once; half the
-    difference over the step is its effect. Only the blocks between both places are computed. A direction
-    drawn at random for each source, as long at the same genes, is the null of what any change would do:
+    difference over the step is its effect. Only the blocks between both places are computed. Four directions
+    drawn at random for each source, as long at the same genes, are the null of what any change would do:
     donors agree on those effects, too, so that the p value says that an edge is there, and `null_share`
     whether it is more than a push of that length.
 
@@ -134,12 +135,13 @@ def feature_network(
         sources = require_features(sae, features)
 
     names = np.unique(unit)
-    total, squares, null_total, null_squares = np.zeros((4, len(sources), later.width))
+    total, squares = np.zeros((2, len(sources), later.width))
+    null_total, null_squares = np.zeros((2, N_NULL, len(sources), later.width))
     norm = np.zeros(len(sources))
     for name in names:
         mine = np.flatnonzero(unit == name)
         found = feature_edges(
-            model, sae, later, sequences.take(mine), sources, step=step, null=True, seed=rng
+            model, sae, later, sequences.take(mine), sources, step=step, n_null=N_NULL, seed=rng
         )
         total, squares = total + found.effect, squares + found.effect**2
         null_total, null_squares = null_total + found.null, null_squares + found.null**2
@@ -147,11 +149,17 @@ def feature_network(
     n = len(names)
     mean, null = total / n, null_total / n
     edges = _edges(mean, squares, n, null, norm, sources, alpha)
-    null_edges = _edges(null, null_squares, n, null, norm, sources, alpha)
+    null_edges = pd.concat(
+        [
+            _edges(one, square, n, null, norm, sources, alpha).assign(direction=i)
+            for i, (one, square) in enumerate(zip(null, null_squares, strict=True))
+        ],
+        ignore_index=True,
+    )
     kept = [edges[name].value_counts() for name in ("source", "target")]
     tables = {
         "edges": edges,
-        "null_edges": null_edges[["source", "target", "effect"]],
+        "null_edges": null_edges[["source", "target", "effect", "direction"]],
         "sources": pd.DataFrame(
             {
                 "feature": sources,
@@ -159,7 +167,7 @@ def feature_network(
                 "norm": norm,
                 "n_edges": kept[0].reindex(sources).fillna(0).astype(int).to_numpy(),
                 "strength": np.abs(mean).sum(axis=1),
-                "null_strength": np.abs(null).sum(axis=1),
+                "null_strength": np.abs(null).sum(axis=2).mean(axis=0),
             }
         ),
         "targets": pd.DataFrame(
@@ -177,6 +185,7 @@ def feature_network(
         "step": step,
         "alpha": alpha,
         "n_tested": int((mean != 0).sum()),
+        "n_null": N_NULL,
         "n_cells": len(rows),
         "n_units": n,
         "donors": "donor" if donor_key else "block of cells",
