@@ -608,7 +608,7 @@ COURSE = {"n_clones": 600, "n_donors": 20}
 TEST = {"n_clones": 100, "n_donors": 20}
 COURSE_MODEL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
 COURSE_MODEL |= {"max_position_embeddings": 100, "initializer_range": 0.05}
-TEMPORAL = {"max_steps": 1000, "batch_size": 16, "learning_rate": 3e-3, "warmup": 0.05, "hold": 0.5, "floor": 0.05}
+TEMPORAL = {"max_steps": 800, "batch_size": 16, "learning_rate": 3e-3, "warmup": 0.05, "hold": 0.5, "floor": 0.05}
 TEMPORAL |= {"timelapse": 0.0, "curriculum": 0.0, "clock": 0.0, "context_size": (1, 1), "max_length": 512}
 TEMPORAL |= {"forward": True, "zero_lapse": "never", "balance": 0.0, "eval_every": 10_000}
 COURSE_SAE = {"max_steps": 300, "batch_size": 16}
@@ -787,11 +787,12 @@ def branch_case(seed: int, *, null: bool) -> list[dict]:
 
 
 def branch(n_seeds: int) -> None:
-    """Courses in which the driver decides, and one in which it does not."""
-    rows = [row for seed in range(n_seeds) for row in branch_case(seed, null=False)]
-    rows += branch_case(0, null=True)
+    """Courses in which the driver decides, and one in which it does not; each is written when it is done."""
     facts = {"train": COURSE, "test": TEST, "n_prompts": N_PROMPTS, "doses": [0, UP], "sae": COURSE_SAE}
-    report.add("sae", rows, case="branch", device="cpu", width=N_FEATURES, k=K, model=COURSE_MODEL, **facts)
+    rows = []
+    for seed, null in [(0, False), (0, True), *((seed, False) for seed in range(1, n_seeds))]:
+        rows += branch_case(seed, null=null)
+        report.add("sae", rows, case="branch", device="cpu", width=N_FEATURES, k=K, model=COURSE_MODEL, **facts)
 
 
 def main() -> None:

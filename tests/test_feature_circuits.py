@@ -443,6 +443,13 @@ def test_figures(planted):
     assert lines["feature 1"].tolist() == pytest.approx([effects[0], 0, effects[1]])
     with pytest.raises(KeyError, match="Feature 5 was not edited"):
         mt.pl.feature_effects(cells, features=[5])
+    mt.tl.feature_effects(cells, model, sae, features=range(4), doses=[0, 2])
+    table = cells.uns["feature_effects"]["effects"]
+    within = table.loc[table["feature"] != 2, ["effect_low", "effect_high"]].abs().to_numpy().max()
+    table.loc[table["feature"] == 2, ["effect", "effect_low", "effect_high"]] = 1e6
+    ax = mt.pl.feature_effects(cells)
+    assert within < ax.get_ylim()[1] < 1.5 * within  # one feature far out does not press the others flat
+    assert [text.get_text() for text in ax.texts] == ["1e+06", "1e+06"]
     mt.tl.feature_network(cells, model, sae, later=later, features=range(N))
     mt.tl.driver_features(cells)
     points = mt.pl.driver_features(cells).collections[0].get_offsets()
