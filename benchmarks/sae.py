@@ -608,10 +608,18 @@ COURSE = {"n_clones": 600, "n_donors": 20}
 TEST = {"n_clones": 100, "n_donors": 20}
 COURSE_MODEL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
 COURSE_MODEL |= {"max_position_embeddings": 100, "initializer_range": 0.05}
-TEMPORAL = {"max_steps": 800, "batch_size": 16, "learning_rate": 3e-3, "warmup": 0.05, "hold": 0.5, "floor": 0.05}
+TEMPORAL = {
+    "max_steps": 700,
+    "batch_size": 16,
+    "learning_rate": 3e-3,
+    "warmup": 0.05,
+    "hold": 0.5,
+    "floor": 0.05,
+}
 TEMPORAL |= {"timelapse": 0.0, "curriculum": 0.0, "clock": 0.0, "context_size": (1, 1), "max_length": 512}
 TEMPORAL |= {"forward": True, "zero_lapse": "never", "balance": 0.0, "eval_every": 10_000}
-COURSE_SAE = {"max_steps": 300, "batch_size": 16}
+COURSE_SAE = {"max_steps": 200, "batch_size": 16}
+COURSE_WIDTH = 128
 N_DRIVERS, UP, N_PROMPTS = 20, 3.0, 200
 BEFORE, LAST = 3, 5  # first day after the branch, last day
 RANDOM = "random directions, as long as the top drivers"
@@ -707,7 +715,8 @@ def branch_case(seed: int, *, null: bool) -> list[dict]:
         model = mt.train.temporal(course, model, folder, recipe=recipe, **columns)
     draw_course(course, 3000, seed)
     sae, later = (
-        trained(course, model, seed, block=block, key="prompts", recipe=COURSE_SAE) for block in (0, 1)
+        trained(course, model, seed, block=block, width=COURSE_WIDTH, key="prompts", recipe=COURSE_SAE)
+        for block in (0, 1)
     )
     test, _ = course_cells(model, **TEST, seed=2000 + seed, null=null)
     draw_course(test, N_PROMPTS, seed)
@@ -718,8 +727,8 @@ def branch_case(seed: int, *, null: bool) -> list[dict]:
         model,
         sae,
         later=later,
-        n_features=N_FEATURES,
-        n_cells=60,
+        n_features=COURSE_WIDTH,
+        n_cells=40,
         donor_key="donor_id",
         rng=seed,
     )
@@ -748,7 +757,9 @@ def branch_case(seed: int, *, null: bool) -> list[dict]:
     sets |= {RANDOM: top}
 
     donors = table["donor"].to_numpy()
-    learn = np.isin(donors, np.unique(donors)[::2])  # which way each feature goes; how far is read in the others
+    learn = np.isin(
+        donors, np.unique(donors)[::2]
+    )  # which way each feature goes; how far is read in the others
     is_a = test.obs["branch"].astype(str)[table["query"]].to_numpy() == "A"
     rows, effects, shares = [], {}, {}
     about = {"course": "driver decides nothing" if null else "driver decides", "seed": seed}
@@ -792,7 +803,9 @@ def branch(n_seeds: int) -> None:
     rows = []
     for seed, null in [(0, False), (0, True), *((seed, False) for seed in range(1, n_seeds))]:
         rows += branch_case(seed, null=null)
-        report.add("sae", rows, case="branch", device="cpu", width=N_FEATURES, k=K, model=COURSE_MODEL, **facts)
+        report.add(
+            "sae", rows, case="branch", device="cpu", width=COURSE_WIDTH, k=K, model=COURSE_MODEL, **facts
+        )
 
 
 def main() -> None:

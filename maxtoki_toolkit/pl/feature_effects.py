@@ -95,7 +95,9 @@ def feature_effects(
 
 def _mark_far(ax: Axes, effects: pd.DataFrame, features: list[int]) -> None:
     """Let most features set the limits, and mark what lies beyond."""
-    reach = effects[["effect", "effect_low", "effect_high"]].abs().max(axis=1).groupby(effects["feature"]).max()
+    reach = (
+        effects[["effect", "effect_low", "effect_high"]].abs().max(axis=1).groupby(effects["feature"]).max()
+    )
     is_far = reach > _FAR * reach.median()
     if not is_far.any():
         return
@@ -109,5 +111,10 @@ def _mark_far(ax: Axes, effects: pd.DataFrame, features: list[int]) -> None:
             ax.plot(row.dose, edge, marker=marker, ms=6, color=colors[row.feature], clip_on=False)
             where = {"xytext": (0, -5 if up else 5), "va": "top" if up else "bottom"}
             ax.annotate(
-                f"{row.effect:.3g}", (row.dose, edge), textcoords="offset points", ha="center", fontsize=7, **where
+                f"{row.effect:.3g}",
+                (row.dose, edge),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7,
+                **where,
             )

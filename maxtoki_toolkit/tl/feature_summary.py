@@ -468,7 +468,16 @@ def _count(name: str, table: pd.DataFrame, n_features: int) -> pd.DataFrame:
         n_units = int(of_column["n_units"].where(of_column["test"] != "", 0).max())
         share = n_pass / max(n_features, 1)
         rows.append((name, column, n_features, n_pass, share, n_values, each, n_units))
-    names = ["dictionary", "column", "n_features", "n_pass", "share_pass", "n_values", "values_each", "n_units"]
+    names = [
+        "dictionary",
+        "column",
+        "n_features",
+        "n_pass",
+        "share_pass",
+        "n_values",
+        "values_each",
+        "n_units",
+    ]
     return pd.DataFrame(rows, columns=names)
 
 
