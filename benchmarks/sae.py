@@ -575,7 +575,7 @@ def network() -> None:
     answers: dict[str, np.ndarray] = {}
 
     def ours() -> None:
-        answers["ours"] = feature_edges(model, sae, later, one, sources).effect
+        answers["ours"] = feature_edges(model, sae, later, one, sources[:, None]).effect
 
     def simple() -> None:
         answers["simple"] = full_passes(model, sae, later, tokens, active, there, n_at_once)
@@ -596,7 +596,7 @@ def network() -> None:
     rows = [row]
     for cells in (one, some):
         large, small = (
-            feature_edges(model, sae, later, cells, sources, step=step).effect for step in (STEP, STEP / 10)
+            feature_edges(model, sae, later, cells, sources[:, None], step=step).effect for step in (STEP, STEP / 10)
         )
         rows.append({"nuclei": len(cells), **agreement(large, small)})
     report.add("sae", rows, case="network", device="cpu", step=STEP, small_step=STEP / 10)

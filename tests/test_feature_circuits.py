@@ -215,13 +215,38 @@ def test_edges_do_not_depend_on_batches(planted):
     sequences = Sequences.of([np.array([2, *range(4, 4 + n), 3]) for n in (5, 20, 11)])
     found = [
         feature_edges(
-            model, coder(model, 0), coder(model, 1), sequences, np.arange(N), n_null=2, max_tokens=budget
+            model,
+            coder(model, 0),
+            coder(model, 1),
+            sequences,
+            np.arange(N)[:, None],
+            n_null=2,
+            max_tokens=budget,
         )
         for budget in (30, 5000)
     ]
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
     assert gene_mask(model).sum() == GENES
+
+
+def test_families_are_scaled_together(planted):
+    """Their effects are those of their features together, where the model is linear."""
+    model, adata, _ = planted
+    sae, later = coder(model, 0), coder(model, 1)
+    found = {}
+    for sources in ([0, 1, 3], [[0, 3], [1]]):
+        read = on_copy(mt.tl.feature_network, adata, model, sae, later=later, features=sources)
+        edges = mt.get.table(read, "feature_network")
+        found[len(sources)] = edges.pivot(index="source", columns="target", values="effect").fillna(0)
+        table = mt.get.table(read, "feature_network", "sources")
+    np.testing.assert_allclose(found[2].loc[0], found[3].loc[[0, 3]].sum(), atol=2e-3)
+    np.testing.assert_allclose(found[2].loc[1, [1]], found[3].loc[1, [1]], atol=2e-3)
+    assert table["features"].tolist() == ["0, 3", "1"]
+    mt.tl.driver_features(read)
+    assert mt.get.table(read, "driver_features")["feature"][0] == 0
+    with pytest.raises(ValueError, match="twice"):
+        mt.tl.feature_network(adata, model, sae, later=later, features=[[0, 1], [1]])
 
 
 def test_genes_that_a_feature_makes_likely(planted):
