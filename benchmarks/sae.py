@@ -596,7 +596,8 @@ def network() -> None:
     rows = [row]
     for cells in (one, some):
         large, small = (
-            feature_edges(model, sae, later, cells, sources[:, None], step=step).effect for step in (STEP, STEP / 10)
+            feature_edges(model, sae, later, cells, sources[:, None], step=step).effect
+            for step in (STEP, STEP / 10)
         )
         rows.append({"nuclei": len(cells), **agreement(large, small)})
     report.add("sae", rows, case="network", device="cpu", step=STEP, small_step=STEP / 10)

@@ -48,7 +48,9 @@ def test_the_driver_decides_and_the_bystander_does_not(course):
 def test_the_null_and_seeds(course):
     null = mt.datasets.branching_course(200, 10, cells_per_day=1, seed=1, null=True)
     early = (null.obs["day"] < 3).to_numpy()
-    assert abs(roc_auc_score((null.obs["branch"] == "A")[early], activity(null, "driver")[early]) - 0.5) < 0.15
+    assert (
+        abs(roc_auc_score((null.obs["branch"] == "A")[early], activity(null, "driver")[early]) - 0.5) < 0.15
+    )
     other = mt.datasets.branching_course(80, 10, cells_per_day=1, seed=1)
     again = mt.datasets.branching_course(80, 10, cells_per_day=1)
     assert (again.X != course.X).nnz == 0
@@ -98,7 +100,11 @@ def circuit(course):
     with torch.no_grad():
         for name, weight in model.hf.named_parameters():
             weight.fill_(rms if "norm" in name else 0.0)
-        table, head, blocks = model.hf.model.embed_tokens.weight, model.hf.lm_head.weight, model.hf.model.layers
+        table, head, blocks = (
+            model.hf.model.embed_tokens.weight,
+            model.hf.lm_head.weight,
+            model.hf.model.layers,
+        )
         table[:, 0] = CONSTANT
         for role, dimension in (("driver", DRIVER), ("bystander", BYSTANDER)):
             table[ids[role], dimension] = torch.tensor(genes[role]["weight"].to_numpy()).float()

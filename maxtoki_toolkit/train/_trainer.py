@@ -40,6 +40,7 @@ _FILES = (
     "cells",
     "held_out",
     "replay",
+    "states",
     "tensorboard",
 )
 

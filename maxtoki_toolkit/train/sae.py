@@ -25,12 +25,21 @@ from ._cells import as_parts, read_together
 from ._optimizer import require_optimizer
 from ._settings import plain
 from ._sparse_module import Rows, SparseModule, StateCollator, token_chances
+from ._stored_states import StoredStates, write_states
 from ._trainer import claim_run, fit, is_first_process, leaves_nothing, wait_for_all
 from .recipe import SparseRecipe
 
 _FIRST = 256  # sequences whose states say where the autoencoder begins
 # What does not change the weights.
-_NOT_RECIPE = ("device", "eval_every", "save_every", "n_held_out", "tensorboard", "gradient_checkpointing")
+_NOT_RECIPE = (
+    "store",
+    "device",
+    "eval_every",
+    "save_every",
+    "n_held_out",
+    "tensorboard",
+    "gradient_checkpointing",
+)
 
 
 @leaves_nothing
@@ -85,7 +94,7 @@ def sae(
     Notes
     -----
     States of genes are read, those of marks and times are not. They are computed when they are needed and
-    never stored; abundant genes, which are much alike, are read less often (`flatten`). The loss is the
+    not stored, unless `mt.train.SparseRecipe(store=True)` asks for it; abundant genes, which are much alike, are read less often (`flatten`). The loss is the
     share of the states' variance that the features leave unexplained, and `revive` times that of Gao et al.
     (arXiv 2406.04093, 2024), by which features that have fallen silent learn again. The loop is that of
     `transformers.Trainer`: on several GPUs run it with `accelerate launch`.
@@ -142,11 +151,18 @@ def sae(
     )
     chance = token_chances(sequences, gene_ids, model.vocab.size, recipe.flatten)
     pad_id = model.vocab["<pad>"]
+    stored = None
+    if recipe.store:
+        made_from = ("cells", "model_sha256", "block", "site")
+        if is_first_process():
+            write_states(model, sequences, place, output / "states", {key: record[key] for key in made_from})
+        wait_for_all()
+        stored = StoredStates(output / "states", sequences, first.shape[0])
     trained_now = fit(
         module,
         output,
         dataset=Rows(len(sequences)),
-        collator=StateCollator(sequences, pad_id, chance, recipe.read),
+        collator=StateCollator(sequences, pad_id, chance, recipe.read, stored),
         recipe=record,
         held_out=None if test is None else Rows(len(test)),
         held_out_collator=None
