@@ -1,6 +1,6 @@
 """Sparse autoencoders: do they find what is there, are they found again, and how fast are they?
 
-    python benchmarks/sae.py toy drivers speed network branch    # data that ship, half an hour on one core
+    python benchmarks/sae.py toy drivers speed network branch programmes    # data that ship, 40 minutes on one core
     python benchmarks/sae.py cells --folder FOLDER_OF_DATA       # twenty minutes; sorted blood does not ship
 
 - `toy`: models whose states are sums of a few out of twice as many directions as there are dimensions.
@@ -13,6 +13,8 @@
 - `network`: effects of 1,024 features on those of a later block, beside full passes of the model.
 - `branch`: small models that learn which branch clones of a simulated course take, and whether the top drivers among
   their features before the branch change the branch more than features that are matched to them.
+- `programmes`: cell types and activities of factors in simulated donors that no model has seen, beside single genes, principal
+  components and an untrained model.
 
 Each part is written to `results/sae.json` under its name, cells under that of their set; the others stay.
 """
@@ -59,19 +61,21 @@ from maxtoki_toolkit.models.features import mean_features, pool_features
 from maxtoki_toolkit.models.hooks import Site, edited, states_at
 from maxtoki_toolkit.models.prompts import write_prompts
 from maxtoki_toolkit.models.readout import logits_readout
-from maxtoki_toolkit.models.sae_controls import gene_mask, moments
+from maxtoki_toolkit.models.sae_controls import gene_mask, moments, principal_directions
 from maxtoki_toolkit.models.sequences import Sequences
 from maxtoki_toolkit.pp.sample_prompts import read_prompts
 from maxtoki_toolkit.results.store import write_result
+from maxtoki_toolkit.stats.associations import unit_aurocs, unit_correlations
 from maxtoki_toolkit.stats.drivers import pagerank_drivers, total_effects
 from maxtoki_toolkit.tl._cells import get_sequences
 from maxtoki_toolkit.tl._embedding_baselines import untrained_twin
 from maxtoki_toolkit.tl.feature_effects import N_NULL
+from maxtoki_toolkit.tl.feature_summary import gene_scores
 from maxtoki_toolkit.train import _sparse_module
 from maxtoki_toolkit.train._sparse_module import SparseModule
 
 KINDS = ("topk", "batchtopk", "matryoshka")
-PARTS = ("toy", "drivers", "cells", "speed", "network", "branch")
+PARTS = ("toy", "drivers", "cells", "speed", "network", "branch", "programmes")
 BLOOD = "pbmc_facs_3874.h5ad"
 SPARSIFY = "eai-sparsify==1.3.3"
 NEEDED = ("einops", "natsort", "simple-parsing", "docstring-parser")  # by its SparseCoder, beside torch
@@ -809,6 +813,118 @@ def branch(n_seeds: int) -> None:
         )
 
 
+# Planted programmes.
+
+ATLAS = {"n_cells": 1500, "n_donors": 10}
+TWIN_STEPS = 150
+
+
+def encoded_atlas(model, **settings) -> AnnData:
+    """Simulated cells, encoded."""
+    adata = mt.datasets.aging_atlas(**settings)
+    mt.pp.map_genes(adata, model)
+    mt.pp.rank_value_encode(adata, model)
+    return adata
+
+
+def as_found(first: np.ndarray, second: np.ndarray, chance: float) -> tuple[int, float]:
+    """Which score is furthest from chance in the first half of the donors, and what it is in the second, by the sign of the first."""
+    best = int(np.nanargmax(np.abs(first - chance)))
+    way = np.sign(first[best] - chance)
+    return best, float(chance + way * (second[best] - chance))
+
+
+def programmes() -> None:
+    """What is planted in donors of their own, told by the best score of half of them in the other half."""
+    model = mt.load_model("demo", device="cpu")
+    twin = untrained_twin(model, 0)
+    adata = encoded_atlas(model, **ATLAS, seed=77)
+    sequences, sae = get_sequences(adata, model), mt.load_sae("demo")
+    twin_sae = trained(
+        encoded_atlas(model, n_cells=300, n_donors=10, seed=78),
+        twin,
+        0,
+        width=sae.width,
+        recipe={"max_steps": TWIN_STEPS},
+    )
+    pca = principal_directions(sae, moments(model, sequences.take(np.arange(0, len(sequences), 5)), sae.site))
+    found = pool_features(model, [sae, pca], sequences, pool="mean")
+    scores = {"features": found[0].cells, "PCA": found[1].cells}
+    scores["untrained"] = pool_features(twin, [twin_sae], sequences, pool="mean")[0].cells
+    scores["genes"], symbol = gene_scores(adata)
+
+    donor = pd.factorize(adata.obs["donor_id"], sort=True)[0]
+    kind, kinds = pd.factorize(adata.obs["cell_type"], sort=True)
+    halves = [donor % 2 == i for i in range(2)]
+    drivers, activity = adata.uns["truth"]["drivers"], adata.uns["truth"]["activity"]
+    rows = []
+
+    def aurocs(values, rows: np.ndarray) -> np.ndarray:
+        one = np.zeros(rows.sum(), dtype=np.int64)
+        return unit_aurocs(values[rows], kind[rows], len(kinds), one, donor[rows])[0]
+
+    def correlations(values, rows: np.ndarray, time: np.ndarray) -> np.ndarray:
+        one = np.zeros(rows.sum(), dtype=np.int64)
+        return unit_correlations(values[rows], time[rows], one, donor[rows])[0, 0]
+
+    for name, values in scores.items():
+        values = csr_matrix(values)
+        first, second = (aurocs(values, half) for half in halves)
+        for i, label in enumerate(kinds):
+            best, value = as_found(first[i], second[i], 0.5)
+            rows.append(
+                {"dictionary": name, "programme": label, "measure": "AUROC", "best": best, "value": value}
+            )
+        for (tf, label), table in drivers.groupby(["tf", "cell_type"]):
+            there, time = kind == list(kinds).index(label), activity[tf].to_numpy()
+            first, second = (correlations(values, half & there, time) for half in halves)
+            best, value = as_found(first, second, 0.0)
+            rows.append(
+                {
+                    "dictionary": name,
+                    "programme": f"{tf}, {label}",
+                    "measure": "rho",
+                    "best": best,
+                    "value": value,
+                }
+            )
+            if name == "genes":
+                weight = table.set_index("target")["weight"].reindex(symbol).fillna(0).to_numpy()
+                known = {
+                    "the factor's gene": values[:, symbol == tf],
+                    "its targets, known": values @ weight[:, None],
+                }
+                for what, score in known.items():
+                    score = csr_matrix(score - min(score.min(), 0))
+                    value = float(correlations(score, halves[1] & there, time)[0])
+                    rows.append(
+                        {
+                            "dictionary": what,
+                            "programme": f"{tf}, {label}",
+                            "measure": "rho",
+                            "best": -1,
+                            "value": value,
+                        }
+                    )
+    table = pd.DataFrame(rows)
+    together = [
+        {"dictionary": name, "measure": measure, "programmes": len(part), **spread("value", part["value"])}
+        | {"least": round(float(part["value"].min()), 4)}
+        for (measure, name), part in table.groupby(["measure", "dictionary"], sort=False)
+    ]
+    each = [row | {"value": round(row["value"], 4)} for row in rows]
+    report.add(
+        "sae",
+        together,
+        case="programmes",
+        device="cpu",
+        **ATLAS,
+        twin_steps=TWIN_STEPS,
+        each=each,
+        pool="mean",
+    )
+
+
 def main() -> None:
     """Run the parts that are named."""
     parser = argparse.ArgumentParser(
@@ -830,6 +946,7 @@ def main() -> None:
         "speed": lambda: speed(a.repeats),
         "network": network,
         "branch": lambda: branch(min(a.seeds, 2)),
+        "programmes": programmes,
     }
     for part in dict.fromkeys(a.parts):
         start = time.perf_counter()
