@@ -17,6 +17,7 @@ from maxtoki_toolkit.models.sae_controls import gene_mask
 from maxtoki_toolkit.models.sequences import Sequences
 from maxtoki_toolkit.stats.drivers import pagerank_drivers, replaced_rows, square, total_effects
 from maxtoki_toolkit.stats.spectra import spectral_entropy as spectral_values
+from maxtoki_toolkit.tl._readings import get_prompts, get_readings
 
 N, GENES, CONSTANT, SIZE, SCALE = 6, 60, 300.0, 12, 500.0
 FIRST, OUT = 1, 8  # dimensions: the features from FIRST on, what the time head reads
@@ -153,6 +154,18 @@ def test_chosen_features_are_those_that_matter(planted):
     assert (effects.loc[np.flatnonzero(matters), "effect"].abs() > 1).all()
     assert (effects.loc[np.flatnonzero(~matters), "effect"].abs() < 0.3).all()
     assert set(effects.index[:4]) == set(np.flatnonzero(matters))
+
+
+def test_functions_of_the_logits_are_read_where_the_answer_begins(planted):
+    """Of prompts that ask for a cell after its `<bos>`, since `<eoq>` says nothing but that a cell comes; of others at `<eoq>`."""
+    model, adata, _ = planted
+    for task, token in (("cell", "<bos>"), ("timelapse", "<eoq>")):
+        cells = adata.copy()
+        drawn = {"time_key": "age_months", "groupby": "cell_type", "n_prompts": 4, "context_size": 1}
+        mt.pp.sample_prompts(cells, task=task, donor_key="donor_id", **drawn)
+        first = get_prompts(cells, model, len, key=None, n_prompts=None, rng=0)
+        sequences = get_readings(cells, model, len, *first).sequences
+        assert set(sequences.tokens[sequences.indptr[1:] - 1]) == {model.vocab[token]}
 
 
 def test_edits_of_nothing_and_edits_of_several_things(planted):
