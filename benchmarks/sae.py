@@ -1,6 +1,6 @@
 """Sparse autoencoders: do they find what is there, are they found again, and how fast are they?
 
-    python benchmarks/sae.py toy drivers speed network           # data that ship, ten minutes on one core
+    python benchmarks/sae.py toy drivers speed network branch programmes    # data that ship, 40 minutes on one core
     python benchmarks/sae.py cells --folder FOLDER_OF_DATA       # twenty minutes; sorted blood does not ship
 
 - `toy`: models whose states are sums of a few out of twice as many directions as there are dimensions.
@@ -11,6 +11,10 @@
 - `speed`: reading and training, the latter beside sparsify's SparseCoder on the same states, whose wheel
   `pip download` fetches and nobody installs.
 - `network`: effects of 1,024 features on those of a later block, beside full passes of the model.
+- `branch`: small models that learn which branch clones of a simulated course take, and whether the top drivers among
+  their features before the branch change the branch more than features that are matched to them.
+- `programmes`: cell types and activities of factors in simulated donors that no model has seen, beside single genes, principal
+  components and an untrained model.
 
 Each part is written to `results/sae.json` under its name, cells under that of their set; the others stay.
 """
@@ -25,12 +29,14 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])
 
 import argparse
+import copy
 import importlib
 import statistics
 import subprocess
 import tempfile
 import time
 import types
+import warnings
 import zipfile
 from collections.abc import Callable
 from unittest import mock
@@ -41,25 +47,35 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scipy import stats
+from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csgraph, csr_matrix
+from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 import maxtoki_toolkit as mt
 from benchmarks import report
 from maxtoki_toolkit.models.engine import run, tokens_at_once
+from maxtoki_toolkit.models.feature_edits import random_directions_of, scale_features
 from maxtoki_toolkit.models.feature_network import feature_edges
-from maxtoki_toolkit.models.features import pool_features
+from maxtoki_toolkit.models.features import mean_features, pool_features
 from maxtoki_toolkit.models.hooks import Site, edited, states_at
-from maxtoki_toolkit.models.sae_controls import gene_mask, moments
+from maxtoki_toolkit.models.prompts import write_prompts
+from maxtoki_toolkit.models.readout import logits_readout
+from maxtoki_toolkit.models.sae_controls import gene_mask, moments, principal_directions
+from maxtoki_toolkit.models.sequences import Sequences
+from maxtoki_toolkit.pp.sample_prompts import read_prompts
 from maxtoki_toolkit.results.store import write_result
+from maxtoki_toolkit.stats.associations import unit_aurocs, unit_correlations
 from maxtoki_toolkit.stats.drivers import pagerank_drivers, total_effects
 from maxtoki_toolkit.tl._cells import get_sequences
 from maxtoki_toolkit.tl._embedding_baselines import untrained_twin
+from maxtoki_toolkit.tl.feature_effects import N_NULL
+from maxtoki_toolkit.tl.feature_summary import gene_scores
 from maxtoki_toolkit.train import _sparse_module
 from maxtoki_toolkit.train._sparse_module import SparseModule
 
 KINDS = ("topk", "batchtopk", "matryoshka")
-PARTS = ("toy", "drivers", "cells", "speed", "network")
+PARTS = ("toy", "drivers", "cells", "speed", "network", "branch", "programmes")
 BLOOD = "pbmc_facs_3874.h5ad"
 SPARSIFY = "eai-sparsify==1.3.3"
 NEEDED = ("einops", "natsort", "simple-parsing", "docstring-parser")  # by its SparseCoder, beside torch
@@ -178,24 +194,24 @@ def layered(rng: np.random.Generator, strong: int) -> AnnData:
     """A network of two layers as `mt.tl.feature_network` writes it; some sources have stronger edges than chance."""
     n = m = N_SOURCES_LAYERED
 
-    def drawn(name: str) -> pd.DataFrame:
+    def drawn(direction: int, strong: int = 0) -> pd.DataFrame:
         weight = rng.normal(size=(n, m)) * (rng.random((n, m)) < DENSITY)
-        if name == "edges":
-            weight[:strong] *= 3
+        weight[:strong] *= 3
         source, target = weight.nonzero()
-        return pd.DataFrame({"source": source, "target": target, "effect": weight[source, target]})
+        table = pd.DataFrame({"source": source, "target": target, "effect": weight[source, target]})
+        return table.assign(direction=direction)
 
-    tables = {name: drawn(name) for name in ("edges", "null_edges")}
+    tables = {"edges": drawn(0, strong), "null_edges": pd.concat([drawn(i) for i in range(N_NULL)])}
     sources = pd.DataFrame({"feature": np.arange(n), "activation": 1.0})
-    for name, edges in (("strength", "edges"), ("null_strength", "null_edges")):
+    for name, edges, times in (("strength", "edges", 1), ("null_strength", "null_edges", N_NULL)):
         size = np.abs(tables[edges]["effect"])
-        sources[name] = np.bincount(tables[edges]["source"], size, n)
+        sources[name] = np.bincount(tables[edges]["source"], size, n) / times
     sources["n_edges"] = np.bincount(tables["edges"]["source"], minlength=n)
     adata = AnnData(np.zeros((2, 1), np.float32))
     write_result(
         adata,
         "feature_network",
-        {},
+        {"n_null": N_NULL},
         **tables,
         sources=sources,
         targets=pd.DataFrame({"feature": np.arange(m)}),
@@ -563,7 +579,7 @@ def network() -> None:
     answers: dict[str, np.ndarray] = {}
 
     def ours() -> None:
-        answers["ours"] = feature_edges(model, sae, later, one, sources).effect
+        answers["ours"] = feature_edges(model, sae, later, one, sources[:, None]).effect
 
     def simple() -> None:
         answers["simple"] = full_passes(model, sae, later, tokens, active, there, n_at_once)
@@ -584,10 +600,329 @@ def network() -> None:
     rows = [row]
     for cells in (one, some):
         large, small = (
-            feature_edges(model, sae, later, cells, sources, step=step).effect for step in (STEP, STEP / 10)
+            feature_edges(model, sae, later, cells, sources[:, None], step=step).effect
+            for step in (STEP, STEP / 10)
         )
         rows.append({"nuclei": len(cells), **agreement(large, small)})
     report.add("sae", rows, case="network", device="cpu", step=STEP, small_step=STEP / 10)
+
+
+# A course with a branch.
+
+COURSE = {"n_clones": 600, "n_donors": 20}
+TEST = {"n_clones": 100, "n_donors": 20}
+COURSE_MODEL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+COURSE_MODEL |= {"max_position_embeddings": 100, "initializer_range": 0.05}
+TEMPORAL = {
+    "max_steps": 700,
+    "batch_size": 16,
+    "learning_rate": 3e-3,
+    "warmup": 0.05,
+    "hold": 0.5,
+    "floor": 0.05,
+}
+TEMPORAL |= {"timelapse": 0.0, "curriculum": 0.0, "clock": 0.0, "context_size": (1, 1), "max_length": 512}
+TEMPORAL |= {"forward": True, "zero_lapse": "never", "balance": 0.0, "eval_every": 10_000}
+COURSE_SAE = {"max_steps": 200, "batch_size": 16}
+COURSE_WIDTH = 128
+N_DRIVERS, UP, N_PROMPTS = 20, 3.0, 200
+BEFORE, LAST = 3, 5  # first day after the branch, last day
+RANDOM = "random directions, as long as the top drivers"
+
+
+def course_cells(model=None, **settings) -> tuple[AnnData, object]:
+    """Encoded cells of a course, and the vocabulary."""
+    adata = mt.datasets.branching_course(**settings)
+    mt.pp.map_genes(adata, model)
+    vocab = mt.models.Vocabulary.from_anndata(adata) if model is None else model.vocab
+    mt.pp.rank_value_encode(adata, vocab)
+    return adata, vocab
+
+
+def draw_course(adata: AnnData, n_prompts: int, seed: int) -> None:
+    """Prompts: a cell before the branch, and one of its clone on the last day."""
+    day = adata.obs["day"].to_numpy()
+    mt.pp.sample_prompts(
+        adata,
+        time_key="day",
+        groupby="clone",
+        task="cell",
+        n_prompts=n_prompts,
+        context_size=1,
+        contexts=day < BEFORE,
+        queries=day == LAST,
+        donor_key="donor_id",
+        sampling=mt.pp.PromptSampling(forward=True, zero_lapse="never"),
+        rng=seed,
+    )
+
+
+def branch_prompts(adata: AnnData, model) -> tuple[pd.DataFrame, Sequences, np.ndarray, Callable]:
+    """Prompts up to the first gene of the cell that is asked for, tokens of the context, and the log odds that this gene is one
+    that branch A turns on rather than one that B does."""
+    table = mt.get.table(adata, "prompts")
+    prompts = read_prompts(table, adata, adata, task="cell")
+    written = write_prompts(prompts, get_sequences(adata, model), model.vocab, max_length=model.max_length)
+    sequences = written.sequences.take(np.arange(len(table)), written.eoq + 2)
+    places = (sequences.positions < sequences.lengths[sequences.owner] - 4).astype(np.int32)
+    genes = adata.uns["truth"]["programmes"].query("weight > 0")
+    index = {
+        branch: torch.tensor([model.vocab[gene] for gene in part["ensembl_id"] if gene in model.vocab.tokens])
+        for branch, part in genes.groupby("role")
+    }
+
+    def odds(logits: torch.Tensor) -> torch.Tensor:
+        return logits[:, index["A"]].logsumexp(dim=1) - logits[:, index["B"]].logsumexp(dim=1)
+
+    return table, sequences, places, logits_readout(model, odds)
+
+
+def matched_features(drivers: pd.DataFrame, norm: pd.Series, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The n top drivers, and as many of the others whose length is nearest, each once."""
+    top, rest = np.split(drivers["feature"].to_numpy(), [n])
+    apart = np.abs(np.log(norm[top].to_numpy())[:, None] - np.log(norm[rest].to_numpy())[None])
+    row, column = linear_sum_assignment(apart)
+    return top[row], rest[column]
+
+
+def elsewhere(sae: mt.models.SparseAutoencoder, seed: int) -> mt.models.SparseAutoencoder:
+    """The same features, each of which adds as much in a random direction."""
+    other = copy.deepcopy(sae)
+    with torch.no_grad():
+        other.W_dec.copy_(random_directions_of(np.arange(sae.width), 1, sae.W_dec.shape[1], seed)[:, 0])
+    return other
+
+
+def shares_moved(model, sae, sequences, read, sign: pd.Series, middle: float) -> np.ndarray:
+    """1 for prompts of branch A if all features are turned towards it, less the same if towards B."""
+    found = np.zeros((2, len(sequences)))
+    for i, towards in enumerate((1, -1)):
+        factors = {int(feature): UP if way == towards else 0.0 for feature, way in sign.items()}
+        with mt.models.edited_features(model, sae, factors):
+            parts = run(
+                model,
+                sequences,
+                lambda batch: read(model.hf.model(**batch.inputs).last_hidden_state, batch).double(),
+            )
+            for rows, part in parts:
+                found[i, rows] = part.numpy() > middle
+    return found[0] - found[1]
+
+
+def branch_case(seed: int, *, null: bool) -> list[dict]:
+    """A model of one course, features of its first block, and what they do to the branch of other clones."""
+    course, vocab = course_cells(**COURSE, seed=1000 + seed, null=null)
+    model = mt.models.build_model(COURSE_MODEL, vocab)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        recipe = mt.train.TemporalRecipe.of(**TEMPORAL, seed=seed)
+        columns = {"time_key": "day", "time_unit": "days", "groupby": "clone", "donor_key": "donor_id"}
+        model = mt.train.temporal(course, model, folder, recipe=recipe, **columns)
+    draw_course(course, 3000, seed)
+    sae, later = (
+        trained(course, model, seed, block=block, width=COURSE_WIDTH, key="prompts", recipe=COURSE_SAE)
+        for block in (0, 1)
+    )
+    test, _ = course_cells(model, **TEST, seed=2000 + seed, null=null)
+    draw_course(test, N_PROMPTS, seed)
+    table, sequences, places, read = branch_prompts(test, model)
+    early = test[test.obs["day"] < BEFORE].copy()
+    mt.tl.feature_network(
+        early,
+        model,
+        sae,
+        later=later,
+        n_features=COURSE_WIDTH,
+        n_cells=40,
+        donor_key="donor_id",
+        rng=seed,
+    )
+    mt.tl.driver_features(early)
+    sources = mt.get.table(early, "feature_network", "sources").set_index("feature")
+    sources = sources[sources["norm"] > 0]
+    drivers = mt.get.table(early, "driver_features").query("feature in @sources.index")
+    top, matched = matched_features(drivers, sources["norm"], N_DRIVERS)
+
+    clone = test.obs["clone"].astype(str)
+    truth = test.uns["truth"]["clones"].set_index("clone")
+    activity = mean_features(model, sae, get_sequences(early, model))[:, sources.index]
+    rho = {
+        name: pd.Series(
+            np.nan_to_num(
+                stats.spearmanr(activity, truth.loc[clone[early.obs_names], name]).statistic[-1, :-1]
+            ),
+            sources.index,
+        ).abs()
+        for name in ("driver", "bystander")
+    }
+    sets = {"top drivers": top, "matched to them": matched}
+    sets |= {
+        f"most like the {name} programme": rho[name].nlargest(N_DRIVERS).index.to_numpy() for name in rho
+    }
+    sets |= {RANDOM: top}
+
+    donors = table["donor"].to_numpy()
+    learn = np.isin(
+        donors, np.unique(donors)[::2]
+    )  # which way each feature goes; how far is read in the others
+    is_a = test.obs["branch"].astype(str)[table["query"]].to_numpy() == "A"
+    rows, effects, shares = [], {}, {}
+    about = {"course": "driver decides nothing" if null else "driver decides", "seed": seed}
+    for name, chosen in sets.items():
+        used = elsewhere(sae, seed) if name == RANDOM else sae
+        found = scale_features(model, used, sequences, read, chosen, [0.0, UP], places=places)
+        middle = np.median(found.intact)
+        change = pd.DataFrame(found.values[..., 1] - found.values[..., 0], columns=chosen)
+        sign = np.sign(change[learn].mean())
+        effects[name] = (sign * change[~learn].groupby(donors[~learn]).mean()).mean(axis=1)
+        moved = shares_moved(model, used, sequences, read, sign, middle)[~learn]
+        shares[name] = pd.Series(moved).groupby(donors[~learn]).mean()
+        rows.append(
+            about
+            | {"set": name, **spread("effect", effects[name]), **spread("moved", shares[name])}
+            | {"norm": round(float(sources.loc[chosen, "norm"].mean()), 4)}
+            | {"rho_driver": round(float(rho["driver"][chosen].mean()), 4)}
+        )
+    for other in ("matched to them", RANDOM):
+        lead = {
+            key: part["top drivers"] - part[other] for key, part in (("effect", effects), ("moved", shares))
+        }
+        row = about | {"set": f"top drivers less {other}"}
+        for key, values in lead.items():
+            row |= spread(key, values) | {f"{key}_p": float(stats.ttest_1samp(values, 0).pvalue)}
+        rows.append(row)
+    driver = truth.loc[clone[table["context_0"]], "driver"]
+    facts = {
+        "auroc": roc_auc_score(is_a, found.intact),
+        "r_driver": np.corrcoef(found.intact, driver)[0, 1],
+        "sd_log_odds": found.intact.std(),
+        "r_strength": mt.get.table(early, "driver_features").attrs["r_strength"],
+    }
+    facts = {key: round(float(value), 4) for key, value in facts.items()}
+    return [about | {"set": "model", **facts, "donors_read": len(np.unique(donors[~learn]))}, *rows]
+
+
+def branch(n_seeds: int) -> None:
+    """Courses in which the driver decides, and one in which it does not; each is written when it is done."""
+    facts = {"train": COURSE, "test": TEST, "n_prompts": N_PROMPTS, "doses": [0, UP], "sae": COURSE_SAE}
+    rows = []
+    for seed, null in [(0, False), (0, True), *((seed, False) for seed in range(1, n_seeds))]:
+        rows += branch_case(seed, null=null)
+        report.add(
+            "sae", rows, case="branch", device="cpu", width=COURSE_WIDTH, k=K, model=COURSE_MODEL, **facts
+        )
+
+
+# Planted programmes.
+
+ATLAS = {"n_cells": 1500, "n_donors": 10}
+TWIN_STEPS = 150
+
+
+def encoded_atlas(model, **settings) -> AnnData:
+    """Simulated cells, encoded."""
+    adata = mt.datasets.aging_atlas(**settings)
+    mt.pp.map_genes(adata, model)
+    mt.pp.rank_value_encode(adata, model)
+    return adata
+
+
+def as_found(first: np.ndarray, second: np.ndarray, chance: float) -> tuple[int, float]:
+    """Which score is furthest from chance in the first half of the donors, and what it is in the second, by the sign of the first."""
+    best = int(np.nanargmax(np.abs(first - chance)))
+    way = np.sign(first[best] - chance)
+    return best, float(chance + way * (second[best] - chance))
+
+
+def programmes() -> None:
+    """What is planted in donors of their own, told by the best score of half of them in the other half."""
+    model = mt.load_model("demo", device="cpu")
+    twin = untrained_twin(model, 0)
+    adata = encoded_atlas(model, **ATLAS, seed=77)
+    sequences, sae = get_sequences(adata, model), mt.load_sae("demo")
+    twin_sae = trained(
+        encoded_atlas(model, n_cells=300, n_donors=10, seed=78),
+        twin,
+        0,
+        width=sae.width,
+        recipe={"max_steps": TWIN_STEPS},
+    )
+    pca = principal_directions(sae, moments(model, sequences.take(np.arange(0, len(sequences), 5)), sae.site))
+    found = pool_features(model, [sae, pca], sequences, pool="mean")
+    scores = {"features": found[0].cells, "PCA": found[1].cells}
+    scores["untrained"] = pool_features(twin, [twin_sae], sequences, pool="mean")[0].cells
+    scores["genes"], symbol = gene_scores(adata)
+
+    donor = pd.factorize(adata.obs["donor_id"], sort=True)[0]
+    kind, kinds = pd.factorize(adata.obs["cell_type"], sort=True)
+    halves = [donor % 2 == i for i in range(2)]
+    drivers, activity = adata.uns["truth"]["drivers"], adata.uns["truth"]["activity"]
+    rows = []
+
+    def aurocs(values, rows: np.ndarray) -> np.ndarray:
+        one = np.zeros(rows.sum(), dtype=np.int64)
+        return unit_aurocs(values[rows], kind[rows], len(kinds), one, donor[rows])[0]
+
+    def correlations(values, rows: np.ndarray, time: np.ndarray) -> np.ndarray:
+        one = np.zeros(rows.sum(), dtype=np.int64)
+        return unit_correlations(values[rows], time[rows], one, donor[rows])[0, 0]
+
+    for name, values in scores.items():
+        values = csr_matrix(values)
+        first, second = (aurocs(values, half) for half in halves)
+        for i, label in enumerate(kinds):
+            best, value = as_found(first[i], second[i], 0.5)
+            rows.append(
+                {"dictionary": name, "programme": label, "measure": "AUROC", "best": best, "value": value}
+            )
+        for (tf, label), table in drivers.groupby(["tf", "cell_type"]):
+            there, time = kind == list(kinds).index(label), activity[tf].to_numpy()
+            first, second = (correlations(values, half & there, time) for half in halves)
+            best, value = as_found(first, second, 0.0)
+            rows.append(
+                {
+                    "dictionary": name,
+                    "programme": f"{tf}, {label}",
+                    "measure": "rho",
+                    "best": best,
+                    "value": value,
+                }
+            )
+            if name == "genes":
+                weight = table.set_index("target")["weight"].reindex(symbol).fillna(0).to_numpy()
+                known = {
+                    "the factor's gene": values[:, symbol == tf],
+                    "its targets, known": values @ weight[:, None],
+                }
+                for what, score in known.items():
+                    score = csr_matrix(score - min(score.min(), 0))
+                    value = float(correlations(score, halves[1] & there, time)[0])
+                    rows.append(
+                        {
+                            "dictionary": what,
+                            "programme": f"{tf}, {label}",
+                            "measure": "rho",
+                            "best": -1,
+                            "value": value,
+                        }
+                    )
+    table = pd.DataFrame(rows)
+    together = [
+        {"dictionary": name, "measure": measure, "programmes": len(part), **spread("value", part["value"])}
+        | {"least": round(float(part["value"].min()), 4)}
+        for (measure, name), part in table.groupby(["measure", "dictionary"], sort=False)
+    ]
+    each = [row | {"value": round(row["value"], 4)} for row in rows]
+    report.add(
+        "sae",
+        together,
+        case="programmes",
+        device="cpu",
+        **ATLAS,
+        twin_steps=TWIN_STEPS,
+        each=each,
+        pool="mean",
+    )
 
 
 def main() -> None:
@@ -598,7 +933,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="of cells")
     parser.add_argument("--folder", type=Path, help="where sorted blood is")
-    parser.add_argument("--seeds", type=int, default=5, help="toy models")
+    parser.add_argument("--seeds", type=int, default=5, help="toy models; of a course, two at most")
     parser.add_argument("--circuits", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=15, help="of each timing")
     a = parser.parse_args()
@@ -610,6 +945,8 @@ def main() -> None:
         "cells": lambda: cells(a.sets, a.folder),
         "speed": lambda: speed(a.repeats),
         "network": network,
+        "branch": lambda: branch(min(a.seeds, 2)),
+        "programmes": programmes,
     }
     for part in dict.fromkeys(a.parts):
         start = time.perf_counter()

@@ -855,6 +855,40 @@ def sae_network() -> str:
     )
 
 
+def sae_branch() -> str:
+    """What sets of features do to the branch that clones take, in both courses."""
+    rows = read("sae")["cases"]["branch"]["rows"]
+    table: dict[str, dict] = {}
+    for row in rows:
+        if row["set"] == "model":
+            continue
+        course = f"{row['course']}, course {row['seed'] + 1}"
+        line = table.setdefault(row["set"], {"features": row["set"], "length": ""})
+        if "norm" in row and not line["length"]:
+            line["length"] = f"{row['norm']:.1f}"
+        text = ranged(row, "effect", "{:.2f}")
+        if row["course"] == "driver decides":
+            text += f"; {ranged(row, 'moved', '{:.0%}')}"
+        line[course] = text
+    return markdown(list(table.values()))
+
+
+def sae_programmes() -> str:
+    """How well what is planted is told in other donors."""
+    names = {
+        "features": "features of the demo model's autoencoder",
+        "PCA": "principal components of its states",
+    }
+    names |= {"untrained": "features of an untrained model", "genes": "single genes"}
+    table: dict[str, dict] = {}
+    for row in read("sae")["cases"]["programmes"]["rows"]:
+        name = names.get(row["dictionary"], row["dictionary"])
+        column = {"AUROC": "cell types (AUROC)", "rho": "activities of factors (Spearman)"}[row["measure"]]
+        table.setdefault(name, {"best score of one half of the donors": name, "cell types (AUROC)": ""})
+        table[name][column] = ranged(row, "value", "{:.2f}")
+    return markdown(list(table.values()))
+
+
 def _space(case: str) -> dict:
     return read("space")["cases"][case]
 
@@ -1075,6 +1109,8 @@ _TABLES = (
     sae_quality,
     sae_drivers,
     sae_layers,
+    sae_branch,
+    sae_programmes,
     sae_speed,
     sae_network,
     space_planted,

@@ -103,7 +103,7 @@ with warnings.catch_warnings():
         rng=seed,
     )
 edges = mt.get.table(adata, "feature_network")
-null = mt.get.table(adata, "feature_network", "null_edges")
+null = mt.get.table(adata, "feature_network", "null_edges")  # of four directions a source
 sources = mt.get.table(adata, "feature_network", "sources")
 targets = mt.get.table(adata, "feature_network", "targets")
 said = edges.attrs
@@ -119,11 +119,12 @@ print(
 #
 # **Left**, the sizes of the edges that were kept (q up to `alpha`), the largest first; grey: those of random directions, one in place of each source, as long at
 # the same genes, kept by the same rule. Random directions make edges, too, and nearly as many: q says that the effect is the same in all units, not that it is
-# special. **Right**, each source by the sum of its effects beside that of its random direction. On the line, it does no more than a push.
+# special. **Right**, each source by the sum of its effects beside that of its four random directions, on average. On the line, it does no more than a push.
 
 # %% tags=["answer"]
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
-for part, color, label in ((null, NULL, "random directions"), (edges, MODEL, "features")):
+once = null[null["direction"] == 0]
+for part, color, label in ((once, NULL, "random directions"), (edges, MODEL, "features")):
     size = np.sort(part["effect"].abs())[::-1]
     axes[0].plot(np.arange(1, len(size) + 1), size, color=color, label=f"{label}: {len(size):,} edges")
 axes[0].set(
@@ -137,7 +138,7 @@ ends = [
 axes[1].plot(ends, ends, color=NULL, lw=1)
 axes[1].scatter(sources["null_strength"], sources["strength"], s=16, color=MODEL, alpha=0.8)
 axes[1].set(
-    xlabel="strength of a random direction (activation)", ylabel="strength of the source (activation)"
+    xlabel="strength of random directions (mean, activation)", ylabel="strength of the source (activation)"
 )
 for ax in axes:
     clean(ax)
@@ -146,7 +147,7 @@ save(figure, "network_edges")
 # %% tags=["answer"]
 ratio = sources["strength"] / sources["null_strength"]
 print(
-    f"{len(edges):,} edges of features, {len(null):,} of random directions. Median |effect| {edges['effect'].abs().median():.3f} against "
+    f"{len(edges):,} edges of features, {len(once):,} of random directions, one in place of each. Median |effect| {edges['effect'].abs().median():.3f} against "
     f"{null['effect'].abs().median():.3f}; largest {edges['effect'].abs().max():.2f} against {null['effect'].abs().max():.2f}.\n"
     f"{(edges['null_share'] < 0.05).sum():,} edges ({(edges['null_share'] < 0.05).mean():.0%}) are larger than 95% of the effects of random directions "
     f"of their length.\n"
@@ -205,7 +206,7 @@ edges.assign(
 # %% [markdown]
 # ## Which features drive it?
 #
-# **Left**, PageRank on the reversed edges beside the score of a random direction of the same length. **Middle and right**, beside what is simpler: the sum of a feature's
+# **Left**, PageRank on the reversed edges beside the mean score of four random directions of the same length. **Middle and right**, beside what is simpler: the sum of a feature's
 # effects, and how active it is. Filled: q < 0.05 against all random directions.
 
 # %% tags=["answer"]
@@ -215,7 +216,7 @@ write(drivers, "driver_features")
 filled = np.where(drivers["q_value"] < 0.05, MODEL, "white")
 figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharey=True, layout="constrained")
 for ax, column, label in (
-    (axes[0], "null_pagerank", "score of a random direction (share)"),
+    (axes[0], "null_pagerank", "score of random directions (mean, share)"),
     (axes[1], "strength", "sum of the sizes of its effects (activation)"),
     (axes[2], "activation", "mean activation (unit of the states)"),
 ):

@@ -288,6 +288,18 @@ def test_targets_follow_their_driver_from_cell_to_cell(atlas, null):
         assert abs(r.mean()) < 0.04, (tf, cell_type)
 
 
+def test_activities_are_those_of_the_cells(atlas, null):
+    activity = atlas.uns["truth"]["activity"]
+    assert activity.index.equals(atlas.obs_names)
+    assert null.uns["truth"]["activity"].isna().all(axis=None)
+    x = pd.DataFrame(log_norm(atlas), columns=atlas.var["symbol"].to_numpy(), index=atlas.obs_names)
+    acts = atlas.uns["truth"]["drivers"].groupby("tf")["cell_type"].unique()
+    for tf, values in activity.items():
+        there = values.notna()
+        assert set(atlas.obs["cell_type"][there]) == set(acts[tf])
+        assert np.corrcoef(x.loc[there, tf], values[there])[0, 1] > 0.2
+
+
 def test_doublets_hold_more_counts(atlas):
     cells = atlas.uns["truth"]["doublets"]["cell"]
     doublet = atlas.obs_names.isin(cells)

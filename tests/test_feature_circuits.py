@@ -8,7 +8,7 @@ import pytest
 import torch
 from anndata import AnnData
 from helpers import on_copy
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit.models.feature_network import feature_edges
@@ -17,6 +17,7 @@ from maxtoki_toolkit.models.sae_controls import gene_mask
 from maxtoki_toolkit.models.sequences import Sequences
 from maxtoki_toolkit.stats.drivers import pagerank_drivers, replaced_rows, square, total_effects
 from maxtoki_toolkit.stats.spectra import spectral_entropy as spectral_values
+from maxtoki_toolkit.tl._readings import get_prompts, get_readings
 
 N, GENES, CONSTANT, SIZE, SCALE = 6, 60, 300.0, 12, 500.0
 FIRST, OUT = 1, 8  # dimensions: the features from FIRST on, what the time head reads
@@ -155,6 +156,18 @@ def test_chosen_features_are_those_that_matter(planted):
     assert set(effects.index[:4]) == set(np.flatnonzero(matters))
 
 
+def test_functions_of_the_logits_are_read_where_the_answer_begins(planted):
+    """Of prompts that ask for a cell after its `<bos>`, since `<eoq>` says nothing but that a cell comes; of others at `<eoq>`."""
+    model, adata, _ = planted
+    for task, token in (("cell", "<bos>"), ("timelapse", "<eoq>")):
+        cells = adata.copy()
+        drawn = {"time_key": "age_months", "groupby": "cell_type", "n_prompts": 4, "context_size": 1}
+        mt.pp.sample_prompts(cells, task=task, donor_key="donor_id", **drawn)
+        first = get_prompts(cells, model, len, key=None, n_prompts=None, rng=0)
+        sequences = get_readings(cells, model, len, *first).sequences
+        assert set(sequences.tokens[sequences.indptr[1:] - 1]) == {model.vocab[token]}
+
+
 def test_edits_of_nothing_and_edits_of_several_things(planted):
     model, adata, _ = planted
     sae = coder(model, 0)
@@ -204,6 +217,8 @@ def test_edges_are_those_of_the_circuit(planted):
     mt.tl.driver_features(read)
     drivers = mt.get.table(read, "driver_features")
     assert drivers["feature"][0] == 0
+    assert drivers.attrs["n_null"] == 4 * N  # four directions a source, and no p below one in their number
+    assert drivers["p_value"].min() >= 1 / (1 + 4 * N)
     with pytest.raises(ValueError, match="go from earlier to later"):
         mt.tl.feature_network(adata, model, coder(model, 1), later=coder(model, 0))
 
@@ -213,13 +228,38 @@ def test_edges_do_not_depend_on_batches(planted):
     sequences = Sequences.of([np.array([2, *range(4, 4 + n), 3]) for n in (5, 20, 11)])
     found = [
         feature_edges(
-            model, coder(model, 0), coder(model, 1), sequences, np.arange(N), null=True, max_tokens=budget
+            model,
+            coder(model, 0),
+            coder(model, 1),
+            sequences,
+            np.arange(N)[:, None],
+            n_null=2,
+            max_tokens=budget,
         )
         for budget in (30, 5000)
     ]
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
     assert gene_mask(model).sum() == GENES
+
+
+def test_families_are_scaled_together(planted):
+    """Their effects are those of their features together, where the model is linear."""
+    model, adata, _ = planted
+    sae, later = coder(model, 0), coder(model, 1)
+    found = {}
+    for sources in ([0, 1, 3], [[0, 3], [1]]):
+        read = on_copy(mt.tl.feature_network, adata, model, sae, later=later, features=sources)
+        edges = mt.get.table(read, "feature_network")
+        found[len(sources)] = edges.pivot(index="source", columns="target", values="effect").fillna(0)
+        table = mt.get.table(read, "feature_network", "sources")
+    np.testing.assert_allclose(found[2].loc[0], found[3].loc[[0, 3]].sum(), atol=2e-3)
+    np.testing.assert_allclose(found[2].loc[1, [1]], found[3].loc[1, [1]], atol=2e-3)
+    assert table["features"].tolist() == ["0, 3", "1"]
+    mt.tl.driver_features(read)
+    assert mt.get.table(read, "driver_features")["feature"][0] == 0
+    with pytest.raises(ValueError, match="twice"):
+        mt.tl.feature_network(adata, model, sae, later=later, features=[[0, 1], [1]])
 
 
 def test_genes_that_a_feature_makes_likely(planted):
@@ -328,6 +368,11 @@ def test_scores_with_edges_of_another_direction():
     score = pagerank_drivers(square(weight))[:2]
     assert (replaced_rows(weight, none) < score).all()
     np.testing.assert_allclose(replaced_rows(weight, weight), score)
+    rng = np.random.default_rng(0)
+    own, other = (csr_matrix(rng.random((7, 9)) * (rng.random((7, 9)) < 0.3)) for _ in range(2))
+    for i, found in enumerate(replaced_rows(own, other)):
+        mixed = vstack([own[:i], other[i], own[i + 1 :]])
+        assert found == pytest.approx(pagerank_drivers(square(mixed))[i])
 
 
 @pytest.mark.parametrize(
@@ -436,6 +481,13 @@ def test_figures(planted):
     assert lines["feature 1"].tolist() == pytest.approx([effects[0], 0, effects[1]])
     with pytest.raises(KeyError, match="Feature 5 was not edited"):
         mt.pl.feature_effects(cells, features=[5])
+    mt.tl.feature_effects(cells, model, sae, features=range(4), doses=[0, 2])
+    table = cells.uns["feature_effects"]["effects"]
+    within = table.loc[table["feature"] != 2, ["effect_low", "effect_high"]].abs().to_numpy().max()
+    table.loc[table["feature"] == 2, ["effect", "effect_low", "effect_high"]] = 1e6
+    ax = mt.pl.feature_effects(cells)
+    assert within < ax.get_ylim()[1] < 1.5 * within  # one feature far out does not press the others flat
+    assert [text.get_text() for text in ax.texts] == ["1e+06", "1e+06"]
     mt.tl.feature_network(cells, model, sae, later=later, features=range(N))
     mt.tl.driver_features(cells)
     points = mt.pl.driver_features(cells).collections[0].get_offsets()

@@ -480,10 +480,11 @@ def test_features_and_their_controls():
         "features": genes,
         "associations": found,
         "best": best,
-        "dictionaries": counts.assign(n_features=4),
+        "dictionaries": counts.assign(n_features=4, n_units=12),
     }
     write_result(adata, "feature_summary", {"features": "features", "unit": "AUROC"}, **tables)
-    ax, side = mt.pl.feature_summary(adata, n_features=1).axes[:2]
+    ax, side, bar = mt.pl.feature_summary(adata, n_features=1).axes
+    assert "12 donors" in bar.get_xlabel()
     assert [label.get_text() for label in ax.get_xticklabels()] == ["B", "NK"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0  A, B", "1  A, B"]
     np.testing.assert_allclose(ax.images[0].get_array(), [[0.9, 0.3], [0.2, 0.95]])

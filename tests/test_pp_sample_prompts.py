@@ -132,6 +132,13 @@ def test_cells_without_a_group_are_left_out(adata):
     assert 20 not in set(adata.obs.loc[table["query"], "age"])
 
 
+def test_years_are_said_at_once(adata):
+    adata = adata.copy()
+    adata.obs["age_years"] = adata.obs[SETTINGS["time_key"]]
+    with pytest.warns(UserWarning, match=r"'age_years'\] is in years: .* \* 12"):
+        sample(adata, time_key="age_years")
+
+
 def test_copy_and_key(adata):
     assert mt.pp.sample_prompts(adata, **SETTINGS, key_added="mine") is None
     assert list(adata.uns) == ["mine"]

@@ -20,7 +20,10 @@ from maxtoki_toolkit.models.features import pool_features
 from maxtoki_toolkit.models.hooks import Site, states_at
 from maxtoki_toolkit.models.sae_controls import moments, principal_directions
 from maxtoki_toolkit.models.sequences import Sequences
+from maxtoki_toolkit.tl._cells import get_sequences
+from maxtoki_toolkit.train import _sparse_module, _stored_states
 from maxtoki_toolkit.train._sparse_module import Largest, SparseModule, StateCollator, token_chances
+from maxtoki_toolkit.train._stored_states import write_states
 from maxtoki_toolkit.train._trainer import _Speed
 
 SIZE, N_TRUE, N_GENES = 16, 32, 1500
@@ -78,6 +81,36 @@ SHORT = mt.train.SparseRecipe.of(
     save_every=350,
 )
 FEW = mt.train.SparseRecipe.of(max_steps=6, batch_size=16, eval_every=3, save_every=3)
+
+
+def test_stored_states_teach_the_same(planted, tmp_path, monkeypatch):
+    """States are computed once, kept in shards, and read again by a run that goes on."""
+
+    model, adata, _, _ = planted
+    monkeypatch.setattr(_stored_states, "SHARD", 40 * 42 * SIZE)
+    settings = {"max_steps": 6, "batch_size": 16, "eval_every": 100}
+    plain = mt.train.sae(
+        adata, model, tmp_path / "a", block=0, width=48, k=2, recipe=mt.train.SparseRecipe.of(**settings)
+    )
+
+    def refuse(*_):
+        raise AssertionError("The model is run again.")
+
+    recipe = mt.train.SparseRecipe.of(**settings, store=True)
+    monkeypatch.setattr(_sparse_module, "states_at", refuse)
+    stored = mt.train.sae(adata, model, tmp_path / "b", block=0, width=48, k=2, recipe=recipe)
+    np.testing.assert_allclose(stored.W_dec, plain.W_dec, atol=1e-4)
+    shards = sorted(path.name for path in (tmp_path / "b" / "states").glob("*.safetensors"))
+    assert len(shards) == 8
+    # They are read again by a run of the same cells, and those of other cells take their place.
+    job = {"cells": "others"}
+    sequences = get_sequences(adata, model)
+    first = tmp_path / "b" / "states" / shards[0]
+    for cells, is_read in ((sequences.take(np.arange(40)), False), (sequences.take(np.arange(40)), True)):
+        before = first.stat().st_mtime_ns
+        write_states(model, cells, Site(0, "output"), tmp_path / "b" / "states", job)
+        assert (first.stat().st_mtime_ns == before) == is_read
+    assert [path.name for path in (tmp_path / "b" / "states").glob("*.safetensors")] == shards[:1]
 
 
 def test_planted_directions_are_found(planted, trained):

@@ -141,6 +141,7 @@ def test_dictionaries_are_compared(planted):
     assert counts["n_pass"]["features", "cell_type"] == 1
     assert counts["n_pass"]["features", "any"] >= 3
     assert counts["n_features"]["genes", "any"] == N_GENES
+    assert counts["n_units"]["features", "cell_type"] == planted.obs["donor_id"].nunique()
     assert (counts["n_pass"].drop(index="features", level=0) <= 1).all()
     best = mt.get.table(planted, "feature_summary", "best").set_index(["dictionary", "column", "value"])
     assert best["feature"]["features", "cell_type", "T"] == str(TYPE)

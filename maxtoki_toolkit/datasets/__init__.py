@@ -5,6 +5,7 @@ from __future__ import annotations
 from .._doors import guard
 from .._manifests import fetch, manifest
 from ._aging_atlas import aging_atlas
+from ._branching_course import branching_course
 from ._corpus_recipe import CellBalance, CellFilters, CorpusRecipe, StoreColumns
 from ._drug_screen import drug_screen
 from ._registry import available, load
@@ -19,6 +20,7 @@ __all__ = [
     "StoreColumns",
     "aging_atlas",
     "available",
+    "branching_course",
     "census",
     "census_plan",
     "drug_screen",

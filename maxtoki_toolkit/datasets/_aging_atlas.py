@@ -116,6 +116,8 @@ def aging_atlas(
         Marker genes of each cell type with their `log2_fold` over the other types.
     `doublets`
         Cells (`cell`) whose counts hold a second cell of the same type and donor.
+    `activity`
+        One row a cell: log2 activity of each factor, by its symbol, relative to the reference age; NaN where it does not act.
     `params`
         The arguments and the constants of the simulation.
 
@@ -154,7 +156,7 @@ def aging_atlas(
     )
     pool = Parallel(n_jobs=n_jobs or settings.n_jobs, prefer="threads", return_as="generator")
     results = list(progress(pool(jobs), total=n_donors, desc="aging atlas", unit="donor"))
-    counts, cell_type, doublet = (list(part) for part in zip(*results, strict=True))
+    counts, cell_type, doublet, activity = (list(part) for part in zip(*results, strict=True))
 
     obs = _obs(donors, n_by_donor, np.array(list(design.cell_types))[np.concatenate(cell_type)])
     truth = _truth(design) | {
@@ -176,6 +178,7 @@ def aging_atlas(
             acceleration_years=("acceleration_years", "first"), n_donors=("donor_id", "size")
         ),
         "doublets": pd.DataFrame({"cell": obs.index[np.concatenate(doublet)].to_numpy(dtype=object)}),
+        "activity": pd.DataFrame(np.concatenate(activity), index=obs.index, columns=design.drivers),
     }
     var = design.panel.set_index("ensembl_id")[["symbol"]].rename_axis(None)
     return ad.AnnData(sparse.vstack(counts, format="csr"), obs=obs, var=var, uns={"truth": truth})
@@ -314,8 +317,8 @@ def _obs(donors: pd.DataFrame, n_by_donor: np.ndarray, cell_type: np.ndarray) ->
 
 def _donor(
     design: _Design, donor, batch_effect: dict, n: int, rng: np.random.Generator, *, null: bool
-) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
-    """Counts, cell types and doublet flags of one donor's cells."""
+) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray, np.ndarray]:
+    """Counts, cell types, doublet flags and activities of one donor's cells."""
     n_genes = len(design.panel)
     age = donor.biological_age_months / 12
     own = rng.normal(0, DONOR_SD, n_genes) + batch_effect[donor.batch] + design.sex_effect[donor.sex]
@@ -325,16 +328,18 @@ def _donor(
     doublet = (rng.random(n) < DOUBLET_RATE) & (not null)
 
     order = np.argsort(cell_type, kind="stable")
-    blocks = []
+    blocks, activity = [], np.full((n, len(design.drivers)), np.nan)
     for t in np.unique(cell_type):
         cells = np.flatnonzero(cell_type == t)
         pairs = np.flatnonzero(doublet[cells])
         log_mean = design.log_mean[t] + own + _age_effect(design, t, age)
         depth = np.concatenate([library[cells], rng.permutation(library[cells])[: len(pairs)]])
-        counts = _counts(design, t, age, log_mean, depth, rng)
+        counts, drawn = _counts(design, t, age, log_mean, depth, rng)
+        acts = design.weight[t].any(axis=1)
+        activity[np.ix_(cells, acts)] = drawn[: len(cells), acts]
         counts[pairs] = rng.binomial(counts[pairs] + counts[len(cells) :], DOUBLET_CAPTURE)
         blocks.append(sparse.csr_matrix(counts[: len(cells)], dtype=np.float32))
-    return sparse.vstack(blocks, format="csr")[np.argsort(order)], cell_type, doublet
+    return sparse.vstack(blocks, format="csr")[np.argsort(order)], cell_type, doublet, activity
 
 
 def _age_effect(design: _Design, t: int, age: float) -> np.ndarray:
@@ -345,8 +350,8 @@ def _age_effect(design: _Design, t: int, age: float) -> np.ndarray:
 
 def _counts(
     design: _Design, t: int, age: float, log_mean: np.ndarray, depth: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Negative binomial counts (cells, genes) of cell type `t`, with a driver activity for each cell."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Negative binomial counts (cells, genes) of cell type `t`, and the activity of each driver in each cell."""
     trend = design.driver_fold * (age - REFERENCE_AGE) / 60
     activity = trend + rng.normal(0, ACTIVITY_SD, (len(depth), len(design.drivers)))
     # Not `@`, whose last digit may depend on the threads of the BLAS library.
@@ -355,7 +360,7 @@ def _counts(
     mean *= (depth / mean.sum(axis=1)).astype(np.float32)[:, None]
     shape = np.broadcast_to((1 / design.dispersion).astype(np.float32), mean.shape)
     mean *= rng.standard_gamma(shape, dtype=np.float32) * design.dispersion.astype(np.float32)
-    return rng.poisson(mean)
+    return rng.poisson(mean), activity
 
 
 def _truth(design: _Design) -> dict[str, pd.DataFrame]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ class Edges(NamedTuple):
     effect: np.ndarray
     """Sources x targets: how fast a target's activation changes as the source is scaled."""
     null: np.ndarray
-    """Sources x targets: the same if the state is changed by as much in a random direction; NaN unless asked for."""
+    """Directions x sources x targets: the same if the state is changed by as much in random directions."""
     norm: np.ndarray
     """Sources: length of what the feature adds to a cell's states."""
 
@@ -43,10 +44,10 @@ def feature_edges(
     sae: SparseAutoencoder,
     later: SparseAutoencoder,
     sequences: Sequences,
-    sources: np.ndarray,
+    sources: Sequence[np.ndarray],
     *,
     step: float = 0.1,
-    null: bool = False,
+    n_null: int = 0,
     seed: int = 0,
     max_tokens: int | None = None,
 ) -> Edges:
@@ -63,11 +64,11 @@ def feature_edges(
     sequences
         Cells.
     sources
-        Numbers of the features of `sae` that are scaled.
+        Numbers of the features of `sae` that are scaled: an array for each source, whose features are scaled together.
     step
         By how much of itself: two-sided, so that what is quadratic cancels.
-    null
-        Also do the same in a random direction for each source.
+    n_null
+        Random directions that stand in for each source's.
     seed
         Seed of these.
     max_tokens
@@ -76,11 +77,12 @@ def feature_edges(
     require_later(sae.site, later.site)
     budget = tokens_at_once(model, max_tokens)
     is_gene = gene_mask(model)
-    index = torch.from_numpy(sources).to(model.device)
+    features = np.concatenate([np.asarray(source) for source in sources])
+    own = np.split(np.arange(len(features)), np.cumsum([len(source) for source in sources])[:-1])
+    index = torch.from_numpy(features).to(model.device)
     directions = sae.directions[index][:, None]
-    if null:
-        others = random_directions_of(sources, 1, directions.shape[-1], seed).to(model.device)
-        directions = torch.cat([directions, others], dim=1)
+    others = random_directions_of(features, n_null, directions.shape[-1], seed).to(model.device)
+    directions = torch.cat([directions, others], dim=1)
     n_kinds = directions.shape[1]
     total = np.zeros((n_kinds, len(sources), later.width))
     norms = np.zeros(len(sources))
@@ -91,13 +93,20 @@ def feature_edges(
         genes = is_gene[batch.tokens].float()
         weight = genes / genes.sum(dim=1, keepdim=True).clamp(min=1)
         n, length, _ = known.states.shape
-        found = np.zeros(total.shape)
-        there = (active > 0).any(dim=(0, 1)).nonzero()[:, 0]
+        found, norm = np.zeros(total.shape), np.zeros(len(sources))
+        somewhere = (active > 0).any(dim=(0, 1)).cpu().numpy()
+        there = np.flatnonzero([somewhere[part].any() for part in own])
         signs = torch.tensor([step, -step], device=model.device)
-        for part in there.split(max(budget // (2 * n_kinds * n * length), 1)):
-            amount = active[..., part].permute(2, 0, 1)[:, None, None, ..., None]
-            # Sources x directions x signs x cells x tokens x size.
-            change = signs[:, None, None, None] * amount * directions[part][:, :, None, None, None]
+        at_once = max(budget // (2 * n_kinds * n * length), 1)
+        for part in np.split(there, range(at_once, len(there), at_once)):
+            if not len(part):
+                continue
+            # Sources x directions x cells x tokens x size.
+            push = torch.stack(
+                [torch.einsum("nlm,mks->knls", active[..., own[i]], directions[own[i]]) for i in part]
+            )
+            norm[part] = push[:, 0].pow(2).sum(dim=(2, 3)).sqrt().sum(dim=1).double().cpu().numpy()
+            change = signs[:, None, None, None] * push[:, :, None]
             states = (known.states + change.to(known.states.dtype)).flatten(0, 3)
             copies = len(part) * n_kinds * 2
             stream = known.stream.repeat(copies, 1, 1) if sae.site.part != "output" else known.stream
@@ -106,11 +115,11 @@ def feature_edges(
             mean = torch.einsum("slw,sl->sw", features, weight.repeat(copies, 1))
             mean = mean.reshape(len(part), n_kinds, 2, n, -1).sum(dim=3)
             slope = ((mean[:, :, 0] - mean[:, :, 1]) / (2 * step)).double().cpu().numpy()
-            found[:, part.cpu().numpy()] = slope.transpose(1, 0, 2)
-        return found, active.pow(2).sum(dim=1).sqrt().sum(dim=0).double().cpu().numpy()
+            found[:, part] = slope.transpose(1, 0, 2)
+        return found, norm
 
-    for _, (part, norm) in run(model, sequences, compute, max_tokens=max_tokens, desc="Following features"):
-        total += part
+    for _, (effect, norm) in run(model, sequences, compute, max_tokens=max_tokens, desc="Following features"):
+        total += effect
         norms += norm
     total, norms = total / max(len(sequences), 1), norms / max(len(sequences), 1)
-    return Edges(total[0], total[1] if null else np.full_like(total[0], np.nan), norms)
+    return Edges(total[0], total[1:], norms)

@@ -55,7 +55,7 @@ def driver_features(
     ax.plot(ends, ends, color=NULL, lw=1, zorder=0)
     ax.scatter(table["null_pagerank"], table["pagerank"], s=14, color="black", lw=0)
     ax.set(
-        xlabel="the same for a random direction (share)",
+        xlabel="the same for random directions, mean (share)",
         ylabel="PageRank on reversed edges (share)",
         title=f"rank correlation with strength {table.attrs['r_strength']:.2f}",
     )

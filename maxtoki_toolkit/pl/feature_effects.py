@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 
@@ -13,6 +14,7 @@ from ..results.store import read_table
 from ._style import NULL, category_colors, clean, drawing
 
 N_FEATURES = 6
+_FAR = 5  # times the median feature's reach; what goes further does not set the axis
 
 
 @drawing
@@ -37,7 +39,8 @@ def feature_effects(
     Returns
     -------
     The axes: a line a feature with 95% intervals over donors, through no effect at dose 1; the band is what the
-    widest of the random directions do (two standard deviations).
+    widest of the random directions do (two standard deviations). A feature that does more than five times what the
+    median one does leaves the axes: a triangle at the edge, with its effect.
 
     Examples
     --------
@@ -84,6 +87,34 @@ def feature_effects(
     name = "change of the predicted lapse" if what == "timelapse" else f"change of {what}"
     ax.set(xlabel="dose (1: as it is)", ylabel=f"{name} ({effects.attrs['unit']})")
     ax.yaxis.label.set_size(9)
+    _mark_far(ax, part, list(features))
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     clean(ax)
     return ax
+
+
+def _mark_far(ax: Axes, effects: pd.DataFrame, features: list[int]) -> None:
+    """Let most features set the limits, and mark what lies beyond."""
+    reach = (
+        effects[["effect", "effect_low", "effect_high"]].abs().max(axis=1).groupby(effects["feature"]).max()
+    )
+    is_far = reach > _FAR * reach.median()
+    if not is_far.any():
+        return
+    limit = 1.2 * reach[~is_far].max()
+    ax.set_ylim(-limit, limit)
+    colors = dict(zip(features, category_colors(len(features)), strict=True))
+    for row in effects[effects["feature"].isin(reach.index[is_far])].itertuples():
+        if abs(row.effect) > limit:
+            up = row.effect > 0
+            marker, edge = ("^", 0.96 * limit) if up else ("v", -0.96 * limit)
+            ax.plot(row.dose, edge, marker=marker, ms=6, color=colors[row.feature], clip_on=False)
+            where = {"xytext": (0, -5 if up else 5), "va": "top" if up else "bottom"}
+            ax.annotate(
+                f"{row.effect:.3g}",
+                (row.dose, edge),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7,
+                **where,
+            )

@@ -76,6 +76,7 @@ def feature_summary(
     figure, (ax, side) = plt.subplots(
         1, 2, figsize=(left + right, height), layout="constrained", width_ratios=[left, right]
     )
+    counts = read_table(adata, key, "dictionaries").set_index(["dictionary", "column"])
     ends = (-1, 1) if is_time else (0, 1)
     image = ax.imshow(effect, cmap=DIVERGING, vmin=ends[0], vmax=ends[1], aspect="auto", interpolation="none")
     at = np.argwhere(passes)
@@ -90,12 +91,13 @@ def feature_summary(
     ax.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=ax, location="top", shrink=0.9, aspect=22, pad=0.02)
     measure = "Spearman correlation with time" if is_time else "AUROC, label against the rest"
-    bar.set_label(f"{measure} ({'● passes' if len(at) else 'none passes'})", fontsize=8)
+    n_units = int(counts.loc[(str(params["features"]), column), "n_units"])
+    over = f"{n_units} donors" if n_units else "cells, no donors"
+    bar.set_label(f"{measure} ({over}; {'● passes' if len(at) else 'none passes'})", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
 
     styles = dictionary_styles(list(dict.fromkeys(best["dictionary"])), str(params["features"]))
-    counts = read_table(adata, key, "dictionaries").set_index(["dictionary", "column"])
     step = min(0.7 / max(len(styles), 1), 0.16)
     for i, (name, (label, color, marker)) in enumerate(styles.items()):
         part = best[best["dictionary"] == name].set_index("value").reindex(values)

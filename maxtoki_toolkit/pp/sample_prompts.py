@@ -12,9 +12,10 @@ from anndata import AnnData
 from .. import _keys
 from .._recipes import Checked
 from .._validate import require_unique_names
+from .._warn import warn
 from ..models.prompts import Prompts
 from ..results.store import write_result
-from ._columns import find_columns
+from ._columns import find_columns, unit_in_name
 from ._design import as_list, get_groups, get_labels, get_mask, get_times, known_cells
 from ._sampling import Sampler
 from .parse_age import time_in_numbers
@@ -145,6 +146,11 @@ def sample_prompts(
     cells, rows = known_cells(adata, time_key, groupby, donor_key)
     group, names = get_groups(cells, groupby)
     time = get_times(cells, time_key)
+    if unit_in_name(time_key) == "years":
+        warn(
+            f".obs[{time_key!r}] is in years: only a model that tells time in years reads such prompts. For months, as the demo "
+            f"model: adata.obs['in_months'] = adata.obs[{time_key!r}] * 12."
+        )
     sampler = Sampler(
         group,
         time,

@@ -57,6 +57,12 @@ _DONE = {
         "scrublet.",
         ["scrublet"],
     ),
+    "essay_drivers_on_a_course": (
+        "A small model was trained on {n_clones} simulated clones, of which a programme of genes decides beforehand which of two branches they take; "
+        "the {n_drivers} features with the highest PageRank on the reversed network of features were turned up (times {up}) or down in cells before the branch, "
+        "beside features and random directions of the same length, and the branch of the cells that the model then writes was counted, with donors as the unit.",
+        ["glass"],
+    ),
     "essay_families": (
         "Features of a sparse autoencoder were grouped ({method}) by their co-activation at genes and in cells beyond that of their "
         "strata, with support from {n_bootstrap} bootstrap samples beside independent features; agreement of groups was tested by permutation.",

@@ -46,12 +46,17 @@ def replaced_rows(weight: sp.csr_matrix, other: sp.csr_matrix, damping: float = 
         Sources x targets, at least 0.
     damping
         As in `pagerank_drivers`.
+
+    Notes
+    -----
+    Of two layers PageRank has a closed form: all targets, which nothing leads to, have the same score b, and a source
+    has b (1 + damping * sum over targets of its share of their edges).
     """
-    scores = np.empty(weight.shape[0])
-    for i in range(len(scores)):
-        rows = [weight[:i], other[i], weight[i + 1 :]]
-        scores[i] = pagerank_drivers(square(sp.vstack(rows)), damping)[i]
-    return scores
+    own, new = weight.toarray(), other.toarray()
+    rest = np.maximum(own.sum(axis=0) - own, 0)
+    reached = ((own > 0).sum(axis=0) - (own > 0) + (new > 0) > 0).sum(axis=1)
+    share = np.divide(new, rest + new, out=np.zeros_like(new), where=new > 0)
+    return (1 + damping * share.sum(axis=1)) / (sum(own.shape) + damping * reached)
 
 
 def square(weight: sp.spmatrix) -> sp.csr_matrix:

@@ -107,18 +107,22 @@ def get_readings(
 ) -> Readings:
     """Write prompts (or take cells) up to the token that the reading is made at.
 
-    "timelapse" and functions of the logits are read at the end of the prompt (`<eoq>`); "likelihood" from the
-    first to the last gene of the query cell; a gene where it stands in the query cell. Prompts without the
-    gene are left out.
+    "timelapse" and functions of the logits are read at the end of the prompt (`<eoq>`); the latter, of prompts that
+    ask for a cell, where its first gene comes next; "likelihood" from the first to the last gene of the query cell; a
+    gene where it stands in the query cell. Prompts without the gene are left out.
     """
     if prompts is None:
         rows = adata.obs_names.get_indexer(table["query"])
         whole = cells.take(rows)
     else:
-        answer = ~prompts.timelapse if readout != "timelapse" and isinstance(readout, str) else False
-        whole = write_prompts(
+        answer = ~prompts.timelapse if readout != "timelapse" else False
+        written = write_prompts(
             prompts, cells, model.vocab, max_length=model.max_length, answer=answer, queries=queries
-        ).sequences
+        )
+        whole = written.sequences
+        if not isinstance(readout, str):
+            end = np.where(prompts.timelapse, whole.lengths, written.eoq + 2)
+            whole = whole.take(np.arange(len(whole)), end)
     rows = np.arange(len(whole))
     if readout == "timelapse":
         return Readings(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -18,6 +20,7 @@ from ..pp._design import get_labels, known_cells
 from ..results.store import write_result
 from ..stats.fdr import benjamini_hochberg
 from ._cells import get_sequences
+from .feature_effects import N_NULL
 
 _BLOCKS = 20  # of cells, where donors are not known
 
@@ -28,7 +31,7 @@ def feature_network(
     sae: SparseAutoencoder,
     *,
     later: SparseAutoencoder,
-    features: list[int] | None = None,
+    features: Sequence[int] | Sequence[Sequence[int]] | None = None,
     n_features: int = 200,
     step: float = 0.1,
     alpha: float = 0.05,
@@ -48,7 +51,8 @@ def feature_network(
     sae, later
         Autoencoders of an earlier and a later place of this model.
     features
-        Numbers of the features of `sae` that are scaled.
+        Numbers of the features of `sae` that are scaled. Lists of numbers, such as families of
+        `mt.tl.feature_families`, are each scaled together, as one source: as many fewer passes as there are fewer sources.
     n_features
         If none are named, how many: those with most activation in these cells.
     step
@@ -72,7 +76,7 @@ def feature_network(
         A row an edge, the largest first:
 
         `source`, `target`
-            Number of a feature of `sae` and of one of `later`.
+            Number of a feature of `sae` (of a list, from 0, if lists were given) and of a feature of `later`.
         `effect`, `effect_low`, `effect_high`
             How fast the target's activation, averaged over all genes of a cell, changes as the source is
             scaled (in units of the activation; at 1, doubling the source would add 1); mean over donors, with
@@ -82,12 +86,13 @@ def feature_network(
         `null_share`
             Share of the random directions' effects, for their length, that are at least as large.
     `null_edges`
-        The edges (`source`, `target`, `effect`) of random directions in place of the sources', kept by the same
-        rule: `mt.tl.driver_features` compares with them.
+        The edges (`source`, `target`, `effect`) of random directions in place of the sources', four of each
+        (`direction`), kept by the same rule: `mt.tl.driver_features` compares with them.
     `sources`
-        A row a feature of `sae` that was scaled: `feature`, `activation` (mean over genes), `norm` (length of
+        A row a feature of `sae` that was scaled, or a list: `feature` (its number), `features` (which were scaled
+        together), `activation` (mean over genes), `norm` (length of
         what it adds to a cell), `n_edges`, `strength` (sum of the sizes of its effects, also of those that
-        are not kept) and `null_strength` (of a random direction of its length).
+        are not kept) and `null_strength` (mean of the random directions of its length).
     `targets`
         A row a feature of `later`: `feature`, `activation`, `n_edges`, `strength`.
 
@@ -99,8 +104,8 @@ def feature_network(
     Notes
     -----
     Each source is scaled to 1 + step and 1 - step of itself at all genes of a cell at once; half the
-    difference over the step is its effect. Only the blocks between both places are computed. A direction
-    drawn at random for each source, as long at the same genes, is the null of what any change would do:
+    difference over the step is its effect. Only the blocks between both places are computed. Four directions
+    drawn at random for each source, as long at the same genes, are the null of what any change would do:
     donors agree on those effects, too, so that the p value says that an edge is there, and `null_share`
     whether it is more than a push of that length.
 
@@ -129,37 +134,44 @@ def feature_network(
     sequences = get_sequences(cells, model).take(rows)
     activity = [mean_activity(model, coder, sequences) for coder in (sae, later)]
     if features is None:
-        sources = np.sort(np.argsort(-activity[0], kind="stable")[:n_features])
-    else:
-        sources = require_features(sae, features)
+        features = np.sort(np.argsort(-activity[0], kind="stable")[:n_features])
+    sources, number = _sources(sae, features)
 
     names = np.unique(unit)
-    total, squares, null_total, null_squares = np.zeros((4, len(sources), later.width))
+    total, squares = np.zeros((2, len(sources), later.width))
+    null_total, null_squares = np.zeros((2, N_NULL, len(sources), later.width))
     norm = np.zeros(len(sources))
     for name in names:
         mine = np.flatnonzero(unit == name)
         found = feature_edges(
-            model, sae, later, sequences.take(mine), sources, step=step, null=True, seed=rng
+            model, sae, later, sequences.take(mine), sources, step=step, n_null=N_NULL, seed=rng
         )
         total, squares = total + found.effect, squares + found.effect**2
         null_total, null_squares = null_total + found.null, null_squares + found.null**2
         norm += found.norm * len(mine) / len(rows)
     n = len(names)
     mean, null = total / n, null_total / n
-    edges = _edges(mean, squares, n, null, norm, sources, alpha)
-    null_edges = _edges(null, null_squares, n, null, norm, sources, alpha)
+    edges = _edges(mean, squares, n, null, norm, number, alpha)
+    null_edges = pd.concat(
+        [
+            _edges(one, square, n, null, norm, number, alpha).assign(direction=i)
+            for i, (one, square) in enumerate(zip(null, null_squares, strict=True))
+        ],
+        ignore_index=True,
+    )
     kept = [edges[name].value_counts() for name in ("source", "target")]
     tables = {
         "edges": edges,
-        "null_edges": null_edges[["source", "target", "effect"]],
+        "null_edges": null_edges[["source", "target", "effect", "direction"]],
         "sources": pd.DataFrame(
             {
-                "feature": sources,
-                "activation": activity[0][sources],
+                "feature": number,
+                "features": [", ".join(map(str, source)) for source in sources],
+                "activation": [activity[0][source].sum() for source in sources],
                 "norm": norm,
-                "n_edges": kept[0].reindex(sources).fillna(0).astype(int).to_numpy(),
+                "n_edges": kept[0].reindex(number).fillna(0).astype(int).to_numpy(),
                 "strength": np.abs(mean).sum(axis=1),
-                "null_strength": np.abs(null).sum(axis=1),
+                "null_strength": np.abs(null).sum(axis=2).mean(axis=0),
             }
         ),
         "targets": pd.DataFrame(
@@ -177,6 +189,7 @@ def feature_network(
         "step": step,
         "alpha": alpha,
         "n_tested": int((mean != 0).sum()),
+        "n_null": N_NULL,
         "n_cells": len(rows),
         "n_units": n,
         "donors": "donor" if donor_key else "block of cells",
@@ -185,6 +198,18 @@ def feature_network(
     write_result(
         adata, _keys.FEATURE_NETWORK, {**model.params, **sae.params, **params}, key_added=key_added, **tables
     )
+
+
+def _sources(sae: SparseAutoencoder, wanted: Sequence) -> tuple[list[np.ndarray], np.ndarray]:
+    """Features of each source, and its number: the feature's own, or that of the list."""
+    if not any(np.ndim(one) for one in wanted):
+        number = require_features(sae, wanted)
+        return list(number[:, None]), number
+    sources = [require_features(sae, np.atleast_1d(one)) for one in wanted]
+    found = pd.Series(np.concatenate(sources))
+    if (again := found[found.duplicated()]).size:
+        raise ValueError(f"Feature {again.iloc[0]} is given twice. A feature belongs to one list.")
+    return sources, np.arange(len(sources))
 
 
 def _edges(

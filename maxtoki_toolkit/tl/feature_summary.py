@@ -149,7 +149,8 @@ def feature_summary(
         A row a `dictionary` (keys of `.obsm`, and "genes": single genes) and `column` ("any" for all):
         `n_features` active in some cell, `n_pass`, `share_pass`; `n_values`, labels for which one passes;
         `values_each`, the mean number of labels that a feature which passes is high in: 1 where features are
-        of one label alone.
+        of one label alone; `n_units`, over how many donors the column is tested (the most of any row; 0 where
+        cells are compared and not donors).
     `best`
         A row a dictionary, column and value: the best `feature` (or gene) with its `effect`, `q_value` and
         whether it `passes`; `held_out`, the effect in the second half of that which is best in the first.
@@ -463,8 +464,20 @@ def _count(name: str, table: pd.DataFrame, n_features: int) -> pd.DataFrame:
         n_values = len(part[["column", "value"]].drop_duplicates())
         high = part[(part["measure"] != "AUROC") | (part["effect"] > 0.5)]
         each = len(high) / high["feature"].nunique() if len(high) else np.nan
-        rows.append((name, column, n_features, n_pass, n_pass / max(n_features, 1), n_values, each))
-    names = ["dictionary", "column", "n_features", "n_pass", "share_pass", "n_values", "values_each"]
+        of_column = table if column == "any" else table[table["column"] == column]
+        n_units = int(of_column["n_units"].where(of_column["test"] != "", 0).max())
+        share = n_pass / max(n_features, 1)
+        rows.append((name, column, n_features, n_pass, share, n_values, each, n_units))
+    names = [
+        "dictionary",
+        "column",
+        "n_features",
+        "n_pass",
+        "share_pass",
+        "n_values",
+        "values_each",
+        "n_units",
+    ]
     return pd.DataFrame(rows, columns=names)
 
 

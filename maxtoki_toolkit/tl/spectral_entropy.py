@@ -126,7 +126,9 @@ def spectral_entropy(
     most = [_most_active(model, coder, sequences, n_features) for coder in (sae, later)]
     effects = np.stack(
         [
-            feature_edges(model, sae, later, sequences.take(np.array([i])), most[0]).effect[:, most[1]]
+            feature_edges(model, sae, later, sequences.take(np.array([i])), most[0][:, None]).effect[
+                :, most[1]
+            ]
             for i in range(len(rows))
         ]
     )

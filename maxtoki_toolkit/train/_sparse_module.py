@@ -14,6 +14,7 @@ from ..models.hooks import Site, states_at
 from ..models.model import MaxTokiModel
 from ..models.sae import SparseAutoencoder, keep_largest
 from ..models.sequences import Sequences, pad
+from ._stored_states import StoredStates
 
 _SLOW = 0.99  # how much of the threshold stays at each step
 
@@ -54,16 +55,19 @@ class SparseModule(nn.Module):
         """The network whose states are read."""
         return self._frozen[0].hf
 
-    def forward(self, input_ids: torch.Tensor, chosen: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Loss of the states at the chosen tokens."""
+    def forward(
+        self, chosen: torch.Tensor, input_ids: torch.Tensor | None = None, states: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Loss of the states at the chosen tokens, which are computed unless they are given."""
         model, site = self._frozen
         with torch.no_grad():
-            states = states_at(model, {"input_ids": input_ids, "use_cache": False}, site)[chosen]
+            if states is None:
+                states = states_at(model, {"input_ids": input_ids, "use_cache": False}, site)[chosen]
             states = states.float() / self.scale
         # All of it in float32: it is little beside the model.
         with torch.autocast(states.device.type, enabled=False):
             loss, unexplained = self._loss(states)
-        return {"loss": loss, "unexplained": unexplained.expand(len(input_ids))}
+        return {"loss": loss, "unexplained": unexplained.expand(len(chosen))}
 
     def _loss(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss, and the share of the variance that all features leave unexplained."""
@@ -164,10 +168,20 @@ class StateCollator:
         float32, vocabulary: how readily a token is drawn; 0 for marks and times.
     share
         Share of the genes of a batch that are read.
+    stored
+        Their states, if they need not be computed.
     """
 
-    def __init__(self, sequences: Sequences, pad_id: int, chance: np.ndarray, share: float) -> None:
+    def __init__(
+        self,
+        sequences: Sequences,
+        pad_id: int,
+        chance: np.ndarray,
+        share: float,
+        stored: StoredStates | None = None,
+    ) -> None:
         self.sequences, self.pad_id, self.chance, self.share = sequences, pad_id, chance, share
+        self.stored = stored
 
     def __call__(self, rows: list[int]) -> dict[str, torch.Tensor]:
         """Batch some sequences."""
@@ -183,7 +197,10 @@ class StateCollator:
         n = max(round(self.share * n_genes), min(n_genes, 2))
         chosen = np.zeros(len(flat), dtype=bool)
         chosen[np.argpartition(waiting, n - 1)[:n]] = True
-        return {"input_ids": tokens, "chosen": torch.from_numpy(chosen.reshape(tokens.shape))}
+        chosen = torch.from_numpy(chosen.reshape(tokens.shape))
+        if self.stored is not None:
+            return {"chosen": chosen, "states": self.stored.at(np.asarray(rows), chosen)}
+        return {"input_ids": tokens, "chosen": chosen}
 
 
 def token_chances(sequences: Sequences, gene_ids: np.ndarray, n_tokens: int, flatten: float) -> np.ndarray:

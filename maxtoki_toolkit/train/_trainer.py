@@ -44,6 +44,7 @@ _FILES = (
     "cells",
     "held_out",
     "replay",
+    "states",
     "tensorboard",
 )
 

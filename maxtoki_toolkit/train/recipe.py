@@ -254,6 +254,9 @@ class SparseRecipe(Checked):
     revive, dead_after
         Weight of the loss by which dead features learn what the living leave out, and how many states
         without it make a feature dead.
+    store
+        Compute the states of all cells once and keep them in `states/` (safetensors, 4 bytes a number: a million genes of
+        a model with states of size 1,000 are 4 GB), where training reads them: for many passes over the same cells.
     optimization, run
         See `Optimization` and `Run`.
 
@@ -269,6 +272,7 @@ class SparseRecipe(Checked):
     flatten: float = 0.5
     revive: float = 1 / 32
     dead_after: int = 100_000
+    store: bool = False
     optimization: SparseOptimization = field(default_factory=SparseOptimization)
     run: Run = field(default_factory=Run)
 

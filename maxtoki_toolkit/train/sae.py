@@ -24,6 +24,7 @@ from ._cells import as_parts, read_together
 from ._optimizer import require_optimizer
 from ._settings import plain
 from ._sparse_module import Rows, SparseModule, StateCollator, token_chances
+from ._stored_states import StoredStates, write_states
 from ._trainer import (
     NOT_RECORDED,
     claim_run,
@@ -90,7 +91,7 @@ def sae(
     Notes
     -----
     States of genes are read, those of marks and times are not. They are computed when they are needed and
-    never stored; abundant genes, which are much alike, are read less often (`flatten`). The loss is the
+    not stored, unless `mt.train.SparseRecipe(store=True)` asks for it; abundant genes, which are much alike, are read less often (`flatten`). The loss is the
     share of the states' variance that the features leave unexplained, and `revive` times that of Gao et al.
     (arXiv 2406.04093, 2024), by which features that have fallen silent learn again. The loop is that of
     `transformers.Trainer`: on several GPUs run it with `accelerate launch`.
@@ -123,7 +124,7 @@ def sae(
     first, scale = _begin(model, sequences, place, recipe.run.seed)
     width = width or 4 * first.shape[0]
     record = plain(
-        {name: value for name, value in recipe.flat().items() if name not in NOT_RECORDED}
+        {name: value for name, value in recipe.flat().items() if name not in ("store", *NOT_RECORDED)}
         | {"block": place.layer, "site": place.part, "width": width, "k": k, "prompts": key is not None}
         | {"model_sha256": model.identity, "cells": digest(*sequences.arrays), "n_sequences": len(sequences)}
     )
@@ -147,11 +148,18 @@ def sae(
     )
     chance = token_chances(sequences, gene_ids, model.vocab.size, recipe.flatten)
     pad_id = model.vocab["<pad>"]
+    stored = None
+    if recipe.store:
+        made_from = ("cells", "model_sha256", "block", "site")
+        if is_first_process():
+            write_states(model, sequences, place, output / "states", {key: record[key] for key in made_from})
+        wait_for_all()
+        stored = StoredStates(output / "states", sequences, first.shape[0])
     trained_now = fit(
         module,
         output,
         dataset=Rows(len(sequences)),
-        collator=StateCollator(sequences, pad_id, chance, recipe.read),
+        collator=StateCollator(sequences, pad_id, chance, recipe.read, stored),
         recipe=record,
         held_out=None if test is None else Rows(len(test)),
         held_out_collator=None
