@@ -28,7 +28,6 @@ from ._trainer import (
     NOT_RECORDED,
     claim_run,
     fit,
-    is_first_process,
     leaves_nothing,
     require_run,
     wait_for_all,
@@ -147,7 +146,7 @@ def sae(
     )
     chance = token_chances(sequences, gene_ids, model.vocab.size, recipe.flatten)
     pad_id = model.vocab["<pad>"]
-    trained_now = fit(
+    trained = fit(
         module,
         output,
         dataset=Rows(len(sequences)),
@@ -163,8 +162,8 @@ def sae(
         labels="chosen",
         folder="sae",
     )
-    if trained_now and is_first_process():
-        save_sae(_unscaled(coder, scale), output / "sae")
+    if trained is not None:
+        save_sae(_unscaled(trained.sae, scale), output / "sae")
     wait_for_all()
     return load_sae(output / "sae", device=str(model.device))
 
