@@ -402,3 +402,52 @@ def test_killed_at_any_moment_it_loses_nothing(folder, tiny_clock, lapses, tmp_p
     np.testing.assert_allclose(table["predicted"], lapses["predicted"], atol=2e-3)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["lapses.parquet", "maxtoki.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def predict_all(paths, output, model, task=None):
+    """What a task of a SLURM array does: its share of each file; without a number, one process that does all."""
+    torch.set_num_threads(1)
+    if task is not None:
+        os.environ |= {
+            "SLURM_ARRAY_TASK_ID": str(task),
+            "SLURM_ARRAY_TASK_COUNT": "2",
+            "SLURM_ARRAY_TASK_MAX": "1",
+        }
+    how = {"chunk_size": 2, "to": "parquet", "share_array": task is not None}
+    return [batch.predict_file(path, output / path.name, model, **how) for path in paths]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_tasks_share_fifty_files_and_one_is_killed(folder, tiny_clock, tmp_path):
+    """Of two tasks one gets SIGKILL midway and is given again: every file has the table that one process makes, bit by bit."""
+    adata = mt.pp.read_cells(folder / "encoded.h5ad")
+    mt.pp.sample_prompts(adata, **(SETTINGS | {"n_prompts": 200}))
+    mt.pp.write_paragraphs(adata, tiny_clock, output=tmp_path / "all")
+    rows, out = open_dataset(tmp_path / "all"), tmp_path / "out"
+    paths = [save(rows.slice(4 * i, 4), tmp_path / "asked" / f"{i:02d}", n_files=1) for i in range(50)]
+
+    def start(task):
+        process = get_context("fork").Process(target=predict_all, args=(paths, out, tiny_clock, task))
+        process.start()
+        return process
+
+    kept, killed = start(0), start(1)
+    begin = time.time()
+    while time.time() - begin < 60 and len(list(out.glob("*/lapses.parquet"))) < 10:
+        time.sleep(0.002)
+    killed.kill()
+    kept.join()
+    killed.join()
+    assert (kept.exitcode, killed.exitcode) == (0, -9)
+    written = len(list(out.glob("*/lapses.parquet")))
+    assert 10 <= written < 50
+    again = start(1)
+    again.join()
+    assert again.exitcode == 0
+    found = [pd.read_parquet(out / path.name / "lapses.parquet") for path in paths]
+    expected = [pd.read_parquet(path) for path in predict_all(paths, tmp_path / "alone", tiny_clock)]
+    pd.testing.assert_frame_equal(pd.concat(found), pd.concat(expected), check_exact=True)
+    assert len(pd.concat(found)) == 200
+    assert not list(out.glob("*.shards"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import nn
 
@@ -68,10 +70,17 @@ class MuonAdamW(torch.optim.Optimizer):
         self._share()
 
 
+def is_sharded() -> bool:
+    """Whether `accelerate launch --use_fsdp` started this process."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
 def require_optimizer(name: str, *, adapted: bool = False) -> None:
     """Raise if there is no such optimiser, or it does not suit adapters."""
     if name not in OPTIMIZERS:
         raise ValueError(f"There is no optimizer {name!r}; choose from {', '.join(OPTIMIZERS)}.")
+    if name == "muon" and is_sharded():
+        raise ValueError('Muon needs whole matrices, which FSDP leaves nowhere: use optimizer="adamw".')
     if name == "muon" and adapted:
         raise ValueError(
             'Adapters are matrices of low rank, which Muon is not made for: use optimizer="adamw".'

@@ -125,7 +125,7 @@ class TemporalModule(nn.Module):
         age = running / self.loss_scale
         loss = _weighted(self.clock(states).float().squeeze(-1), age, weight)
         lapse = age - running_from[:, None] / self.loss_scale
-        if self.head.kind == "linear" and in_query.any():
+        if self.head.kind == "linear":  # also without a query here: other processes wait for this one
             reading = self.head(states[in_query], lm_head, self.vocab).lapse / self.loss_scale
             loss = loss + _weighted(reading, lapse[in_query], weight[in_query])
         return loss
@@ -134,7 +134,8 @@ class TemporalModule(nn.Module):
 def _weighted(predicted: torch.Tensor, true: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Mean error, quadratic for small ones and linear for large ones, over all processes."""
     error = F.smooth_l1_loss(predicted, true, reduction="none", beta=_SMALL)
-    return _global_mean(error * weight) / _global_mean(weight).detach().clamp(min=1e-6)
+    mean = _over_all(weight.sum()) / _over_all(_size(weight)).clamp(min=1)
+    return _global_mean(error * weight) / mean.clamp(min=1e-6)
 
 
 def _global_mean(values: torch.Tensor) -> torch.Tensor:
@@ -142,9 +143,21 @@ def _global_mean(values: torch.Tensor) -> torch.Tensor:
 
     0 where there is nothing, with a gradient of 0.
     """
-    n = torch.tensor(float(values.numel()), device=values.device)
-    processes = 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(n)
-        processes = torch.distributed.get_world_size()
-    return values.sum() * processes / n.clamp(min=1)
+    processes = torch.distributed.get_world_size() if _is_shared() else 1
+    return values.sum() * processes / _over_all(_size(values)).clamp(min=1)
+
+
+def _size(values: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(float(values.numel()), device=values.device)
+
+
+def _over_all(value: torch.Tensor) -> torch.Tensor:
+    """Sum over all processes, without a gradient."""
+    value = value.detach().clone()
+    if _is_shared():
+        torch.distributed.all_reduce(value)
+    return value
+
+
+def _is_shared() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import json
@@ -24,7 +25,7 @@ from ..models.costs import Shape, Work, flops, peak_of
 from ..models.load import pick_device
 from ..models.model import require_finite
 from ._checkpoints import drop_unfinished, finish, last_checkpoint, unfinished, writing
-from ._optimizer import MuonAdamW
+from ._optimizer import MuonAdamW, is_sharded
 from .recipe import Run
 
 MOST_WORKERS = 8  # processes that write batches while a GPU computes
@@ -65,10 +66,10 @@ def fit(
     held_out_collator: Callable | None = None,
     labels: str | None = None,
     folder: str = "model",
-) -> bool:
-    """Train `module` in place, from the last checkpoint in `output` if there is one.
+) -> nn.Module | None:
+    """Train `module`, from the last checkpoint in `output` if there is one, and return it, in this process whole.
 
-    Returns False, and trains nothing, if the run in `output` is finished: its model is there.
+    `None` where there is nothing to save: the run in `output` is finished, or another process has the weights.
 
     Raises
     ------
@@ -112,7 +113,7 @@ def fit(
     checkpoints = output / "checkpoints"
     _same_run(output, checkpoints, recipe, folder)
     if (output / folder).is_dir():
-        return False
+        return None
     # transformers 5 takes this folder from the environment alone.
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / "tensorboard")
     max_steps = recipe["max_steps"]
@@ -223,10 +224,15 @@ def fit(
     if is_first_process():
         drop_unfinished(checkpoints)
     last = last_checkpoint(checkpoints)
+    whole = _without_weights(module) if trainer.is_fsdp_enabled else None
     with quiet_transformers():
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     module.eval()
-    return True
+    if whole is not None:
+        # Each process has a part of the weights; all give theirs, and the first one gets them.
+        weights = trainer.accelerator.get_state_dict(trainer.model)
+        module = _with_weights(whole, weights) if is_first_process() else None
+    return module if is_first_process() else None
 
 
 def require_run(run: Run) -> str:
@@ -238,6 +244,10 @@ def require_run(run: Run) -> str:
         raise ValueError("bf16 and fp16 exclude each other. Leave one out.")
     if run.fp16 and device == "cpu":
         raise ValueError("fp16 needs a GPU, and the device is the CPU. Leave it out, or give bf16=True.")
+    if is_sharded() and os.environ.get("FSDP_VERSION") != "2":
+        raise ValueError(
+            "Models are sharded by FSDP of version 2: accelerate launch --use_fsdp --fsdp_version 2."
+        )
     if run.report_to is not None and run.report_to not in known:
         raise ValueError(f"There is no tracker {run.report_to!r}; choose from {', '.join(sorted(known))}.")
     if (
@@ -291,6 +301,23 @@ def wait_for_all() -> None:
     """Wait until the other processes are here."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+def _without_weights(module: nn.Module) -> nn.Module:
+    """A copy that has no memory for its weights."""
+    empty = {
+        id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=weight.requires_grad)
+        for weight in module.parameters()
+    }
+    return copy.deepcopy(module, empty)
+
+
+def _with_weights(module: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
+    """The module with these weights for its own."""
+    module.load_state_dict(weights, assign=True)
+    if hasattr(module, "tie_weights"):
+        module.tie_weights()
+    return module
 
 
 def _without_tied(module: nn.Module) -> dict[str, torch.Tensor]:

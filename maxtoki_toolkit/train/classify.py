@@ -50,7 +50,6 @@ from ._trainer import (
     NOT_RECORDED,
     claim_run,
     fit,
-    is_first_process,
     leaves_nothing,
     require_run,
     wait_for_all,
@@ -180,7 +179,7 @@ def classify(
     pad_id, all_codes = model.vocab["<pad>"], np.stack(codes, axis=1)
     train_rows, test_rows = np.flatnonzero(~tested), np.flatnonzero(tested)
     shown = test_rows[: run.n_held_out or N_HELD_OUT]
-    trained_now = fit(
+    trained = fit(
         module,
         output,
         dataset=Rows(len(train_rows)),
@@ -194,16 +193,16 @@ def classify(
         labels="targets",
         folder="classifier",
     )
-    if trained_now and is_first_process():
-        trained = CellClassifier(
+    if trained is not None:
+        found = CellClassifier(
             labels={of.column: of.labels[kept] for of, kept in zip(targets, seen, strict=True)},
             heads={
                 column: (head.weight.detach().cpu(), head.bias.detach().cpu())
-                for column, head in zip(columns, module.heads, strict=True)
+                for column, head in zip(columns, trained.heads, strict=True)
             },
             center=torch.from_numpy(center),
             spread=torch.from_numpy(scale),
-            adapters=adapters_of(module.hf),
+            adapters=adapters_of(trained.hf),
         )
         card = {
             "model": model.name,
@@ -216,7 +215,7 @@ def classify(
             "held_out_donors": [] if donor is None else np.unique(donor[tested]).tolist(),
             "recipe": record,
         }
-        judged = _judged(trained, model, cells, sequences, X, targets, seen, donor, tested, alpha, run.seed)
+        judged = _judged(found, model, cells, sequences, X, targets, seen, donor, tested, alpha, run.seed)
         save_classifier(replace(judged, card=card | judged.card), output / "classifier")
     wait_for_all()
     return load_classifier(output / "classifier", device=str(model.device))

@@ -22,7 +22,6 @@ from ._trainer import (
     NOT_RECORDED,
     claim_run,
     fit,
-    is_first_process,
     leaves_nothing,
     require_run,
     wait_for_all,
@@ -113,7 +112,7 @@ def pretrain(
             "held_out": None if test is None else test.sha256,
         }
     )
-    trained_now = fit(
+    trained = fit(
         model.hf,
         output,
         dataset=corpus,
@@ -130,9 +129,9 @@ def pretrain(
         device=device,
         metric="nats a gene",
     )
-    if trained_now and is_first_process():
-        trained = MaxTokiModel(model.hf.to(torch.float32).eval(), vocab, name=str(output / "model"))
-        save_model(trained, output / "model", card={"stage": 1, "recipe": record})
+    if trained is not None:
+        found = MaxTokiModel(trained.to(torch.float32), vocab, name=str(output / "model"))
+        save_model(found, output / "model", card={"stage": 1, "recipe": record})
     wait_for_all()
     return load_model(output / "model", device=device)
 

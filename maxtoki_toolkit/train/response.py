@@ -23,7 +23,6 @@ from ._trainer import (
     NOT_RECORDED,
     claim_run,
     fit,
-    is_first_process,
     leaves_nothing,
     require_run,
     wait_for_all,
@@ -171,7 +170,7 @@ def response(
     _begin(model, found, learn, pairs, described, by_descriptor=descriptors is not None)
     scaled = ((found.embedding - model.center.numpy()) / model.scale.numpy()).astype(np.float32)
     n = recipe.optimization.max_steps * recipe.optimization.batch_size * recipe.optimization.accumulate
-    trained_now = fit(
+    trained = fit(
         ResponseModule(model),
         output,
         dataset=Sets(scaled, pairs, recipe.set_size, n, recipe.run.seed),
@@ -184,8 +183,8 @@ def response(
         sequential=True,
         folder="response",
     )
-    if trained_now and is_first_process():
-        save_response(model, output / "response")
+    if trained is not None:
+        save_response(trained.model, output / "response")
     wait_for_all()
     return load_response(output / "response")
 

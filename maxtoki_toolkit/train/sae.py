@@ -155,7 +155,7 @@ def sae(
             write_states(model, sequences, place, output / "states", {key: record[key] for key in made_from})
         wait_for_all()
         stored = StoredStates(output / "states", sequences, first.shape[0])
-    trained_now = fit(
+    trained = fit(
         module,
         output,
         dataset=Rows(len(sequences)),
@@ -171,8 +171,8 @@ def sae(
         labels="chosen",
         folder="sae",
     )
-    if trained_now and is_first_process():
-        save_sae(_unscaled(coder, scale), output / "sae")
+    if trained is not None:
+        save_sae(_unscaled(trained.sae, scale), output / "sae")
     wait_for_all()
     return load_sae(output / "sae", device=str(model.device))
 

@@ -36,7 +36,6 @@ from ._trainer import (
     NOT_RECORDED,
     claim_run,
     fit,
-    is_first_process,
     leaves_nothing,
     n_processes,
     require_run,
@@ -234,7 +233,7 @@ def temporal(
             "replay": None if again is None else digest(*again.arrays),
         }
     )
-    trained_now = fit(
+    trained = fit(
         module,
         output,
         dataset=PromptStream(
@@ -265,14 +264,14 @@ def temporal(
         compute_metrics=_lapse_metrics(time_unit),
         labels="lapse",
     )
-    if trained_now and is_first_process():
-        trained = replace(
+    if trained is not None:
+        found = replace(
             model,
-            hf=merge(module.hf).to(torch.float32).eval(),
+            hf=merge(trained.hf).to(torch.float32).eval(),
             name=str(output / "model"),
-            time_head=time_head,
+            time_head=trained.head,
         )
-        save_model(trained, output / "model", card={"stage": 2, "recipe": record})
+        save_model(found, output / "model", card={"stage": 2, "recipe": record})
     wait_for_all()
     return load_model(output / "model", device=device)
 
