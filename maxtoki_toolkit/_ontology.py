@@ -222,8 +222,6 @@ def nearest(terms: np.ndarray, level: list[str]) -> np.ndarray:
 
     Of several that are equally near the one with the fewest kinds, which says most.
     """
-    import networkx as nx
-
     size = {top: len(kinds_of(top)) for top in level}
     found = {}
     for term in np.unique(terms[terms != ""]):
@@ -244,8 +242,6 @@ def term_distances(terms: list[str]) -> np.ndarray:
            [3., 0., 6.],
            [3., 6., 0.]])
     """
-    import networkx as nx
-
     known = [term for term in dict.fromkeys(terms) if term]
     above = {term: kinds_above(term) for term in known}
     place = {term: i for i, term in enumerate(sorted({top for found in above.values() for top in found}))}

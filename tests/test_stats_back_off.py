@@ -31,7 +31,8 @@ def test_what_labels_are_kinds_of():
     assert KINDS.names[KINDS.above[:, 0]].tolist() == LABELS.tolist()
     of = dict(zip(LABELS, KINDS.holds, strict=True))
     place = {name: i for i, name in enumerate(KINDS.names)}
-    assert of["B cell"][place["lymphocyte"]] and not of["monocyte"][place["lymphocyte"]]
+    assert of["B cell"][place["lymphocyte"]]
+    assert not of["monocyte"][place["lymphocyte"]]
     assert (np.sum(list(of.values()), axis=0)[place["cell"]], of["my type"].sum()) == (4, 1)
     assert (np.diff(KINDS.steps[1, KINDS.above[1] != NOTHING]) >= 0).all()
 
@@ -49,7 +50,8 @@ def test_doubt_between_two_kinds_ends_at_what_both_are():
     assert np.isin(names[t_cell], LABELS[1:3]).any()
     above = t_cell & ~np.isin(names, LABELS)
     assert above[t_cell].mean() > 0.3
-    assert len(set(names[above])) == 1 and "alpha-beta T cell" in set(names[above]).pop()
+    assert len(set(names[above])) == 1
+    assert "alpha-beta T cell" in set(names[above]).pop()
     assert (~found.right).mean() <= ALPHA + 0.01
     # One step up for all cells says less.
     assert np.nanmean(found.steps) < 0.5 * KINDS.steps[called, 1].mean()
