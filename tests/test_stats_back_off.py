@@ -33,7 +33,11 @@ def test_what_labels_are_kinds_of():
     place = {name: i for i, name in enumerate(KINDS.names)}
     assert of["B cell"][place["lymphocyte"]]
     assert not of["monocyte"][place["lymphocyte"]]
-    assert (np.sum(list(of.values()), axis=0)[place["cell"]], of["my type"].sum()) == (4, 1)
+    assert (KINDS.holds.sum(axis=0).max(), of["my type"].sum()) == (4, 1)
+    # Kinds of the same labels as one further down are left out.
+    for way in KINDS.above:
+        held = KINDS.holds[:, way[way != NOTHING]].T
+        assert len(np.unique(held, axis=0)) == len(held)
     assert (np.diff(KINDS.steps[1, KINDS.above[1] != NOTHING]) >= 0).all()
 
 

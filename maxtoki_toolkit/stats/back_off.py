@@ -34,16 +34,21 @@ class Kinds:
     @classmethod
     def of(cls, ways: Sequence[Mapping[str, int]]) -> Kinds:
         """From the kinds of each label with the steps up to them; of those equally near the one first that fewest labels are of."""
-        names = np.array(sorted(set().union(*ways)), dtype=str)
+        # A kind of the same labels as one further down is never stopped at.
+        of = {name: frozenset(i for i, way in enumerate(ways) if name in way) for name in set().union(*ways)}
+        kept = [
+            list({of[name]: name for name in sorted(way, key=lambda n: (-way[n], -len(of[n]), n))}.values())
+            for way in ways
+        ]
+        names = np.array(sorted(set().union(*kept)), dtype=str)
         place = {name: i for i, name in enumerate(names)}
         holds = np.zeros((len(ways), len(names)), dtype=bool)
-        for label, way in enumerate(ways):
-            holds[label, [place[name] for name in way]] = True
-        size = holds.sum(axis=0)
-        above = np.full((len(ways), max(map(len, ways))), NOTHING)
+        above = np.full((len(ways), max(map(len, kept))), NOTHING)
         steps = np.zeros_like(above)
-        for label, way in enumerate(ways):
-            order = sorted(way, key=lambda name: (way[name], size[place[name]], name))
+        for name, i in place.items():
+            holds[list(of[name]), i] = True
+        for label, (way, names_up) in enumerate(zip(ways, kept, strict=True)):
+            order = sorted(names_up, key=lambda name: (way[name], len(of[name]), name))
             above[label, : len(order)] = [place[name] for name in order]
             steps[label, : len(order)] = [way[name] for name in order]
         return cls(names, holds, above, steps)

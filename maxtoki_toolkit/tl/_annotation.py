@@ -97,9 +97,11 @@ def kinds_of_labels(labels: np.ndarray, terms: Sequence[str]) -> Kinds:
     )
 
 
-def named_kinds(kinds: Kinds, kind: np.ndarray) -> np.ndarray:
+def named_kinds(kinds: Kinds, kind: np.ndarray) -> pd.Categorical:
     """Names of kinds, "unknown" where nothing is said."""
-    return np.where(kind == NOTHING, UNKNOWN, kinds.names[kind]).astype(object)
+    return pd.Categorical.from_codes(
+        np.where(kind == NOTHING, len(kinds.names), kind), [*kinds.names, UNKNOWN]
+    )
 
 
 def donors_of(reference: AnnData, donor_key: str | None) -> np.ndarray | None:

@@ -115,6 +115,8 @@ def annotate(
     `.obs["annotated_cell_type_distance"]`
         How much farther the cell is from the nearest label than from the middle of the reference (squared
         Mahalanobis distances); a cell of no label has a large one.
+    `.obsm["X_annotated"]`
+        With a classifier, the mean state of a cell's genes in the model as it was fine-tuned.
 
     and to `.uns["annotate"]` the tables
 
@@ -193,8 +195,9 @@ def annotate(
         )
     key = key_added or _keys.ANNOTATE
     cells, rows = known_cells(adata)
+    states = None
     if classifier is not None:
-        found, tables, params = _by_classifier(cells, model, classifier, groupby)
+        found, tables, params, states = _by_classifier(cells, model, classifier, groupby)
     else:
         if not 0 < alpha < 1:
             raise ValueError(f"alpha must be above 0 and below 1, got {alpha}.")
@@ -220,6 +223,8 @@ def annotate(
         )
     tables["labels"]["n_called"] = tables["labels"]["n_called"].astype(int)
     write_obs(adata, key, names)
+    if states is not None:
+        adata.obsm[f"X_{prefix}"] = _back(states, rows, adata.n_obs)
     write_result(
         adata,
         _keys.ANNOTATE,
@@ -230,14 +235,12 @@ def annotate(
 
 
 def _columns(
-    prefix: str, labels: np.ndarray, calls: Calls, sure: np.ndarray, rows: np.ndarray, n_cells: int
+    prefix: str, labels: np.ndarray, calls: Calls, sure: pd.Categorical, rows: np.ndarray, n_cells: int
 ) -> dict[str, object]:
     """Columns of `.obs` of one column of labels, in the order of the file."""
 
     def back(values: np.ndarray) -> np.ndarray:
-        placed = np.empty(n_cells, dtype=values.dtype)
-        placed[rows] = values
-        return placed
+        return _back(values, rows, n_cells)
 
     best, second = (back(labels[code].astype(object)) for code in (calls.label, calls.second))
     unknown = back(calls.unknown)
@@ -245,10 +248,17 @@ def _columns(
         prefix: pd.Categorical(np.where(unknown, UNKNOWN, best), categories=[*labels, UNKNOWN]),
         f"{prefix}_best": pd.Categorical(best, categories=labels),
         f"{prefix}_second": pd.Categorical(second, categories=labels),
-        f"{prefix}_sure": pd.Categorical(back(sure)),
+        f"{prefix}_sure": pd.Categorical.from_codes(back(sure.codes), dtype=sure.dtype),
         f"{prefix}_probability": back(calls.probability),
         f"{prefix}_distance": back(calls.distance),
     }
+
+
+def _back(values: np.ndarray, rows: np.ndarray, n_cells: int) -> np.ndarray:
+    """Values in the order of the file."""
+    placed = np.empty((n_cells, *values.shape[1:]), dtype=values.dtype)
+    placed[rows] = values
+    return placed
 
 
 def _by_reference(cells, model, reference, columns, donor_key, settings):
@@ -399,7 +409,7 @@ def _by_classifier(cells, model, classifier, groupby):
         name: classifier.card[name]
         for name in ("classifier_sha256", "donor_key", "alpha", "n_reference", "n_reference_donors")
     }
-    return found, tables, params
+    return found, tables, params, read.states
 
 
 def _terms(classifier: CellClassifier, column: str) -> list[str]:
