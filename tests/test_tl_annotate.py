@@ -323,6 +323,13 @@ def test_a_classifier_names_cells_of_other_donors(planted, trained):
     right = found.obs["annotated_cell_type_best"].astype(str) == query.obs["cell_type"].astype(str)
     assert right[known].mean() > 0.9
     assert (found.obs["annotated_cell_type"] == "unknown").to_numpy()[~known].mean() > 0.7
+    sure = found.obs["annotated_cell_type_sure"].astype(str)
+    assert (sure == found.obs["annotated_cell_type_best"].astype(str))[known].mean() > 0.7
+    # The fine-tuned embedding comes with it, in the order of the file.
+    shuffled = on_copy(mt.tl.annotate, query[::-1].copy(), model, classifier=classifier)
+    np.testing.assert_allclose(
+        shuffled.obsm["X_annotated"][::-1], found.obsm["X_annotated"], rtol=1e-3, atol=1e-4
+    )
     # The model is as it was.
     np.testing.assert_array_equal(on_copy(mt.tl.embed, query, model).obsm["X_maxtoki"], before)
 
