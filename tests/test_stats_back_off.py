@@ -34,6 +34,7 @@ def test_what_labels_are_kinds_of():
     assert of["B cell"][place["lymphocyte"]]
     assert not of["monocyte"][place["lymphocyte"]]
     assert (KINDS.holds.sum(axis=0).max(), of["my type"].sum()) == (4, 1)
+    assert not {"cell", "eukaryotic cell"} & set(KINDS.names)
     # Kinds of the same labels as one further down are left out.
     for way in KINDS.above:
         held = KINDS.holds[:, way[way != NOTHING]].T

@@ -29,6 +29,7 @@ from ._cells import get_sequences
 
 TABLES = ("scores", "labels", "confusion", "calibration")
 UNKNOWN = "unknown"
+_ANY = {"cell", "eukaryotic cell"}  # kinds that say nothing of a type
 
 
 class Labelled(NamedTuple):
@@ -89,12 +90,13 @@ def terms_of(reference: AnnData, column: str, labels: np.ndarray) -> list[str]:
 def kinds_of_labels(labels: np.ndarray, terms: Sequence[str]) -> Kinds:
     """What labels are kinds of in the Cell Ontology; a label without a term is of a kind of its own."""
     names = cell_ontology()["name"]
-    return Kinds.of(
-        [
+    ways = []
+    for label, term in zip(labels, terms, strict=True):
+        way = (
             {str(names[top]): steps for top, steps in kinds_above(term).items()} if term else {str(label): 0}
-            for label, term in zip(labels, terms, strict=True)
-        ]
-    )
+        )
+        ways.append({name: steps for name, steps in way.items() if not steps or name not in _ANY})
+    return Kinds.of(ways)
 
 
 def named_kinds(kinds: Kinds, kind: np.ndarray) -> pd.Categorical:

@@ -109,7 +109,7 @@ def annotate(
     `.obs["annotated_cell_type_sure"]`
         The nearest kind of cell that it is sure of, unknown or not: the likeliest label's own term, or, where labels
         are in doubt, one above it in the Cell Ontology, such as "T cell" for a cell that is either a CD4 or a CD8 T cell.
-        Labels without a term have nothing above them; "unknown" where the cell is sure of nothing.
+        Labels without a term have nothing above them; "unknown" where the cell is sure of no more than that it is a cell.
     `.obs["annotated_cell_type_probability"]`
         Calibrated probability of the likeliest (0-1).
     `.obs["annotated_cell_type_distance"]`
