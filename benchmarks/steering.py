@@ -1,10 +1,14 @@
 """Is a real response predicted by leading control cells towards perturbed ones, or by edits alone?
 
     python benchmarks/steering.py pbmc_ifnb_2000.h5ad
+    python benchmarks/steering.py pbmc_ifnb_2000.h5ad --chains   # have they arrived, and what would it take?
 
 Blood cells without and with interferon-beta (Kang et al., Nature Biotechnology 2018). The file does not ship: 1,000 control and 1,000 stimulated
 cells, raw counts, symbols in `.var_names`, `obs["stim"]` "ctrl" or "stim". Half of each trains a small stage-1 model, gives the anchors, the edited
 genes and the perturbation mean; the other half is the truth. Written to `results/steering.json`.
+
+With `--chains`, some cells and many steps of several samplers: R-hat of the log-likelihood and of the distance, the larger of both, after
+so many steps; written to `results/steering_chains.json`.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from sklearn.metrics import roc_auc_score
 
 import maxtoki_toolkit as mt
 from benchmarks import report
+from maxtoki_toolkit.stats.mcmc import rhat
 from maxtoki_toolkit.tl._rank_features import rank_features
 
 # Genes that any textbook names for interferon-beta; none was chosen from these cells.
@@ -48,6 +53,17 @@ SHAPE = {
 }
 TRAINING = {"max_steps": 350, "batch_size": 16, "learning_rate": 2e-3, "warmup": 0.1, "gene_dropout": 0.1}
 STEERING = {"n_cells": 24, "n_steps": 80, "n_chains": 2, "block_size": 16, "strength": 100.0, "n_anchors": 10}
+
+
+LONG = {"n_cells": 6, "n_steps": 1600, "n_chains": 3, "n_anchors": 10}
+SAMPLERS = (
+    {"proposal": "block", "block_size": 16, "strength": 100.0},
+    {"proposal": "block", "block_size": 4, "strength": 100.0},
+    {"proposal": "position", "strength": 100.0},
+    {"proposal": "block", "block_size": 16, "strength": 10.0},
+    {"proposal": "suffix", "strength": 10.0},
+    {"proposal": "suffix", "strength": 2.0},
+)
 
 
 def load(path: Path) -> AnnData:
@@ -174,12 +190,79 @@ def rows_of(levels: AnnData, found: dict[str, AnnData], start: np.ndarray, held:
     return rows
 
 
+def arrived(adata: AnnData, levels: AnnData, model, held: list[str], n_steps: int) -> list[dict]:
+    """How far the chains of several samplers have come after so many steps, and how good their mean is."""
+    truth = ~levels.obs["train"] & (levels.obs["stim"] == "stim")
+    truth = np.asarray(levels.X[truth.to_numpy()].mean(axis=0)).ravel()
+    rows = []
+    for sampler in SAMPLERS:
+        began = time.process_time()
+        mt.tl.steer_cells(
+            adata,
+            model,
+            genes=held,
+            mode="overexpress",
+            readout="embedding",
+            on=mt.tl.Cells(use="steered", target="anchor"),
+            sampling=mt.tl.CellSampling.of(**LONG | {"n_steps": n_steps} | sampler),
+        )
+        seconds = time.process_time() - began
+        table = mt.get.steer_genes(adata).set_index("gene").reindex(levels.var_names).fillna(0)
+        free = ~levels.var_names.isin(held)
+        true_change = (truth - table["level_start"].to_numpy())[free]
+        cells = mt.get.table(adata, "steer", "cells")
+        row = {**sampler, "temperature": 1.0, "n_steps": n_steps}
+        row |= {f"rhat_{n}": value for n, value in rhat_after(mt.get.table(adata, "steer", "trace")).items()}
+        row |= {
+            "cells_below_1.1": int((cells["rhat"] < 1.1).sum()),
+            "effective_size": cells["effective_size"].median(),
+            "acceptance": cells["acceptance"].mean(),
+            "distance": cells["distance_steered"].mean(),
+            "distance_not_led": cells["distance_unsteered"].mean(),
+            "distance_start": cells["distance_start"].mean(),
+            "log_likelihood": cells["log_likelihood_steered"].mean(),
+            "log_likelihood_start": cells["log_likelihood_start"].mean(),
+            "seconds": seconds,
+        }
+        for state in ("abrupt", "unsteered", "steered"):
+            change = (table[f"level_{state}"] - table["level_start"]).to_numpy()[free]
+            row[f"pearson_{state}"] = np.corrcoef(change, true_change)[0, 1]
+        rows.append({k: round(float(v), 4) if isinstance(v, float) else v for k, v in row.items()})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def rhat_after(trace: pd.DataFrame) -> dict[int, float]:
+    """Median over cells of R-hat after so many steps, the first half of which is left out: the larger of both measures."""
+    led = trace[trace["steered"]]
+    found = {}
+    for n in (100, 200, 400, 800, 1600, 3200, 6400):
+        if n > led["step"].max():
+            break
+        kept = led[(led["step"] > n // 2) & (led["step"] <= n)]
+        both = [
+            rhat(
+                kept.pivot_table(index=["cell", "chain"], columns="step", values=value)
+                .to_numpy()
+                .reshape(led["cell"].nunique(), -1, n - n // 2)
+            )
+            for value in ("log_likelihood", "distance")
+        ]
+        found[n] = float(np.nanmedian(np.fmax(*both)))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("path", type=Path)
-    adata = load(parser.parse_args().path)
+    parser.add_argument(
+        "--chains", action="store_true", help="how many steps it takes until the chains have arrived"
+    )
+    parser.add_argument("--steps", type=int, default=LONG["n_steps"])
+    arguments = parser.parse_args()
+    adata = load(arguments.path)
     mt.settings.progress = False
     began = time.process_time()
     vocab = vocabulary(adata)
@@ -201,6 +284,17 @@ def main() -> None:
     still = (levels.obs["train"] & (levels.obs["stim"] == "ctrl")).to_numpy()
     gap = np.asarray(levels.X[stimulated].mean(axis=0) - levels.X[still].mean(axis=0)).ravel()
     held = levels.var_names[np.argsort(-gap)[:N_HELD]].tolist()
+    if arguments.chains:
+        rows = arrived(adata, levels, model, held, arguments.steps)
+        report.write(
+            "steering_chains",
+            rows,
+            shape=SHAPE,
+            training=TRAINING,
+            sampling=LONG | {"n_steps": arguments.steps},
+            held=held,
+        )
+        return
     found, facts = predictions(adata, levels, model, held)
     rows = rows_of(levels, found, facts.pop("start"), held)
     pd.set_option("display.width", 220, "display.max_columns", 30)

@@ -403,6 +403,28 @@ def steering() -> str:
     return markdown(rows)
 
 
+def steering_chains() -> str:
+    """How far chains have come after so many steps."""
+    found = read("steering_chains")["rows"]
+    steps = [name for name in found[0] if name.startswith("rhat_")]
+    return markdown(
+        [
+            {
+                "proposal": row["proposal"] + (f" of {row['block_size']}" if "block_size" in row else ""),
+                "strength": f"{row['strength']:.0f}",
+                "accepted": f"{row['acceptance']:.0%}",
+            }
+            | {f"R-hat after {name.removeprefix('rhat_')}": f"{row[name]:.2f}" for name in steps}
+            | {
+                "effective size": f"{row['effective_size']:.0f}",
+                "distance (start)": f"{row['distance']:.2f} ({row['distance_start']:.2f})",
+                "Pearson-delta (not led)": f"{row['pearson_steered']:.2f} ({row['pearson_unsteered']:.2f})",
+            }
+            for row in found
+        ]
+    )
+
+
 def responses(case: str, **names: str) -> list[dict]:
     """Ways to predict a response, with the columns that tell the settings apart."""
     rows = []
@@ -431,6 +453,11 @@ def responses(case: str, **names: str) -> list[dict]:
 def response_glioma() -> str:
     """Donors left out, one at a time."""
     return markdown(responses("glioma", embedding="embedding"))
+
+
+def response_planted() -> str:
+    """Simulated lines and drugs."""
+    return markdown(responses("planted", answers="answers", held_out="left out"))
 
 
 def response_interferon() -> str:
@@ -567,6 +594,50 @@ def annotation() -> str:
                 }
             )
     return markdown(table)
+
+
+def annotated_unknown() -> str:
+    """Cells of none of the labels, and what cells of each kind are sure of."""
+    cases = _annotated()
+    sure = {row["predictor"]: row for part in ("planted", "tuned") for row in cases[part]["sure"]}
+    table = []
+    for row in (row for part in ("planted", "tuned") for row in cases[part]["unknown"]):
+        of = sure.get(row["predictor"], {})
+        table.append(
+            {"named by": NAMED[row["predictor"]]}
+            | {
+                f"called unknown: {name}": f"{row[kind]:.0%}"
+                for kind, name in {
+                    "known": "known terms",
+                    "near": "terms beside them",
+                    "far": "other branches",
+                }.items()
+            }
+            | {
+                f"type held by the {said}: {name}": f"{of[f'{key}_{kind}']:.0%}" if of else ""
+                for kind, name in {"known": "known terms", "near": "terms beside them"}.items()
+                for key, said in {"best": "likeliest label", "sure": "kind that is sure"}.items()
+            }
+        )
+    return markdown(table)
+
+
+def annotated_speed() -> str:
+    """Seconds to name cells."""
+    names = {
+        "rank": "ranking",
+        "embed": "embedding",
+        "annotate_probe": "names by the probe",
+        "annotate_knn": "names by 15 neighbours",
+        "neighbors_alone": "of which neighbours",
+    }
+    return markdown(
+        [
+            {"cells": f"{row['n_cells']:,}"}
+            | {f"{name}, s": f"{row[key]:,.1f}" for key, name in names.items()}
+            for row in _annotated()["speed"]["rows"]
+        ]
+    )
 
 
 def annotated_across() -> str:
@@ -1098,11 +1169,15 @@ _TABLES = (
     label_transfer,
     annotation,
     annotated_across,
+    annotated_unknown,
+    annotated_speed,
     steering,
+    steering_chains,
     response_glioma,
     response_interferon,
     response_mixtures,
     separable,
+    response_planted,
     response_plates,
     sae_toy,
     sae_again,

@@ -43,7 +43,7 @@ COLUMNS = {
 # From and to what a number may go; a share is from 0 to 1. Numbers that count something (n_, max_) start at 1 unless they are here.
 _SHARES = (
     "alpha share min_share max_share held_out balance expected_rate top_p burn_in min_overlap dropout gene_dropout "
-    "timelapse curriculum warmup hold floor teach coverage scored max_tissue_share min_phi"
+    "timelapse curriculum warmup hold floor teach coverage scored max_tissue_share max_overlap min_phi"
 )
 _FROM_0 = (
     "rng seed tolerance n_steps n_controls n_given n_labels n_named n_examples n_held_out top_k example head intervals freeze_layers "

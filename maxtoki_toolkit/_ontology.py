@@ -210,17 +210,22 @@ def kinds_of(term: str) -> set[str]:
     return {term} | nx.ancestors(_graph(), term)
 
 
+def kinds_above(term: str) -> dict[str, int]:
+    """What the term is a kind of, itself among it, and how many steps up that is."""
+    import networkx as nx
+
+    return dict(nx.single_source_shortest_path_length(_graph(), term))
+
+
 def nearest(terms: np.ndarray, level: list[str]) -> np.ndarray:
     """Which term of `level` each term is, or is a kind of: the nearest above it, "" for none.
 
     Of several that are equally near the one with the fewest kinds, which says most.
     """
-    import networkx as nx
-
     size = {top: len(kinds_of(top)) for top in level}
     found = {}
     for term in np.unique(terms[terms != ""]):
-        above = nx.single_source_shortest_path_length(_graph(), term)
+        above = kinds_above(term)
         found[term] = min(
             (top for top in level if top in above), key=lambda t: (above[t], size[t], t), default=""
         )
@@ -237,10 +242,8 @@ def term_distances(terms: list[str]) -> np.ndarray:
            [3., 0., 6.],
            [3., 6., 0.]])
     """
-    import networkx as nx
-
     known = [term for term in dict.fromkeys(terms) if term]
-    above = {term: nx.single_source_shortest_path_length(_graph(), term) for term in known}
+    above = {term: kinds_above(term) for term in known}
     place = {term: i for i, term in enumerate(sorted({top for found in above.values() for top in found}))}
     steps = np.full((len(terms), max(len(place), 1)), np.inf)
     for row, term in enumerate(terms):

@@ -19,6 +19,7 @@ from maxtoki_toolkit.annotation import annotate_file
 from maxtoki_toolkit.models.classifier import WEIGHTS
 from maxtoki_toolkit.stats.annotation import Calibration, Calls, Regions, Truth, folds_of, score_calls
 from maxtoki_toolkit.stats.calibration import calibration_error, fit_temperature, probabilities, reliability
+from maxtoki_toolkit.tl._annotation import kinds_of_labels
 from maxtoki_toolkit.train._classifier_module import ClassifierModule, balanced, smoothed
 
 TYPES = [
@@ -118,6 +119,28 @@ def test_planted_types_are_named_and_new_ones_found(annotated):
     params = annotated.uns["annotate"]["params"]
     assert params["groupby"] == ["cell_type", "side"]
     assert params["calibration_of"]["cell_type"]["threshold"] < 0.2
+
+
+def test_cells_are_sure_of_a_kind_that_holds_their_type(annotated):
+    """A label or what it is a kind of; no more are wrong than was asked for, on held-out cells and on new donors."""
+    known = (annotated.obs["cell_type"] != "hepatocyte").to_numpy()
+    best, sure = (annotated.obs[f"annotated_cell_type_{name}"].astype(str) for name in ("best", "sure"))
+    kinds = kinds_of_labels(np.array(TYPES), [find_term(name) for name in TYPES])
+    place, label = list(kinds.names), {name: i for i, name in enumerate(TYPES)}
+    said = (sure != "unknown").to_numpy()
+    assert all(kinds.holds[label[a], place.index(b)] for a, b in zip(best[said], sure[said], strict=True))
+    right = [
+        kinds.holds[label[a], place.index(b)]
+        for a, b in zip(annotated.obs["cell_type"][known & said], sure[known & said], strict=True)
+    ]
+    assert np.mean(right) > 0.93
+    scores = mt.get.table(annotated, "annotate").query("predictor == 'probe'").set_index("column")
+    assert scores.loc["cell_type", "sure_wrong"] < 0.07
+    assert scores.loc["cell_type", "sure_named"] > 0.8
+    assert scores.loc["cell_type", "sure_steps"] >= 0
+    # Labels without a term have nothing above them.
+    assert scores.loc["side", "sure_steps"] == 0
+    assert set(annotated.obs["annotated_side_sure"]) <= {"lymphoid", "other", "unknown"}
 
 
 def test_second_best_and_probability_are_of_this_cell(annotated):
@@ -300,6 +323,13 @@ def test_a_classifier_names_cells_of_other_donors(planted, trained):
     right = found.obs["annotated_cell_type_best"].astype(str) == query.obs["cell_type"].astype(str)
     assert right[known].mean() > 0.9
     assert (found.obs["annotated_cell_type"] == "unknown").to_numpy()[~known].mean() > 0.7
+    sure = found.obs["annotated_cell_type_sure"].astype(str)
+    assert (sure == found.obs["annotated_cell_type_best"].astype(str))[known].mean() > 0.7
+    # The fine-tuned embedding comes with it, in the order of the file.
+    shuffled = on_copy(mt.tl.annotate, query[::-1].copy(), model, classifier=classifier)
+    np.testing.assert_allclose(
+        shuffled.obsm["X_annotated"][::-1], found.obsm["X_annotated"], rtol=1e-3, atol=1e-4
+    )
     # The model is as it was.
     np.testing.assert_array_equal(on_copy(mt.tl.embed, query, model).obsm["X_maxtoki"], before)
 

@@ -77,6 +77,7 @@ def test_only_what_is_known_to_act_is_judged():
     assert "overlap" in run(adata).loc["P01", "reasons"]
     plates = run(adata, active=["drug6", "drug7", "drug8"])
     assert not plates["flagged"].any()
+    assert "overlap" not in run(adata, max_overlap=0.99).loc["P01", "reasons"]
     with pytest.raises(ValueError, match="active names 'drug9'"):
         run(adata, active=["drug9"])
     tests = mt.get.table(adata, "flag_plates", "tests").set_index("test")
@@ -119,6 +120,8 @@ def test_refusals():
         run(twice)
     with pytest.raises(KeyError, match="plates"):
         run(adata, plate_key="plates")
+    with pytest.raises(ValueError, match="max_overlap must be between 0 and 1, got 30"):
+        run(adata, max_overlap=30)
     for settings, match in [
         ({"n_wells": 100}, "n_wells must be one of"),
         ({"n_drugs": 90}, "do not go into"),

@@ -26,6 +26,9 @@ _WORKS = {
     "moran": "Moran, Biometrika 37:17 (1950), doi:10.1093/biomet/37.1-2.17",
     "scikit": "Pedregosa et al., J Mach Learn Res 12:2825 (2011)",
     "lora": "Hu et al., arXiv:2106.09685 (2021)",
+    "temperature": "Guo et al., ICML (2017), arXiv:1706.04599",
+    "conformal": "Angelopoulos et al., Conformal risk control, ICLR (2024), arXiv:2208.02814",
+    "state": "Adduri et al., State, bioRxiv (2025), doi:10.1101/2025.06.26.661135",
 }
 _PROMPTS = (
     "Prompts held {context_size} context cells with the time between them and a query cell of another donor; cells of a "
@@ -33,6 +36,14 @@ _PROMPTS = (
 )
 # What was done, with the values of parameters in braces, and the works that it rests on.
 _DONE = {
+    "cellxpert_annotation": (
+        "A share of {held_out} of the donors ({donor_key}) was set apart. Cells of the others taught labels ({groupby}) by logistic regression on the embedding, by "
+        "{n_neighbors} nearest neighbours, and by fine-tuning (LoRA, {max_steps} steps at a learning rate of {learning_rate}, class-weighted cross entropy smoothed over neighbours in the "
+        "Cell Ontology), and were scored in folds of donors beside logistic regression on principal components, the commonest label and permuted calls. "
+        "Probabilities were calibrated by temperature on held-out cells, and cells rarer than 5% of these were called unknown; labels in doubt were backed off to terms "
+        "that hold the true label of 95% of held-out cells.",
+        ["lora", "temperature", "conformal", "scikit", "fdr"],
+    ),
     "cellxpert_mcmc_steering": (
         "Cells were led to a target state by Metropolis-Hastings over blocks of {block_size} genes of their rank order "
         "({n_steps} steps, {n_chains} chains a cell); convergence was judged by R-hat, and differences from the edit alone were "
@@ -165,6 +176,18 @@ _DONE = {
     "tahoe_hallmarks": (
         "Embeddings of genes (read {context}, {n_cells} cells) were given to a logistic regression for each of the sets {gene_sets}, in {n_folds} folds "
         "over families of genes, beside expression, detection, principal components, a model of random weights and shuffled labels ({n_permutations}).",
+        ["tahoe", "scikit", "fdr"],
+    ),
+    "tahoe_response": (
+        "Treated cells were left out by {held_out} ({groupby}) and predicted from one half of the controls ({control}) in the ways of mt.tl.predict_response, a set transformer "
+        "({max_steps} steps, sets of {set_size} cells) among them, and compared with the change from the other half of the controls; beside no change, the mean of treated cells and the "
+        "mean change, the other half of the treated cells as the ceiling, and exchanged labels. Ways were compared with the mean change by paired t tests over contexts.",
+        ["state", "tahoe", "fdr"],
+    ),
+    "tahoe_separability": (
+        "Plates were tested for treatments without effect (overlap above {max_overlap}), for differences of the border and for replicates that disagree, and flagged ones were left out. The share of "
+        "treated cells among the {n_neighbors} nearest neighbours in the other half of the cells was scored by its area under the curve for each treatment and group ({groupby}), beside "
+        "principal components and depth, with {n_permutations} exchanges of labels.",
         ["tahoe", "scikit", "fdr"],
     ),
     "train_stage1_pretraining": (

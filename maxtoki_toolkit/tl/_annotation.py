@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._ontology import match, term_distances
+from .._ontology import cell_ontology, kinds_above, match, term_distances
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..pp._columns import find_columns
@@ -23,11 +23,13 @@ from ..stats.annotation import (
     reliability_table,
     score_calls,
 )
+from ..stats.back_off import NOTHING, BackedOff, Kinds
 from ..stats.fdr import benjamini_hochberg
 from ._cells import get_sequences
 
 TABLES = ("scores", "labels", "confusion", "calibration")
 UNKNOWN = "unknown"
+_ANY = {"cell", "eukaryotic cell"}  # kinds that say nothing of a type
 
 
 class Labelled(NamedTuple):
@@ -85,6 +87,25 @@ def terms_of(reference: AnnData, column: str, labels: np.ndarray) -> list[str]:
     return [match(label).term for label in labels]
 
 
+def kinds_of_labels(labels: np.ndarray, terms: Sequence[str]) -> Kinds:
+    """What labels are kinds of in the Cell Ontology; a label without a term is of a kind of its own."""
+    names = cell_ontology()["name"]
+    ways = []
+    for label, term in zip(labels, terms, strict=True):
+        way = (
+            {str(names[top]): steps for top, steps in kinds_above(term).items()} if term else {str(label): 0}
+        )
+        ways.append({name: steps for name, steps in way.items() if not steps or name not in _ANY})
+    return Kinds.of(ways)
+
+
+def named_kinds(kinds: Kinds, kind: np.ndarray) -> pd.Categorical:
+    """Names of kinds, "unknown" where nothing is said."""
+    return pd.Categorical.from_codes(
+        np.where(kind == NOTHING, len(kinds.names), kind), [*kinds.names, UNKNOWN]
+    )
+
+
 def donors_of(reference: AnnData, donor_key: str | None) -> np.ndarray | None:
     """Donor of each cell, if they are known."""
     return None if donor_key is None else get_labels(reference, donor_key).astype(str)
@@ -94,6 +115,7 @@ def judge(
     of: Labelled,
     could: np.ndarray,
     calls: Calls,
+    backed_off: BackedOff,
     donor: np.ndarray | None,
     *,
     baselines: Mapping[str, np.ndarray],
@@ -110,6 +132,8 @@ def judge(
         Which of them have a label that could be called: the others are scored as unknown cells.
     calls
         What is said of all of them.
+    backed_off
+        Kinds of those of `could`.
     donor
         Their donors.
     baselines
@@ -125,6 +149,11 @@ def judge(
     truth = Truth(of.code[could], of.labels, None if donor is None else donor[could], steps)
     kept = Calls(*(part[could] for part in calls))
     scores = score_calls(truth, kept, {k: v[could] for k, v in baselines.items()}, predictor, rng)
+    said = backed_off.kind != NOTHING
+    first = scores.index[0]
+    scores.loc[first, "sure_named"] = said.mean()
+    scores.loc[first, "sure_wrong"] = (said & ~backed_off.right).mean()
+    scores.loc[first, "sure_steps"] = backed_off.steps[said].mean() if said.any() else np.nan
     unseen = calls.unknown[~could]
     scores["n_unseen"] = len(unseen)
     scores["unseen_found"] = np.nan

@@ -30,6 +30,8 @@ from ..stats.annotation import (
     fit_probe,
     folds_of,
 )
+from ..stats.back_off import Kinds, cross_back_off, fit_threshold
+from ..stats.calibration import probabilities
 from ._annotation import (
     UNKNOWN,
     Labelled,
@@ -37,7 +39,9 @@ from ._annotation import (
     embedding_of,
     find_reference_columns,
     judge,
+    kinds_of_labels,
     labelled,
+    named_kinds,
     together,
 )
 from ._cells import get_sequences
@@ -87,7 +91,8 @@ def annotate(
     n_folds
         Folds of the reference, by donor, in which the labels are judged and confidence is calibrated.
     alpha
-        Share of held-out reference cells that may be called unknown.
+        Share of held-out reference cells that may be called unknown; and that may be of another kind than the one
+        that they are said to be sure of.
     rng
         Seed of the folds, of PCA and of the permutations.
     key_added
@@ -101,11 +106,17 @@ def annotate(
         The label, or "unknown": a category.
     `.obs["annotated_cell_type_best"]`, `.obs["annotated_cell_type_second"]`
         The likeliest label, whether or not the cell is unknown, and the next.
+    `.obs["annotated_cell_type_sure"]`
+        The nearest kind of cell that it is sure of, unknown or not: the likeliest label's own term, or, where labels
+        are in doubt, one above it in the Cell Ontology, such as "T cell" for a cell that is either a CD4 or a CD8 T cell.
+        Labels without a term have nothing above them; "unknown" where the cell is sure of no more than that it is a cell.
     `.obs["annotated_cell_type_probability"]`
         Calibrated probability of the likeliest (0-1).
     `.obs["annotated_cell_type_distance"]`
         How much farther the cell is from the nearest label than from the middle of the reference (squared
         Mahalanobis distances); a cell of no label has a large one.
+    `.obsm["X_annotated"]`
+        With a classifier, the mean state of a cell's genes in the model as it was fine-tuned.
 
     and to `.uns["annotate"]` the tables
 
@@ -123,6 +134,9 @@ def annotate(
             `n_in_ontology` cells both of whose labels name a term; the method's macro F1 less the row's, paired.
         `calibration_error`, `false_alarms`
             Expected calibration error of the probabilities, and share of these cells called unknown.
+        `sure_wrong`, `sure_steps`, `sure_named`
+            Of the kinds that cells are sure of: share that the true label is not of, which without stepping up is
+            1 - `accuracy`; mean steps above the likeliest label; share of cells that are sure of any.
         `p_value`, `q_value`
             Of the method's macro F1, one-sided: 999 permutations of the calls, within donors where there are
             some; Benjamini and Hochberg over columns.
@@ -151,7 +165,9 @@ def annotate(
     that `false_alarms` is no fit. A cell is unknown if it is rarer than a share `alpha` of held-out reference
     cells: by distance (relative Mahalanobis distance, Ren et al., arXiv 2106.09022, 2021), or by its
     confidence, which has to be four times as rare, since labels that overlap are uncertain without being
-    unknown. Components of PCA are of all cells of the reference, without their labels, by the lines of
+    unknown. A cell is sure of a kind if the calibrated probabilities of the labels of this kind come to a threshold, the
+    lowest at which no more than `alpha` of the held-out cells would be of another kind (conformal risk control,
+    Angelopoulos et al., ICLR 2024); cells of no label of the reference may be anything. Components of PCA are of all cells of the reference, without their labels, by the lines of
     `mt.tl.neighbor_purity`; the same folds are used. Labels name terms as `mt.pp.harmonize_cell_types` reads
     them; run it on the reference first to say what yours mean. Another study differs from the reference in more
     than its donors do: the scores are an upper bound there.
@@ -179,8 +195,9 @@ def annotate(
         )
     key = key_added or _keys.ANNOTATE
     cells, rows = known_cells(adata)
+    states = None
     if classifier is not None:
-        found, tables, params = _by_classifier(cells, model, classifier, groupby)
+        found, tables, params, states = _by_classifier(cells, model, classifier, groupby)
     else:
         if not 0 < alpha < 1:
             raise ValueError(f"alpha must be above 0 and below 1, got {alpha}.")
@@ -197,8 +214,8 @@ def annotate(
         found, tables, params = _by_reference(cells, model, reference, columns, donor_key, settings)
     prefix = key_added or _keys.ANNOTATED
     names = {}
-    for column, (labels, calls) in found.items():
-        names |= _columns(f"{prefix}_{column}", labels, calls, rows, adata.n_obs)
+    for column, (labels, calls, sure) in found.items():
+        names |= _columns(f"{prefix}_{column}", labels, calls, sure, rows, adata.n_obs)
         n_called = pd.Series(np.where(calls.unknown, UNKNOWN, labels[calls.label])).value_counts()
         here = tables["labels"]["column"] == column
         tables["labels"].loc[here, "n_called"] = (
@@ -206,6 +223,8 @@ def annotate(
         )
     tables["labels"]["n_called"] = tables["labels"]["n_called"].astype(int)
     write_obs(adata, key, names)
+    if states is not None:
+        adata.obsm[f"X_{prefix}"] = _back(states, rows, adata.n_obs)
     write_result(
         adata,
         _keys.ANNOTATE,
@@ -216,14 +235,12 @@ def annotate(
 
 
 def _columns(
-    prefix: str, labels: np.ndarray, calls: Calls, rows: np.ndarray, n_cells: int
+    prefix: str, labels: np.ndarray, calls: Calls, sure: pd.Categorical, rows: np.ndarray, n_cells: int
 ) -> dict[str, object]:
     """Columns of `.obs` of one column of labels, in the order of the file."""
 
     def back(values: np.ndarray) -> np.ndarray:
-        placed = np.empty(n_cells, dtype=values.dtype)
-        placed[rows] = values
-        return placed
+        return _back(values, rows, n_cells)
 
     best, second = (back(labels[code].astype(object)) for code in (calls.label, calls.second))
     unknown = back(calls.unknown)
@@ -231,9 +248,17 @@ def _columns(
         prefix: pd.Categorical(np.where(unknown, UNKNOWN, best), categories=[*labels, UNKNOWN]),
         f"{prefix}_best": pd.Categorical(best, categories=labels),
         f"{prefix}_second": pd.Categorical(second, categories=labels),
+        f"{prefix}_sure": pd.Categorical.from_codes(back(sure.codes), dtype=sure.dtype),
         f"{prefix}_probability": back(calls.probability),
         f"{prefix}_distance": back(calls.distance),
     }
+
+
+def _back(values: np.ndarray, rows: np.ndarray, n_cells: int) -> np.ndarray:
+    """Values in the order of the file."""
+    placed = np.empty((n_cells, *values.shape[1:]), dtype=values.dtype)
+    placed[rows] = values
+    return placed
 
 
 def _by_reference(cells, model, reference, columns, donor_key, settings):
@@ -256,8 +281,10 @@ def _by_reference(cells, model, reference, columns, donor_key, settings):
     with progress(total=len(targets) * (settings["n_folds"] + 1), desc="Annotating", unit="fit") as bar:
         for of in targets:
             here = None if donor is None else donor[of.rows]
-            calls, calibration, tables = _cross_validated(
+            kinds = kinds_of_labels(of.labels, of.terms)
+            calibration, sure, tables = _cross_validated(
                 of,
+                kinds,
                 X[of.rows],
                 None if components is None else components[of.rows],
                 here,
@@ -267,10 +294,11 @@ def _by_reference(cells, model, reference, columns, donor_key, settings):
             )
             regions = Regions.fit(X[of.rows], of.code)
             logits = fit(X[of.rows], of.code, len(of.labels))(Y)
-            found[of.column] = of.labels, call(logits, regions.distance(Y), calibration)
+            found[of.column] = _found(of.labels, logits, regions.distance(Y), calibration, kinds, sure)
             thresholds[of.column] = {
                 "temperature": calibration.temperature,
                 "threshold": calibration.threshold,
+                "sure": sure,
             }
             parts.append(tables)
             bar.update()
@@ -286,16 +314,23 @@ def _by_reference(cells, model, reference, columns, donor_key, settings):
     return found, together(parts), params
 
 
+def _found(labels, logits, distance, calibration, kinds: Kinds, sure: float):
+    """Labels, calls, and names of the nearest kinds that cells are sure of."""
+    kind = kinds.climb(probabilities(logits, calibration.temperature)).stop(sure)[1]
+    return labels, call(logits, distance, calibration), named_kinds(kinds, kind)
+
+
 def _cross_validated(
     of: Labelled,
+    kinds: Kinds,
     X: np.ndarray,
     components: np.ndarray | None,
     donor: np.ndarray | None,
     fit: Callable,
     settings: dict,
     step: Callable,
-) -> tuple[Calls, Calibration, dict[str, pd.DataFrame]]:
-    """Calls of held-out cells, what they calibrate, and tables."""
+) -> tuple[Calibration, float, dict[str, pd.DataFrame]]:
+    """What held-out cells calibrate, how sure is sure enough, and tables."""
     n = len(of.labels)
     if donor is not None and len(np.unique(donor)) < 2:
         donor = None
@@ -319,6 +354,9 @@ def _cross_validated(
     calls = Calls(*(np.empty(len(fold), kind) for kind in (int, int, float, float, bool)))
     kept = cross_call(logits[could], distance[could], of.code[could], fold[could], settings["alpha"])
     calibration = Calibration.fit(logits[could], of.code[could], distance[could], settings["alpha"])
+    shares = probabilities(logits[could], calibration.temperature)
+    sure = fit_threshold(kinds.climb(shares), of.code[could], kinds, settings["alpha"])
+    backed_off = cross_back_off(logits[could], of.code[could], fold[could], kinds, settings["alpha"])
     others = call(logits[~could], distance[~could], calibration)
     for part, inside, outside in zip(calls, kept, others, strict=True):
         part[could], part[~could] = inside, outside
@@ -331,9 +369,16 @@ def _cross_validated(
         majority[fold == i] = np.bincount(of.code[fold != i]).argmax()
     baselines["majority"] = majority
     tables = judge(
-        of, could, calls, donor, baselines=baselines, predictor=settings["method"], rng=settings["seed"]
+        of,
+        could,
+        calls,
+        backed_off,
+        donor,
+        baselines=baselines,
+        predictor=settings["method"],
+        rng=settings["seed"],
     )
-    return calls, calibration, tables
+    return calibration, sure, tables
 
 
 def _by_classifier(cells, model, classifier, groupby):
@@ -350,8 +395,12 @@ def _by_classifier(cells, model, classifier, groupby):
         calibration = Calibration(
             card["temperature"][column], stored["confidence"], stored["distance"], card["threshold"][column]
         )
-        logits = read.logits[column]
-        found[column] = classifier.labels[column], call(logits, regions.distance(read.states), calibration)
+        labels = classifier.labels[column]
+        kinds = kinds_of_labels(labels, _terms(classifier, column))
+        distance = regions.distance(read.states)
+        found[column] = _found(
+            labels, read.logits[column], distance, calibration, kinds, card["sure"][column]
+        )
     tables = {
         name: table[table["column"].isin(columns)].reset_index(drop=True)
         for name, table in classifier.tables.items()
@@ -360,4 +409,11 @@ def _by_classifier(cells, model, classifier, groupby):
         name: classifier.card[name]
         for name in ("classifier_sha256", "donor_key", "alpha", "n_reference", "n_reference_donors")
     }
-    return found, tables, params
+    return found, tables, params, read.states
+
+
+def _terms(classifier: CellClassifier, column: str) -> list[str]:
+    """Terms of the labels that it knows."""
+    table = classifier.tables["labels"]
+    terms = table[table["column"] == column].set_index("label")["term"]
+    return terms[classifier.labels[column]].tolist()

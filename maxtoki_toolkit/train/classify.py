@@ -30,12 +30,15 @@ from ..stats.annotation import (
     solve_probe,
     spread,
 )
+from ..stats.back_off import cross_back_off, fit_threshold
+from ..stats.calibration import probabilities
 from ..tl._annotation import (
     Labelled,
     donors_of,
     embedding_of,
     find_reference_columns,
     judge,
+    kinds_of_labels,
     labelled,
     together,
 )
@@ -277,7 +280,7 @@ def _judged(
     read = classify_sequences(classifier, model, sequences)
     counts = counts_or_none(cells, instead="Logistic regression on PCA is left out")
     components = None if counts is None else principal_components(cells, N_PCS, seed)
-    arrays, parts, card = {}, [], {"temperature": {}, "threshold": {}}
+    arrays, parts, card = {}, [], {"temperature": {}, "threshold": {}, "sure": {}}
     for of, kept in zip(targets, seen, strict=True):
         held = tested[of.rows]
         train, test = of.rows[~held], of.rows[held]
@@ -297,6 +300,10 @@ def _judged(
         inside = cross_call(logits[could], distance[could], code[held][could], fold, alpha)
         for whole, some in zip(calls, inside, strict=True):
             whole[could] = some
+        kinds = kinds_of_labels(of.labels, of.terms)
+        shares = probabilities(logits[could], calibration.temperature)
+        sure = fit_threshold(kinds.climb(shares), code[held][could], kinds, alpha)
+        backed_off = cross_back_off(logits[could], code[held][could], fold, kinds, alpha)
         baselines = {"probe": fit_probe(X[train], code[~held], n)(X[test]).argmax(axis=1)}
         if components is not None:
             plain = fit_probe(components[train], code[~held], n)(components[test])
@@ -306,6 +313,7 @@ def _judged(
             of._replace(rows=test, code=code[held]),
             could,
             Calls(*calls),
+            backed_off,
             here,
             baselines=baselines,
             predictor=PREDICTOR,
@@ -322,6 +330,7 @@ def _judged(
         }
         card["temperature"][of.column] = calibration.temperature
         card["threshold"][of.column] = calibration.threshold
+        card["sure"][of.column] = sure
     return replace(classifier, arrays=arrays, tables=together(parts), card=card)
 
 
