@@ -50,6 +50,13 @@ _DONE = {
         "tested over donors.",
         ["rhat"],
     ),
+    "cellxpert_modalities": (
+        "A share of {held_out} of the donors ({donor_key}) was set apart. Features of each kind were ranked by their own medians and joined as one list, and a model was trained on the "
+        "other cells to read each next feature ({max_steps} steps of {batch_size} cells; each kind left out with probability {modality_dropout}, in random order). Features of kind {target} "
+        "were read from the others as log-probabilities and compared with ridge regression and with exchanged cells ({n_permutations}); intervals are jackknifed over donors, or blocks "
+        "of cells. Labels ({groupby}) of held-out cells were carried over by {n_neighbors} nearest neighbours in the embedding of each kind and of all, beside principal components.",
+        ["scikit"],
+    ),
     "cellxpert_spatial": (
         "Neighbours ({n_neighbors} nearest, or within {radius} {distance_unit} where that is not 0) were counted by true and by predicted types, which a "
         "logistic regression on the embedding gave to cells of donors or images that it was not fitted to, and compared with their expected number; "
