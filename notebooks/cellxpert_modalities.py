@@ -137,6 +137,9 @@ print(f"trained on {(~test).sum()} cells, scored on {test.sum()}")
 #
 # A dot a feature: Spearman correlation, over held-out cells, of the model's log-probability of reading the feature first with what was measured, beside ridge
 # regression on principal components of what is given. Dotted: 95% of what exchanged cells give the model's mean.
+#
+# After so short a training the model reads more than exchanged cells allow, and much less than ridge regression: train longer (`max_steps`), or start from a
+# model that knows such cells (`model`).
 
 # %% tags=["answer"]
 mt.tl.translate(
