@@ -832,6 +832,7 @@ def sae_speed() -> str:
 def sae_network() -> str:
     """Effects of features on later ones, and whether small steps agree."""
     first, *steps = read("sae")["cases"]["network"]["rows"]
+    (family,) = read("sae")["cases"]["families"]["rows"]
     return markdown(
         [
             {
@@ -851,6 +852,14 @@ def sae_network() -> str:
                 }
                 for row in steps
             ),
+            {
+                "measure": f"{family['features']} features in {family['families']} families, on {family['nuclei']} nuclei: times as fast as one by one",
+                "": f"{family['times']:.0f}",
+            },
+            {
+                "measure": "effects of the families beside the sums of their features' effects: Pearson",
+                "": f"{family['r_with_sum']:.2f}",
+            },
         ]
     )
 
