@@ -17,7 +17,6 @@ if __name__ == "__main__":
 
 import argparse
 import time
-from collections.abc import Iterator
 
 import anndata
 import numpy as np
@@ -36,12 +35,12 @@ def cells(name: str, folder: Path) -> tuple[AnnData, dict]:
     if name == "heart_nuclei":
         return mt.datasets.load("heart_nuclei"), {"n_cells": 150}
     adata = anndata.read_h5ad(folder / "onek1k_4types_40donors.h5ad")
-    return adata, {"donor_key": "donor_id", "n_cells": 8}
+    return adata, {"donor_key": "donor_id", "n_cells": 4}
 
 
-def measure(name: str, folder: Path, regulons: pd.DataFrame) -> Iterator[list[dict]]:
-    """Scores, signs and replication of the demo model, and then also of one with random weights."""
-    demo = mt.load_model("demo", device="cpu")
+def measure(name: str, folder: Path, regulons: pd.DataFrame) -> list[dict]:
+    """Scores, signs and replication of the demo model and of one with random weights."""
+    demo = mt.load_model("demo")
     rows = []
     for of, model in {"demo": demo, "random weights": untrained_twin(demo, 0)}.items():
         adata, settings = cells(name, folder)
@@ -63,7 +62,7 @@ def measure(name: str, folder: Path, regulons: pd.DataFrame) -> Iterator[list[di
         for table in ("scores", "signs"):
             found = mt.get.table(adata, "gene_effects", table).drop(columns="group")
             rows += [{**facts, "table": table, **row} for row in found.to_dict("records")]
-        yield rows
+    return rows
 
 
 def main() -> None:
@@ -83,8 +82,8 @@ def main() -> None:
     table = table[table["confidence"].isin(list(CONFIDENCE))]
     regulons = table.set_axis(["source", "confidence", "target", "weight"], axis=1)
     for name in a.sets:
-        for rows in measure(name, a.folder, regulons):
-            report.add("gene_effects", rows, case=name, device="cpu", confidence=CONFIDENCE)
+        rows = measure(name, a.folder, regulons)
+        report.add("gene_effects", rows, case=name, device="cpu", confidence=CONFIDENCE)
 
 
 if __name__ == "__main__":

@@ -898,6 +898,30 @@ def sae_programmes() -> str:
     return markdown(list(table.values()))
 
 
+def gene_effects() -> str:
+    """Effects of genes on others against known regulons, beside coexpression and random weights."""
+    names = {"effect": "size of the effect", "effect_marginal": "its margins", "coexpression": "coexpression"}
+    names |= {
+        "target_rank": "rank of the target",
+        "target_variance": "its variance",
+        "expression": "expression",
+    }
+    lines = []
+    for row in read("gene_effects")["cases"]["onek1k"]["rows"]:
+        if row["table"] == "scores":
+            lines.append(
+                {
+                    "model": row["model"],
+                    "predictor": names[row["predictor"]],
+                    "AUROC": ranged(row, "auroc", "{:.2f}"),
+                    "permuted regulons": f"{row['null_auroc']:.2f}",
+                    "p": f"{row['p_value']:.2f}",
+                    "edges of sources": f"{row['n_edges']} of {row['n_sources']}",
+                }
+            )
+    return markdown(lines)
+
+
 def _space(case: str) -> dict:
     return read("space")["cases"][case]
 
@@ -1122,6 +1146,7 @@ _TABLES = (
     sae_programmes,
     sae_speed,
     sae_network,
+    gene_effects,
     space_planted,
     space_breast,
     space_genes,
