@@ -309,6 +309,7 @@ OWN = {
     },
     "get.table": {"key": "timelapse"},
     "datasets.aging_atlas": {"n_cells": 60, "n_donors": 10, "n_genes": 500},
+    "datasets.branching_course": {"n_clones": 10, "n_donors": 10, "cells_per_day": 1},
 }
 
 

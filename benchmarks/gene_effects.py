@@ -35,7 +35,7 @@ def cells(name: str, folder: Path) -> tuple[AnnData, dict]:
     if name == "heart_nuclei":
         return mt.datasets.load("heart_nuclei"), {"n_cells": 150}
     adata = anndata.read_h5ad(folder / "onek1k_4types_40donors.h5ad")
-    return adata, {"donor_key": "donor_id", "n_cells": 12}
+    return adata, {"donor_key": "donor_id", "n_cells": 6}
 
 
 def measure(name: str, folder: Path, regulons: pd.DataFrame) -> list[dict]:

@@ -1,6 +1,6 @@
 """Sparse autoencoders: do they find what is there, are they found again, and how fast are they?
 
-    python benchmarks/sae.py toy drivers speed network branch programmes    # data that ship, 40 minutes on one core
+    python benchmarks/sae.py toy drivers speed network families branch programmes    # data that ship, 40 minutes on one core
     python benchmarks/sae.py cells --folder FOLDER_OF_DATA       # twenty minutes; sorted blood does not ship
 
 - `toy`: models whose states are sums of a few out of twice as many directions as there are dimensions.
@@ -11,6 +11,7 @@
 - `speed`: reading and training, the latter beside sparsify's SparseCoder on the same states, whose wheel
   `pip download` fetches and nobody installs.
 - `network`: effects of 1,024 features on those of a later block, beside full passes of the model.
+- `families`: the same effects of families, whose features are scaled together.
 - `branch`: small models that learn which branch clones of a simulated course take, and whether the top drivers among
   their features before the branch change the branch more than features that are matched to them.
 - `programmes`: cell types and activities of factors in simulated donors that no model has seen, beside single genes, principal
@@ -75,7 +76,7 @@ from maxtoki_toolkit.train import _sparse_module
 from maxtoki_toolkit.train._sparse_module import SparseModule
 
 KINDS = ("topk", "batchtopk", "matryoshka")
-PARTS = ("toy", "drivers", "cells", "speed", "network", "branch", "programmes")
+PARTS = ("toy", "drivers", "cells", "speed", "network", "families", "branch", "programmes")
 BLOOD = "pbmc_facs_3874.h5ad"
 SPARSIFY = "eai-sparsify==1.3.3"
 NEEDED = ("einops", "natsort", "simple-parsing", "docstring-parser")  # by its SparseCoder, beside torch
@@ -607,6 +608,38 @@ def network() -> None:
     report.add("sae", rows, case="network", device="cpu", step=STEP, small_step=STEP / 10)
 
 
+def families() -> None:
+    """Families of the first block's features, as one source each, beside all their features one by one."""
+    model, sae, later = mt.load_model("demo", device="cpu"), mt.load_sae("demo-early"), mt.load_sae("demo")
+    adata = heart(model, None)[:100].copy()
+    mt.tl.feature_families(adata, model, sae, n_bootstrap=2)
+    table = mt.get.table(adata, "feature_families", "features").query("family >= 0")
+    groups = [part.to_numpy() for _, part in table.groupby("family")["feature"]]
+    alone, cells = np.concatenate(groups), get_sequences(adata, model).take(np.arange(N_NUCLEI))
+    answers: dict[str, np.ndarray] = {}
+
+    def one_by_one() -> None:
+        answers["alone"] = feature_edges(model, sae, later, cells, alone[:, None]).effect
+
+    def together() -> None:
+        answers["together"] = feature_edges(model, sae, later, cells, groups).effect
+
+    taken = seconds({"alone": one_by_one, "together": together}, 3)
+    ends = np.cumsum([len(part) for part in groups])[:-1]
+    summed = np.array([part.sum(axis=0) for part in np.split(answers["alone"], ends)]).ravel()
+    found, there = answers["together"].ravel(), (answers["together"].ravel() != 0) | (summed != 0)
+    row = {
+        "families": len(groups),
+        "features": len(alone),
+        "nuclei": N_NUCLEI,
+        "seconds": round(taken["together"], 2),
+        "seconds_one_by_one": round(taken["alone"], 2),
+        "times": round(taken["alone"] / taken["together"], 1),
+        "r_with_sum": round(float(np.corrcoef(found[there], summed[there])[0, 1]), 4),
+    }
+    report.add("sae", [row], case="families", device="cpu")
+
+
 # A course with a branch.
 
 COURSE = {"n_clones": 600, "n_donors": 20}
@@ -945,6 +978,7 @@ def main() -> None:
         "cells": lambda: cells(a.sets, a.folder),
         "speed": lambda: speed(a.repeats),
         "network": network,
+        "families": families,
         "branch": lambda: branch(min(a.seeds, 2)),
         "programmes": programmes,
     }

@@ -903,6 +903,7 @@ def sae_speed() -> str:
 def sae_network() -> str:
     """Effects of features on later ones, and whether small steps agree."""
     first, *steps = read("sae")["cases"]["network"]["rows"]
+    (family,) = read("sae")["cases"]["families"]["rows"]
     return markdown(
         [
             {
@@ -922,6 +923,14 @@ def sae_network() -> str:
                 }
                 for row in steps
             ),
+            {
+                "measure": f"{family['features']} features in {family['families']} families, on {family['nuclei']} nuclei: times as fast as one by one",
+                "": f"{family['times']:.0f}",
+            },
+            {
+                "measure": "effects of the families beside the sums of their features' effects: Pearson",
+                "": f"{family['r_with_sum']:.2f}",
+            },
         ]
     )
 
@@ -958,6 +967,30 @@ def sae_programmes() -> str:
         table.setdefault(name, {"best score of one half of the donors": name, "cell types (AUROC)": ""})
         table[name][column] = ranged(row, "value", "{:.2f}")
     return markdown(list(table.values()))
+
+
+def gene_effects() -> str:
+    """Effects of genes on others against known regulons, beside coexpression and random weights."""
+    names = {"effect": "size of the effect", "effect_marginal": "its margins", "coexpression": "coexpression"}
+    names |= {
+        "target_rank": "rank of the target",
+        "target_variance": "its variance",
+        "expression": "expression",
+    }
+    lines = []
+    for row in read("gene_effects")["cases"]["onek1k"]["rows"]:
+        if row["table"] == "scores":
+            lines.append(
+                {
+                    "model": row["model"],
+                    "predictor": names[row["predictor"]],
+                    "AUROC": ranged(row, "auroc", "{:.2f}"),
+                    "permuted regulons": f"{row['null_auroc']:.2f}",
+                    "p": f"{row['p_value']:.2f}",
+                    "edges of sources": f"{row['n_edges']} of {row['n_sources']}",
+                }
+            )
+    return markdown(lines)
 
 
 def _space(case: str) -> dict:
@@ -1188,6 +1221,7 @@ _TABLES = (
     sae_programmes,
     sae_speed,
     sae_network,
+    gene_effects,
     space_planted,
     space_breast,
     space_genes,

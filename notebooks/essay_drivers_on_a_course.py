@@ -333,7 +333,7 @@ for other in ("matched features", "random directions"):
 # %% [markdown]
 # Twenty long vectors whose way was learned send many cells to either branch, whatever they mean. And where the driver decides nothing
 # (`branching_course(null=True)`), the top drivers move the odds of the branches by as much beyond the matched features as here, while the features that follow the driver
-# programme do not (`benchmarks/README.md`, "A course with a branch"). **That drivers by PageRank turn a branch does not show that they decide it.**
+# programme move them less (`benchmarks/README.md`, "A course with a branch"). **That drivers by PageRank turn a branch does not show that they decide it.**
 
 # %% [markdown]
 # ## Real myoblasts

@@ -63,7 +63,7 @@ def test_the_null_and_seeds(course):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"n_clones": 5, "n_donors": 6}, "5 clones for 6 donors"),
+        ({"n_clones": 5, "n_donors": 6}, "n_donors must be from 1 to n_clones.* got 6 and 5 clones"),
         ({"cells_per_day": 0}, "cells_per_day must be at least 1"),
         ({"n_genes": 100}, "n_genes must be from 500"),
     ],

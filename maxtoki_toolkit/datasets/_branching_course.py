@@ -72,7 +72,9 @@ def branching_course(
     (120, ['A', 'B'])
     """
     if not 1 <= n_donors <= n_clones:
-        raise ValueError(f"Every donor needs a clone: got {n_clones} clones for {n_donors} donors.")
+        raise ValueError(
+            f"n_donors must be from 1 to n_clones, so that every donor has a clone; got {n_donors} and {n_clones} clones."
+        )
     if cells_per_day < 1:
         raise ValueError(f"cells_per_day must be at least 1, got {cells_per_day}.")
     design = _design(n_genes)

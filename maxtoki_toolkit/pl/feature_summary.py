@@ -92,7 +92,7 @@ def feature_summary(
     bar = figure.colorbar(image, ax=ax, location="top", shrink=0.9, aspect=22, pad=0.02)
     measure = "Spearman correlation with time" if is_time else "AUROC, label against the rest"
     n_units = int(counts.loc[(str(params["features"]), column), "n_units"])
-    over = f"{n_units} donors" if n_units else "cells, no donors"
+    over = f"up to {n_units} donors" if n_units else "cells, no donors"
     bar.set_label(f"{measure} ({over}; {'● passes' if len(at) else 'none passes'})", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)

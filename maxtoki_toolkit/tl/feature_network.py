@@ -109,6 +109,9 @@ def feature_network(
     donors agree on those effects, too, so that the p value says that an edge is there, and `null_share`
     whether it is more than a push of that length.
 
+    Families, as sources: `found = mt.get.table(adata, "feature_families", "features").query("family >= 0")`, and
+    `features=found.groupby("family")["feature"].agg(list).tolist()`.
+
     Examples
     --------
     >>> import maxtoki_toolkit as mt
