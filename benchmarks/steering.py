@@ -55,14 +55,12 @@ TRAINING = {"max_steps": 350, "batch_size": 16, "learning_rate": 2e-3, "warmup":
 STEERING = {"n_cells": 24, "n_steps": 80, "n_chains": 2, "block_size": 16, "strength": 100.0, "n_anchors": 10}
 
 
-LONG = {"n_cells": 6, "n_steps": 1600, "n_chains": 3, "n_anchors": 10}
+LONG = {"n_cells": 4, "n_steps": 1600, "n_chains": 3, "n_anchors": 10}
 SAMPLERS = (
     {"proposal": "block", "block_size": 16, "strength": 100.0},
-    {"proposal": "block", "block_size": 4, "strength": 100.0},
-    {"proposal": "position", "strength": 100.0},
-    {"proposal": "block", "block_size": 16, "strength": 10.0},
     {"proposal": "suffix", "strength": 10.0},
-    {"proposal": "suffix", "strength": 2.0},
+    {"proposal": "block", "block_size": 4, "strength": 100.0},
+    {"proposal": "block", "block_size": 16, "strength": 10.0},
 )
 
 
