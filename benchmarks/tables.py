@@ -440,7 +440,7 @@ def responses(case: str, **names: str) -> list[dict]:
                 "prediction": f"{row['method']} ({row['kind']})",
                 "Pearson-delta": ranged(interval, "r", "{:.2f}"),
                 "ahead of the perturbation mean": ranged(lead, "difference", "{:+.2f}") if tested else "",
-                "p": f"{row['p_value']:.2f}" if tested else "",
+                "p": ("< 0.001" if row["p_value"] < 0.001 else f"{row['p_value']:.2g}") if tested else "",
                 "top 20": ""
                 if row["pearson_control_top20"] is None
                 else f"{row['pearson_control_top20']:.2f}",
