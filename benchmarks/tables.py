@@ -418,7 +418,7 @@ def steering_chains() -> str:
             | {
                 "effective size": f"{row['effective_size']:.0f}",
                 "distance (start)": f"{row['distance']:.2f} ({row['distance_start']:.2f})",
-                "Pearson-delta (not led)": f"{row['pearson_steered']:.2f} ({row['pearson_unsteered']:.2f})",
+                "log-likelihood (start)": f"{row['log_likelihood']:.2f} ({row['log_likelihood_start']:.2f})",
             }
             for row in found
         ]
