@@ -418,7 +418,7 @@ def steering_chains() -> str:
             | {
                 "effective size": f"{row['effective_size']:.0f}",
                 "distance (start)": f"{row['distance']:.2f} ({row['distance_start']:.2f})",
-                "Pearson-delta (not led)": f"{row['pearson_steered']:.2f} ({row['pearson_unsteered']:.2f})",
+                "log-likelihood (start)": f"{row['log_likelihood']:.2f} ({row['log_likelihood_start']:.2f})",
             }
             for row in found
         ]
@@ -440,7 +440,7 @@ def responses(case: str, **names: str) -> list[dict]:
                 "prediction": f"{row['method']} ({row['kind']})",
                 "Pearson-delta": ranged(interval, "r", "{:.2f}"),
                 "ahead of the perturbation mean": ranged(lead, "difference", "{:+.2f}") if tested else "",
-                "p": f"{row['p_value']:.2f}" if tested else "",
+                "p": ("< 0.001" if row["p_value"] < 0.001 else f"{row['p_value']:.2g}") if tested else "",
                 "top 20": ""
                 if row["pearson_control_top20"] is None
                 else f"{row['pearson_control_top20']:.2f}",
@@ -598,26 +598,27 @@ def annotation() -> str:
 
 def annotated_unknown() -> str:
     """Cells of none of the labels, and what cells of each kind are sure of."""
-    cases = _annotated()
-    sure = {row["predictor"]: row for part in ("planted", "tuned") for row in cases[part]["sure"]}
+    parts = [case for name, case in _annotated().items() if name in ("planted", "tuned")]
+    sure = {row["predictor"]: row for part in parts for row in part["sure"]}
     table = []
-    for row in (row for part in ("planted", "tuned") for row in cases[part]["unknown"]):
+    for row in (row for part in parts for row in part["unknown"]):
         of = sure.get(row["predictor"], {})
         table.append(
             {"named by": NAMED[row["predictor"]]}
             | {
                 f"called unknown: {name}": f"{row[kind]:.0%}"
                 for kind, name in {
-                    "known": "known terms",
-                    "near": "terms beside them",
-                    "far": "other branches",
+                    "known": "known",
+                    "near": "beside",
+                    "far": "other branch",
                 }.items()
             }
             | {
-                f"type held by the {said}: {name}": f"{of[f'{key}_{kind}']:.0%}" if of else ""
-                for kind, name in {"known": "known terms", "near": "terms beside them"}.items()
-                for key, said in {"best": "likeliest label", "sure": "kind that is sure"}.items()
+                f"{said}: {name}": f"{of[f'{key}_{kind}']:.0%}" if of else ""
+                for kind, name in {"known": "known", "near": "beside"}.items()
+                for key, said in {"best": "likeliest label right", "sure": "sure and right"}.items()
             }
+            | {"sure of nothing: known": f"{of['nothing_known']:.0%}" if of else ""}
         )
     return markdown(table)
 

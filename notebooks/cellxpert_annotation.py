@@ -276,7 +276,7 @@ plt.close(figure)
 #
 # **A model that has seen little.** The demo model is tiny and was trained on few cells: what it loses here a larger one need not lose.
 #
-# **Too few steps, or too small ones.** Fine-tuning begins at the probe. With a learning rate of 0.0003 this model does not leave it in 200 steps; if "fine-tuned" and "probe" are alike, look
+# **Too few steps, or too small ones.** Fine-tuning begins at the probe. With a tenth of this learning rate this model hardly leaves it; if "fine-tuned" and "probe" are alike, look
 # at the losses first (`log.jsonl` in the folder of the run).
 #
 # **Unknown is a rule.** It is set so that few cells of known labels fall under it. A new type that lies between known ones is not found by distance or doubt.

@@ -152,13 +152,13 @@ plt.show()
 #
 # If a cell is either a CD4 or a CD8 T cell, "T cell" is a better answer than a coin that was tossed. `_sure` goes up the Cell Ontology until the probabilities of all types of that kind together are high
 # enough: so high that of the held-out cells only a share `alpha` would get a kind that they are not of. That is one in twenty by default, and these nuclei need no stepping up for that. Asked for one in a
-# hundred, some do:
+# hundred, some do. Types of the heart have little in common but that they are cells, so that what is left is "unknown"; blood, with its many kinds of lymphocytes, has steps between.
 
 # %%
 mt.tl.annotate(mine, model, alpha=0.01, key_added="strict", **settings)
 in_doubt = mine.obs[[f"strict_{label}_best", f"strict_{label}_sure"]].astype(str)
 in_doubt = in_doubt[in_doubt.iloc[:, 0] != in_doubt.iloc[:, 1]]
-print(f"{len(in_doubt)} of {mine.n_obs} cells are sure of a wider kind only")
+print(f"{len(in_doubt)} of {mine.n_obs} cells are not sure of their likeliest type")
 in_doubt.value_counts().rename("n_cells").reset_index().head(6)
 
 # %% [markdown]
