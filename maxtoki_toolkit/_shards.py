@@ -7,15 +7,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TypeVar
 
+from anndata import AnnData
 from filelock import FileLock, Timeout
 
 from ._files import atomic, remove, sweep_folder
 from ._outputs import differences
+from ._progress import hidden, progress
 from ._warn import warn
+
+Result = TypeVar("Result")
 
 _MANIFEST, _LOCK = "manifest.json", "lock"
 _SHARD = re.compile(r"\d{6}\.[0-9a-f]{16}\.h5ad")
@@ -86,6 +91,71 @@ def count_shards(folder: Path) -> tuple[int, int]:
     n_shards = manifest["n_shards"]
     digest = job_digest(n_shards, manifest["recipe"])
     return sum(shard_path(folder, i, digest).is_file() for i in range(n_shards)), n_shards
+
+
+def run_shards(
+    folder: Path,
+    sizes: Sequence[int],
+    recipe: dict,
+    *,
+    compute: Callable[[list[int]], Iterator[AnnData]],
+    join: Callable[[list[Path]], Result],
+    find: Callable[[], Result | None],
+    made: Callable[[], Result | None],
+    desc: str,
+    unit: str,
+    share_array: bool = False,
+    overwrite: bool = False,
+) -> Result | None:
+    """Make the parts of a job that are left, and put them together where all are there.
+
+    Parameters
+    ----------
+    folder, recipe, share_array, overwrite
+        As in `open_shards`.
+    sizes
+        Of each part, in `unit`.
+    compute
+        Yields the parts of these numbers, in their order.
+    join
+        Makes the result of the paths of all parts.
+    find, made
+        The result, if it is there: before anything is done, where another one may be refused or is to be replaced, and
+        at the end, where another process had the same to do.
+    desc, unit
+        What the progress bar says; a part that is alone shows its own.
+
+    Returns
+    -------
+    The result; `None` where another process has to finish.
+    """
+    n, digest = len(sizes), job_digest(len(sizes), recipe)
+    shared = process_index(share_array=share_array)[1] > 1
+    if (found := find()) is not None:
+        drop_shards(folder, digest)
+        return found
+    with open_shards(folder, n, recipe, share_array=share_array, overwrite=overwrite) as todo:
+        done = sum(size for i, size in enumerate(sizes) if shard_path(folder, i, digest).is_file())
+        total = done + sum(sizes[number] for number in todo)
+        with progress(total=total, initial=done, desc=desc, unit=unit, disable=n == 1) as bar:
+            parts = compute(todo)
+            for number in todo:
+                with nullcontext() if n == 1 else hidden():
+                    part = next(parts)
+                with atomic(shard_path(folder, number, digest)) as temporary:
+                    part.write_h5ad(temporary)
+                bar.update(sizes[number])
+    with take_shards(folder, n, recipe, wait=not shared) as paths:
+        if paths is not None:
+            return join(paths)
+    if (found := made()) is not None:
+        drop_shards(folder, digest)
+        return found
+    if shared:
+        return None
+    raise ValueError(
+        f"Parts of the job in {folder} have gone meanwhile. Run it again: it makes what is missing."
+    )
 
 
 @contextmanager

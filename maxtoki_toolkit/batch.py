@@ -14,10 +14,9 @@ from anndata import AnnData
 
 from . import _keys
 from ._arrow import about, columns_of, is_dataset, lists, open_dataset, require_pyarrow, scalars_of
-from ._files import atomic
 from ._outputs import check_output, is_made, new_output
 from ._progress import hidden, progress
-from ._shards import drop_shards, job_digest, open_shards, process_index, shard_path, take_shards
+from ._shards import run_shards
 from .models.generation import prompt_keys
 from .models.model import MaxTokiModel, require_whole
 from .models.prompts import write_prompts
@@ -387,37 +386,25 @@ def in_parts(
         raise ValueError(f"{output} is a file. Give a folder to write to.")
     if not n:
         raise ValueError(f"There is nothing to read for {output}: the input has no rows.")
-    shards, n_shards = output.with_name(f"{output.name}.shards"), -(-n // chunk_size)
-    recipe = {**job, "n": n, "chunk_size": chunk_size}
-    digest, shared = job_digest(n_shards, recipe), process_index(share_array=share_array)[1] > 1
-    if check_output(output, **how):
-        drop_shards(shards, digest)
+    stretches = [(start, min(start + chunk_size, n)) for start in range(0, n, chunk_size)]
+
+    def join(paths: list[Path]) -> Path:
+        with new_output(output, **how) as folder, progress(total=n, desc="Writing", unit="row") as bar:
+            write(_Parts(paths), folder, bar)
         return _file_in(output)
-    with open_shards(shards, n_shards, recipe, share_array=share_array, overwrite=overwrite) as todo:
-        stop = [min((number + 1) * chunk_size, n) for number in range(n_shards)]
-        size = [end - number * chunk_size for number, end in enumerate(stop)]
-        done = sum(size[i] for i in range(n_shards) if shard_path(shards, i, digest).is_file())
-        total = done + sum(size[i] for i in todo)
-        with progress(total=total, initial=done, desc=by, unit="row") as bar:
-            parts = compute([(i * chunk_size, stop[i]) for i in todo])
-            for number in todo:
-                with hidden():
-                    part = next(parts)
-                with atomic(shard_path(shards, number, digest)) as temporary:
-                    part.write_h5ad(temporary)
-                bar.update(size[number])
-    with take_shards(shards, n_shards, recipe, wait=not shared) as paths:
-        if paths is not None:
-            with new_output(output, **how) as folder, progress(total=n, desc="Writing", unit="row") as bar:
-                write(_Parts(paths), folder, bar)
-            return _file_in(output)
-    if is_made(output, by=by, job=job):
-        drop_shards(shards, digest)
-        return _file_in(output)
-    if shared:
-        return None
-    raise ValueError(
-        f"Parts of the job in {shards} have gone meanwhile. Run it again: it makes what is missing."
+
+    return run_shards(
+        output.with_name(f"{output.name}.shards"),
+        [stop - start for start, stop in stretches],
+        {**job, "n": n, "chunk_size": chunk_size},
+        compute=lambda todo: compute([stretches[number] for number in todo]),
+        join=join,
+        find=lambda: _file_in(output) if check_output(output, **how) else None,
+        made=lambda: _file_in(output) if is_made(output, by=by, job=job) else None,
+        desc=by,
+        unit="row",
+        share_array=share_array,
+        overwrite=overwrite,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import anndata as ad
@@ -12,10 +13,9 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 
 from . import _keys, pl, tl
-from ._files import atomic
 from ._outputs import check_output, is_made, new_output
-from ._progress import hidden, progress
-from ._shards import drop_shards, job_digest, open_shards, process_index, shard_path, take_shards
+from ._progress import progress
+from ._shards import run_shards
 from ._validate import require_obs
 from .models.costs import Cost, plan, reading, require_gpu
 from .models.model import MaxTokiModel, require_whole
@@ -104,48 +104,43 @@ def embed_file(
         # Cells whose ranks are kept, for the heat map.
         shown = np.zeros(len(obs), dtype=bool)
         shown[np.linspace(0, len(obs) - 1, min(len(obs), _SHOWN)).astype(int)] = True
-        shards, n_shards = output.with_name(f"{output.name}.shards"), -(-len(obs) // chunk_size)
         settings = {"layer": layer, "gene_key": gene_key, "force": force}
         recipe = {"input": input_identity(path), **model.params, **settings}
         job = {**recipe, "color": color}
-        recipe |= {"n_cells": len(obs), "chunk_size": chunk_size}
-        digest, shared = job_digest(n_shards, recipe), process_index(share_array=share_array)[1] > 1
-        if check_output(output, by=BY, job=job, overwrite=overwrite, inputs=[path]):
-            drop_shards(shards, digest)
-            return _read(output)
-        with open_shards(shards, n_shards, recipe, share_array=share_array, overwrite=overwrite) as todo:
+        how = {"by": BY, "job": job, "overwrite": overwrite, "inputs": [path]}
+        starts = range(0, len(obs), chunk_size)
+
+        def compute(todo: list[int]) -> Iterator[AnnData]:
             blocks = encoded_blocks(
                 store, obs, var, model.vocab, numbers=todo, chunk_size=chunk_size, **settings
             )
-            size = {number: min(chunk_size, len(obs) - number * chunk_size) for number in range(n_shards)}
-            done = sum(size[number] for number in size if shard_path(shards, number, digest).is_file())
-            total = done + sum(size[number] for number in todo)
-            with progress(total=total, initial=done, desc="Embedding", unit="cell") as bar:
-                for number, cells in zip(todo, blocks, strict=True):
-                    with hidden():
-                        tl.embed(cells, model)
-                    del cells.X
-                    cells.var_names_make_unique()  # or the blocks could not be put together
-                    keep = sp.diags(shown[number * chunk_size :][: cells.n_obs], dtype=np.uint16)
-                    cells.layers[_keys.RANK] = (keep @ cells.layers[_keys.RANK]).tocsr()
-                    with atomic(shard_path(shards, number, digest)) as temporary:
-                        cells.write_h5ad(temporary)
-                    bar.update(cells.n_obs)
-    with take_shards(shards, n_shards, recipe, wait=not shared) as paths:
-        if paths is not None:
+            for number, cells in zip(todo, blocks, strict=True):
+                tl.embed(cells, model)
+                del cells.X
+                cells.var_names_make_unique()  # or the blocks could not be put together
+                keep = sp.diags(shown[starts[number] :][: cells.n_obs], dtype=np.uint16)
+                cells.layers[_keys.RANK] = (keep @ cells.layers[_keys.RANK]).tocsr()
+                yield cells
+
+        def join(paths: list[Path]) -> AnnData:
             cells = ad.concat([ad.read_h5ad(shard) for shard in paths], merge="same", uns_merge="same")
             cells = cells[obs.index].copy()
-            with new_output(output, by=BY, job=job, overwrite=overwrite, inputs=[path]) as folder:
+            with new_output(output, **how) as folder:
                 return _summarise(cells, folder, model, shown=obs.index[shown], color=color)
-    if is_made(output, by=BY, job=job):
-        # Another process had the same to do.
-        drop_shards(shards, digest)
-        return _read(output)
-    if shared:
-        return None
-    raise ValueError(
-        f"Parts of the job in {shards} have gone meanwhile. Run it again: it makes what is missing."
-    )
+
+        return run_shards(
+            output.with_name(f"{output.name}.shards"),
+            [min(chunk_size, len(obs) - start) for start in starts],
+            {**recipe, "n_cells": len(obs), "chunk_size": chunk_size},
+            compute=compute,
+            join=join,
+            find=lambda: _read(output) if check_output(output, **how) else None,
+            made=lambda: _read(output) if is_made(output, by=BY, job=job) else None,
+            desc="Embedding",
+            unit="cell",
+            share_array=share_array,
+            overwrite=overwrite,
+        )
 
 
 def plan_embedding(

@@ -422,9 +422,8 @@ def predict_all(paths, output, model, task=None):
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_tasks_share_fifty_files_and_one_is_killed(folder, tiny_clock, tmp_path):
     """Of two tasks one gets SIGKILL midway and is given again: every file has the table that one process makes, bit by bit."""
-    adata = mt.pp.read_cells(folder / "encoded.h5ad")
-    mt.pp.sample_prompts(adata, **(SETTINGS | {"n_prompts": 200}))
-    mt.pp.write_paragraphs(adata, tiny_clock, output=tmp_path / "all")
+    drawn = SETTINGS | {"n_prompts": 200}
+    batch.prompt_file(folder / "encoded.h5ad", tmp_path / "all", tiny_clock, sampling=drawn)
     rows, out = open_dataset(tmp_path / "all"), tmp_path / "out"
     paths = [save(rows.slice(4 * i, 4), tmp_path / "asked" / f"{i:02d}", n_files=1) for i in range(50)]
 

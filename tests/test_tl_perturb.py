@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import maxtoki_toolkit as mt
-from maxtoki_toolkit import _progress
+from maxtoki_toolkit import _progress, _shards
 
 KEYS = ["prompt", "gene", "k"]
 module = importlib.import_module("maxtoki_toolkit.tl._screen")
@@ -188,9 +189,9 @@ def test_one_bar(model, cells, tmp_path, monkeypatch, tokens, path):
     monkeypatch.setattr(module, "_TOKENS", tokens)
     bars, n_made, part = [], [], module.Screen.part
 
-    def progress(iterable=None, *, total, initial, disable, **_):
-        bars.append((initial, total, disable))
-        return iterable
+    def progress(iterable=None, *, total=None, initial=0, disable, **_):
+        bars.append((initial, total or len(iterable), disable))
+        return contextlib.nullcontext(Mock()) if iterable is None else iterable
 
     def stopped(self, number):
         assert _progress._hidden == (self.n_parts > 1)
@@ -200,6 +201,7 @@ def test_one_bar(model, cells, tmp_path, monkeypatch, tokens, path):
         return part(self, number)
 
     monkeypatch.setattr(module, "progress", progress)
+    monkeypatch.setattr(_shards, "progress", progress)
     monkeypatch.setattr(module.Screen, "part", stopped)
     ask = {"genes": "all", "path": path and tmp_path / path}
     if tokens == 4000:

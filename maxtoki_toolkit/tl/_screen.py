@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -14,18 +14,8 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from .._files import atomic
 from .._progress import hidden, progress
-from .._shards import (
-    count_shards,
-    drop_shards,
-    job_digest,
-    open_shards,
-    parts_folder,
-    process_index,
-    shard_path,
-    take_shards,
-)
+from .._shards import parts_folder, run_shards
 from .._warn import warn
 from ..models.costs import Work, reading
 from ..models.edits import INSERTING, cut_cells, edit_cells
@@ -42,6 +32,7 @@ from .recipes import ScreenFile
 
 _TOKENS = 1 << 21  # read at a time: a shard
 _COUNTED = 6  # parts that a plan goes by
+_DESC, _UNIT = "Screening", "part"
 
 
 class _Part(NamedTuple):
@@ -271,42 +262,49 @@ class Screen:
         return as_categories(table[[*first, *(c for c in table if c not in first)]])
 
 
-def read_parts(screen: Screen, todo: Sequence[int], n_done: int = 0) -> Iterator[tuple[int, pd.DataFrame]]:
-    """Number and effects of parts, under one bar: that of the parts or, where there is one only, that of the reading."""
+def read_parts(screen: Screen) -> Iterator[pd.DataFrame]:
+    """Effects of all parts, under one bar: that of the parts or, where there is one only, that of the reading."""
     is_one = screen.n_parts == 1
-    total = n_done + len(todo)
-    for number in progress(todo, total=total, initial=n_done, desc="Screening", unit="part", disable=is_one):
+    for number in progress(range(screen.n_parts), desc=_DESC, unit=_UNIT, disable=is_one):
         with nullcontext() if is_one else hidden():
             part = screen.part(number)
-        yield number, part
+        yield part
 
 
 def run_in_parts(
     screen: Screen, file: ScreenFile, recipe: dict, unit: str
 ) -> tuple[pd.DataFrame, str] | None:
     """Run what is left of a screen, and put it together: table and checksum; `None` where another process has to."""
-    path, share_array, overwrite = Path(file.path), file.share_array, file.overwrite
-    folder, n = parts_folder(path), screen.n_parts
-    digest, shared = job_digest(n, recipe), process_index(share_array=share_array)[1] > 1
-    if checksum := find_effects(path, recipe, overwrite=overwrite):
-        drop_shards(folder, digest)
-        return read_effects(path), checksum
-    with open_shards(folder, n, recipe, share_array=share_array, overwrite=overwrite) as todo:
-        n_done, _ = count_shards(folder)
-        for number, part in read_parts(screen, todo, n_done):
-            part.index = part.index.astype(str)
-            with atomic(shard_path(folder, number, digest)) as temporary:
-                AnnData(obs=part).write_h5ad(temporary)
-    with take_shards(folder, n, recipe, wait=not shared) as shards:
-        if shards is not None and not find_effects(path, recipe, overwrite=overwrite):
-            table = screen.table(pd.concat([ad.read_h5ad(shard).obs for shard in shards]))
-            return table, write_effects(path, table, recipe, unit)
-    if checksum := find_effects(path, recipe, overwrite=overwrite):  # another process was faster
-        drop_shards(folder, digest)
-        return read_effects(path), checksum
-    if not shared:
-        raise ValueError(
-            f"Parts of the job in {folder} have gone meanwhile. Run it again: it makes what is missing."
-        )
-    warn(f"This process has done its share; the last one to finish writes {path}.")
-    return None
+    path = Path(file.path)
+
+    def compute(todo: list[int]) -> Iterator[AnnData]:
+        for number in todo:
+            part = screen.part(number)
+            yield AnnData(obs=part.set_axis(part.index.astype(str)))
+
+    def find() -> tuple[pd.DataFrame, str] | None:
+        checksum = find_effects(path, recipe, overwrite=file.overwrite)
+        return None if checksum is None else (read_effects(path), checksum)
+
+    def join(shards: list[Path]) -> tuple[pd.DataFrame, str]:
+        if (found := find()) is not None:  # another process was faster
+            return found
+        table = screen.table(pd.concat([ad.read_h5ad(shard).obs for shard in shards]))
+        return table, write_effects(path, table, recipe, unit)
+
+    found = run_shards(
+        parts_folder(path),
+        [1] * screen.n_parts,
+        recipe,
+        compute=compute,
+        join=join,
+        find=find,
+        made=find,
+        desc=_DESC,
+        unit=_UNIT,
+        share_array=file.share_array,
+        overwrite=file.overwrite,
+    )
+    if found is None:
+        warn(f"This process has done its share; the last one to finish writes {path}.")
+    return found

@@ -266,7 +266,7 @@ def set_up(
 
 def _in_memory(screen: Screen) -> pd.DataFrame:
     """All effects, or raise if they are too many for `.uns`."""
-    found = [part for _, part in read_parts(screen, range(screen.n_parts))]
+    found = list(read_parts(screen))
     effects = screen.table(pd.concat(found, ignore_index=True))
     if (size := int(effects.memory_usage().sum())) > LARGEST:
         raise ValueError(

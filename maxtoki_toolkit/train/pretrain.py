@@ -57,7 +57,7 @@ def pretrain(
         length, in tokens, to which cells are cut. Or a model of this vocabulary, from whose weights the training
         goes on: one that `mt.models.extend_model` gave proteins or peaks, say.
     held_out
-        Cells whose loss is logged, which are never trained on.
+        Cells whose loss is logged, which are never trained on; `n_held_out` of the recipe says how many of them are read.
     recipe
         All other settings: `mt.train.PretrainRecipe.of(max_steps=2000, learning_rate=1e-3)`.
 
