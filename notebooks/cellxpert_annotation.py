@@ -51,7 +51,6 @@ output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 
 # %%
 import tempfile
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -64,21 +63,7 @@ import maxtoki_toolkit as mt
 from maxtoki_toolkit.tl._rank_features import rank_features
 
 mt.settings.progress = False
-
-
-def save(figure, name):
-    """Write a figure to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        for ending in ("png", "pdf"):
-            figure.savefig(Path(output) / f"{name}.{ending}", dpi=300, bbox_inches="tight")
-
-
-def write(table, name):
-    """Write a table to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        table.to_csv(Path(output) / f"{name}.csv", index=False)
+save = mt.reports.saver(output)
 
 
 # %% [markdown]
@@ -134,7 +119,7 @@ columns += ["difference_low", "difference_high", "calibration_error", "false_ala
 scores = mt.get.table(mine, "annotate")
 neighbors = mt.get.table(mine, "knn")
 scores = pd.concat([scores, neighbors[neighbors["predictor"] == "knn"]]).sort_values("column", kind="stable")
-write(scores, "scores")
+save(scores, "scores")
 scores[columns].round(3)
 
 # %% [markdown]
@@ -168,7 +153,7 @@ if max_steps:
 
 # %%
 if tuned is not None:
-    write(tuned.tables["scores"], "scores_fine_tuned")
+    save(tuned.tables["scores"], "scores_fine_tuned")
     display(tuned.tables["scores"][columns].round(3))
 
 # %% [markdown]
@@ -209,7 +194,7 @@ rows.append(
 commonest = reference.obs[label].astype(str).value_counts().index[0]
 rows.append({"method": "majority", "right": (truth == commonest)[is_known].mean()})
 unseen_donors = pd.DataFrame(rows)
-write(unseen_donors, "unseen_donors")
+save(unseen_donors, "unseen_donors")
 unseen_donors.round(3)
 
 # %%

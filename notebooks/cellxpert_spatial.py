@@ -44,7 +44,6 @@ output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 
 # %%
 import warnings
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 from IPython.display import display
@@ -56,21 +55,7 @@ from sklearn.preprocessing import StandardScaler
 import maxtoki_toolkit as mt
 
 mt.settings.progress = False
-
-
-def save(figure, name):
-    """Write a figure to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        for ending in ("png", "pdf"):
-            figure.savefig(Path(output) / f"{name}.{ending}", dpi=300, bbox_inches="tight")
-
-
-def write(table, name):
-    """Write a table to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        table.to_csv(Path(output) / f"{name}.csv", index=False)
+save = mt.reports.saver(output)
 
 
 # %% [markdown]
@@ -135,7 +120,7 @@ plt.close("all")
 
 # %%
 pairs = mt.get.table(adata, "neighborhood_enrichment")
-write(pairs, "neighbors")
+save(pairs, "neighbors")
 both = pairs.pivot_table(index=["label", "neighbor"], columns="groupby", values="log2_enrichment").dropna()
 print(
     f"enrichment of {len(both)} pairs, predicted against true types: "
@@ -165,8 +150,8 @@ plt.close("all")
 
 # %%
 ranges = mt.get.table(adata, "variogram", "ranges")
-write(mt.get.table(adata, "variogram"), "variograms")
-write(ranges, "ranges")
+save(mt.get.table(adata, "variogram"), "variograms")
+save(ranges, "ranges")
 display(ranges.round(3))
 
 # %% [markdown]
@@ -194,7 +179,7 @@ plt.close("all")
 
 # %%
 features = mt.get.table(adata, "spatial_features")
-write(features, "patches")
+save(features, "patches")
 asked = features[~features["baseline"]]
 by_key = asked.assign(key=asked["key"].where(asked["key"].isin(["X_maxtoki", *keys]), "genes")).groupby(
     "key", sort=False

@@ -44,7 +44,6 @@ seed: int = 5  # seed of cells, doublets, folds and fits
 output: str = ""  # folder for figures (PNG, PDF), tables (CSV) and scores of the cells; "" for none
 
 # %%
-from pathlib import Path
 
 import anndata
 import matplotlib.pyplot as plt
@@ -54,21 +53,7 @@ import maxtoki_toolkit as mt
 from maxtoki_toolkit.pl._style import BASELINE, MODEL, NULL, clean
 
 mt.settings.progress = False
-
-
-def save(figure, name):
-    """Write a figure to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        for ending in ("png", "pdf"):
-            figure.savefig(Path(output) / f"{name}.{ending}", dpi=300, bbox_inches="tight")
-
-
-def write(table, name):
-    """Write a table to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        table.to_csv(Path(output) / f"{name}.csv", index=False)
+save = mt.reports.saver(output)
 
 
 # %% [markdown]
@@ -114,10 +99,10 @@ for n, used in enumerate(features):
     name = " + ".join(used)
     scores.append(mt.get.table(adata, f"doublets_{n}", "scores").assign(features=name))
     singlets.append(mt.get.table(adata, f"doublets_{n}", "singlets").assign(features=name))
-    write(mt.get.table(adata, f"doublets_{n}"), f"cells_{n}")
+    save(mt.get.table(adata, f"doublets_{n}"), f"cells_{n}")
 scores, singlets = pd.concat(scores, ignore_index=True), pd.concat(singlets, ignore_index=True)
-write(scores, "scores")
-write(singlets, "singlets")
+save(scores, "scores")
+save(singlets, "singlets")
 columns = ["set", "doublets", "features", "detector", "auroc", "auroc_low", "auroc_high"]
 columns += ["average_precision", "calibration_error", "n_doublets", "unit"]
 scores[columns].round(3)

@@ -46,7 +46,6 @@ output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 import copy
 import tempfile
 import warnings
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -59,21 +58,7 @@ from maxtoki_toolkit.pl._style import BASELINE, MODEL, NULL, clean
 
 mt.settings.progress = False
 warnings.simplefilter("ignore")  # of small cells and short trainings, here
-
-
-def save(figure, name):
-    """Write a figure to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        for ending in ("png", "pdf"):
-            figure.savefig(Path(output) / f"{name}.{ending}", dpi=300, bbox_inches="tight")
-
-
-def write(table, name):
-    """Write a table to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        table.to_csv(Path(output) / f"{name}.csv", index=False)
+save = mt.reports.saver(output)
 
 
 # %% [markdown]
@@ -200,7 +185,7 @@ matched = []
 for feature in top:
     matched.append(min(others, key=lambda other: abs(np.log(norm[other] / norm[feature]))))
     others.remove(matched[-1])
-write(drivers, "driver_features")
+save(drivers, "driver_features")
 print(
     f"Length of the top drivers {norm[top].mean():.2f}, of the features matched to them {norm[matched].mean():.2f}. "
     f"q < 0.05 against {drivers.attrs['n_null']} random directions: {(drivers['q_value'] < 0.05).sum()} of {len(drivers)} features."
@@ -300,7 +285,7 @@ for name, (sae, features) in sets.items():
             rows.append(pd.DataFrame({"set": name, "towards": label, "donor": donors, "takes_a": takes_a()}))
 rows.append(pd.DataFrame({"set": "nothing", "towards": "", "donor": donors, "takes_a": free}))
 taken = pd.concat(rows, ignore_index=True)
-write(taken, "branch_taken")
+save(taken, "branch_taken")
 each = taken.groupby(["set", "towards", "donor"])["takes_a"].mean().reset_index()
 summary = each.groupby(["set", "towards"])["takes_a"].agg(["mean", "sem", "size"])
 summary["reach"] = stats.t.ppf(0.975, summary["size"] - 1) * summary["sem"]
@@ -361,7 +346,7 @@ mt.tl.spectral_entropy(
 ax = mt.pl.spectral_entropy(myoblasts)
 save(ax.figure, "myoblasts")
 bins = mt.get.table(myoblasts, "spectral_entropy")
-write(bins, "spectral_entropy")
+save(bins, "spectral_entropy")
 print(
     f"Entropy from {bins['entropy'].iloc[0]:.2f} in the first stage to {bins['entropy'].iloc[-1]:.2f} in the last; course against exchanged times: "
     f"p = {bins.attrs['p_value']:.2g} ({n_permutations} permutations)."

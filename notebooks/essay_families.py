@@ -42,7 +42,6 @@ output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 
 # %%
 import warnings
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -53,21 +52,7 @@ import maxtoki_toolkit as mt
 from maxtoki_toolkit.pl._style import BASELINE, MODEL, NULL, clean
 
 mt.settings.progress = False
-
-
-def save(figure, name):
-    """Write a figure to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        for ending in ("png", "pdf"):
-            figure.savefig(Path(output) / f"{name}.{ending}", dpi=300, bbox_inches="tight")
-
-
-def write(table, name):
-    """Write a table to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        table.to_csv(Path(output) / f"{name}.csv", index=False)
+save = mt.reports.saver(output)
 
 
 def find(on, cells, groupby=None):
@@ -148,7 +133,7 @@ families = {}
 for on in ("genes", "cells"):
     families[on] = mt.get.table(adata, on)
     for name in ("families", "features", "edges"):
-        write(mt.get.table(adata, on, name), f"{name}_{on}")
+        save(mt.get.table(adata, on, name), f"{name}_{on}")
 pd.concat({on: table[[*columns, "supported", "top_genes"]] for on, table in families.items()}).round(2)
 
 # %% [markdown]
@@ -209,7 +194,7 @@ else:
     large = adata[label.isin(compared)].copy()
     find("genes", large, groupby="group_of_cells")
     agreement = mt.get.table(large, "genes", "agreement").sort_values("rand", ignore_index=True)
-    write(agreement, "families_agreement")
+    save(agreement, "families_agreement")
     place = np.arange(len(agreement))
     figure, ax = plt.subplots(figsize=(6.4, 1.3 + 0.32 * len(agreement)), layout="constrained")
     ax.hlines(place, agreement["rand_null"], agreement["rand_null_high"], color=NULL, lw=6, alpha=0.6)

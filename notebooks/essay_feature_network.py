@@ -45,7 +45,6 @@ output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 
 # %%
 import warnings
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -54,21 +53,7 @@ import maxtoki_toolkit as mt
 from maxtoki_toolkit.pl._style import MODEL, NULL, clean
 
 mt.settings.progress = False
-
-
-def save(figure, name):
-    """Write a figure to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        for ending in ("png", "pdf"):
-            figure.savefig(Path(output) / f"{name}.{ending}", dpi=300, bbox_inches="tight")
-
-
-def write(table, name):
-    """Write a table to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        table.to_csv(Path(output) / f"{name}.csv", index=False)
+save = mt.reports.saver(output)
 
 
 # %% [markdown]
@@ -108,7 +93,7 @@ sources = mt.get.table(adata, "feature_network", "sources")
 targets = mt.get.table(adata, "feature_network", "targets")
 said = edges.attrs
 for name, part in {"edges": edges, "null_edges": null, "sources": sources, "targets": targets}.items():
-    write(part, f"network_{name}")
+    save(part, f"network_{name}")
 print(early, late, sep="\n")
 print(
     f"{said['n_cells']} cells ({said['n_units']} of: {said['donors']}), {len(sources)} sources, {said['n_tested']:,} pairs tested."
@@ -212,7 +197,7 @@ edges.assign(
 # %% tags=["answer"]
 mt.tl.driver_features(adata, damping=damping)
 drivers = mt.get.table(adata, "driver_features")
-write(drivers, "driver_features")
+save(drivers, "driver_features")
 filled = np.where(drivers["q_value"] < 0.05, MODEL, "white")
 figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharey=True, layout="constrained")
 for ax, column, label in (

@@ -68,21 +68,7 @@ import maxtoki_toolkit as mt
 from maxtoki_toolkit.pl._style import BASELINE, MODEL, NULL, clean
 
 mt.settings.progress = False
-
-
-def save(figure, name):
-    """Write a figure to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        for ending in ("png", "pdf"):
-            figure.savefig(Path(output) / f"{name}.{ending}", dpi=300, bbox_inches="tight")
-
-
-def write(table, name):
-    """Write a table to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        table.to_csv(Path(output) / f"{name}.csv", index=False)
+save = mt.reports.saver(output)
 
 
 # %% [markdown]
@@ -170,7 +156,7 @@ save(figure, "sae_quality")
 
 # %% tags=["answer"]
 measures = mt.get.table(tested, "evaluate_sae")
-write(measures, "sae_quality")
+save(measures, "sae_quality")
 order = list(dict.fromkeys(measures["measure"]))
 measures.pivot(index="measure", columns="dictionary", values="value").loc[order].round(3)
 
@@ -199,8 +185,8 @@ best = best[best["column"] == groupby[0]]
 shown = best[best["dictionary"] == "features"].astype({"feature": int})
 shown = shown.merge(features[["feature", "density", "mean_rank", "top_genes"]], on="feature")
 columns = ["value", "feature", "effect", "q_value", "held_out", "density", "mean_rank", "top_genes"]
-write(features, "features")
-write(genes, "feature_genes")
+save(features, "features")
+save(genes, "feature_genes")
 shown[columns].round(3).set_index("value")
 
 # %% [markdown]
@@ -217,10 +203,10 @@ save(figure, "feature_summary")
 # %% tags=["answer"]
 dictionaries = mt.get.table(adata, "feature_summary", "dictionaries").query("column == @groupby[0]")
 held = best.groupby("dictionary")["held_out"].agg(["mean", "min"]).add_prefix("held-out AUROC, ")
-write(best, "feature_summary_best")
-write(mt.get.table(adata, "feature_summary"), "feature_summary")
+save(best, "feature_summary_best")
+save(mt.get.table(adata, "feature_summary"), "feature_summary")
 summary = dictionaries.set_index("dictionary").drop(columns="column").join(held)
-write(summary.reset_index(), "feature_summary_dictionaries")
+save(summary.reset_index(), "feature_summary_dictionaries")
 summary.round(3)
 
 # %% [markdown]
@@ -237,7 +223,7 @@ summary.round(3)
 # %% tags=["answer"]
 mt.tl.label_features(adata, rng=seed)
 labels = mt.get.table(adata, "feature_labels")
-write(labels, "feature_labels")
+save(labels, "feature_labels")
 figure, ax = plt.subplots(figsize=(4.6, 2.8), layout="constrained")
 bins = np.linspace(-1, 1, 41)
 for column, color, label in (

@@ -58,7 +58,6 @@ seed: int = 8  # seed of donors, prompts and draws; the demo model was trained o
 output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 
 # %%
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -68,21 +67,7 @@ from maxtoki_toolkit.pl._labels import label_points
 from maxtoki_toolkit.pl._style import BASELINE, MODEL, NULL, clean
 
 mt.settings.progress = False
-
-
-def save(figure, name):
-    """Write a figure to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        for ending in ("png", "pdf"):
-            figure.savefig(Path(output) / f"{name}.{ending}", dpi=300, bbox_inches="tight")
-
-
-def write(table, name):
-    """Write a table to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        table.to_csv(Path(output) / f"{name}.csv", index=False)
+save = mt.reports.saver(output)
 
 
 # %% [markdown]
@@ -132,7 +117,7 @@ mt.tl.feature_effects(
 )
 effects = mt.get.table(adata, "feature_effects")
 unit = effects.attrs["unit"]
-write(effects, "feature_effects")
+save(effects, "feature_effects")
 strength = (effects["effect"].abs() / effects["null_sd"]).groupby(effects["feature"]).mean()
 shown = strength.nlargest(6).index
 figure, axes = plt.subplots(
@@ -221,7 +206,7 @@ mt.tl.feature_genes(
     adata, maxtoki, coder, features=top, dose=2.0, n_genes=12, n_cells=min(n_read, adata.n_obs), rng=seed
 )
 likely = mt.get.table(adata, "feature_genes")
-write(likely, "feature_genes")
+save(likely, "feature_genes")
 figure, axes = plt.subplots(
     1, len(top), figsize=(2.6 * len(top) + 0.4, 2.9), sharey=True, squeeze=False, layout="constrained"
 )
@@ -275,7 +260,7 @@ mt.tl.feature_mediators(
     rng=seed,
 )
 carried = mt.get.table(adata, "feature_mediators")
-write(carried, "feature_mediators")
+save(carried, "feature_mediators")
 figure, axes = plt.subplots(1, 2, figsize=(7.8, 3.4), sharey=True, layout="constrained")
 single = carried[carried["kind"] == "single"]
 single = single.loc[single["put_back"].abs().nlargest(12).index].reset_index(drop=True)

@@ -53,21 +53,7 @@ from pathlib import Path
 import maxtoki_toolkit as mt
 
 mt.settings.progress = False
-
-
-def save(figure, name):
-    """Write a figure to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        for ending in ("png", "pdf"):
-            figure.savefig(Path(output) / f"{name}.{ending}", dpi=300, bbox_inches="tight")
-
-
-def write(table, name):
-    """Write a table to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        table.to_csv(Path(output) / f"{name}.csv", index=False)
+save = mt.reports.saver(output)
 
 
 # %% [markdown]
@@ -137,8 +123,8 @@ mt.tl.evaluate_generated(
     train="held_out",
     rng=seed,
 )
-write(mt.get.table(adata, "evaluate_generated"), "summary")
-write(mt.get.table(adata, "doublets", "singlets"), "singlets")
+save(mt.get.table(adata, "evaluate_generated"), "summary")
+save(mt.get.table(adata, "doublets", "singlets"), "singlets")
 mt.get.table(adata, "doublets", "singlets").round(3)
 
 # %%
@@ -151,7 +137,7 @@ save(mt.pl.doublets(adata), "fig2_doublets")
 # generated cell can be expected to do better. `context cells` are those of the prompts.
 
 # %%
-write(mt.get.table(adata, "annotation_concordance"), "concordance")
+save(mt.get.table(adata, "annotation_concordance"), "concordance")
 mt.get.table(adata, "annotation_concordance").round(3)
 
 # %% tags=["answer"]
@@ -164,7 +150,7 @@ save(mt.pl.annotation_concordance(adata).figure, "fig2_concordance")
 # with as many true cells, and with bags of genes: generated cells whose genes were put in random order.
 
 # %%
-write(mt.get.table(adata, "train_on_generated"), "train_on_generated")
+save(mt.get.table(adata, "train_on_generated"), "train_on_generated")
 mt.get.table(adata, "train_on_generated").round(3)
 
 # %%
@@ -176,7 +162,7 @@ save(mt.pl.train_on_generated(adata).figure, "fig2_train_on_generated")
 # A clock (ridge regression, fitted to true cells of other donors) reads the age of the generated cells.
 
 # %%
-write(mt.get.table(adata, "generated_ages"), "generated_ages")
+save(mt.get.table(adata, "generated_ages"), "generated_ages")
 mt.get.table(adata, "generated_ages").round(3)
 
 # %%
@@ -189,7 +175,7 @@ save(mt.pl.generated_ages(adata), "fig2_generated_ages")
 # cells of the contexts' donors stand for what could be copied.
 
 # %%
-write(mt.get.table(adata, "generation_diversity"), "diversity")
+save(mt.get.table(adata, "generation_diversity"), "diversity")
 mt.get.table(adata, "generation_diversity").round(3)
 
 # %%

@@ -63,21 +63,7 @@ import maxtoki_toolkit as mt
 from maxtoki_toolkit.pl._style import MODEL, NULL, clean
 
 mt.settings.progress = False
-
-
-def save(figure, name):
-    """Write a figure to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        for ending in ("png", "pdf"):
-            figure.savefig(Path(output) / f"{name}.{ending}", dpi=300, bbox_inches="tight")
-
-
-def write(table, name):
-    """Write a table to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        table.to_csv(Path(output) / f"{name}.csv", index=False)
+save = mt.reports.saver(output)
 
 
 # %% [markdown]
@@ -103,7 +89,7 @@ mt.pp.holdout_intervals(
     intervals=[tuple(interval) for interval in intervals] or 1,
     rng=seed,
 )
-write(mt.get.table(adata, "holdout_intervals"), "intervals")
+save(mt.get.table(adata, "holdout_intervals"), "intervals")
 mt.get.table(adata, "holdout_intervals").round(3)
 
 # %%
@@ -116,7 +102,7 @@ if not compare:
 compare = tuple(tuple(int(end) for end in interval) for interval in compare)
 print("held out:", held_out, "- compared:", compare)
 turning = mt.get.table(adata, "holdout_intervals", "genes")
-write(turning, "turning_genes")
+save(turning, "turning_genes")
 turning.head()
 
 # %% [markdown]
@@ -224,8 +210,8 @@ mt.tl.differential_rank(
 save(mt.pl.differential_rank(adata).figure, "fig3_differential_rank")
 
 # %% tags=["answer"]
-write(mt.get.table(adata, "differential_rank"), "differential_rank")
-write(mt.get.table(adata, "differential_rank", "scores"), "scores")
+save(mt.get.table(adata, "differential_rank"), "differential_rank")
+save(mt.get.table(adata, "differential_rank", "scores"), "scores")
 mt.get.table(adata, "differential_rank", "scores").round(2)
 
 # %% [markdown]

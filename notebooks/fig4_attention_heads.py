@@ -53,7 +53,6 @@ store: str = ""  # zarr store for the sums of many genes and heads; "" to keep t
 output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 
 # %%
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -63,21 +62,7 @@ import maxtoki_toolkit as mt
 from maxtoki_toolkit.pl._style import BASELINE, MODEL, NULL, clean
 
 mt.settings.progress = False
-
-
-def save(figure, name):
-    """Write a figure to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        for ending in ("png", "pdf"):
-            figure.savefig(Path(output) / f"{name}.{ending}", dpi=300, bbox_inches="tight")
-
-
-def write(table, name):
-    """Write a table to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        table.to_csv(Path(output) / f"{name}.csv", index=False)
+save = mt.reports.saver(output)
 
 
 # %% [markdown]
@@ -119,7 +104,7 @@ mt.tl.attention(
 )
 read = adata.uns["attention"]["sequences"]
 print(f"{len(read):,} cells of {read['donor'].nunique()} donors and {read['group'].nunique()} cell types")
-write(mt.get.attention(adata), "attention")
+save(mt.get.attention(adata), "attention")
 
 # %% [markdown]
 # ## Do heads look at transcription factors?
@@ -140,7 +125,7 @@ save(ax.figure, "fig4_head_enrichment")
 
 # %% tags=["answer"]
 enrichment = mt.get.table(adata, "head_enrichment")
-write(enrichment, "head_enrichment")
+save(enrichment, "head_enrichment")
 called = enrichment["q_value"] < 0.05
 print(
     f"{name}: {called.sum()} of {len(enrichment)} heads differ from matched genes (q < 0.05), "
@@ -220,8 +205,8 @@ display(figure)
 
 # %%
 specificity = mt.get.table(adata, "head_profiles", "heads")
-write(specificity, "head_specificity")
-write(mt.get.table(adata, "head_profiles"), "head_profiles")
+save(specificity, "head_specificity")
+save(mt.get.table(adata, "head_profiles"), "head_profiles")
 columns = ["name", "specificity", "null_mean", "q_value", "top_group", "r_length"]
 specificity[columns].round(3).set_index("name")
 
@@ -243,7 +228,7 @@ save(ax.figure, "fig4_head_similarity")
 
 # %%
 similarity = mt.get.head_similarity(adata)
-write(similarity, "head_similarity")
+save(similarity, "head_similarity")
 reliability = adata.uns["head_similarity"]["heads"]["reliability"]
 print(
     f"Median correlation of two heads: {similarity['similarity'].median():.2f}; with place left in, "
@@ -272,7 +257,7 @@ if maxtoki.is_temporal:
     )
     mt.tl.attention(adata, maxtoki, key="prompts", gene_sets=None, n_examples=n_examples, rng=seed)
     mt.tl.head_segments(adata, rng=seed)
-    write(mt.get.table(adata, "head_segments"), "head_segments")
+    save(mt.get.table(adata, "head_segments"), "head_segments")
     figure = mt.pl.head_segments(adata)
     save(figure, "fig4_head_segments")
     display(figure)
@@ -287,7 +272,7 @@ else:
 if maxtoki.is_temporal:
     mt.tl.head_segments(adata, attending="last", rng=seed, key_added="head_segments_last")
     last = mt.get.table(adata, "head_segments_last")
-    write(last, "head_segments_last")
+    save(last, "head_segments_last")
     figure = mt.pl.head_segments(adata, key="head_segments_last")
     save(figure, "fig4_head_segments_last")
     display(figure)

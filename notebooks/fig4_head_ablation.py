@@ -51,7 +51,6 @@ seed: int = 8  # seed of donors, prompts and draws; the demo model was trained o
 output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 
 # %%
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -60,21 +59,7 @@ import maxtoki_toolkit as mt
 from maxtoki_toolkit.pl._style import MODEL, NULL, clean
 
 mt.settings.progress = False
-
-
-def save(figure, name):
-    """Write a figure to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        for ending in ("png", "pdf"):
-            figure.savefig(Path(output) / f"{name}.{ending}", dpi=300, bbox_inches="tight")
-
-
-def write(table, name):
-    """Write a table to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        table.to_csv(Path(output) / f"{name}.csv", index=False)
+save = mt.reports.saver(output)
 
 
 # %% [markdown]
@@ -122,7 +107,7 @@ save(ax.figure, "fig4_head_ablation")
 
 # %% tags=["answer"]
 heads = mt.get.table(adata, "ablate_heads")
-write(heads, "ablate_heads")
+save(heads, "ablate_heads")
 unit = heads.attrs["unit"]
 table = heads.sort_values("size", ignore_index=True)
 place = np.arange(len(table))
@@ -188,7 +173,7 @@ save(ax.figure, "fig4_head_sets")
 
 # %%
 sets = mt.get.table(adata, "greedy")
-write(sets, "head_sets")
+save(sets, "head_sets")
 columns = ["heads", "size_chosen_on", "size", "size_low", "size_high", "random_size", "random_high"]
 sets[[*columns, "random_p_value"]].round(3).set_index("heads")
 
@@ -211,7 +196,7 @@ save(ax.figure, "fig4_patching")
 
 # %%
 patched = mt.get.table(adata, "patch")
-write(patched, "patching")
+save(patched, "patching")
 columns = ["layer", "segment", "effect", "effect_low", "effect_high", "null", "null_low", "null_high"]
 print(
     f"{(patched['q_value'] < 0.05).sum()} of {len(patched)} differ from states of another prompt (q < 0.05)."

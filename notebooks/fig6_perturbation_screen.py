@@ -57,14 +57,7 @@ from IPython.display import display
 import maxtoki_toolkit as mt
 
 mt.settings.progress = False
-
-
-def save(figure, name):
-    """Write a figure to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        for ending in ("png", "pdf"):
-            figure.savefig(Path(output) / f"{name}.{ending}", dpi=300, bbox_inches="tight")
+save = mt.reports.saver(output)
 
 
 # %% [markdown]

@@ -62,15 +62,10 @@ try:
 except ImportError as error:
     raise ImportError(f'{error}. Install: pip install "maxtoki_toolkit[validation]".') from None
 
+import maxtoki_toolkit as mt
 from maxtoki_toolkit.pl._style import category_colors, clean
 
-
-def save(figure, name):
-    """Write a figure to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        for ending in ("png", "pdf"):
-            figure.savefig(Path(output) / f"{name}.{ending}", dpi=300, bbox_inches="tight")
+save = mt.reports.saver(output)
 
 
 def simulate(folder):

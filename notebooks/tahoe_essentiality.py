@@ -44,7 +44,6 @@ seed: int = 0  # seed of draws, folds and shuffles
 output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 
 # %%
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -57,21 +56,7 @@ import maxtoki_toolkit as mt
 from maxtoki_toolkit.pl._style import BASELINE, MODEL, NULL, clean
 
 mt.settings.progress = False
-
-
-def save(figure, name):
-    """Write a figure to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        for ending in ("png", "pdf"):
-            figure.savefig(Path(output) / f"{name}.{ending}", dpi=300, bbox_inches="tight")
-
-
-def write(table, name):
-    """Write a table to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        table.to_csv(Path(output) / f"{name}.csv", index=False)
+save = mt.reports.saver(output)
 
 
 def simulate(vocab):
@@ -133,7 +118,7 @@ plt.close(figure)
 
 # %%
 scores = mt.get.table(adata, "gene_task")
-write(scores, "broad")
+save(scores, "broad")
 columns = [
     "predictor",
     "n_positive",
@@ -164,7 +149,7 @@ mt.tl.nominate_targets(
     rng=seed,
 )
 context = mt.get.table(adata, "nominate_targets").iloc[::-1].reset_index(drop=True)
-write(context, "context")
+save(context, "context")
 place = np.arange(len(context))
 color = [{"MaxToki": MODEL, "untrained": NULL}.get(name, BASELINE) for name in context["predictor"]]
 figure, axes = plt.subplots(1, 2, figsize=(7.2, 2.6), sharey=True, layout="constrained")
@@ -189,7 +174,7 @@ plt.close(figure)
 
 # %%
 targets = mt.get.table(adata, "nominate_targets", "targets")
-write(targets, "targets")
+save(targets, "targets")
 targets.groupby("group").head(3)[["group", "symbol", "place", "log_odds", "share", "depends"]].head(12).round(
     2
 )

@@ -41,7 +41,6 @@ seed: int = 0  # seed of draws, folds and shuffles
 output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 
 # %%
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -52,21 +51,7 @@ import maxtoki_toolkit as mt
 from maxtoki_toolkit.tl._gene_labels import label_matrix
 
 mt.settings.progress = False
-
-
-def save(figure, name):
-    """Write a figure to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        for ending in ("png", "pdf"):
-            figure.savefig(Path(output) / f"{name}.{ending}", dpi=300, bbox_inches="tight")
-
-
-def write(table, name):
-    """Write a table to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        table.to_csv(Path(output) / f"{name}.csv", index=False)
+save = mt.reports.saver(output)
 
 
 # %% [markdown]
@@ -108,7 +93,7 @@ plt.close(figure)
 
 # %%
 scores = mt.get.table(adata, "gene_task")
-write(scores, "scores")
+save(scores, "scores")
 shown = scores[scores["gene_set"] == scores["gene_set"].iloc[-1]].set_index("predictor")
 shown[
     ["n_genes", "n_positive", "auroc", "auprc", "prevalence", "difference", "null_auroc_high", "p_value"]
@@ -138,7 +123,7 @@ asked = [gene for gene in genes if gene in set(adata.var.get("symbol", adata.var
 if asked:
     mt.tl.gene_neighbors(adata, genes=asked, n_neighbors=8, gene_sets=gene_sets, n_permutations=199, rng=seed)
     neighbors = mt.get.table(adata, "gene_neighbors")
-    write(neighbors, "neighbors")
+    save(neighbors, "neighbors")
     display(neighbors[["symbol", "neighbor_symbol", "cosine", "z", "coexpression"]].round(2))
     display(mt.get.table(adata, "gene_neighbors", "gene_sets").drop(columns="gene").head(10).round(3))
 

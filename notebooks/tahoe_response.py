@@ -50,7 +50,6 @@ seed: int = 0  # seed of cells, halves, folds and networks
 output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 
 # %%
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -60,21 +59,7 @@ from IPython.display import display
 import maxtoki_toolkit as mt
 
 mt.settings.progress = False
-
-
-def save(figure, name):
-    """Write a figure to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        for ending in ("png", "pdf"):
-            figure.savefig(Path(output) / f"{name}.{ending}", dpi=300, bbox_inches="tight")
-
-
-def write(table, name):
-    """Write a table to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        table.to_csv(Path(output) / f"{name}.csv", index=False)
+save = mt.reports.saver(output)
 
 
 # %% [markdown]
@@ -145,7 +130,7 @@ for how in held_out:
 
 # %%
 summary = pd.concat(parts, ignore_index=True)
-write(summary, "response")
+save(summary, "response")
 of = summary[summary["score"] == "pearson_control"]
 columns = [
     "held_out",
@@ -172,7 +157,7 @@ of[[*columns, "q_value", "n_units"]].round(3)
 # %% tags=["answer"]
 by_context = mt.get.table(adata, held_out[0], "scores").query("score == 'pearson_control'")
 by_context = by_context.pivot_table(index="method", columns="context", values="value", sort=False)
-write(by_context.reset_index(), "by_context")
+save(by_context.reset_index(), "by_context")
 by_context.round(2)
 
 # %% [markdown]

@@ -49,7 +49,6 @@ seed: int = 0  # seed of cells, draws and exchanges
 output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 
 # %%
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 from IPython.display import display
@@ -57,21 +56,7 @@ from IPython.display import display
 import maxtoki_toolkit as mt
 
 mt.settings.progress = False
-
-
-def save(figure, name):
-    """Write a figure to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        for ending in ("png", "pdf"):
-            figure.savefig(Path(output) / f"{name}.{ending}", dpi=300, bbox_inches="tight")
-
-
-def write(table, name):
-    """Write a table to the output folder."""
-    if output:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        table.to_csv(Path(output) / f"{name}.csv", index=False)
+save = mt.reports.saver(output)
 
 
 # %% [markdown]
@@ -115,8 +100,8 @@ if plate_key:
         rng=seed,
     )
     plates = mt.get.table(adata, "flag_plates")
-    write(plates, "plates")
-    write(mt.get.table(adata, "flag_plates", "tests"), "plate_tests")
+    save(plates, "plates")
+    save(mt.get.table(adata, "flag_plates", "tests"), "plate_tests")
     figure = mt.pl.flag_plates(adata)
     save(figure, "plates")
     display(figure)
@@ -160,7 +145,7 @@ plt.close(ax.figure)
 
 # %%
 scores = mt.get.table(sound, "separability")
-write(scores, "separability")
+save(scores, "separability")
 scores.groupby("embedding", sort=False).agg(
     mean=("auroc", "mean"),
     lowest=("auroc", "min"),
