@@ -168,9 +168,8 @@ display(scores.round(3))
 # Labels of held-out cells are carried over from the others by nearest neighbours, in the embedding of each kind alone and of all, and in 20 principal components of
 # the log-normalised counts of the same features. F1 is the mean over labels; bars are 95% bootstrap intervals over donors (or cells, without donors).
 
+
 # %% tags=["answer"]
-
-
 def components(part):
     """Principal components of log-normalised counts, each kind scaled by itself."""
     blocks = []

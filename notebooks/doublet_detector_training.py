@@ -44,7 +44,6 @@ seed: int = 5  # seed of cells, doublets, folds and fits
 output: str = ""  # folder for figures (PNG, PDF), tables (CSV) and scores of the cells; "" for none
 
 # %%
-
 import anndata
 import matplotlib.pyplot as plt
 import pandas as pd

@@ -53,7 +53,6 @@ store: str = ""  # zarr store for the sums of many genes and heads; "" to keep t
 output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 
 # %%
-
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import display

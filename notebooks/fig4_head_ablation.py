@@ -51,7 +51,6 @@ seed: int = 8  # seed of donors, prompts and draws; the demo model was trained o
 output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 
 # %%
-
 import matplotlib.pyplot as plt
 import numpy as np
 

@@ -41,7 +41,6 @@ seed: int = 0  # seed of draws, folds and shuffles
 output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 
 # %%
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd

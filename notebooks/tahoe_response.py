@@ -50,7 +50,6 @@ seed: int = 0  # seed of cells, halves, folds and networks
 output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 
 # %%
-
 import matplotlib.pyplot as plt
 import pandas as pd
 import scanpy as sc

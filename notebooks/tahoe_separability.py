@@ -49,7 +49,6 @@ seed: int = 0  # seed of cells, draws and exchanges
 output: str = ""  # folder for figures (PNG, PDF) and tables (CSV); "" for none
 
 # %%
-
 import matplotlib.pyplot as plt
 from IPython.display import display
 

@@ -81,6 +81,11 @@ _DONE = {
         "beside features and random directions of the same length, and the branch of the cells that the model then writes was counted, with donors as the unit.",
         ["glass"],
     ),
+    "essay_dashboard": (
+        "Features of a sparse autoencoder were read in {n_cells} cells at most, pooled by their largest activation, and shown with the AUROC of labels ({groupby}) "
+        "and the genes at which they are active; labels were tested over donors ({donor_key}), or cells, beside random directions and single genes.",
+        ["glass", "fdr"],
+    ),
     "essay_families": (
         "Features of a sparse autoencoder were grouped ({method}) by their co-activation at genes and in cells beyond that of their "
         "strata, with support from {n_bootstrap} bootstrap samples beside independent features; agreement of groups was tested by permutation.",
