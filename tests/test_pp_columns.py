@@ -137,10 +137,13 @@ def test_one_name_for_a_column_in_all_notebooks():
         "condition_key",
         "donor_key",
         "library_key",
+        "perturbation_key",
+        "plate_key",
         "sex_key",
         "time_key",
         "tissue_key",
         "truth_key",
+        "well_key",
     }
     types = {
         (key, known(name)[key].type)

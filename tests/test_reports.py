@@ -558,7 +558,7 @@ def test_pages_have_an_answer_methods_and_tables(name):
     code = [cell for cell in source.notebook.cells if cell.cell_type == "code"]
     assert any("answer" in cell.metadata.get("tags", []) for cell in code)
     text = "\n".join(cell.source for cell in code)
-    assert "to_csv(" in text
+    assert "to_csv(" in text or "mt.reports.saver(" in text
     known = read_parameters(source.notebook)
     paragraph = methods(provenance(name, source.notebook, known, {}))
     assert paragraph.startswith("## Methods")
