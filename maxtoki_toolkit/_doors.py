@@ -40,7 +40,8 @@ COLUMNS = {
     "library_key",
     "subset",
 }
-# From and to what a number may go; a share is from 0 to 1. Numbers that count something (n_, max_) start at 1 unless they are here.
+# From and to what a number may go; a share is from 0 to 1. Numbers that count something (n_, max_) start at 1
+# unless they are here.
 _SHARES = (
     "alpha share min_share max_share held_out balance expected_rate top_p burn_in min_overlap dropout gene_dropout "
     "timelapse curriculum warmup hold floor teach coverage scored max_tissue_share max_overlap min_phi"

@@ -19,7 +19,8 @@ SYMBOL_KEYS = ("symbol", "gene_symbol", "gene_symbols", "feature_name", "gene_na
 # Names of the column, and values in it, without case, spaces and punctuation.
 _COLUMNS = ("featuretypes", "featuretype", "modality")
 _GENES = {"geneexpression", "expression", "gex", "rna", "transcriptome"}
-# Only these tell of other features where nothing is called gene expression: CELLxGENE keeps biotypes in `feature_type`.
+# Only these tell of other features where nothing is called gene expression: CELLxGENE keeps biotypes in
+# `feature_type`.
 _OTHERS = {
     "antibody",
     "antibodies",

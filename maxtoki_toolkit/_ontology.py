@@ -12,7 +12,8 @@ import pandas as pd
 from ._reference import resource
 
 _ID = re.compile(r"CL[:_](\d{7})")
-# What labels in files mean by a word or two that the ontology writes out, or knows as something else ("alpha cell").
+# What labels in files mean by a word or two that the ontology writes out, or knows as something else ("alpha
+# cell").
 SHORT = {
     "alpha cell": "pancreatic A cell",
     "astro": "astrocyte",

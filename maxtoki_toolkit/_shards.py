@@ -120,8 +120,8 @@ def run_shards(
     join
         Makes the result of the paths of all parts.
     find, made
-        The result, if it is there: before anything is done, where another one may be refused or is to be replaced, and
-        at the end, where another process had the same to do.
+        The result, if it is there: before anything is done, where another one may be refused or is to be
+        replaced, and at the end, where another process had the same to do.
     desc, unit
         What the progress bar says; a part that is alone shows its own.
 

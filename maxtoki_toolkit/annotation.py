@@ -56,9 +56,10 @@ def annotate_file(
 
     Returns
     -------
-    The cells, with labels. The folder holds `cells.csv`, the tables `scores.csv`, `labels.csv`, `confusion.csv` and
-    `calibration.csv`, a figure for each column of labels, and all of it as `annotated.h5ad`, without counts. If it is
-    there already, from these inputs with these settings, it is read.
+    The cells, with labels. The folder holds `cells.csv`, the tables `scores.csv`, `labels.csv`,
+    `confusion.csv` and `calibration.csv`, a figure for each column of labels, and all of it as
+    `annotated.h5ad`, without counts. If it is there already, from these inputs with these settings, it is
+    read.
 
     Raises
     ------

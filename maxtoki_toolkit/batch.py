@@ -83,11 +83,11 @@ def predict_file(
     Parameters
     ----------
     path
-        A folder of `datasets` with paragraphs, with or without answers; or cells (raw counts or encoded) with prompts in
-        `.uns["prompts"]`.
+        A folder of `datasets` with paragraphs, with or without answers; or cells (raw counts or encoded) with
+        prompts in `.uns["prompts"]`.
     output
-        Folder to write: `lapses.h5ad` (its `.obs`) or `lapses.parquet`, a row a prompt, with `predicted`, `p_non_numeric` and
-        `unit`. It appears when everything is done.
+        Folder to write: `lapses.h5ad` (its `.obs`) or `lapses.parquet`, a row a prompt, with `predicted`,
+        `p_non_numeric` and `unit`. It appears when everything is done.
     model
         A model with temporal training.
     to
@@ -99,8 +99,8 @@ def predict_file(
     chunk_size
         Prompts a block.
     share_array
-        Share the blocks out over the tasks of the SLURM array that this process is of; the processes of `accelerate launch` share
-        them in any case.
+        Share the blocks out over the tasks of the SLURM array that this process is of; the processes of
+        `accelerate launch` share them in any case.
     overwrite
         Replace what this function has written to `output` from something else.
 
@@ -111,8 +111,8 @@ def predict_file(
     Raises
     ------
     ValueError
-        If the model cannot tell time, rows are no prompts of its vocabulary or too long for it, none asks for a lapse, or
-        something else is at `output`.
+        If the model cannot tell time, rows are no prompts of its vocabulary or too long for it, none asks for
+        a lapse, or something else is at `output`.
     """
     require_temporal(model)
     require_whole(model)
@@ -164,14 +164,15 @@ def generate_file(
     path
         As in `predict_file`; with `n_given` cells: raw counts, an encoded file, or a folder of `datasets`.
     output
-        Folder to write: `cells.h5ad`, as `mt.tl.generate` returns them, or `cells.parquet`, with their tokens as `input_ids`.
+        Folder to write: `cells.h5ad`, as `mt.tl.generate` returns them, or `cells.parquet`, with their tokens
+        as `input_ids`.
     model
         Model; with temporal training unless `n_given` is set.
     n_given
         Genes of each cell to go on from.
     sampling
-        `n_samples`, `max_genes`, `temperature`, `top_k` and `top_p` of `mt.tl.generate`, and `max_tokens`, whose keys and values
-        are held at once.
+        `n_samples`, `max_genes`, `temperature`, `top_k` and `top_p` of `mt.tl.generate`, and `max_tokens`,
+        whose keys and values are held at once.
     rng
         Seed; a cell is the same in whatever block or process it is written.
     to, limit, reading, share_array, overwrite

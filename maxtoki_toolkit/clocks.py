@@ -88,8 +88,8 @@ def run_clock(path: str | Path) -> MaxTokiModel:
         YAML with the parameters of `mt.train.clock` and the settings of its recipe by their names. `cells`
         are paths: files with raw counts (read into memory), files that `mt.pp.encode_file` wrote, or folders
         of a corpus; or the name of a public data set ("aida"), which is gathered from the Census (or a copy
-        of it, `store`) into `corpus` of the output, with the split of its manifest; `model` as in `mt.load_model`, with `vocab` {tokens: path, medians: path} for weights
-        without one.
+        of it, `store`) into `corpus` of the output, with the split of its manifest; `model` as in
+        `mt.load_model`, with `vocab` {tokens: path, medians: path} for weights without one.
 
     Returns
     -------

@@ -43,8 +43,8 @@ def compare_logits(before: MaxTokiModel, folder: str | Path, cells: str | Path) 
     cells
         Cells to read, of which the first eight are: raw counts, an encoded file, a folder of `datasets`. Or a
         `.safetensors` file of what another program computed, which the converted model is compared with:
-        `input_ids` [cells, tokens], `logits` [cells, positions, tokens of the vocabulary], and `positions`, if
-        these are not evenly spaced from the first on.
+        `input_ids` [cells, tokens], `logits` [cells, positions, tokens of the vocabulary], and `positions`,
+        if these are not evenly spaced from the first on.
 
     Raises
     ------

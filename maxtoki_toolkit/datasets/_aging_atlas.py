@@ -29,7 +29,8 @@ REFERENCE_AGE = 50  # years at which the planted linear effects are zero
 AGE_FOLD = (0.75, 2.0)  # range of the direct log2 effects
 TURNOVER_WIDTH = 15  # years, the standard deviation of a turnover gene's bump
 TARGETS_PER_DRIVER = 25
-# Standard deviations on the log2 scale: 0.15 and 0.1 in natural logarithms, then a driver's activity in a cell.
+# Standard deviations on the log2 scale: 0.15 and 0.1 in natural logarithms, then a driver's activity in a
+# cell.
 DONOR_SD, BATCH_SD, ACTIVITY_SD = 0.22, 0.14, 0.7
 
 # Clones, RNA genes, antisense and read-through names, receptor and segment families.
@@ -117,7 +118,8 @@ def aging_atlas(
     `doublets`
         Cells (`cell`) whose counts hold a second cell of the same type and donor.
     `activity`
-        One row a cell: log2 activity of each factor, by its symbol, relative to the reference age; NaN where it does not act.
+        One row a cell: log2 activity of each factor, by its symbol, relative to the reference age; NaN where
+        it does not act.
     `params`
         The arguments and the constants of the simulation.
 

@@ -28,10 +28,10 @@ def branching_course(
 ) -> AnnData:
     """Simulate clones that take one of two branches, which a programme of genes decides before.
 
-    Cells of each clone are seen on days 0 to 5, as with barcodes of lineages. Before day 3 clones differ in two
-    programmes of 25 genes and a factor each: the more active the **driver**, the likelier the clone takes branch A;
-    the **bystander** is as active, and decides nothing. Both are off from day 3 on, when the programme of the branch
-    is on. What is planted is invented; only the gene names are real.
+    Cells of each clone are seen on days 0 to 5, as with barcodes of lineages. Before day 3 clones differ in
+    two programmes of 25 genes and a factor each: the more active the **driver**, the likelier the clone takes
+    branch A; the **bystander** is as active, and decides nothing. Both are off from day 3 on, when the
+    programme of the branch is on. What is planted is invented; only the gene names are real.
 
     Parameters
     ----------
@@ -50,12 +50,14 @@ def branching_course(
 
     Returns
     -------
-    Cells with integer counts in `X` (CSR, float32); `var_names` Ensembl ids, `var["symbol"]`; `obs` with `donor_id`,
-    `clone`, `day` and `branch`, the one that the clone takes, of its earlier cells as well; and `uns["truth"]`:
+    Cells with integer counts in `X` (CSR, float32); `var_names` Ensembl ids, `var["symbol"]`; `obs` with
+    `donor_id`, `clone`, `day` and `branch`, the one that the clone takes, of its earlier cells as well; and
+    `uns["truth"]`:
 
     `programmes`
-        A row a gene: `role` ("driver", "bystander", "course", which rises from day to day in all cells, "A" or "B"),
-        `tf` (the factor), `ensembl_id`, `symbol`, and `weight`, the log2 fold per log2 fold of the factor.
+        A row a gene: `role` ("driver", "bystander", "course", which rises from day to day in all cells, "A"
+        or "B"), `tf` (the factor), `ensembl_id`, `symbol`, and `weight`, the log2 fold per log2 fold of the
+        factor.
     `clones`
         `clone`, `donor_id`, `branch`, and the log2 activities `driver` and `bystander`.
 

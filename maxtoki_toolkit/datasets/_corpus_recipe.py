@@ -8,7 +8,8 @@ from typing import Any
 
 from .._recipes import Checked
 
-# What is known of the corpora of the paper: normal cells, no cell lines, no malignant cells; and each cell once.
+# What is known of the corpora of the paper: normal cells, no cell lines, no malignant cells; and each cell
+# once.
 KEEP = {
     "is_primary_data": True,
     "disease": "normal",

@@ -56,7 +56,8 @@ def drug_screen(
     effect
         Mean size of a drug's log2 fold on the 50 genes that it moves; 0 plants no effect.
     interaction
-        Share of a drug's effect that lines of kind B have on 50 other genes instead; at 0 all lines answer alike.
+        Share of a drug's effect that lines of kind B have on 50 other genes instead; at 0 all lines answer
+        alike.
     failed_plates
         Plates, from 0, whose drugs did nothing.
     edge_plates

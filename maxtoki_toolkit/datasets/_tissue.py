@@ -53,14 +53,15 @@ def tissue(
 
     Returns
     -------
-    Cells as of `aging_atlas`, with places in `obsm["spatial"]` (µm), and in `obs` `image_id`, `gradient` (a number
-    that rises from 0 to 1 along the first axis, with noise of standard deviation 0.2) and `field` (Gaussian, variance
-    1, of which 0.2 is noise). `uns["truth"]` has beside what the atlas has:
+    Cells as of `aging_atlas`, with places in `obsm["spatial"]` (µm), and in `obs` `image_id`, `gradient` (a
+    number that rises from 0 to 1 along the first axis, with noise of standard deviation 0.2) and `field`
+    (Gaussian, variance 1, of which 0.2 is noise). `uns["truth"]` has beside what the atlas has:
 
     `niche`
         Two cell types that lie together around three centres of each section; the others lie anywhere else.
     `gradient_genes`
-        Ids of 10 abundant genes, of whose counts a share remains that rises from 0.2 to 1 along the first axis.
+        Ids of 10 abundant genes, of whose counts a share remains that rises from 0.2 to 1 along the first
+        axis.
     `range`
         Distance at which 95% of the correlation of `field` is gone (exponential), in µm.
 

@@ -33,15 +33,15 @@ def paired_modalities(
     split
         Cell type of which one half has a protein that no gene tells of; by default the most frequent.
     n_proteins, n_peaks
-        Proteins, of markers of the cell types in turn; peaks, two a gene, of the genes that vary most (`None` for no
-        peaks).
+        Proteins, of markers of the cell types in turn; peaks, two a gene, of the genes that vary most (`None`
+        for no peaks).
     seed
         Seed.
 
     Returns
     -------
-    Cells x features as `mt.pp.join_modalities` gives them, with `.obs["subtype"]` (the cell type, its split half
-    with a "+") and in `.uns["truth"]`
+    Cells x features as `mt.pp.join_modalities` gives them, with `.obs["subtype"]` (the cell type, its split
+    half with a "+") and in `.uns["truth"]`
 
     `proteins`
         `protein`, `gene` (Ensembl id, "" for the one that splits), `cell_type` that has it.

@@ -382,7 +382,8 @@ def _streamed(_module, query, key, value, attention_mask, *, scaling, groups, le
         scores = _scores(query, key, rows, scaling)
         log_sum = scores.logsumexp(dim=3, keepdim=True)
         weights = (scores - log_sum).exp_()
-        # -sum p log p = log of the sum - mean score; hidden tokens have weight 0 and a score that is no number.
+        # -sum p log p = log of the sum - mean score; hidden tokens have weight 0 and a score that is no
+        # number.
         scores.masked_fill_(weights == 0, 0)
         entropy[:, :, rows] = log_sum[..., 0] - torch.einsum("nhqk,nhqk->nhq", weights, scores)
         del scores

@@ -141,8 +141,8 @@ def integrated_feature_gradients(
 
     Returns
     -------
-    Attributions, whose `tokens` are sequences x features; and the same by the gradient at the end alone (gradient times
-    input).
+    Attributions, whose `tokens` are sequences x features; and the same by the gradient at the end alone
+    (gradient times input).
     """
     is_gene, n = gene_mask(model), len(sequences)
     points, weights = np.polynomial.legendre.leggauss(n_steps)

@@ -233,7 +233,8 @@ def memory(shape: Shape, tokens: int, *, training: bool = False, half: bool = Fa
     if not training:
         activations = size * tokens * (4 * shape.hidden + 3 * shape.mlp)
         return float(size * n_weights(shape) + size * tokens * 2 * shape.layers * kv + activations)
-    # Values that autograd keeps a token, counted with torch's hooks on saved tensors (tests/test_models_costs.py).
+    # Values that autograd keeps a token, counted with torch's hooks on saved tensors
+    # (tests/test_models_costs.py).
     block = 8 * shape.heads * shape.head_dim + 2 * kv + 4 * shape.mlp + 6
     kept = size * tokens * (shape.layers * block + 3 * shape.hidden)
     scores = 4 * tokens * 2 * shape.vocab  # and their gradient, always float32

@@ -13,7 +13,8 @@ from .model import MaxTokiModel
 from .sequences import Sequences
 
 POOLS = ("mean", "eos")
-# What a gene is read in: the cells that express it, a cell of it alone, or nothing, which is its row of the embedding table.
+# What a gene is read in: the cells that express it, a cell of it alone, or nothing, which is its row of the
+# embedding table.
 CONTEXTS = ("cells", "alone", "table")
 
 

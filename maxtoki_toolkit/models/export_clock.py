@@ -60,8 +60,8 @@ def export_clock(model: MaxTokiModel, path: str | Path) -> None:
     Notes
     -----
     Weights are in the file. A `.pt2` is bound to the version of PyTorch that wrote it, or later ones. Lapses
-    equal those of `mt.tl.predict_timelapse` to 1e-4 of the largest; one prompt is read at a time, so the engine
-    is faster for many.
+    equal those of `mt.tl.predict_timelapse` to 1e-4 of the largest; one prompt is read at a time, so the
+    engine is faster for many.
 
     Examples
     --------

@@ -64,7 +64,8 @@ def feature_edges(
     sequences
         Cells.
     sources
-        Numbers of the features of `sae` that are scaled: an array for each source, whose features are scaled together.
+        Numbers of the features of `sae` that are scaled: an array for each source, whose features are scaled
+        together.
     step
         By how much of itself: two-sided, so that what is quadratic cancels.
     n_null

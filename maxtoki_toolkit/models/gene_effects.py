@@ -39,9 +39,9 @@ def deletion_effects(
 
     Returns
     -------
-    float32, D x T, in nats: with the gene less without it, at the same places and otherwise the same genes before.
-    Places count from the gene on until the target is read, or to the end of a cell without it; NaN where there
-    are none.
+    float32, D x T, in nats: with the gene less without it, at the same places and otherwise the same genes
+    before. Places count from the gene on until the target is read, or to the end of a cell without it; NaN
+    where there are none.
     """
     row, position = np.asarray(row, dtype=np.int64), np.asarray(position, dtype=np.int64)
     stop = stops(sequences, targets, model.vocab.size)

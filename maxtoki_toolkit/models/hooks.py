@@ -125,7 +125,8 @@ def n_heads(model: MaxTokiModel) -> int:
 
 def head_slice(model: MaxTokiModel, head: int) -> slice:
     """Where a head's states are among those of all heads."""
-    # Heads need not share the hidden size out among them: the 1B model has 16 of 144 in 2,304, others more or less.
+    # Heads need not share the hidden size out among them: the 1B model has 16 of 144 in 2,304, others more or
+    # less.
     size = model.hf.model.layers[0].self_attn.o_proj.in_features // n_heads(model)
     return slice(head * size, (head + 1) * size)
 

@@ -49,13 +49,13 @@ def load_model(
     Parameters
     ----------
     source
-        - "demo": the small model shipped with the package, which embeds cells and tells time; "demo-cells", which
-          writes cells;
+        - "demo": the small model shipped with the package, which embeds cells and tells time; "demo-cells",
+          which writes cells;
         - "maxtoki-217m" or "maxtoki-1b": the published stage-1 weights, at the revision and with the
           checksums of `data_manifests/`;
         - a folder with `config.json` and `model.safetensors` (Hugging Face layout);
-        - a hub id, "owner/name" or "owner/name/subfolder", with `revision`; what `mt.models.save_for_hub` wrote
-          is read with its vocabulary and time head.
+        - a hub id, "owner/name" or "owner/name/subfolder", with `revision`; what `mt.models.save_for_hub`
+          wrote is read with its vocabulary and time head.
     vocab
         The model's vocabulary. By default it is read from `token_dictionary.json` and
         `gene_median_dictionary.json` beside the weights. The published weights come without: get the
@@ -67,14 +67,14 @@ def load_model(
     device
         "auto" (CUDA, then Apple MPS, then CPU) or a torch device.
     dtype
-        "auto" is float32 on every device, so that results agree between them; or "bfloat16", on GPUs "float16".
-        Small differences between cells and edited cells can round to exactly 0 in bfloat16.
+        "auto" is float32 on every device, so that results agree between them; or "bfloat16", on GPUs
+        "float16". Small differences between cells and edited cells can round to exactly 0 in bfloat16.
     attention
         "sdpa", "eager", or "flash_attention_2" where that package is installed.
     tensor_parallel
-        Share each weight matrix out over the processes of torchrun, as transformers plans it, for a model that
-        is larger than one device. All processes then call the same functions with the same cells, and get the
-        same; what is written to files in parts, saved or trained needs a model that is whole.
+        Share each weight matrix out over the processes of torchrun, as transformers plans it, for a model
+        that is larger than one device. All processes then call the same functions with the same cells, and
+        get the same; what is written to files in parts, saved or trained needs a model that is whole.
 
     Returns
     -------

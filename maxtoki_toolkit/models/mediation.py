@@ -76,8 +76,8 @@ def mediate(
 ) -> Mediated:
     """Exchange features between sequences before and after an edit.
 
-    A feature is put back at every gene as it was there before, at genes that were not there to 0; it is put in
-    at the genes that are in both. What the autoencoder leaves unexplained stays.
+    A feature is put back at every gene as it was there before, at genes that were not there to 0; it is put
+    in at the genes that are in both. What the autoencoder leaves unexplained stays.
 
     Parameters
     ----------

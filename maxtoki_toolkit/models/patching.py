@@ -164,8 +164,8 @@ def patch_features(
 
     Returns
     -------
-    Readings, with features in place of sites; and, for every feature of the autoencoder, the change of the corrupted
-    reading to first order, prompts x features.
+    Readings, with features in place of sites; and, for every feature of the autoencoder, the change of the
+    corrupted reading to first order, prompts x features.
     """
     n, names, is_gene = len(corrupted), parts.names, gene_mask(model)
     shape = (n, len(features), len(names))

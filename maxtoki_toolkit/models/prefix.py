@@ -79,8 +79,8 @@ def prefix_forest(sequences: Sequences, *, min_shared: int = MIN_SHARED) -> Fore
         size[large] += size[small]
         shared[small] = common[edge] - 1
 
-    # A branch that leaves its parent soon after that left its own is hung on the latter: wide is faster than deep.
-    # Larger sets first, so that every parent is in place before its branches.
+    # A branch that leaves its parent soon after that left its own is hung on the latter: wide is faster than
+    # deep. Larger sets first, so that every parent is in place before its branches.
     for row in np.argsort(-size, kind="stable"):
         while (up := parent[row]) >= 0 and shared[row] - shared[up] < min_shared and parent[up] >= 0:
             parent[row], shared[row] = parent[up], min(shared[row], shared[up])

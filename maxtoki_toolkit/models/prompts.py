@@ -104,7 +104,8 @@ def write_prompts(
     # Stands where no lapse is written.
     any_lapse = vocab.time_values[0] if vocab.is_temporal else 0
 
-    # A piece is a stretch of cells.tokens, of queries.tokens, or one token of the vocabulary (offset after both).
+    # A piece is a stretch of cells.tokens, of queries.tokens, or one token of the vocabulary (offset after
+    # both).
     n_cells, n_all = len(cells.tokens), len(cells.tokens) + len(queries.tokens)
     start = np.zeros((n, 3 * size + 7), dtype=np.int64)
     length = np.zeros_like(start)

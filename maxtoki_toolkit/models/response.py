@@ -27,8 +27,8 @@ class ResponseModel(nn.Module):
     Parameters
     ----------
     card
-        What it is: `perturbations`, `genes`, `use_rep`, `n_dims`, `n_described` (columns that describe a perturbation),
-        `hidden_size`, `n_layers` and `n_heads`.
+        What it is: `perturbations`, `genes`, `use_rep`, `n_dims`, `n_described` (columns that describe a
+        perturbation), `hidden_size`, `n_layers` and `n_heads`.
 
     Attributes
     ----------

@@ -229,8 +229,8 @@ def load_sae(source: str | Path, *, device: str = "cpu") -> SparseAutoencoder:
     Parameters
     ----------
     source
-        "demo" or "demo-early", those that ship with the demo model, of its third and first block; or a folder that `mt.train.sae` (`output / "sae"`) or
-        `mt.models.save_sae` wrote.
+        "demo" or "demo-early", those that ship with the demo model, of its third and first block; or a folder
+        that `mt.train.sae` (`output / "sae"`) or `mt.models.save_sae` wrote.
     device
         A torch device.
 

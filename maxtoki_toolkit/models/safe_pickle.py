@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 _KINDS = (dict, list, str, int, float)
-# What makes and fills these, numbers them within the file, and ends it; whatever names, builds or calls something is not here.
+# What makes and fills these, numbers them within the file, and ends it; whatever names, builds or calls
+# something is not here.
 _ALLOWED = frozenset(
     "PROTO FRAME STOP MARK MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET EMPTY_DICT DICT SETITEM SETITEMS EMPTY_LIST LIST "
     "APPEND APPENDS STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 INT BININT BININT1 BININT2 LONG "
@@ -30,8 +31,8 @@ class _Unpickler(pickle.Unpickler):
 def read_pickle(path: str | Path) -> dict:
     """Read a pickled dictionary of dict, list, str, int and float, and nothing else.
 
-    The whole file is looked through before anything is made of it: an instruction that could name or call something
-    is an error, and none has run by then.
+    The whole file is looked through before anything is made of it: an instruction that could name or call
+    something is an error, and none has run by then.
 
     Raises
     ------

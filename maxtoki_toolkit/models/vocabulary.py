@@ -21,7 +21,8 @@ from .._files import atomic
 SPECIALS = ("<pad>", "<mask>", "<bos>", "<eos>")
 QUERY = ("<boq>", "<eoq>")
 
-# Kinds of features in the order in which a cell has them. Names of features that are no genes begin with their kind.
+# Kinds of features in the order in which a cell has them. Names of features that are no genes begin with
+# their kind.
 RNA = "rna"
 MODALITIES = (RNA, "adt", "atac")
 MARKS = {kind: f"<{kind}>" for kind in MODALITIES}

@@ -39,7 +39,8 @@ def drawing(draw: Callable) -> Callable:
 
     @wraps(draw)
     def drawn(*args, **settings):
-        # Not by rc_context: the first figure of a notebook loads the backend, whose own settings have to stay.
+        # Not by rc_context: the first figure of a notebook loads the backend, whose own settings have to
+        # stay.
         before = rcParams["text.parse_math"]
         rcParams["text.parse_math"] = False
         try:

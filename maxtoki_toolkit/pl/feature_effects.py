@@ -32,15 +32,16 @@ def feature_effects(
     adata
         Cells with a result of `mt.tl.feature_effects`.
     features
-        Numbers of features; by default the six with the largest effects for their spread in random directions.
+        Numbers of features; by default the six with the largest effects for their spread in random
+        directions.
     {key}
     {ax}
 
     Returns
     -------
-    The axes: a line a feature with 95% intervals over donors, through no effect at dose 1; the band is what the
-    widest of the random directions do (two standard deviations). A feature that does more than five times what the
-    median one does leaves the axes: a triangle at the edge, with its effect.
+    The axes: a line a feature with 95% intervals over donors, through no effect at dose 1; the band is what
+    the widest of the random directions do (two standard deviations). A feature that does more than five times
+    what the median one does leaves the axes: a triangle at the edge, with its effect.
 
     Examples
     --------

@@ -28,9 +28,9 @@ def gene_effects(
 
     Returns
     -------
-    The figure: sources x targets, blue where the source speaks against the target and red where it announces it,
-    a dot where q < 0.05, grey where the target cannot come after the source often enough. How well the effects
-    find known regulons: `mt.pl.gene_network(adata, key="gene_effects")`.
+    The figure: sources x targets, blue where the source speaks against the target and red where it announces
+    it, a dot where q < 0.05, grey where the target cannot come after the source often enough. How well the
+    effects find known regulons: `mt.pl.gene_network(adata, key="gene_effects")`.
 
     Raises
     ------

@@ -21,13 +21,13 @@ def neighborhood_enrichment(adata: AnnData, *, key: str = _keys.NEIGHBORHOODS, a
         Cells with a result of `mt.tl.neighborhood_enrichment`.
     {key}
     alpha
-        False discovery rate of the dots, by the permutations and, where there are three or more, over donors (or
-        images).
+        False discovery rate of the dots, by the permutations and, where there are three or more, over donors
+        (or images).
 
     Returns
     -------
-    The figure: a panel a column of labels, rows the cells and columns their neighbours; pairs that no image tells of
-    are grey.
+    The figure: a panel a column of labels, rows the cells and columns their neighbours; pairs that no image
+    tells of are grey.
 
     Examples
     --------

@@ -32,8 +32,9 @@ def patch(adata: AnnData, *, key: str = _keys.PATCH, ax: Axes | None = None) -> 
 
     Returns
     -------
-    The axes: a row a layer (head, feature), a column a segment of the prompt; the share of the clean reading that
-    comes back, with a dot where it differs from what states of another clean prompt bring back (q < 0.05).
+    The axes: a row a layer (head, feature), a column a segment of the prompt; the share of the clean reading
+    that comes back, with a dot where it differs from what states of another clean prompt bring back (q <
+    0.05).
 
     Examples
     --------

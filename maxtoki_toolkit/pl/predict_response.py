@@ -34,8 +34,8 @@ def predict_response(
 
     Returns
     -------
-    The figure: means with 95% intervals over units, small points for the units, the ceiling green, ways blue, baselines orange,
-    shuffled labels grey.
+    The figure: means with 95% intervals over units, small points for the units, the ceiling green, ways blue,
+    baselines orange, shuffled labels grey.
 
     Raises
     ------

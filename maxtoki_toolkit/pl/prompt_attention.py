@@ -80,7 +80,8 @@ def prompt_attention(
                 label=segment_label(segment),
                 zorder=3,
             )
-        # The first token, where heads rest, and the last few, which hardly any token sees, would hide the others.
+        # The first token, where heads rest, and the last few, which hardly any token sees, would hide the
+        # others.
         shown = value[1:-3] if column == "mean_received" else value[1:]
         reach = 1.25 * max(float(shown.max(initial=0)), 1e-6)
         ax.set_ylim(0, reach)

@@ -25,8 +25,8 @@ def separability(adata: AnnData, *, key: str = _keys.SEPARABILITY, ax: Axes | No
 
     Returns
     -------
-    The axes: a row a group and condition, the best first (30 at most); grey ticks are the 95th percentiles of exchanged
-    labels.
+    The axes: a row a group and condition, the best first (30 at most); grey ticks are the 95th percentiles of
+    exchanged labels.
 
     Examples
     --------

@@ -36,8 +36,8 @@ def spatial(
     adata
         Cells with places in `.obsm["spatial"]` (cells x 2 or 3).
     color
-        Column of `.obs` (numbers or classes), gene (from raw counts in `.X`), or a column of a matrix of `.obsm`,
-        as in "features/3".
+        Column of `.obs` (numbers or classes), gene (from raw counts in `.X`), or a column of a matrix of
+        `.obsm`, as in "features/3".
     library_key
         Column of `.obs` with the image or section, guessed from its name; without one, all cells are in one.
     images
@@ -53,7 +53,8 @@ def spatial(
 
     Returns
     -------
-    The figure. A scale bar stands in each panel; the first axis points right and the second down, as in images.
+    The figure. A scale bar stands in each panel; the first axis points right and the second down, as in
+    images.
 
     Raises
     ------

@@ -29,8 +29,8 @@ def spatial_features(
 
     Returns
     -------
-    The axes: Moran's I (filled) and what is left of it without density and library size (open), with 95% intervals over
-    donors (or images); grey holds 95% of the permutations.
+    The axes: Moran's I (filled) and what is left of it without density and library size (open), with 95%
+    intervals over donors (or images); grey holds 95% of the permutations.
 
     Examples
     --------

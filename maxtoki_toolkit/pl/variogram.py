@@ -28,8 +28,8 @@ def variogram(adata: AnnData, *, key: str = _keys.VARIOGRAM) -> Figure:
 
     Returns
     -------
-    The figure: points with 95% intervals over donors (or images); the band holds 95% of the permutations within
-    images; a dashed line at the range, with its interval shaded.
+    The figure: points with 95% intervals over donors (or images); the band holds 95% of the permutations
+    within images; a dashed line at the range, with its interval shaded.
 
     Examples
     --------

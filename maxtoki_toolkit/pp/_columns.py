@@ -11,7 +11,8 @@ import pandas as pd
 
 from .._warn import warn
 
-# The names of CELLxGENE's schema and other common ones, the likeliest first; case and separators do not count.
+# The names of CELLxGENE's schema and other common ones, the likeliest first; case and separators do not
+# count.
 _NAMES = {
     "donor_key": "donor_id donor donor_name patient_id patient individual_id individual subject_id subject participant_id participant embryo_id",
     "time_key": "age_months age_in_months age_years age_in_years age_yrs age_yr development_stage developmental_stage development_stage_ontology_term_id age donor_age age_at_collection age_weeks age_days hours days weeks timepoint time_point time",

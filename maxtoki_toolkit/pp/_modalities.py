@@ -49,8 +49,8 @@ def feature_tokens(token: np.ndarray, var: pd.DataFrame, vocab: Vocabulary) -> n
 def protein_background(counts: sp.csr_matrix) -> np.ndarray:
     """Counts per ten thousand up to which each protein may be background: mean log and two standard deviations of the lower class.
 
-    The two classes of cells are those whose means lie furthest apart for their sizes (Otsu, IEEE Trans. Syst. Man
-    Cybern. 1979).
+    The two classes of cells are those whose means lie furthest apart for their sizes (Otsu, IEEE Trans. Syst.
+    Man Cybern. 1979).
     """
     some = np.unique(np.linspace(0, counts.shape[0] - 1, min(_MOST_READ, counts.shape[0])).astype(int))
     values = np.sort(np.log1p(per_ten_thousand(counts[some], np.float64).toarray()), axis=0)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from tiledbsoma import Experiment
 
 JOINID = "soma_joinid"
-# Bytes of a reading, per column and in all: by default each column has a gigabyte. What is read does not depend on it, but for the
-# table of cells it is also how many are looked at together (about two million).
+# Bytes of a reading, per column and in all: by default each column has a gigabyte. What is read does not
+# depend on it, but for the table of cells it is also how many are looked at together (about two million).
 _BUFFER, _BUDGET = 16 << 20, 512 << 20
 _MEMORY = {"soma.init_buffer_bytes": _BUFFER, "sm.mem.total_budget": _BUDGET}
 # The bucket of the Census is public.

@@ -20,7 +20,8 @@ from .hold_out import hold_out
 from .parse_age import time_in_numbers
 
 _MIN_SAMPLES = 6
-# Genes are tested in groups where this share of the cells expresses them: ranks of rarer ones are mostly ties.
+# Genes are tested in groups where this share of the cells expresses them: ranks of rarer ones are mostly
+# ties.
 MIN_SHARE = 0.1
 # False discovery rate at which a gene counts as turning.
 ALPHA = 0.05
@@ -45,8 +46,8 @@ def holdout_intervals(
     adata
         Rank-encoded cells.
     time_key
-        Column of `.obs` with the time, in whole units (hours, months, pseudotime * 100); guessed from the names in
-        `.obs` and said, as is the donor.
+        Column of `.obs` with the time, in whole units (hours, months, pseudotime * 100); guessed from the
+        names in `.obs` and said, as is the donor.
     intervals
         How many to hold out, those with most turning genes; 0 to look only. Or the intervals (first, last)
         themselves.

@@ -32,8 +32,8 @@ def join_modalities(
 
     Returns
     -------
-    Cells x features: genes first, then "adt:..." and "atac:...", with `.var["feature_types"]` as 10x has them;
-    `.obs` and `.obsm` of `cells`.
+    Cells x features: genes first, then "adt:..." and "atac:...", with `.var["feature_types"]` as 10x has
+    them; `.obs` and `.obsm` of `cells`.
 
     Raises
     ------

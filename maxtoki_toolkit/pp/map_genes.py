@@ -233,7 +233,8 @@ def _name_genes(
             gap = table["gap"] & ~other["gap"] & (other["id"] != "")
             table.loc[gap, ["id", "by_name"]] = other.loc[gap, ["id", "by_name"]]
     if table["is_id"].mean() > 0.5:
-        # Beside ids, a name that is another column's gene is something else: an antibody, or a gene that was renamed.
+        # Beside ids, a name that is another column's gene is something else: an antibody, or a gene that was
+        # renamed.
         taken = table["by_name"] & table["id"].isin(table["id"][~table["by_name"]])
         table.loc[taken, "id"] = table["own"][taken]
     return table, names, best, score
@@ -278,14 +279,16 @@ def _as_text(column: pd.Series) -> pd.Series:
 
 def _lookup(names: pd.Series, known: frozenset[str], symbols: pd.Series, mapping: pd.Series) -> pd.DataFrame:
     """Ensembl id of each name, and how it was found."""
-    # "MATR3-1" is what var_names_make_unique makes of a second MATR3; without a first, it is a name of its own.
+    # "MATR3-1" is what var_names_make_unique makes of a second MATR3; without a first, it is a name of its
+    # own.
     cut = names.str.replace(r"[-.]\d+$", "", regex=True)
     cut = cut.where(cut.isin(set(names)), names)
     parts, of_cut = (text.str.extract(f"^{_ENSEMBL.pattern}$", flags=re.IGNORECASE) for text in (names, cut))
     parts = parts.where(parts[0].notna(), of_cut)
     is_id = parts[0].notna()
     stem = parts[0].where(is_id, "").str.upper()
-    # Sets are asked name by name: `isin` would turn them, tens of thousands of ids, into arrays at every call.
+    # Sets are asked name by name: `isin` would turn them, tens of thousands of ids, into arrays at every
+    # call.
     in_known = stem.map(known.__contains__).astype(bool)
     retired = is_id & ~in_known & ~stem.map(_current_ids().__contains__).astype(bool)
     by_symbol = _first(_find(symbols, names), _find(symbols, cut))

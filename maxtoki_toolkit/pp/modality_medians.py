@@ -40,11 +40,11 @@ def modality_medians(
 
     Notes
     -----
-    A protein's background reaches two standard deviations above the mean of log(1 + counts per ten thousand) in the
-    lower of two classes of cells, those whose means lie furthest apart for their sizes (Otsu, IEEE Trans. Syst. Man
-    Cybern. 1979).
-    Peaks that are open in few cells say more of a cell than those that are open in all: dividing by the share of
-    open cells puts them first, as dividing by the median does for genes.
+    A protein's background reaches two standard deviations above the mean of log(1 + counts per ten thousand)
+    in the lower of two classes of cells, those whose means lie furthest apart for their sizes (Otsu, IEEE
+    Trans. Syst. Man Cybern. 1979). Peaks that are open in few cells say more of a cell than those that are
+    open in all: dividing by the share of open cells puts them first, as dividing by the median does for
+    genes.
 
     Examples
     --------

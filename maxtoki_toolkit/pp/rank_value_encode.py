@@ -33,9 +33,9 @@ def rank_value_encode(
 ) -> None:
     """Rank the genes of each cell by expression over the gene's median.
 
-    Proteins and peaks, where the vocabulary has them (`Vocabulary.with_modalities`), are ranked among themselves:
-    proteins by counts per ten thousand less the protein's background over its median, open peaks by how rarely
-    they are open. Genes keep the ranks that they have alone.
+    Proteins and peaks, where the vocabulary has them (`Vocabulary.with_modalities`), are ranked among
+    themselves: proteins by counts per ten thousand less the protein's background over its median, open peaks
+    by how rarely they are open. Genes keep the ranks that they have alone.
 
     Parameters
     ----------

@@ -51,8 +51,8 @@ def read_paragraphs(
         Column of `.obs` with the donor.
     task
         "timelapse" or "cell". A blueprint does not say what was asked for: all of it is read as this, by
-        default "timelapse". Of a folder, which may hold both, the paragraphs of this task are read; by default
-        of the only one that is there.
+        default "timelapse". Of a folder, which may hold both, the paragraphs of this task are read; by
+        default of the only one that is there.
     key_added
         Key in `.uns`, by default "prompts".
 

@@ -67,8 +67,8 @@ def sample_prompts(
         Cells.
     time_key
         Column of `.obs` with the time, in whole units (age in months, hours of a course); text is read by
-        `mt.pp.parse_age` as ages in months. This, the cell type (for `groupby`) and the donor are guessed from
-        the names in `.obs` where they are `None`, with a warning that says which were taken.
+        `mt.pp.parse_age` as ages in months. This, the cell type (for `groupby`) and the donor are guessed
+        from the names in `.obs` where they are `None`, with a warning that says which were taken.
     groupby
         Column or columns of `.obs`: all cells of a prompt agree in them, e.g. ["cell_type", "sex"]. `[]`
         for one group. Cells without a group, a time or (with `donor_key`) a donor are left out.

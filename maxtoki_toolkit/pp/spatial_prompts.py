@@ -46,7 +46,8 @@ def spatial_prompts(
     library_key
         Column of `.obs` with the image or section, guessed from its name; without one, all cells are in one.
     donor_key
-        Column of `.obs` with the donor, guessed from its name, kept for donor-level intervals; may be missing.
+        Column of `.obs` with the donor, guessed from its name, kept for donor-level intervals; may be
+        missing.
     distance_unit
         Unit of the places. Lapses are whole numbers of it.
     n_neighbors
@@ -54,12 +55,13 @@ def spatial_prompts(
     radius
         In place of `n_neighbors`: all cells as near as this, in `distance_unit`.
     task
-        "timelapse": the query cell is given and its distance from the last context cell asked for; "cell": the
-        reverse.
+        "timelapse": the query cell is given and its distance from the last context cell asked for; "cell":
+        the reverse.
     n_prompts
         Prompts to draw.
     context_size
-        Context cells a prompt, or the fewest and the most; a cell with fewer neighbours gives shorter prompts.
+        Context cells a prompt, or the fewest and the most; a cell with fewer neighbours gives shorter
+        prompts.
     queries
         Cells that may be the query: boolean column of `.obs`, or one boolean a cell. All by default. Hold out
         whole images: the neighbours of a cell are in its image.

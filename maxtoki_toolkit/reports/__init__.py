@@ -1,6 +1,7 @@
 """Run the project's notebooks, or your own, with other parameters: an executed notebook, an HTML page, and how they were made.
 
-`features` writes a page of an autoencoder's features. The others need the extra "notebook": `pip install -c constraints.txt -e ".[notebook]"`.
+`features` writes a page of an autoencoder's features. The others need the extra "notebook": `pip install -c
+constraints.txt -e ".[notebook]"`.
 """
 
 from .._doors import guard

@@ -16,7 +16,8 @@ from ..pp._design import as_times
 from ._parameters import UNKNOWN, Parameter
 from .cells import whole_times
 
-# Notebooks that read time with the model as it is given. The others train one first, or ask nothing about time.
+# Notebooks that read time with the model as it is given. The others train one first, or ask nothing about
+# time.
 READS_TIME = frozenset(
     {
         "essay_steering",

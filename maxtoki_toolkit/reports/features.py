@@ -75,8 +75,8 @@ def features(
     Notes
     -----
     With 16,000 features and 2,000 cells the page takes less than 5 MB. Of larger data, the map shows some of
-    the cells, drawn at random, and genes are shown of fewer of the top cells; the page says so. Names of cells
-    and values of `groupby` are in the page: mind who may read them.
+    the cells, drawn at random, and genes are shown of fewer of the top cells; the page says so. Names of
+    cells and values of `groupby` are in the page: mind who may read them.
 
     Examples
     --------

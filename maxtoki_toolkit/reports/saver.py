@@ -16,8 +16,8 @@ def saver(folder: str | Path) -> Callable:
 
     Returns
     -------
-    `save(figure, name)`, which writes `name.png` (300 dpi) and `name.pdf`, and `save(table, name)`, which writes
-    `name.csv` without the index.
+    `save(figure, name)`, which writes `name.png` (300 dpi) and `name.pdf`, and `save(table, name)`, which
+    writes `name.csv` without the index.
 
     Examples
     --------

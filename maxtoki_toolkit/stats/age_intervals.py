@@ -59,7 +59,8 @@ def calibrate(read: np.ndarray, age: np.ndarray, donor: np.ndarray, coverage: fl
     mean_error = np.bincount(number, error) / n_cells
     known = np.bincount(number, age) / n_cells
     others = (known.sum() - known) / (len(names) - 1)
-    # Of what is read, not of the fits: where nothing is read, these follow the mean of the others, and go against the donor.
+    # Of what is read, not of the fits: where nothing is read, these follow the mean of the others, and go
+    # against the donor.
     r, r_low = _correlation(np.bincount(number, read) / n_cells, known)
     return Calibration(
         float(intercept[0]),

@@ -19,11 +19,11 @@ from .donors import jackknife_interval, jackknife_weights
 
 Logits = Callable[[np.ndarray], np.ndarray]
 
-# Inverse strength of the penalty: on standardised columns, 0.1 did better than 1 or 0.01 for many labels of few cells,
-# for embeddings and for principal components alike.
+# Inverse strength of the penalty: on standardised columns, 0.1 did better than 1 or 0.01 for many labels of
+# few cells, for embeddings and for principal components alike.
 _C = 0.1
-# How much rarer a low confidence has to be than a large distance to make a cell unknown: labels that overlap are
-# uncertain without being unknown.
+# How much rarer a low confidence has to be than a large distance to make a cell unknown: labels that overlap
+# are uncertain without being unknown.
 _RARER = 4
 N_PERMUTATIONS = 999
 # Steps are brought to where no interval goes below 0.

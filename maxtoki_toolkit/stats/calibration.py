@@ -7,7 +7,8 @@ import pandas as pd
 from scipy.special import log_softmax, softmax
 
 N_BINS = 10
-# Temperatures beyond these are no calibration: the calls are then right always, or no more often than by chance.
+# Temperatures beyond these are no calibration: the calls are then right always, or no more often than by
+# chance.
 _LOG_RANGE = (-4.0, 4.0)
 
 

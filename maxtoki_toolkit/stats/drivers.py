@@ -49,8 +49,8 @@ def replaced_rows(weight: sp.csr_matrix, other: sp.csr_matrix, damping: float = 
 
     Notes
     -----
-    Of two layers PageRank has a closed form: all targets, which nothing leads to, have the same score b, and a source
-    has b (1 + damping * sum over targets of its share of their edges).
+    Of two layers PageRank has a closed form: all targets, which nothing leads to, have the same score b, and
+    a source has b (1 + damping * sum over targets of its share of their edges).
     """
     own, new = weight.toarray(), other.toarray()
     rest = np.maximum(own.sum(axis=0) - own, 0)

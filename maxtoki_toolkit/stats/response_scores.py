@@ -59,8 +59,8 @@ def score_response(
     n_top
         Numbers of top genes.
     given
-        Control mean that the prediction began from, where that of the truth is of other cells: predicted changes are from
-        there.
+        Control mean that the prediction began from, where that of the truth is of other cells: predicted
+        changes are from there.
     """
     change = predicted - (truth.control if given is None else given[None])
     true = truth.treated - truth.control

@@ -113,8 +113,8 @@ def predict(known: Known, given: np.ndarray, weights: np.ndarray) -> dict[str, n
     given
         Control means to begin from, contexts x genes.
     weights
-        How much each context is like each other, contexts x perturbations x contexts: for each perturbation among those
-        that it is known of.
+        How much each context is like each other, contexts x perturbations x contexts: for each perturbation
+        among those that it is known of.
     """
     seen, start = known.seen, given[:, None]
     effect = mean_changes(known)

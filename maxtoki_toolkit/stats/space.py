@@ -236,8 +236,8 @@ def fit_levels(distance: np.ndarray, values: np.ndarray, weight: np.ndarray) -> 
 
     Notes
     -----
-    For a given reach the model is linear in nugget and rise, neither of them negative, so that all curves are fitted
-    at once for each of 300 reaches, and the best is taken.
+    For a given reach the model is linear in nugget and rise, neither of them negative, so that all curves are
+    fitted at once for each of 300 reaches, and the best is taken.
     """
     known = np.isfinite(values) & np.isfinite(distance) & (weight > 0)
     x = np.where(np.isfinite(distance), distance, 0)

@@ -15,8 +15,8 @@ def spectral_entropy(effects: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    One number a matrix: 0 if one direction carries everything, the log of the smaller side if all are alike; NaN for a
-    matrix of zeros.
+    One number a matrix: 0 if one direction carries everything, the log of the smaller side if all are alike;
+    NaN for a matrix of zeros.
     """
     values = np.linalg.svd(effects, compute_uv=False)
     total = values.sum(axis=-1, keepdims=True)

@@ -123,7 +123,8 @@ def search_sets(
     inclusion, tables = np.full(n, np.nan), {}
     if search.method == "metropolis":
         usable = np.flatnonzero(reached)
-        # Half of the proposals are even, half favour genes that do well alone; the acceptance makes up for it.
+        # Half of the proposals are even, half favour genes that do well alone; the acceptance makes up for
+        # it.
         gain = strength * (singles[usable] - singles[usable].max()) / chains.temperature
         weights = 0.5 / len(usable) + 0.5 * np.exp(gain) / np.exp(gain).sum()
         steps = metropolis_sets(

@@ -107,9 +107,9 @@ def get_readings(
 ) -> Readings:
     """Write prompts (or take cells) up to the token that the reading is made at.
 
-    "timelapse" and functions of the logits are read at the end of the prompt (`<eoq>`); the latter, of prompts that
-    ask for a cell, where its first gene comes next; "likelihood" from the first to the last gene of the query cell; a
-    gene where it stands in the query cell. Prompts without the gene are left out.
+    "timelapse" and functions of the logits are read at the end of the prompt (`<eoq>`); the latter, of
+    prompts that ask for a cell, where its first gene comes next; "likelihood" from the first to the last gene
+    of the query cell; a gene where it stands in the query cell. Prompts without the gene are left out.
     """
     if prompts is None:
         rows = adata.obs_names.get_indexer(table["query"])

@@ -101,7 +101,8 @@ def ablate_heads(
         Length of what the ablation changes in the residual stream, relative to the stream's.
     `share_changed`
         Share of the prompts that are read differently at all.
-    `mean_error_intact`, `error_change`, `error_change_low`, `error_change_high`, `error_p_value`, `error_q_value`
+    `mean_error_intact`, `error_change`, `error_change_low`, `error_change_high`, `error_p_value`,
+    `error_q_value`
         For "timelapse": mean absolute error, and what the ablation adds to it.
     `n_prompts`, `n_units`, `unit`
         Prompts, and how many donors (or query cells, where no donor is known) their queries are of.

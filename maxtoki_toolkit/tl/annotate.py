@@ -79,8 +79,8 @@ def annotate(
         In place of a reference: what `mt.train.classify` returned, or its folder. `method`, `n_neighbors`,
         `n_folds` and `alpha` are of no use then, `groupby` picks some of its columns.
     groupby
-        Column or columns of the reference's `.obs` with the labels: cell type, tissue, disease. By default the
-        cell type, as the column's name gives it away.
+        Column or columns of the reference's `.obs` with the labels: cell type, tissue, disease. By default
+        the cell type, as the column's name gives it away.
     donor_key
         Column of the reference's `.obs` with the donor, guessed where it is `None`; where there are no
         donors, cells are the units.
@@ -91,8 +91,8 @@ def annotate(
     n_folds
         Folds of the reference, by donor, in which the labels are judged and confidence is calibrated.
     alpha
-        Share of held-out reference cells that may be called unknown; and that may be of another kind than the one
-        that they are said to be sure of.
+        Share of held-out reference cells that may be called unknown; and that may be of another kind than the
+        one that they are said to be sure of.
     rng
         Seed of the folds, of PCA and of the permutations.
     key_added
@@ -107,9 +107,10 @@ def annotate(
     `.obs["annotated_cell_type_best"]`, `.obs["annotated_cell_type_second"]`
         The likeliest label, whether or not the cell is unknown, and the next.
     `.obs["annotated_cell_type_sure"]`
-        The nearest kind of cell that it is sure of, unknown or not: the likeliest label's own term, or, where labels
-        are in doubt, one above it in the Cell Ontology, such as "T cell" for a cell that is either a CD4 or a CD8 T cell.
-        Labels without a term have nothing above them; "unknown" where the cell is sure of no more than that it is a cell.
+        The nearest kind of cell that it is sure of, unknown or not: the likeliest label's own term, or, where
+        labels are in doubt, one above it in the Cell Ontology, such as "T cell" for a cell that is either a
+        CD4 or a CD8 T cell. Labels without a term have nothing above them; "unknown" where the cell is sure
+        of no more than that it is a cell.
     `.obs["annotated_cell_type_probability"]`
         Calibrated probability of the likeliest (0-1).
     `.obs["annotated_cell_type_distance"]`
@@ -131,12 +132,13 @@ def annotate(
             central 95% of the permutations.
         `accuracy`, `ontology_distance`, `difference`, each with `_low` and `_high`
             Share of cells named right; mean steps in the Cell Ontology between called and true label, of the
-            `n_in_ontology` cells both of whose labels name a term; the method's macro F1 less the row's, paired.
+            `n_in_ontology` cells both of whose labels name a term; the method's macro F1 less the row's,
+            paired.
         `calibration_error`, `false_alarms`
             Expected calibration error of the probabilities, and share of these cells called unknown.
         `sure_wrong`, `sure_steps`, `sure_named`
-            Of the kinds that cells are sure of: share that the true label is not of, which without stepping up is
-            1 - `accuracy`; mean steps above the likeliest label; share of cells that are sure of any.
+            Of the kinds that cells are sure of: share that the true label is not of, which without stepping
+            up is 1 - `accuracy`; mean steps above the likeliest label; share of cells that are sure of any.
         `p_value`, `q_value`
             Of the method's macro F1, one-sided: 999 permutations of the calls, within donors where there are
             some; Benjamini and Hochberg over columns.
@@ -150,27 +152,29 @@ def annotate(
     `confusion`
         `column`, `label`, `called`, `n_cells`: held-out reference cells.
     `calibration`
-        `column`, `bin_start`, mean `confidence`, `accuracy`, `n_cells`: held-out reference cells by probability.
+        `column`, `bin_start`, mean `confidence`, `accuracy`, `n_cells`: held-out reference cells by
+        probability.
 
     Raises
     ------
     ValueError
-        If neither or both of reference and classifier are given, a column has but one label, a label is in one
-        donor alone with no other to judge by, or the classifier is of another model.
+        If neither or both of reference and classifier are given, a column has but one label, a label is in
+        one donor alone with no other to judge by, or the classifier is of another model.
 
     Notes
     -----
     All cells of a donor are in one fold. Each held-out cell is named by what the other folds taught, its
-    probability is calibrated (temperature, Guo et al., ICML 2017) and its threshold set on the other folds, so
-    that `false_alarms` is no fit. A cell is unknown if it is rarer than a share `alpha` of held-out reference
-    cells: by distance (relative Mahalanobis distance, Ren et al., arXiv 2106.09022, 2021), or by its
-    confidence, which has to be four times as rare, since labels that overlap are uncertain without being
-    unknown. A cell is sure of a kind if the calibrated probabilities of the labels of this kind come to a threshold, the
-    lowest at which no more than `alpha` of the held-out cells would be of another kind (conformal risk control,
-    Angelopoulos et al., ICLR 2024); cells of no label of the reference may be anything. Components of PCA are of all cells of the reference, without their labels, by the lines of
+    probability is calibrated (temperature, Guo et al., ICML 2017) and its threshold set on the other folds,
+    so that `false_alarms` is no fit. A cell is unknown if it is rarer than a share `alpha` of held-out
+    reference cells: by distance (relative Mahalanobis distance, Ren et al., arXiv 2106.09022, 2021), or by
+    its confidence, which has to be four times as rare, since labels that overlap are uncertain without being
+    unknown. A cell is sure of a kind if the calibrated probabilities of the labels of this kind come to a
+    threshold, the lowest at which no more than `alpha` of the held-out cells would be of another kind
+    (conformal risk control, Angelopoulos et al., ICLR 2024); cells of no label of the reference may be
+    anything. Components of PCA are of all cells of the reference, without their labels, by the lines of
     `mt.tl.neighbor_purity`; the same folds are used. Labels name terms as `mt.pp.harmonize_cell_types` reads
-    them; run it on the reference first to say what yours mean. Another study differs from the reference in more
-    than its donors do: the scores are an upper bound there.
+    them; run it on the reference first to say what yours mean. Another study differs from the reference in
+    more than its donors do: the scores are an upper bound there.
 
     An embedding in `.obsm["X_maxtoki"]` of this model (`mt.tl.embed` with its defaults) is used as it is.
 

@@ -32,8 +32,8 @@ from ..stats.fdr import benjamini_hochberg
 from ._cells import get_sequences
 from ._readings import Readings, get_prompts, get_readings, some_rows
 
-# Share of what attributions should add up to that they may miss without a warning: the error of the steps, which more of
-# them make smaller.
+# Share of what attributions should add up to that they may miss without a warning: the error of the steps,
+# which more of them make smaller.
 _TOLERANCE = 0.05
 # Ranks are compared with themselves, higher ones with those up to a tenth above.
 _EXACT, _STEP = 10, 1.1
@@ -66,8 +66,8 @@ def attribute(
     readout
         "timelapse", the predicted lapse; or a gene (symbol, Ensembl id or `.var_names`): its log-probability
         at its place in the query cell, given all that comes before. Prompts whose query cell lacks it are
-        left out. With `sae`, also the number of a feature: its mean activation over the genes of a cell; cells
-        are then read one by one.
+        left out. With `sae`, also the number of a feature: its mean activation over the genes of a cell;
+        cells are then read one by one.
     sae
         Autoencoder of this model (`mt.train.sae`): a reading is then attributed to its features, in place of
         genes and segments; a feature is attributed to the genes before it.

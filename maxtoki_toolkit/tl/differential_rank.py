@@ -35,7 +35,8 @@ from ._prompted import by_prompts
 _HALVES = 20
 # Fewest independent samples of each interval that anything is said about.
 _MIN_UNITS = 3
-# Draws for the intervals of the scores, which take their standard errors alone, and permutations for their p values.
+# Draws for the intervals of the scores, which take their standard errors alone, and permutations for their p
+# values.
 N_BOOTSTRAP = 200
 N_PERMUTATIONS = 499
 
@@ -129,7 +130,8 @@ def differential_rank(
             and Hochberg).
         `n_genes`, `n_top`, `n_turning`
             Genes compared, on top, and turning.
-        `unit_true`, `n_true_first`, `n_true_second`, `unit_generated`, `n_generated_first`, `n_generated_second`
+        `unit_true`, `n_true_first`, `n_true_second`, `unit_generated`, `n_generated_first`,
+        `n_generated_second`
             What was resampled, and how many there are in either interval.
 
     `cells`
@@ -370,7 +372,8 @@ def _scores(
     null = agreement(changes(made, permuted(made, N_PERMUTATIONS, rng)), of_true, picked)
 
     def scored(found, drawn):
-        # Which genes are on top, and their true signs, are as they are: for these, only what is compared is drawn anew.
+        # Which genes are on top, and their true signs, are as they are: for these, only what is compared is
+        # drawn anew.
         both, one = agreement(drawn, drawn_true, picked), agreement(drawn, of_true, picked)
         spread = {name: (one if name.startswith("sign") else both)[name] for name in both}
         return _with_errors(agreement(found, of_true, picked), spread)

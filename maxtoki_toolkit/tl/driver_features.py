@@ -42,8 +42,8 @@ def driver_features(
     `null_pagerank`
         Score if the feature's edges are those of a random direction of its length; mean over its directions.
     `p_value`, `q_value`
-        Share of all random directions, `params["n_null"]` of them, whose score is at least as high; corrected for the
-        features (Benjamini and Hochberg).
+        Share of all random directions, `params["n_null"]` of them, whose score is at least as high; corrected
+        for the features (Benjamini and Hochberg).
     `n_edges`, `strength`, `activation`
         What is simpler: how many edges start there, the sum of their sizes, how active the feature is.
     `null_strength`
@@ -59,12 +59,13 @@ def driver_features(
     Notes
     -----
     Edges are reversed, so that what starts effects scores high and not where they end; their weights are the
-    sizes of the effects. No p is below 1 / (1 + n_null): with n features, 20 n / (1 + n_null) have to exceed all random
-    directions before they have q < 0.05, that is five of any number. `params["r_strength"]`, `params["r_activation"]` and `params["r_n_edges"]` are the
-    rank correlations of the score with the simpler ones: near 1, the score says no more than they do.
+    sizes of the effects. No p is below 1 / (1 + n_null): with n features, 20 n / (1 + n_null) have to exceed
+    all random directions before they have q < 0.05, that is five of any number. `params["r_strength"]`,
+    `params["r_activation"]` and `params["r_n_edges"]` are the rank correlations of the score with the simpler
+    ones: near 1, the score says no more than they do.
 
-    On random linear circuits with cycles, whose true drivers are known, the strength is the better guide: rank
-    correlation 0.87 with the total effect, PageRank 0.75 (`benchmarks/sae.py`).
+    On random linear circuits with cycles, whose true drivers are known, the strength is the better guide:
+    rank correlation 0.87 with the total effect, PageRank 0.75 (`benchmarks/sae.py`).
 
     Examples
     --------

@@ -75,8 +75,8 @@ def embed_genes(
     Notes
     -----
     A model reads at most `model.max_length` - 2 genes of a cell, the highest ranked: a gene that is never
-    among them has no vector in cells, whatever its expression. It has one with `whole_cells`, alone and in the
-    table.
+    among them has no vector in cells, whatever its expression. It has one with `whole_cells`, alone and in
+    the table.
 
     States are summed while the cells are read, one group after the other: what is held is a vector a gene and
     group, never one a gene and cell. Tahoe-x1 has the same three kinds of gene embeddings (expression-aware,

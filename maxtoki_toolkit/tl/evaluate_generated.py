@@ -38,7 +38,8 @@ class _Measure(NamedTuple):
     name: str
 
 
-# Coverage is not among them: the average cell is within reach of many true ones, so nothing there is at the bottom.
+# Coverage is not among them: the average cell is within reach of many true ones, so nothing there is at the
+# bottom.
 _MEASURES = (
     _Measure("doublets", "singlets", "population", "queries", "doublets", "cells", "singlet_fraction"),
     _Measure("annotation_concordance", "scores", "cells", "generated", "permuted", "query", "accuracy"),
@@ -197,7 +198,8 @@ def _summary(adata: AnnData, left_out: dict[str, str]) -> pd.DataFrame:
         if measure.part in left_out:
             continue
         table = adata.uns[measure.part][measure.table]
-        # Simulated doublets of two types are easier to tell than those of one, and both are the worst there can be.
+        # Simulated doublets of two types are easier to tell than those of one, and both are the worst there
+        # can be.
         names = table[measure.column].replace(
             {"same-type doublets": "doublets", "cross-type doublets": "doublets"}
         )

@@ -69,11 +69,11 @@ def evaluate_sae(
         "random", as many random directions as the autoencoder has features, of which k count; "subspace", the
         first k principal components, the same ones at every gene.
     `measure`
-        "variance explained", a share of that of the states; "loss recovered", of what next-gene prediction loses
-        if every state is the mean one, the share that is not lost with what the dictionary makes of it;
+        "variance explained", a share of that of the states; "loss recovered", of what next-gene prediction
+        loses if every state is the mean one, the share that is not lost with what the dictionary makes of it;
         "active features", at a gene; "dead features", share active nowhere; "dense features", share active at
-        more than a tenth of all genes; "nearest direction", mean cosine of each feature with the one most like it;
-        "found again", mean cosine of each feature with the one most like it in `others`.
+        more than a tenth of all genes; "nearest direction", mean cosine of each feature with the one most
+        like it; "found again", mean cosine of each feature with the one most like it in `others`.
     `value`, `low`, `high`
         With a 95% interval over donors (jackknife) where the measure is one of cells.
     `n_units`, `unit`
@@ -86,9 +86,9 @@ def evaluate_sae(
 
     Notes
     -----
-    k directions chosen anew at each gene should explain more than the k best fixed ones ("subspace"), and
-    the model should go on better with them than with k of the principal components: else there is nothing
-    sparse about the states. Cosines of random directions are what dimensions alone make of them. Where the mean
+    k directions chosen anew at each gene should explain more than the k best fixed ones ("subspace"), and the
+    model should go on better with them than with k of the principal components: else there is nothing sparse
+    about the states. Cosines of random directions are what dimensions alone make of them. Where the mean
     state costs less than half a nat a gene there is a warning: shares of so small a loss are noise.
 
     Examples

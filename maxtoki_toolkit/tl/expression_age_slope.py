@@ -53,8 +53,8 @@ def expression_age_slope(
     use
         Cells to use: boolean column of `.obs`, or one boolean a cell. All by default.
     time_unit
-        Unit of `time_key`: "years", "months", "weeks", "days" or "hours"; by default what its name or the range
-        of the ages says, or months. Months become years.
+        Unit of `time_key`: "years", "months", "weeks", "days" or "hours"; by default what its name or the
+        range of the ages says, or months. Months become years.
     min_cells
         Fewest cells of a group for a sample to count.
     min_donors
@@ -79,8 +79,8 @@ def expression_age_slope(
         Mean log2 counts per million over donors, share of the donors' cells with the gene, donors.
 
     Beside it are `samples`, a row a `group`, `donor` and `time` with `n_cells`, the covariates and the
-    `weight` in a slope; and `residuals`, samples x genes, what age and covariates leave of log2 expression. From
-    these others make slopes that are noise.
+    `weight` in a slope; and `residuals`, samples x genes, what age and covariates leave of log2 expression.
+    From these others make slopes that are noise.
 
     Raises
     ------

@@ -55,8 +55,8 @@ def feature_effects(
     sae
         Autoencoder of this model.
     features
-        Numbers of the features to edit. By default the 20 whose gradient is largest on half of the donors; the
-        effects are then read on the other half.
+        Numbers of the features to edit. By default the 20 whose gradient is largest on half of the donors;
+        the effects are then read on the other half.
     doses
         What a feature is multiplied with, wherever it is active: 0 takes it out, 2 doubles it.
     readout

@@ -114,9 +114,9 @@ def feature_families(
         `most_active`
             With `groupby`, the group in which its features are active at the largest share of genes.
         `top_genes`
-            Symbols of the genes at which more of its features are active than elsewhere, with commas: ordered by
-            how many are beyond expectation, summed over the gene's places, over the root of how many these are
-            (5 at least).
+            Symbols of the genes at which more of its features are active than elsewhere, with commas: ordered
+            by how many are beyond expectation, summed over the gene's places, over the root of how many these
+            are (5 at least).
     `features`
         A row a feature that was compared:
 
@@ -131,17 +131,18 @@ def feature_families(
             A broader feature that is active at half or more of the places of this one, or -1; at which
             share, and at which if they were independent.
     `edges`
-        A row a pair: `group`, `feature_1`, `feature_2`; `phi` with `phi_low` and `phi_high` (95%, over units);
-        `pmi`, log2 of how often both are active over expectation; `n`, places or cells with both; `p_value`
-        and `q_value`.
+        A row a pair: `group`, `feature_1`, `feature_2`; `phi` with `phi_low` and `phi_high` (95%, over
+        units); `pmi`, log2 of how often both are active over expectation; `n`, places or cells with both;
+        `p_value` and `q_value`.
     `tree`
         Average linkage of the families by 1 - mean phi between them, a row a joint, as scipy has it: `group`,
         `left`, `right` (a family, or from the number of families on a joint), `height`, `n_families`.
     `agreement`
-        With `groupby`, a row a pair of groups: `group_1`, `group_2`; `n_features` in families of both; `rand`,
-        the adjusted Rand index of the two, and `nmi`, normalised mutual information; of permuted features the
-        mean (`rand_null`, `nmi_null`) and 95th percentile (`rand_null_high`, `nmi_null_high`); `p_value` of the
-        Rand index (999 permutations, one-sided) and `q_value` (Benjamini and Hochberg, over the pairs).
+        With `groupby`, a row a pair of groups: `group_1`, `group_2`; `n_features` in families of both;
+        `rand`, the adjusted Rand index of the two, and `nmi`, normalised mutual information; of permuted
+        features the mean (`rand_null`, `nmi_null`) and 95th percentile (`rand_null_high`, `nmi_null_high`);
+        `p_value` of the Rand index (999 permutations, one-sided) and `q_value` (Benjamini and Hochberg, over
+        the pairs).
 
     Raises
     ------

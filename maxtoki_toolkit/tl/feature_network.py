@@ -52,7 +52,8 @@ def feature_network(
         Autoencoders of an earlier and a later place of this model.
     features
         Numbers of the features of `sae` that are scaled. Lists of numbers, such as families of
-        `mt.tl.feature_families`, are each scaled together, as one source: as many fewer passes as there are fewer sources.
+        `mt.tl.feature_families`, are each scaled together, as one source: as many fewer passes as there are
+        fewer sources.
     n_features
         If none are named, how many: those with most activation in these cells.
     step
@@ -89,10 +90,10 @@ def feature_network(
         The edges (`source`, `target`, `effect`) of random directions in place of the sources', four of each
         (`direction`), kept by the same rule: `mt.tl.driver_features` compares with them.
     `sources`
-        A row a feature of `sae` that was scaled, or a list: `feature` (its number), `features` (which were scaled
-        together), `activation` (mean over genes), `norm` (length of
-        what it adds to a cell), `n_edges`, `strength` (sum of the sizes of its effects, also of those that
-        are not kept) and `null_strength` (mean of the random directions of its length).
+        A row a feature of `sae` that was scaled, or a list: `feature` (its number), `features` (which were
+        scaled together), `activation` (mean over genes), `norm` (length of what it adds to a cell),
+        `n_edges`, `strength` (sum of the sizes of its effects, also of those that are not kept) and
+        `null_strength` (mean of the random directions of its length).
     `targets`
         A row a feature of `later`: `feature`, `activation`, `n_edges`, `strength`.
 
@@ -109,8 +110,8 @@ def feature_network(
     donors agree on those effects, too, so that the p value says that an edge is there, and `null_share`
     whether it is more than a push of that length.
 
-    Families, as sources: `found = mt.get.table(adata, "feature_families", "features").query("family >= 0")`, and
-    `features=found.groupby("family")["feature"].agg(list).tolist()`.
+    Families, as sources: `found = mt.get.table(adata, "feature_families", "features").query("family >= 0")`,
+    and `features=found.groupby("family")["feature"].agg(list).tolist()`.
 
     Examples
     --------

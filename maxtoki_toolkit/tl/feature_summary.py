@@ -88,8 +88,8 @@ def feature_summary(
         Further keys of `.obsm` that are put to the same tests, such as those of an untrained model:
         `mt.tl.features(adata, twin, its_sae, key_added="untrained", controls=False)`. None below 0.
     min_effect
-        How far from chance a feature has to be to pass: the AUROC's distance from 0.5, or half the correlation
-        with time.
+        How far from chance a feature has to be to pass: the AUROC's distance from 0.5, or half the
+        correlation with time.
     key
         Key of the features in `.obsm`, `.varm` and `.uns`.
     rng
@@ -143,8 +143,8 @@ def feature_summary(
     `gene_sets`
         With `gene_sets`, a row a feature and set, five at least of each feature and all of q < 0.05:
         `gene_set`; `auroc`, the chance that a gene of the set activates the feature more than another gene
-        like it, with the interval of the null's width around it; `p_value`, `q_value`; `n_genes`, genes of the
-        set that could be compared, `n_active`, those that activate the feature.
+        like it, with the interval of the null's width around it; `p_value`, `q_value`; `n_genes`, genes of
+        the set that could be compared, `n_active`, those that activate the feature.
     `dictionaries`
         A row a `dictionary` (keys of `.obsm`, and "genes": single genes) and `column` ("any" for all):
         `n_features` active in some cell, `n_pass`, `share_pass`; `n_values`, labels for which one passes;
@@ -177,9 +177,9 @@ def feature_summary(
     and membership is permuted there (`mt.tl.head_enrichment`), by its first three moments; q for all sets and
     features together. The p is for the genes, not for the donors.
 
-    Columns are corrected one by one: where thousands of features go with cell types, a common correction would
-    let pass one in twenty of them for the age. Dictionaries differ in size: `share_pass` is by feature, and
-    `held_out` is free of the choice of the best.
+    Columns are corrected one by one: where thousands of features go with cell types, a common correction
+    would let pass one in twenty of them for the age. Dictionaries differ in size: `share_pass` is by feature,
+    and `held_out` is free of the choice of the best.
 
     Examples
     --------

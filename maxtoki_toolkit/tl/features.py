@@ -74,8 +74,8 @@ def features(
         Pooled activations, sparse float32, cells x features, in the unit of the states; and the same of the
         controls in `.obsm["features_pca"]` and `.obsm["features_random"]`.
     `.varm["features"]`, `.varm["features_half"]`
-        Mean activation over all places of each gene, sparse float32, genes x features; the same of one half of
-        the donors. Genes read at fewer than 5 places have none.
+        Mean activation over all places of each gene, sparse float32, genes x features; the same of one half
+        of the donors. Genes read at fewer than 5 places have none.
     `.uns["features"]`
         The tables
 

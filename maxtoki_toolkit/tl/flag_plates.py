@@ -29,7 +29,8 @@ MIN_WELLS = 3  # of each kind
 MIN_SHARED = 6  # perturbations that other plates have too
 _PERMUTATIONS = 4999
 _COMPONENTS = 10  # of the PCA: the others are mostly noise of single cells
-# What counts as an edge effect, beside a small p value: AUROC of the border against the inside, or distance against its null.
+# What counts as an edge effect, beside a small p value: AUROC of the border against the inside, or distance
+# against its null.
 _LEAST_AUROC, _LEAST_DISTANCE = 0.7, 2.0
 _LEAST_DROP = 0.1  # of the concordance
 
@@ -82,11 +83,13 @@ def flag_plates(
     `None`. Writes to `.uns["flag_plates"]`:
 
     `plates`
-        A row a plate: `plate`, `group`, `n_wells`, `n_cells`, `flagged`, and `reasons`, the tests that flag it.
+        A row a plate: `plate`, `group`, `n_wells`, `n_cells`, `flagged`, and `reasons`, the tests that flag
+        it.
     `tests`
-        A row a plate and test ("overlap", "edge: cells", "edge: depth", "edge: expression", "concordance"): `plate`,
-        `test`, `value` with its 95% interval (`low`, `high`; NaN where there is none), `null`, what is expected of
-        a sound plate or by chance, `n`, the units of the test (wells, or perturbations), `p_value`, `q_value`, `flagged`.
+        A row a plate and test ("overlap", "edge: cells", "edge: depth", "edge: expression", "concordance"):
+        `plate`, `test`, `value` with its 95% interval (`low`, `high`; NaN where there is none), `null`, what
+        is expected of a sound plate or by chance, `n`, the units of the test (wells, or perturbations),
+        `p_value`, `q_value`, `flagged`.
     `wells`
         A row a well: `plate`, `well`, `row` and `column` (from 0), `edge`, `perturbation`, `n_cells`, `depth`
         (median total count) and `overlap` (share of controls among the neighbours of its cells, twice; 1 at
@@ -103,21 +106,22 @@ def flag_plates(
     -----
     The units are wells, and for the concordance perturbations; cells of a well are averaged.
 
-    *Overlap*: among the cells of a perturbation on a plate and as many of its controls, the share of controls among the
-    neighbours of a treated cell in PCA (ten components), twice, 1 at most: 1 where treatment leaves no trace, 0
-    where all cells are set apart. One-sided t test over treated wells of a mean above `max_overlap`.
+    *Overlap*: among the cells of a perturbation on a plate and as many of its controls, the share of controls
+    among the neighbours of a treated cell in PCA (ten components), twice, 1 at most: 1 where treatment leaves
+    no trace, 0 where all cells are set apart. One-sided t test over treated wells of a mean above
+    `max_overlap`.
 
     *Edge*: of what is left of each well when the median of the plate's wells of the same perturbation (where
-    there are four) or of all treated wells is taken away: cells and depth by the two-sided Mann-Whitney test of border against inner wells, `value` the chance
-    that a border well has more; expression by the squared distance of the means of ten principal components, against 4,999
-    exchanges of places, `null` their mean. Flagged only if the chance is below 0.3 or above 0.7, or the distance twice its null.
+    there are four) or of all treated wells is taken away: cells and depth by the two-sided Mann-Whitney test
+    of border against inner wells, `value` the chance that a border well has more; expression by the squared
+    distance of the means of ten principal components, against 4,999 exchanges of places, `null` their mean.
+    Flagged only if the chance is below 0.3 or above 0.7, or the distance twice its null.
 
-    *Concordance*: correlation of the response of a perturbation (mean of its wells less that of the controls) with its mean
-    on the other plates of the group, mean over perturbations, `null` that with the responses of other
-    perturbations there. A plate is
-    flagged whose perturbations agree less than on the other plates (paired one-sided t test over perturbations
-    against their median there) by 0.1 or more. Of two plates that disagree, either may be wrong:
-    three plates a group at least are needed.
+    *Concordance*: correlation of the response of a perturbation (mean of its wells less that of the controls)
+    with its mean on the other plates of the group, mean over perturbations, `null` that with the responses of
+    other perturbations there. A plate is flagged whose perturbations agree less than on the other plates
+    (paired one-sided t test over perturbations against their median there) by 0.1 or more. Of two plates that
+    disagree, either may be wrong: three plates a group at least are needed.
 
     P values are corrected over plates, for each kind of test (Benjamini and Hochberg).
 

@@ -68,8 +68,8 @@ def gene_effects(
         Column of `.obs` with the donor, guessed from its name.
     genes
         Genes that are both taken out and read (symbols, Ensembl ids or `.var_names`), at most 300. By default
-        those that are read most often; with `regulons`, the 100 sources (of those with three targets) and then
-        the targets that are read most often.
+        those that are read most often; with `regulons`, the 100 sources (of those with three targets) and
+        then the targets that are read most often.
     n_cells
         Cells of each group and donor, at most (of each group, where no donor is known). Which ones depends on
         `rng` and their names alone.
@@ -93,12 +93,12 @@ def gene_effects(
         `group`, `source`, `target`, `source_symbol`, `target_symbol`
             Group of cells and genes (`.var_names`, symbols).
         `effect`, `effect_low`, `effect_high`
-            What reading the source adds to the log-probability of the target (nats), beyond what genes at like
-            places add: above 0, the source announces the target; below 0, it speaks against it. Mean over
-            donors, with its 95% interval.
+            What reading the source adds to the log-probability of the target (nats), beyond what genes at
+            like places add: above 0, the source announces the target; below 0, it speaks against it. Mean
+            over donors, with its 95% interval.
         `p_value`, `q_value`
-            Two-sided t test over donors of an effect of 0; corrected for all pairs of all groups (Benjamini and
-            Hochberg).
+            Two-sided t test over donors of an effect of 0; corrected for all pairs of all groups (Benjamini
+            and Hochberg).
         `half_1`, `half_2`
             The effect in two halves of the donors (or cells).
         `coexpression`
@@ -138,8 +138,8 @@ def gene_effects(
         A row a `group`: `n_cells`, `n_donors`, `n_pairs`, and how well its halves agree over all pairs
         (`replication_effect`, `replication_coexpression`; Spearman).
     `genes`
-        Genes (`gene`, `ensembl_id`, `symbol`), in the order of `matrix`, with the share of cells that they are
-        read in (`detection`).
+        Genes (`gene`, `ensembl_id`, `symbol`), in the order of `matrix`, with the share of cells that they
+        are read in (`detection`).
     `matrix`
         float32, groups x sources x targets: effects, NaN where there is none.
 
@@ -153,17 +153,17 @@ def gene_effects(
 
     Notes
     -----
-    A cell is read as it is and with the source taken out; what is compared is the log-probability of the target
-    at the same places, with otherwise the same genes before it, from the source on until the target is read, or
-    to the end of a cell that lacks it. Each such mean is compared with that of 24 genes of the same cell, spread
-    evenly over its places, weighted by how near their place is (normal kernel, a sixteenth of the cell): what is
-    left is not about where the source stands, nor about the loss of any one gene.
+    A cell is read as it is and with the source taken out; what is compared is the log-probability of the
+    target at the same places, with otherwise the same genes before it, from the source on until the target is
+    read, or to the end of a cell that lacks it. Each such mean is compared with that of 24 genes of the same
+    cell, spread evenly over its places, weighted by how near their place is (normal kernel, a sixteenth of
+    the cell): what is left is not about where the source stands, nor about the loss of any one gene.
 
     Pairs that are read in fewer than 10 cells of a group have no effect.
 
-    Donors are the unit: an effect is the mean over donors of the means over their cells. Without donors, cells
-    are put in blocks, which tells of cells, not of people. An effect in a model is no evidence that one gene acts
-    on another in a cell.
+    Donors are the unit: an effect is the mean over donors of the means over their cells. Without donors,
+    cells are put in blocks, which tells of cells, not of people. An effect in a model is no evidence that one
+    gene acts on another in a cell.
 
     Examples
     --------

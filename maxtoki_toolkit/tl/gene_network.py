@@ -65,7 +65,8 @@ def gene_network(
     groupby
         Column or columns of `.obs`, e.g. the cell type: a network for each group. All cells by default.
     donor_key
-        Column of `.obs` with the donor, guessed from its name. Coexpression is then within donors, and the halves are of donors.
+        Column of `.obs` with the donor, guessed from its name. Coexpression is then within donors, and the
+        halves are of donors.
     genes
         Genes of the network (symbols, Ensembl ids or `.var_names`), at most 1,000. By default the 300 that
         are read most often; with `regulons`, the 100 sources (of those with three targets) and then the

@@ -65,7 +65,8 @@ def gene_task(
     labels
         A table with a column `gene` (symbol, Ensembl id or `.var_names`) and a column of 1 and 0 for each
         label; genes that are missing there are left out. Or gene sets, by name or as a file (.gmt, .gmt.gz),
-        or "TF" for the transcription factors: all other genes that have an embedding are then without the label.
+        or "TF" for the transcription factors: all other genes that have an embedding are then without the
+        label.
     key
         Key of the embeddings in `.varm`.
     n_folds
@@ -118,12 +119,12 @@ def gene_task(
 
     Notes
     -----
-    Logistic regression with an L2 penalty, chosen in the training folds alone by AUROC (over the five most common
-    sets, where there are more). Genes are the units,
-    and paralogues are not independent: genes whose symbols have the same stem (RPL3, RPL4), or that have a
-    mouse orthologue in common, are a family, which is never in training and test at once, is drawn as one by
-    the bootstrap, and keeps its labels together when they are shuffled. A gene that the model does not read
-    has no embedding and is left out of every predictor, so that all are scored on the same genes.
+    Logistic regression with an L2 penalty, chosen in the training folds alone by AUROC (over the five most
+    common sets, where there are more). Genes are the units, and paralogues are not independent: genes whose
+    symbols have the same stem (RPL3, RPL4), or that have a mouse orthologue in common, are a family, which is
+    never in training and test at once, is drawn as one by the bootstrap, and keeps its labels together when
+    they are shuffled. A gene that the model does not read has no embedding and is left out of every
+    predictor, so that all are scored on the same genes.
 
     An embedding in cells knows how high genes rank: what it is worth shows beside "expression" and in what it
     adds to all baselines. Intervals leave out that other folds would give other regressions: they are short.

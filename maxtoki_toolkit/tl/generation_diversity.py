@@ -26,7 +26,8 @@ SPACES = ("ranks", "embedding")
 _MIN_DONORS = 4
 # Neighbours that say how far from a true cell others of its kind are.
 N_NEIGHBORS = 5
-# Cells of each kind and group, at most, drawn at random: distances are between all pairs. Of training cells all are used.
+# Cells of each kind and group, at most, drawn at random: distances are between all pairs. Of training cells
+# all are used.
 N_CELLS = 500
 N_PERMUTATIONS = 999  # for the p value of `nearer`
 

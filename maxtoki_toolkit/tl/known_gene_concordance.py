@@ -73,7 +73,8 @@ def known_gene_concordance(
             Share of the genes whose score and known value have the same sign, with a 95% interval over genes
             (bootstrap).
         `null_low`, `null_high`, `p_value`
-            Middle 95% of that share, around that of matched genes, when slopes are noise, and its two-sided p.
+            Middle 95% of that share, around that of matched genes, when slopes are noise, and its two-sided
+            p.
         `rho`, `rho_null_low`, `rho_null_high`, `rho_p_value`
             The same for Spearman's correlation.
         `q_value`
@@ -95,8 +96,8 @@ def known_gene_concordance(
 
     The null is slopes that are noise: what age and covariates do not explain, exchanged between donors, so
     that genes go together as they do in the cells. It stands in for the slopes, or, where a screen or
-    attributions are compared, for the known values. What is tested is the difference from genes alike in rank,
-    detection and expression (16 to 31 of them), so that what depth or rank do to both is taken off. The
+    attributions are compared, for the known values. What is tested is the difference from genes alike in
+    rank, detection and expression (16 to 31 of them), so that what depth or rank do to both is taken off. The
     interval of the share treats genes as independent: it is too short.
 
     Examples

@@ -72,8 +72,8 @@ def neighborhood_enrichment(
 
     Returns
     -------
-    `None`. Writes two tables to `.uns["neighborhood_enrichment"]`. `pairs` has a row for each column and ordered
-    pair of labels:
+    `None`. Writes two tables to `.uns["neighborhood_enrichment"]`. `pairs` has a row for each column and
+    ordered pair of labels:
 
     `groupby`, `label`, `neighbor`
         The column, a cell's label, and its neighbour's.
@@ -85,13 +85,14 @@ def neighborhood_enrichment(
     `p_value`, `q_value`
         Two-sided, by these permutations; corrected for the pairs of a column (Benjamini and Hochberg).
     `unit_p_value`, `unit_q_value`
-        Two-sided t test over donors (or images) of the difference from `null_mean`, and its correction. This one
-        is about other donors; the permutations are about these images.
+        Two-sided t test over donors (or images) of the difference from `null_mean`, and its correction. This
+        one is about other donors; the permutations are about these images.
     `n_edges`, `n_expected`, `n_images`, `n_units`
         Edges in the images that count, how many are expected there, these images, and their donors.
 
     `units` has a row for each donor (or image) and pair that is known there: `groupby`, `unit`, `label`,
-    `neighbor`, `log2_enrichment`, `n_images`, `n_edges`, `n_expected`. `params["units"]` says what the units are.
+    `neighbor`, `log2_enrichment`, `n_images`, `n_edges`, `n_expected`. `params["units"]` says what the units
+    are.
 
     Raises
     ------
@@ -102,11 +103,12 @@ def neighborhood_enrichment(
 
     Notes
     -----
-    An edge leads from a cell to each of its neighbours, so that with `n_neighbors` the pair (a, b) is not (b, a).
-    The expected number is exact: with e edges among the n cells of an image, e n_a n_b / (n (n - 1)). It depends on
-    the composition alone, which is the trivial baseline. Half an edge is added to both numbers, and an image
-    counts for a pair where at least one edge is expected. Labels exchanged within images are the test of
-    histoCAT (Schapiro et al., Nature Methods 2017) and of squidpy's `gr.nhood_enrichment`, which pool the images.
+    An edge leads from a cell to each of its neighbours, so that with `n_neighbors` the pair (a, b) is not (b,
+    a). The expected number is exact: with e edges among the n cells of an image, e n_a n_b / (n (n - 1)). It
+    depends on the composition alone, which is the trivial baseline. Half an edge is added to both numbers,
+    and an image counts for a pair where at least one edge is expected. Labels exchanged within images are the
+    test of histoCAT (Schapiro et al., Nature Methods 2017) and of squidpy's `gr.nhood_enrichment`, which pool
+    the images.
 
     Examples
     --------

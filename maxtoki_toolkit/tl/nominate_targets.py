@@ -82,8 +82,8 @@ def nominate_targets(
         `null_auroc`, `null_auroc_high`, `null_precision`, `null_precision_high`
             Mean and 95th percentile when each gene's dependencies are exchanged between the groups.
         `p_value`, `q_value`
-            One-sided, of the AUROC: share of exchanges with one as high; corrected for the predictors (Benjamini and
-            Hochberg).
+            One-sided, of the AUROC: share of exchanges with one as high; corrected for the predictors
+            (Benjamini and Hochberg).
 
     `groups`
         A row a predictor and group: `predictor`, `group`, `n_genes`, `n_positive`, `auroc`, `precision`.

@@ -77,8 +77,8 @@ def patch(
 
     Returns
     -------
-    `None`. Writes the table `effects` to `.uns["patch"]`, a row a layer (head, feature) and segment of the prompt;
-    effects are shares of what was lost, readings in `params["unit"]`:
+    `None`. Writes the table `effects` to `.uns["patch"]`, a row a layer (head, feature) and segment of the
+    prompt; effects are shares of what was lost, readings in `params["unit"]`:
 
     `layer`, `head`, `segment`
         Where: blocks before it ("residual") or block, from 0; head, -1 for none; part of the prompt.
@@ -300,7 +300,8 @@ def _effects(
             part["low"],
             part["high"],
         )
-    # States before the first change are the same in both prompts: nothing can come back, and nothing was tested.
+    # States before the first change are the same in both prompts: nothing can come back, and nothing was
+    # tested.
     fixed = ~(known & (back != 0)).any(axis=0)
     effects["p_value"] = np.where(fixed, np.nan, difference["p_value"])
     effects["q_value"] = benjamini_hochberg(effects["p_value"])

@@ -64,7 +64,8 @@ def perturbation_concordance(
             Share of the genes that are concordant: what the edit does to the cell's age is what the slope
             says; with a 95% interval over genes (bootstrap).
         `null_low`, `null_high`, `p_value`
-            Middle 95% of that share, around that of matched genes, when slopes are noise, and its two-sided p.
+            Middle 95% of that share, around that of matched genes, when slopes are noise, and its two-sided
+            p.
         `rho`, `rho_null_low`, `rho_null_high`, `rho_p_value`
             The same for Spearman's correlation of slope and effect, its sign turned so that concordance is
             positive.
@@ -93,9 +94,10 @@ def perturbation_concordance(
 
     Notes
     -----
-    The slopes of the null are noise: what age and covariates do not explain, exchanged between donors, so that
-    genes go together as they do in the cells. What is tested is the difference from genes alike in rank,
-    detection and expression (16 to 31 of them), so that what depth or rank do to both is taken off. Effects of an edit of the context count the other way round.
+    The slopes of the null are noise: what age and covariates do not explain, exchanged between donors, so
+    that genes go together as they do in the cells. What is tested is the difference from genes alike in rank,
+    detection and expression (16 to 31 of them), so that what depth or rank do to both is taken off. Effects
+    of an edit of the context count the other way round.
 
     Both sides look at the same association of expression with age, one through the model. That they agree
     says that the model has learned it, not that the gene does anything. The interval of the

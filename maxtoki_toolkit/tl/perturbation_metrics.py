@@ -263,7 +263,8 @@ def moments(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Means, draws x perturbations x genes; Welch's t of all but the first against the first; variances beside the first.
 
-    The variances are those of each perturbation but the first, and of the first, half each; perturbations x genes.
+    The variances are those of each perturbation but the first, and of the first, half each; perturbations x
+    genes.
     """
     variance = np.zeros((n, X.shape[1]))
     mean, error = np.full((2, len(weights), n, X.shape[1]), np.nan)

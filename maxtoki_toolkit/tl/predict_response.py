@@ -59,9 +59,10 @@ def predict_response(
     groupby
         Columns of `.obs` with the context: cell line, cell type or donor.
     held_out
-        What is left out: "context", all treated cells of a context, one at a time; "combination", contexts under
-        perturbations both of which are seen elsewhere; "perturbation", in all contexts; "cells", a random half of the
-        cells of every population, which is no new donor, line or drug, and flatters every way.
+        What is left out: "context", all treated cells of a context, one at a time; "combination", contexts
+        under perturbations both of which are seen elsewhere; "perturbation", in all contexts; "cells", a
+        random half of the cells of every population, which is no new donor, line or drug, and flatters every
+        way.
     perturbation_key, control
         Column of `.obs` with the perturbation, and its value for controls; guessed from the names in `.obs`.
     donor_key
@@ -75,7 +76,8 @@ def predict_response(
     layer
         Layer with the raw counts; by default what was ranked, or `.X`.
     recipe
-        With a recipe, a set transformer (`mt.train.response`) is trained for each fold as well: `mt.train.ResponseRecipe()`.
+        With a recipe, a set transformer (`mt.train.response`) is trained for each fold as well:
+        `mt.train.ResponseRecipe()`.
     rng
         Seed of halves, folds, resamples, exchanges and networks.
     key_added
@@ -86,19 +88,20 @@ def predict_response(
     `None`. Writes to `.uns["predict_response"]`:
 
     `summary`
-        A row a method and score: `method`, `kind` ("way", "baseline", "ceiling" or "null"), `score`; `value`, the mean over
-        units, with its t interval over them (`low`, `high`; of the null 95% of the exchanges; NaN for fewer than three units);
-        `difference` to the "perturbation mean", paired over units, with its interval (`difference_low`,
-        `difference_high`), `p_value` (paired t test over units, two-sided) and `q_value` (Benjamini and Hochberg over the ways,
-        for each score); `n_units`, contexts, or with held_out="perturbation" perturbations.
+        A row a method and score: `method`, `kind` ("way", "baseline", "ceiling" or "null"), `score`; `value`,
+        the mean over units, with its t interval over them (`low`, `high`; of the null 95% of the exchanges;
+        NaN for fewer than three units); `difference` to the "perturbation mean", paired over units, with its
+        interval (`difference_low`, `difference_high`), `p_value` (paired t test over units, two-sided) and
+        `q_value` (Benjamini and Hochberg over the ways, for each score); `n_units`, contexts, or with
+        held_out="perturbation" perturbations.
     `scores`
-        A row a population left out, method and score: `context`, `perturbation`, `method`, `score`, and `value` with the
-        interval of resampled cells or donors (`low`, `high`).
+        A row a population left out, method and score: `context`, `perturbation`, `method`, `score`, and
+        `value` with the interval of resampled cells or donors (`low`, `high`).
     `populations`
         A row a population: `context`, `perturbation`, `fold`, `n_treated`, `n_control`.
     `means`
-        Array, methods x populations x genes: predicted mean of the log-normalised expression, for all methods that
-        predict one (`params["methods"]`), NaN where a way has nothing to go by.
+        Array, methods x populations x genes: predicted mean of the log-normalised expression, for all methods
+        that predict one (`params["methods"]`), NaN where a way has nothing to go by.
 
     Raises
     ------
@@ -109,11 +112,11 @@ def predict_response(
 
     Notes
     -----
-    Every population is halved, controls too. Predictions begin from one half of the controls, and their change from
-    there is compared with that from the other half of the controls to one half of the treated cells; the other half of
-    the treated cells, taken for a prediction, is the ceiling ("replicate half"). So no noise is on both sides of a
-    correlation. (Scored on all controls at once, predicted and true change share the noise of the
-    controls.)
+    Every population is halved, controls too. Predictions begin from one half of the controls, and their
+    change from there is compared with that from the other half of the controls to one half of the treated
+    cells; the other half of the treated cells, taken for a prediction, is the ceiling ("replicate half"). So
+    no noise is on both sides of a correlation. (Scored on all controls at once, predicted and true change
+    share the noise of the controls.)
 
     The ways, with c the controls of the population, changes being treated less control:
 
@@ -131,15 +134,17 @@ def predict_response(
         c and the mean change of the perturbation, contexts weighted by how many of the 15 nearest controls of
         its controls each of them has.
     "linear shift"
-        c, the mean change, and how far c is from the controls of the others, times one slope for all genes that is
-        learned from contexts left out in turn: between -1 ("treated mean") and 0 ("perturbation mean") or beyond.
+        c, the mean change, and how far c is from the controls of the others, times one slope for all genes
+        that is learned from contexts left out in turn: between -1 ("treated mean") and 0 ("perturbation
+        mean") or beyond.
     "set transformer"
         See `mt.train.response`.
     "shuffled labels"
-        "perturbation mean" where treated cells and controls have exchanged labels within each context, 49 times.
+        "perturbation mean" where treated cells and controls have exchanged labels within each context, 49
+        times.
 
-    Units are left out in turn, so that what is learned for one is learned from the others: the paired tests take them
-    as independent, and are approximate.
+    Units are left out in turn, so that what is learned for one is learned from the others: the paired tests
+    take them as independent, and are approximate.
 
     Scores are those of `mt.tl.perturbation_metrics`, of 20, 100 and 200 top genes.
 

@@ -112,11 +112,11 @@ def search_features(
     -----
     The state of a cell is the mean activation of each feature over its genes. The gradient of the target with
     respect to the embedding of each gene, times the gene's difference from the mean of all, promises what is
-    lost with it; for "overexpress" it is taken at the first place. Promises only choose candidates: all that is
-    reported is read from edited cells.
+    lost with it; for "overexpress" it is taken at the first place. Promises only choose candidates: all that
+    is reported is read from edited cells.
 
-    Half of the donors (or cells) are searched with, the other half are those of `shift`. `params["promise_r"]`
-    is the correlation of promised and real shifts over the candidates.
+    Half of the donors (or cells) are searched with, the other half are those of `shift`.
+    `params["promise_r"]` is the correlation of promised and real shifts over the candidates.
 
     Examples
     --------

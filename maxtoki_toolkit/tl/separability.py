@@ -93,8 +93,8 @@ def separability(
 
     Notes
     -----
-    Cells are in two halves, each with as many treated cells as controls, and the neighbours of a cell are those in
-    the other half: among all others a cell would find fewer of its own kind by chance.
+    Cells are in two halves, each with as many treated cells as controls, and the neighbours of a cell are
+    those in the other half: among all others a cell would find fewer of its own kind by chance.
 
     Where three donors at least have treated cells and controls (design "within donors"), each of these donors
     is scored alone, labels are exchanged among the cells of a donor, and the score is the mean over donors,

@@ -65,22 +65,24 @@ def spatial_features(
     column, and for the baselines:
 
     `key`, `feature`, `baseline`
-        Where it is from, its name, and whether it is a baseline: "cell density" or, of counts, "library size".
+        Where it is from, its name, and whether it is a baseline: "cell density" or, of counts, "library
+        size".
     `morans_i`, `ci_low`, `ci_high`
-        Moran's I: the mean over donors of the means over their images, with its 95% interval (t distribution, from
-        three donors on); where donors are not known, over images.
+        Moran's I: the mean over donors of the means over their images, with its 95% interval (t distribution,
+        from three donors on); where donors are not known, over images.
     `null_mean`, `null_low`, `null_high`
         Mean and middle 95% of the same with values exchanged within each image.
     `p_value`, `q_value`
-        Two-sided, by these permutations; corrected for the rows that are no baseline (Benjamini and Hochberg).
+        Two-sided, by these permutations; corrected for the rows that are no baseline (Benjamini and
+        Hochberg).
     `adjusted`, `adjusted_low`, `adjusted_high`, `adjusted_p_value`, `adjusted_q_value`
         The same of what a regression on the baselines leaves in each image.
     `n_images`, `n_units`
         Images in which it varies, and their donors.
 
     `units` has a row for each donor (or image) and feature: `unit`, `key`, `feature`, `morans_i`, `adjusted`.
-    `params["units"]` says what the units are, `params["n_replicated"]` in how many features all of them have the sign
-    of the mean.
+    `params["units"]` says what the units are, `params["n_replicated"]` in how many features all of them have
+    the sign of the mean.
 
     Raises
     ------
@@ -91,11 +93,12 @@ def spatial_features(
 
     Notes
     -----
-    Moran's I with weights that sum to 1 for each cell: near 1 where neighbours are alike, -1 / (n - 1) expected by
-    chance (Moran, Biometrika 1950). Library size and cell density vary in nearly every tissue, and with them what
-    depends on depth or on how cells are segmented: what is left without them is the claim, and patches of cell
-    types are a reason as well. Cells are exchanged, not donors: the p value is about these images, the interval
-    about other donors (or images). No p value is below 1 / (n_permutations + 1): many genes need many permutations.
+    Moran's I with weights that sum to 1 for each cell: near 1 where neighbours are alike, -1 / (n - 1)
+    expected by chance (Moran, Biometrika 1950). Library size and cell density vary in nearly every tissue,
+    and with them what depends on depth or on how cells are segmented: what is left without them is the claim,
+    and patches of cell types are a reason as well. Cells are exchanged, not donors: the p value is about
+    these images, the interval about other donors (or images). No p value is below 1 / (n_permutations + 1):
+    many genes need many permutations.
 
     Examples
     --------

@@ -45,14 +45,15 @@ def translate(
     Parameters
     ----------
     adata
-        Rank-encoded cells with several kinds of features (`mt.pp.join_modalities`), and their raw counts in `.X`.
+        Rank-encoded cells with several kinds of features (`mt.pp.join_modalities`), and their raw counts in
+        `.X`.
     model
         Model that was trained on such cells (`mt.train.pretrain` with `modality_dropout`).
     target
         "rna", "adt" or "atac": what is read. All other kinds that the cells have are given.
     held_out
-        Boolean column of `.obs`: cells to score, which neither the model nor the baseline has seen. By default all
-        are scored, and the baseline is fitted in five folds (over donors, where they are known).
+        Boolean column of `.obs`: cells to score, which neither the model nor the baseline has seen. By
+        default all are scored, and the baseline is fitted in five folds (over donors, where they are known).
     donor_key
         Column of `.obs` with the donor, guessed from its name. Without, blocks of cells are the units.
     n_permutations
@@ -67,8 +68,8 @@ def translate(
     `None`. Writes
 
     `.obsm["translate"]`
-        DataFrame, cells x features: log-probability of each feature to come first behind the mark of its kind,
-        among all of that kind (nats).
+        DataFrame, cells x features: log-probability of each feature to come first behind the mark of its
+        kind, among all of that kind (nats).
     `.uns["translate"]`
         `scores`
             A row a method:
@@ -77,16 +78,16 @@ def translate(
                 "model", "ridge" or "model less ridge".
             `r`, `r_low`, `r_high`
                 Mean over features of the correlation with what was measured, over the scored cells, with its
-                95% interval (jackknife over units): Spearman with log counts per ten thousand, for "atac" with
-                whether the peak is open.
+                95% interval (jackknife over units): Spearman with log counts per ten thousand, for "atac"
+                with whether the peak is open.
             `null_low`, `null_high`, `p_value`
-                95% of what exchanged cells give, and the share of them that do as well (one-sided); not of the
-                difference.
+                95% of what exchanged cells give, and the share of them that do as well (one-sided); not of
+                the difference.
             `n_features`, `n_cells`, `n_units`, `unit`
                 Features that vary, cells that were scored, and donors (or blocks of cells).
         `features`
-            A row a `feature`: its correlations `r_model` and `r_ridge`, and `share_detected`, the share of the
-            scored cells that have it.
+            A row a `feature`: its correlations `r_model` and `r_ridge`, and `share_detected`, the share of
+            the scored cells that have it.
 
     Raises
     ------
@@ -97,8 +98,9 @@ def translate(
 
     Notes
     -----
-    Ridge regression reads 50 principal components of the log-normalised features of the other kinds; its penalty
-    is chosen by leave-one-out errors. A feature that does not vary among the scored cells has no score.
+    Ridge regression reads 50 principal components of the log-normalised features of the other kinds; its
+    penalty is chosen by leave-one-out errors. A feature that does not vary among the scored cells has no
+    score.
 
     Examples
     --------

@@ -55,8 +55,8 @@ def variogram(
     adata
         Cells with places in `.obsm["spatial"]` (cells x 2 or 3).
     keys
-        What is compared: columns of `.obs` (numbers, or classes), matrices of `.obsm` (as an embedding), genes
-        (names or symbols; from raw counts in `.X`).
+        What is compared: columns of `.obs` (numbers, or classes), matrices of `.obsm` (as an embedding),
+        genes (names or symbols; from raw counts in `.X`).
     library_key
         Column of `.obs` with the image or section, guessed from its name; without one, all cells are in one.
     donor_key
@@ -85,8 +85,8 @@ def variogram(
     `bin`, `distance_low`, `distance_high`, `distance`
         Number from 0, its limits, and the mean of its pairs.
     `value`, `ci_low`, `ci_high`
-        The measure: the mean over donors of the means over their images, with its 95% interval (t distribution,
-        from three donors on); where donors are not known, over images.
+        The measure: the mean over donors of the means over their images, with its 95% interval (t
+        distribution, from three donors on); where donors are not known, over images.
     `null_mean`, `null_low`, `null_high`
         Mean and middle 95% of the same with cells exchanged within each image.
     `p_value`, `q_value`
@@ -97,12 +97,12 @@ def variogram(
     `ranges` has a row for each key and baseline: `key`, `measure`, `baseline`,
 
     `nugget`, `sill`
-        Measure at distance 0 and where it has levelled off, by the exponential model; an extrapolation where the range is
-        infinite.
+        Measure at distance 0 and where it has levelled off, by the exponential model; an extrapolation where
+        the range is infinite.
     `range`, `range_low`, `range_high`
-        Distance at which 95% of the rise is done, with its 95% interval (bootstrap over donors, or images; from
-        three on). Infinite where the curve still rises at the largest distance, NaN where the nearest cells are
-        no more alike than others.
+        Distance at which 95% of the rise is done, with its 95% interval (bootstrap over donors, or images;
+        from three on). Infinite where the curve still rises at the largest distance, NaN where the nearest
+        cells are no more alike than others.
     `p_value`, `q_value`
         Those of the first bin, corrected for the keys: are near cells more, or less, alike than cells of the
         image at large?
@@ -116,10 +116,10 @@ def variogram(
 
     Notes
     -----
-    Empirical variogram (Matheron, Economic Geology 1963), of at most 1,000 pairs of an image and bin, drawn at
-    random; the exponential model is fitted by least squares weighted with the number of pairs. Cells are
-    exchanged, not donors: the band and the p value are about these images, the intervals about other donors (or
-    images). A gradient through the whole image has no range, and gives an infinite one.
+    Empirical variogram (Matheron, Economic Geology 1963), of at most 1,000 pairs of an image and bin, drawn
+    at random; the exponential model is fitted by least squares weighted with the number of pairs. Cells are
+    exchanged, not donors: the band and the p value are about these images, the intervals about other donors
+    (or images). A gradient through the whole image has no range, and gives an infinite one.
 
     Examples
     --------

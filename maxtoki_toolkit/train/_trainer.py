@@ -69,7 +69,8 @@ def fit(
 ) -> nn.Module | None:
     """Train `module`, from the last checkpoint in `output` if there is one, and return it, in this process whole.
 
-    `None` where there is nothing to save: the run in `output` is finished, or another process has the weights.
+    `None` where there is nothing to save: the run in `output` is finished, or another process has the
+    weights.
 
     Raises
     ------
@@ -88,8 +89,8 @@ def fit(
         What is trained on, how it is batched, and what is evaluated.
     recipe
         `plain` settings of the run, and checksums of what is trained on: a run with others is not continued.
-        Among them max_steps, batch_size, accumulate, learning_rate, warmup, weight_decay, bf16, fp16 and seed,
-        which are used here, and optimizer, embedding_rate, hold and floor.
+        Among them max_steps, batch_size, accumulate, learning_rate, warmup, weight_decay, bf16, fp16 and
+        seed, which are used here, and optimizer, embedding_rate, hold and floor.
     run
         Steps between evaluations and checkpoints, and how the work is done.
     device

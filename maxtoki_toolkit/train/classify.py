@@ -102,23 +102,23 @@ def classify(
 
     Returns
     -------
-    The classifier, as `mt.load_classifier(output)` gives it, for `mt.tl.annotate(adata, model, classifier=...)`. Its
-    `tables` are those of `mt.tl.annotate`, of the held-out donors, with a linear probe on the untrained embedding
-    among the baselines.
+    The classifier, as `mt.load_classifier(output)` gives it, for `mt.tl.annotate(adata, model,
+    classifier=...)`. Its `tables` are those of `mt.tl.annotate`, of the held-out donors, with a linear probe
+    on the untrained embedding among the baselines.
 
     Raises
     ------
     ValueError
-        If a column has but one label among the cells that are trained on, nothing can be held out, `output` holds a run of
-        other settings, cells or model, or the training diverges.
+        If a column has but one label among the cells that are trained on, nothing can be held out, `output`
+        holds a run of other settings, cells or model, or the training diverges.
 
     Notes
     -----
-    Adapters (LoRA, Hu et al., ICLR 2022) go beside all projections. Heads read the mean state of a cell's genes and
-    begin as the linear probe of the model as it was, so that training begins where the probe ends (Kumar et al., ICLR
-    2022). The loss is the cross entropy in which all labels of a column count the same; the share `smoothing` of what is
-    asked for is spread over the label's neighbours in the Cell Ontology, at most two steps away, where there are some.
-    The loop is that of `transformers.Trainer`.
+    Adapters (LoRA, Hu et al., ICLR 2022) go beside all projections. Heads read the mean state of a cell's
+    genes and begin as the linear probe of the model as it was, so that training begins where the probe ends
+    (Kumar et al., ICLR 2022). The loss is the cross entropy in which all labels of a column count the same;
+    the share `smoothing` of what is asked for is spread over the label's neighbours in the Cell Ontology, at
+    most two steps away, where there are some. The loop is that of `transformers.Trainer`.
 
     Examples
     --------

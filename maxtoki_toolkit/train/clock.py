@@ -34,7 +34,8 @@ from ._trainer import claim_run, is_first_process, leaves_nothing, require_run, 
 from .recipe import TemporalRecipe
 from .temporal import temporal
 
-# Which cells are held out and why (columns of `mt.pp.hold_out`), and where the contexts of their queries come from.
+# Which cells are held out and why (columns of `mt.pp.hold_out`), and where the contexts of their queries come
+# from.
 SETS = {
     "held_out_donors": "held_out_donors",
     "held_out_times": "held_out",

@@ -53,11 +53,12 @@ def pretrain(
         Folder of the run: checkpoints, `log.jsonl`, and the model in `model/`. A run that was
         interrupted goes on from its last checkpoint when called again with the same settings and cells.
     shape
-        "217m", "1b", or the fields of a `transformers.LlamaConfig`; `max_position_embeddings` is the
-        length, in tokens, to which cells are cut. Or a model of this vocabulary, from whose weights the training
-        goes on: one that `mt.models.extend_model` gave proteins or peaks, say.
+        "217m", "1b", or the fields of a `transformers.LlamaConfig`; `max_position_embeddings` is the length,
+        in tokens, to which cells are cut. Or a model of this vocabulary, from whose weights the training goes
+        on: one that `mt.models.extend_model` gave proteins or peaks, say.
     held_out
-        Cells whose loss is logged, which are never trained on; `n_held_out` of the recipe says how many of them are read.
+        Cells whose loss is logged, which are never trained on; `n_held_out` of the recipe says how many of
+        them are read.
     recipe
         All other settings: `mt.train.PretrainRecipe.of(max_steps=2000, learning_rate=1e-3)`.
 

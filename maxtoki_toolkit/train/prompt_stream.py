@@ -214,7 +214,8 @@ class PromptCollator:
         begins = np.flatnonzero(flat == self.vocab["<bos>"])
         cell = np.searchsorted(begins, np.arange(len(flat)), side="right") - 1
         place = np.where(is_gene, np.arange(len(flat)) - begins[cell] - 1, -1)
-        # The n-th `<bos>` of a prompt begins its n-th cell; a lapse prompt has its query, a cell prompt its answer.
+        # The n-th `<bos>` of a prompt begins its n-th cell; a lapse prompt has its query, a cell prompt its
+        # answer.
         row = rows[rows >= 0][cell]
         age = self.age[row]
         value = np.where(is_gene, age, np.nan).astype(np.float32)

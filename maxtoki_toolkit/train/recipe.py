@@ -70,9 +70,9 @@ class Run(Checked):
     Attributes
     ----------
     n_held_out, eval_every, save_every
-        Prompts to predict (by default 512), in stage 1 cells held out to read (by default all), and steps between
-        predictions and between checkpoints (by default every tenth of the run, at most 500 steps); the last two
-        are kept.
+        Prompts to predict (by default 512), in stage 1 cells held out to read (by default all), and steps
+        between predictions and between checkpoints (by default every tenth of the run, at most 500 steps);
+        the last two are kept.
     device
         "auto", "cpu", "cuda" or "mps".
     bf16, fp16
@@ -81,7 +81,8 @@ class Run(Checked):
     gradient_checkpointing
         Recompute activations instead of keeping them: slower, with less memory.
     report_to
-        Also log to "tensorboard" (in `output/tensorboard`), "wandb" or another tracker that transformers knows.
+        Also log to "tensorboard" (in `output/tensorboard`), "wandb" or another tracker that transformers
+        knows.
     seed
         Seed of new weights and of what is drawn.
     """
@@ -216,8 +217,8 @@ class PretrainRecipe(Checked):
     gene_dropout
         Share of the genes left out of a cell each time it is read, so that few cells go further.
     modality_dropout
-        For cells with proteins or peaks beside genes: how often each kind is left out of a cell, and those that
-        stay come in random order, so that any can be read from any other. `None`: all, in one order.
+        For cells with proteins or peaks beside genes: how often each kind is left out of a cell, and those
+        that stay come in random order, so that any can be read from any other. `None`: all, in one order.
     repeats
         How often each AnnData of the cells is seen in an epoch.
     optimization, run
@@ -255,8 +256,9 @@ class SparseRecipe(Checked):
         Weight of the loss by which dead features learn what the living leave out, and how many states
         without it make a feature dead.
     store
-        Compute the states of all cells once and keep them in `states/` (safetensors, 4 bytes a number: a million genes of
-        a model with states of size 1,000 are 4 GB), where training reads them: for many passes over the same cells.
+        Compute the states of all cells once and keep them in `states/` (safetensors, 4 bytes a number: a
+        million genes of a model with states of size 1,000 are 4 GB), where training reads them: for many
+        passes over the same cells.
     optimization, run
         See `Optimization` and `Run`.
 

@@ -86,11 +86,11 @@ def response(
 
     Notes
     -----
-    In the manner of State's transition model (Adduri et al., bioRxiv 2025), much smaller: cells of a set attend to each
-    other, without positions, and the loss is the energy distance of predicted and true treated cells. The
-    prediction begins as the mean shift of the perturbation over contexts, so that what is learned is how a
-    population departs from it. A ridge regression from the embedding to log-normalised expression decodes the
-    departure; the mean shift itself is read from the expression.
+    In the manner of State's transition model (Adduri et al., bioRxiv 2025), much smaller: cells of a set
+    attend to each other, without positions, and the loss is the energy distance of predicted and true treated
+    cells. The prediction begins as the mean shift of the perturbation over contexts, so that what is learned
+    is how a population departs from it. A ridge regression from the embedding to log-normalised expression
+    decodes the departure; the mean shift itself is read from the expression.
 
     `mt.tl.predict_response` trains and judges it beside simple ways, on populations left out.
 

@@ -90,11 +90,12 @@ def sae(
 
     Notes
     -----
-    States of genes are read, those of marks and times are not. They are computed when they are needed and
-    not stored, unless `mt.train.SparseRecipe(store=True)` asks for it; abundant genes, which are much alike, are read less often (`flatten`). The loss is the
-    share of the states' variance that the features leave unexplained, and `revive` times that of Gao et al.
-    (arXiv 2406.04093, 2024), by which features that have fallen silent learn again. The loop is that of
-    `transformers.Trainer`: on several GPUs run it with `accelerate launch`.
+    States of genes are read, those of marks and times are not. They are computed when they are needed and not
+    stored, unless `mt.train.SparseRecipe(store=True)` asks for it; abundant genes, which are much alike, are
+    read less often (`flatten`). The loss is the share of the states' variance that the features leave
+    unexplained, and `revive` times that of Gao et al. (arXiv 2406.04093, 2024), by which features that have
+    fallen silent learn again. The loop is that of `transformers.Trainer`: on several GPUs run it with
+    `accelerate launch`.
 
     `mt.tl.evaluate_sae` says how good the autoencoder is, `mt.tl.features` reads it.
 

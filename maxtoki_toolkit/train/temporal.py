@@ -81,8 +81,9 @@ def temporal(
         model.
     time_key, time_unit
         Column of `.obs` with the time in whole units, and the unit: "years", "months", "weeks", "days" or
-        "hours"; by default what the column's name or the range of the ages says, or months. Where `time_key`, `groupby` or `donor_key` is `None`, it is guessed from the names in `.obs`,
-        with a warning that says which were taken.
+        "hours"; by default what the column's name or the range of the ages says, or months. Where `time_key`,
+        `groupby` or `donor_key` is `None`, it is guessed from the names in `.obs`, with a warning that says
+        which were taken.
     groupby
         Columns of `.obs` in which all cells of a prompt agree, e.g. ["cell_type", "sex"]; by default the cell
         type, `[]` for one group.
@@ -96,10 +97,10 @@ def temporal(
         Cells of stage 1 that are read again beside the prompts, one for every eight, and count to the cell
         task: what was learned of them is then kept. They need no times.
     prompts
-        Key in `.uns` of prompts to learn in place of drawn ones, such as those of `mt.pp.spatial_prompts`; cells
-        are then in memory. `use` and `held_out` choose those whose cells are all among these. The share
-        `timelapse` of them asks for the lapse; there are no ages of single cells to learn, no curriculum and no
-        teacher.
+        Key in `.uns` of prompts to learn in place of drawn ones, such as those of `mt.pp.spatial_prompts`;
+        cells are then in memory. `use` and `held_out` choose those whose cells are all among these. The share
+        `timelapse` of them asks for the lapse; there are no ages of single cells to learn, no curriculum and
+        no teacher.
     recipe
         All other settings: `mt.train.TemporalRecipe.of(max_steps=2000, learning_rate=1e-3)`.
 

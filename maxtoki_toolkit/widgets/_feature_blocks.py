@@ -15,8 +15,8 @@ from ..pl._style import category_colors
 from ._feature_cells import first_genes
 from ._feature_tables import FeatureTables
 
-# So that 16,000 features make a page of less than 5 MB. Beyond, the map shows fewer cells, drawn at random, and genes
-# are shown of fewer top cells; the page says so.
+# So that 16,000 features make a page of less than 5 MB. Beyond, the map shows fewer cells, drawn at random,
+# and genes are shown of fewer top cells; the page says so.
 _MOST_VALUES = 800_000
 _MOST_MARKS = 160_000
 _MOST_LIVE = 8_000_000  # activations that JupyterLab is sent, some 15 MB

@@ -29,9 +29,9 @@ def features(
 ) -> VBox:
     """Look through the features of an autoencoder: find them, and see where they are active.
 
-    On the left a list to search by gene, label or number, to filter and to sort; beside it the feature that is
-    chosen: top genes, cell types, cells on a map, its family, and the cells in which it is most active, with
-    their genes in rank order.
+    On the left a list to search by gene, label or number, to filter and to sort; beside it the feature that
+    is chosen: top genes, cell types, cells on a map, its family, and the cells in which it is most active,
+    with their genes in rank order.
 
     Parameters
     ----------
