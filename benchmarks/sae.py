@@ -1,13 +1,14 @@
 """Sparse autoencoders: do they find what is there, are they found again, and how fast are they?
 
     python benchmarks/sae.py toy drivers speed network families branch programmes    # data that ship, 40 minutes on one core
-    python benchmarks/sae.py cells --folder FOLDER_OF_DATA       # twenty minutes; sorted blood does not ship
+    python benchmarks/sae.py cells longer --folder FOLDER_OF_DATA       # forty minutes; sorted blood does not ship
 
 - `toy`: models whose states are sums of a few out of twice as many directions as there are dimensions.
 - `drivers`: PageRank on reversed edges, and simpler scores, against all that each node of a known circuit does;
   networks of two layers in which there is nothing to find.
 - `cells`: autoencoders of heart nuclei and of sorted blood (pbmc_facs_3874.h5ad, where it is), beside those of other
   seeds, of the other half of the cells, of a model of random weights, and beside directions nobody learned.
+- `longer`: the same autoencoders of other seeds and cells after 1,000 and 4,000 steps.
 - `speed`: reading and training, the latter beside sparsify's SparseCoder on the same states, whose wheel
   `pip download` fetches and nobody installs.
 - `network`: effects of 1,024 features on those of a later block, beside full passes of the model.
@@ -76,7 +77,7 @@ from maxtoki_toolkit.train import _sparse_module
 from maxtoki_toolkit.train._sparse_module import SparseModule
 
 KINDS = ("topk", "batchtopk", "matryoshka")
-PARTS = ("toy", "drivers", "cells", "speed", "network", "families", "branch", "programmes")
+PARTS = ("toy", "drivers", "cells", "longer", "speed", "network", "families", "branch", "programmes")
 BLOOD = "pbmc_facs_3874.h5ad"
 SPARSIFY = "eai-sparsify==1.3.3"
 NEEDED = ("einops", "natsort", "simple-parsing", "docstring-parser")  # by its SparseCoder, beside torch
@@ -370,6 +371,30 @@ def cells(names: list[str], folder: Path | None) -> None:
             rows = compare(name, adata, model)
             facts = {"model_sha256": model.sha256, "recipe": CELLS, "k": K, "block": 2, "width": N_FEATURES}
             report.add("sae", rows, case=name, device="cpu", **facts)
+
+
+LONGER = 1000, 4000  # steps
+
+
+def longer(names: list[str], folder: Path | None) -> None:
+    """Are more features found again after a longer training?"""
+    model = mt.load_model("demo", device="cpu")
+    for name in names:
+        adata = SETS[name](model, folder)
+        if adata is None:
+            continue
+        order = np.random.default_rng(0).permutation(adata.n_obs)
+        half, other = (adata[np.sort(part)].copy() for part in np.array_split(order, 2))
+        beside = {"the same cells, another seed": (half, 1), "other cells, another seed": (other, 2)}
+        rows = []
+        for steps in LONGER:
+            first = trained(half, model, 0, recipe={"max_steps": steps})
+            for what, (part, seed) in beside.items():
+                found = trained(part, model, seed, recipe={"max_steps": steps})
+                row = {"cells": f"{name}, {steps:,} steps", "of": "demo model", "compared with": what}
+                rows.append(row | again(first.directions.numpy(), found.directions.numpy()))
+        facts = {"model_sha256": model.sha256, "recipe": CELLS, "steps": LONGER, "k": K, "width": N_FEATURES}
+        report.add("sae", rows, case=f"{name}, longer", device="cpu", block=2, **facts)
 
 
 # Speed.
@@ -976,6 +1001,7 @@ def main() -> None:
         "toy": lambda: toy(a.seeds),
         "drivers": lambda: drivers(a.circuits),
         "cells": lambda: cells(a.sets, a.folder),
+        "longer": lambda: longer(a.sets, a.folder),
         "speed": lambda: speed(a.repeats),
         "network": network,
         "families": families,

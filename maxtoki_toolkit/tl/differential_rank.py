@@ -130,9 +130,10 @@ def differential_rank(
             and Hochberg).
         `n_genes`, `n_top`, `n_turning`
             Genes compared, on top, and turning.
-        `unit_true`, `n_true_first`, `n_true_second`, `unit_generated`, `n_generated_first`,
-        `n_generated_second`
-            What was resampled, and how many there are in either interval.
+        `unit_true`, `n_true_first`, `n_true_second`
+            What was resampled of the true cells, and how many there are in either interval.
+        `unit_generated`, `n_generated_first`, `n_generated_second`
+            The same of the generated cells.
 
     `cells`
         A row a `cell` that was compared, with its `source` ("true" or "generated"), `interval` (1 or 2) and

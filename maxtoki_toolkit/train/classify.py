@@ -102,9 +102,9 @@ def classify(
 
     Returns
     -------
-    The classifier, as `mt.load_classifier(output)` gives it, for `mt.tl.annotate(adata, model,
-    classifier=...)`. Its `tables` are those of `mt.tl.annotate`, of the held-out donors, with a linear probe
-    on the untrained embedding among the baselines.
+    The classifier, as `mt.load_classifier(output)` gives it, for the `classifier` of `mt.tl.annotate`. Its
+    `tables` are those of `mt.tl.annotate`, of the held-out donors, with a linear probe on the untrained
+    embedding among the baselines.
 
     Raises
     ------
