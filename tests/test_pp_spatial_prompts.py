@@ -125,6 +125,8 @@ def test_a_model_learns_distances(cells, tmp_path):
     mt.tl.predict_timelapse(cells, reader)
     scores = mt.get.table(cells, "timelapse", "scores")
     assert np.isfinite(scores["median_error"]).all()
+    whole = scores.set_index("group").loc["all"]
+    assert whole["r_null_low"] < 0 < whole["r_null_high"]
     mt.pp.sample_prompts(cells, time_key="age_months", groupby="cell_type", n_prompts=5)
     with pytest.raises(ValueError, match="is in months by its name, and the model reads µm"):
         mt.tl.predict_timelapse(cells, reader)

@@ -181,3 +181,31 @@ def test_error_ratio_is_paired():
     assert row["error_ratio"] == pytest.approx(scores.loc["model", "median_error"] / row["median_error"])
     assert row["error_ratio_high"] < 1
     assert row["median_error_low"] < scores.loc["model", "median_error_high"]
+
+
+def distances(rng, slope, n=400, n_queries=60):
+    """Prompts of cells in ten images, some of which lie in denser places than others."""
+    query = rng.integers(0, n_queries, n)
+    density = rng.normal(0, 20, n_queries)
+    lapse = 100 + density[query] + rng.normal(0, 20, n)
+    own = rng.normal(0, 20, n_queries)  # what a model reads of a cell whatever is asked
+    table = pd.DataFrame({"lapse": lapse, "time": 0.0, "query": [f"cell {i}" for i in query]})
+    table["predicted"] = slope * lapse + own[query] + rng.normal(0, 20, n)
+    table["donor"] = table["group"] = [f"image {i % 10}" for i in query]
+    return table
+
+
+def test_distances_have_a_null_of_their_own():
+    found = score(distances(np.random.default_rng(0), 0.5), groupby="group", distances=True)
+    assert found["r"] > found["r_null_high"] > found["r_null_low"]
+    assert found["p_value"] < 0.01
+
+
+def test_null_of_distances_is_calibrated():
+    """Though prompts of a query cell are alike in both."""
+    p_values = [
+        score(distances(np.random.default_rng([1, i]), 0.0, n=200), distances=True)["p_value"]
+        for i in range(60)
+    ]
+    assert 0.35 < np.mean(p_values) < 0.65
+    assert np.mean(np.array(p_values) < 0.05) <= 0.15

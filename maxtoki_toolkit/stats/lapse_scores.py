@@ -23,6 +23,7 @@ def score_lapses(
     *,
     groupby: str | None = None,
     reference: str | None = None,
+    distances: bool = False,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Score predictions of `lapse`.
@@ -38,6 +39,8 @@ def score_lapses(
         Column to score by as well.
     reference
         Predictor whose median error is divided by each one's: `error_ratio`.
+    distances
+        Whether lapses are distances between cells, which have no times of their own.
     seed
         Seed of the permutations.
 
@@ -55,7 +58,9 @@ def score_lapses(
     query cells are the units. More than 100 units are left out in 100 random blocks.
 
     The null permutes the times of the query donors' samples, within what `groupby` explains, and leaves
-    contexts and predictions: what the context alone gives away is part of it. `p_value` is one-sided.
+    contexts and predictions: what the context alone gives away is part of it. Of distances, the mean lapses
+    of the query cells are permuted among these, and what is left among the prompts, both within `groupby`.
+    `p_value` is one-sided.
     """
     rows = []
     groups = [] if groupby is None else table.groupby(groupby, observed=True)
@@ -65,7 +70,14 @@ def score_lapses(
             part = part[part[column].notna()]
             if len(part):
                 strata = None if groupby is None else part[groupby]
-                row = _score(part, column, strata, columns.get(reference), np.random.default_rng(seed))
+                row = _score(
+                    part,
+                    column,
+                    strata,
+                    columns.get(reference),
+                    np.random.default_rng(seed),
+                    distances=distances,
+                )
                 rows.append({"predictor": name, "group": group, **row})
     return pd.DataFrame(rows)
 
@@ -76,6 +88,8 @@ def _score(
     strata: pd.Series | None,
     reference: str | None,
     rng: np.random.Generator,
+    *,
+    distances: bool,
 ) -> dict:
     true, predicted = table["lapse"].to_numpy(float), table[column].to_numpy(float)
     unit = "donor" if "donor" in table else "query"
@@ -90,7 +104,10 @@ def _score(
     for measure in MEASURES:
         low, high = jackknife_interval(found[measure], n_units, *_SCALES.get(measure, (None, None)))
         result |= {measure: found[measure][0], f"{measure}_low": low, f"{measure}_high": high}
-    null = _null_r(true, predicted, table[unit], table["time"].to_numpy(float), strata, rng)
+    if distances:
+        null = _null_r_of_distances(true, predicted, table["query"], strata, rng)
+    else:
+        null = _null_r(true, predicted, table[unit], table["time"].to_numpy(float), strata, rng)
     known = np.isfinite(null).all()
     low, high = np.quantile(null[1:], [0.025, 0.975]) if known else (np.nan, np.nan)
     # The first is the observed one; a permutation that changes nothing must not be below it by rounding.
@@ -164,3 +181,38 @@ def _null_r(
     with np.errstate(divide="ignore", invalid="ignore"):
         r = cov / np.sqrt(np.maximum(total, 0) * spread)
     return np.where((spread > 1e-12 * total) & (total > 1e-9), r, np.nan)
+
+
+def _null_r_of_distances(
+    true: np.ndarray,
+    predicted: np.ndarray,
+    query: pd.Series,
+    strata: pd.Series | None,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """The correlation, then those when distances are exchanged within strata.
+
+    Prompts of one query cell are alike in how dense its neighbourhood is, and keep that in common.
+    """
+    code, _ = pd.factorize(query.astype(str))
+    stratum = np.zeros(len(code), dtype=int) if strata is None else pd.factorize(strata.astype(str))[0]
+    n = np.bincount(code)
+    own = np.bincount(code, true) / n
+    rest = true - own[code]
+    of_query = np.zeros(len(n), dtype=int)
+    of_query[code] = stratum
+
+    def exchanged(values: np.ndarray, within: np.ndarray) -> np.ndarray:
+        moved = np.empty_like(values)
+        moved[np.argsort(within, kind="stable")] = values[np.lexsort((rng.random(len(values)), within))]
+        return moved
+
+    draws = [true] + [exchanged(own, of_query)[code] + exchanged(rest, stratum) for _ in range(_DRAWS)]
+    centred = predicted - predicted.mean()
+    spread = centred @ centred
+    r = np.empty(len(draws))
+    for i, drawn in enumerate(draws):
+        total = np.sum((drawn - drawn.mean()) ** 2)
+        known = spread > 1e-12 * total and total > 1e-9
+        r[i] = drawn @ centred / np.sqrt(total * spread) if known else np.nan
+    return r

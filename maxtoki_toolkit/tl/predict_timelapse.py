@@ -69,7 +69,8 @@ def predict_timelapse(
         `bias`, `median_error`, `mean_error`
             Mean of predicted - true lapse; median and mean of its absolute value, in the unit.
         `r_null_low`, `r_null_high`, `p_value`
-            Where `r` is in 95% of permutations of the query donors' times, and the one-sided p-value of `r`.
+            Where `r` is in 95% of permutations of the query donors' times (of distances, exchanged within
+            images), and the one-sided p-value of `r`.
             Contexts and predictions stay as they are, so an `r` above it is owed to the query cells; or,
             where the prompts were drawn with `zero_lapse="never"` and there are few times, to the times that
             the context has left over.
@@ -134,5 +135,7 @@ def predict_timelapse(
         {**model.params, **result},
         key_added=key_added,
         prompts=table,
-        scores=score_lapses(table, {"MaxToki": "predicted"}, groupby="group", seed=rng),
+        scores=score_lapses(
+            table, {"MaxToki": "predicted"}, groupby="group", distances="distance_unit" in params, seed=rng
+        ),
     )
