@@ -10,6 +10,7 @@ from anndata import AnnData
 
 from . import _keys, get, pl, pp, tl
 from ._outputs import check_output, new_output
+from ._validate import require_obs
 from .models.classifier import load_classifier
 from .models.model import MaxTokiModel
 from .pipeline import save_figures
@@ -86,9 +87,7 @@ def annotate_file(
     if check_output(output, by=BY, job=job, overwrite=overwrite, inputs=inputs):
         return ad.read_h5ad(output / RESULT)
     if reference is not None:
-        reference = pp.read_cells(reference, layer=layer)
-        # What is wrong with its columns is better said before anything is computed.
-        groupby, donor_key = find_reference_columns(reference.obs, groupby, donor_key)
+        reference, groupby, donor_key = _read_reference(reference, groupby, donor_key, layer)
         _encode(reference, model, gene_key, layer=layer, force=force)
     adata = pp.read_cells(path, layer=layer)
     _encode(adata, model, gene_key, layer=layer, force=force)
@@ -110,6 +109,17 @@ def annotate_file(
         AnnData(obs=adata.obs, uns={_keys.ANNOTATE: adata.uns[_keys.ANNOTATE]}).write_h5ad(folder / RESULT)
         save_figures({column: pl.annotate(adata, column=column) for column in params["groupby"]}, folder)
     return adata
+
+
+def _read_reference(
+    path: str | Path, groupby: str | Sequence[str] | None, donor_key: str | None, layer: str | None
+) -> tuple[AnnData, list[str], str | None]:
+    """Labelled cells and their columns; what is wrong with these is said of this file, before anything is computed."""
+    reference = pp.read_cells(path, layer=layer)
+    require_obs(reference, donor_key)
+    columns, donor_key = find_reference_columns(reference.obs, groupby, donor_key)
+    require_obs(reference, *columns)
+    return reference, columns, donor_key
 
 
 def _encode(adata: AnnData, model: MaxTokiModel, gene_key: str | None, **ranking) -> None:

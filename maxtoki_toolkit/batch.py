@@ -43,6 +43,11 @@ PREDICT, GENERATE, PROMPTS = "maxtoki predict", "maxtoki generate", "maxtoki pro
 FORMATS = ("h5ad", "parquet")
 _READ = 2048  # cells that are encoded at a time
 _GENERATED = 256  # prompts whose cells are written in one part
+_LOOKED_AT = 8192  # prompts whose task is looked at together
+_NONE_ASKS = (
+    "No prompt of the input asks for this. maxtoki predict reads those that ask for lapses, maxtoki generate those that ask "
+    "for cells."
+)
 _ASK = "Draw prompts first: maxtoki prompts {path} -o paragraphs, and give that folder."
 
 
@@ -224,7 +229,6 @@ def generate_file(
                 opened = _opened(block.sequences, model.vocab["<bos>"])
                 n_open = np.zeros(len(table), dtype=np.int64)
                 keys = prompt_keys(rng, table.index.to_numpy(), n_samples)
-                table.index = table.index.astype(str)
             yield written_cells(model, opened, table, n_open, keys, params, max_tokens=held, **how)
 
     job = {
@@ -436,10 +440,7 @@ class _Parts:
             if part.n_obs:
                 yield part
         if not n:
-            raise ValueError(
-                "No prompt of the input asks for this. maxtoki predict reads those that ask for lapses, maxtoki generate those that "
-                "ask for cells."
-            )
+            raise ValueError(_NONE_ASKS)
 
 
 def _as_obs(table: pd.DataFrame) -> AnnData:
@@ -560,7 +561,9 @@ def _paragraphs(path: Path, model: MaxTokiModel, task: str) -> tuple[int, Callab
     """Prompts of a folder of `datasets`."""
     paragraphs, vocab = open_dataset(path), model.vocab
     if about(paragraphs).get("vocabulary_sha256", vocab.sha256) != vocab.sha256:
-        raise ValueError(f"{path} was written for another vocabulary. Give the model that it was made for.")
+        raise ValueError(
+            f"{path} was written for another vocabulary than that of {model.name!r}. Give the model that it was made for (--model)."
+        )
 
     def read(start: int, stop: int) -> Prompted:
         table = paragraphs.slice(start, stop - start)
@@ -569,6 +572,10 @@ def _paragraphs(path: Path, model: MaxTokiModel, task: str) -> tuple[int, Callab
         known = scalars_of(table).set_axis(np.arange(start, stop))
         return Prompted(asked.take(mine), known.iloc[mine])
 
+    # Before anything is written; as a rule the first rows tell.
+    starts = range(0, len(paragraphs), _LOOKED_AT)
+    if len(paragraphs) and not any(len(read(i, min(i + _LOOKED_AT, len(paragraphs))).table) for i in starts):
+        raise ValueError(f"{path}: {_NONE_ASKS}")
     return len(paragraphs), read
 
 

@@ -344,7 +344,12 @@ def age(
 def prompts(
     path: _Cells,
     output: _Output,
-    model: _Model = "demo",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="As for the others; by default demo, and demo-cells for --task cell, as generate has it."
+        ),
+    ] = None,
     revision: _Revision = None,
     tokens: _Tokens = None,
     medians: _Medians = None,
@@ -375,6 +380,7 @@ def prompts(
     from .models import load_model
 
     vocab = _dictionaries(tokens, medians)
+    model = model or ("demo-cells" if task == "cell" else "demo")
     loaded = load_model(model, vocab=vocab, revision=revision, device="cpu")
     sampling = {"time_key": time_key, "groupby": groupby, "donor_key": donor_key, "task": task, "rng": seed}
     sampling |= {"n_prompts": n_prompts, "context_size": (min_context, max_context)}
@@ -545,9 +551,11 @@ def annotate(
         )
         first = part.iloc[0]
         print(
-            f"{column}: {labels.nunique()} labels for {len(labels):,} cells, {(labels == 'unknown').sum():,} of them unknown. "
+            f"{column}: {labels[labels != 'unknown'].nunique()} labels for {len(labels):,} cells, {(labels == 'unknown').sum():,} of them unknown. "
             f"Macro F1 of {first['n_cells']:,} held-out reference cells (95% interval over {first['unit']}s): {found}."
         )
+    for note in adata.uns[_keys.ANNOTATE]["params"]["warnings"]:
+        print(note)
     print(f"Labels are in {output}/: {', '.join(sorted(p.name for p in output.iterdir()))}")
 
 

@@ -289,8 +289,11 @@ def test_what_would_be_wrong_is_refused(folder, tiny_model, tiny_clock, tmp_path
         batch.predict_file(folder / "cells.dataset", tmp_path / "out", tiny_clock)
     with pytest.raises(ValueError, match=r"has no prompts in uns\['prompts'\]"):
         batch.predict_file(folder / "encoded.h5ad", tmp_path / "out", tiny_clock)
-    with pytest.raises(ValueError, match="No prompt of the input asks for this"):
+    with pytest.raises(ValueError, match="cell: No prompt of the input asks for this"):
         batch.predict_file(folder / "cell", tmp_path / "out", tiny_clock)
+    assert not (tmp_path / "out.shards").exists()  # the right command can use the name
+    with pytest.raises(ValueError, match=r"another vocabulary than that of 'demo'\. Give the model"):
+        batch.predict_file(folder / "timelapse", tmp_path / "out", mt.load_model("demo"))
     with pytest.raises(ValueError, match="of another kind: they ask for cells"):
         batch.predict_file(folder / "cell.h5ad", tmp_path / "no", tiny_clock)
     with pytest.raises(ValueError, match="cannot tell time"):

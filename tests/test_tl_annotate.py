@@ -14,12 +14,13 @@ from scipy.sparse import csr_matrix
 
 import maxtoki_toolkit as mt
 from maxtoki_toolkit import cli
+from maxtoki_toolkit._errors import tell
 from maxtoki_toolkit._ontology import find_term, term_distances
 from maxtoki_toolkit.annotation import annotate_file
 from maxtoki_toolkit.models.classifier import WEIGHTS
 from maxtoki_toolkit.stats.annotation import Calibration, Calls, Regions, Truth, folds_of, score_calls
 from maxtoki_toolkit.stats.calibration import calibration_error, fit_temperature, probabilities, reliability
-from maxtoki_toolkit.tl._annotation import kinds_of_labels
+from maxtoki_toolkit.tl._annotation import caveats, kinds_of_labels
 from maxtoki_toolkit.train._classifier_module import ClassifierModule, balanced, smoothed
 
 TYPES = [
@@ -518,3 +519,19 @@ def test_command(planted, trained, tmp_path, monkeypatch, capsys):
         )
     with pytest.raises(ValueError, match="Give either a reference or a classifier"):
         annotate_file("mine.h5ad", "other", model)
+    # What is wrong with the reference is said of its file.
+    with pytest.raises(KeyError, match="Did not find") as missing:
+        annotate_file("mine.h5ad", "other", mt.load_model("model"), reference="ref.h5ad", groupby="celltype")
+    assert tell(missing.value).startswith("ref.h5ad: Did not find .obs['celltype']")
+
+
+def test_a_better_baseline_and_labels_of_no_known_kind_are_said():
+    scores = pd.DataFrame({"column": "type", "predictor": ["probe", "PCA logistic"], "macro_f1": [0.5, 0.7]})
+    scores = scores.assign(difference=[0, -0.2], difference_high=[0, -0.1])
+    labels = pd.DataFrame({"column": "type", "label": ["B cell", "CD34+"], "term": ["CL:0000236", ""]})
+    better, nameless = caveats({"scores": scores, "labels": labels})
+    assert "better ('type': macro F1 0.70, -0.20 for the model)" in better
+    assert "1 of 2 labels in 'type' are no term of the Cell Ontology (first: 'CD34+')" in nameless
+    scores["difference_high"] = [0, 0.1]
+    # Labels that are no kinds of cells at all, such as donors, are nothing to say.
+    assert caveats({"scores": scores, "labels": labels.assign(term="")}) == []

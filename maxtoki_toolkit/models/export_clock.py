@@ -46,7 +46,8 @@ def export_clock(model: MaxTokiModel, path: str | Path) -> None:
     Returns
     -------
     `None`. `torch.export.load("clock.pt2").module()` takes one prompt, int64 tokens [1, n] that end with
-    `<eoq>`, of any length that the model reads, and returns the lapse [1] in the unit of its time head. In
+    `<eoq>`, of any length that the model reads (rows of `mt.pp.write_paragraphs` go on with their answer: cut
+    them behind `model.vocab["<eoq>"]`), and returns the lapse [1] in the unit of its time head. In
     ONNX they are the input "input_ids" and the output "lapse".
 
     Raises

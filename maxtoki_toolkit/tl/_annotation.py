@@ -29,6 +29,7 @@ from ._cells import get_sequences
 
 TABLES = ("scores", "labels", "confusion", "calibration")
 UNKNOWN = "unknown"
+PCA = "PCA logistic"
 _ANY = {"cell", "eukaryotic cell"}  # kinds that say nothing of a type
 
 
@@ -104,6 +105,25 @@ def named_kinds(kinds: Kinds, kind: np.ndarray) -> pd.Categorical:
     return pd.Categorical.from_codes(
         np.where(kind == NOTHING, len(kinds.names), kind), [*kinds.names, UNKNOWN]
     )
+
+
+def caveats(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """What stands in the way of trusting the names: a better baseline, labels of no known kind."""
+    notes = []
+    scores, labels = tables["scores"], tables["labels"]
+    for row in scores[(scores["predictor"] == PCA) & (scores["difference_high"] < 0)].itertuples():
+        notes.append(
+            f"Logistic regression on principal components names held-out cells better ({row.column!r}: macro F1 {row.macro_f1:.2f}, "
+            f"{row.difference:.2f} for the model): name the cells by it."
+        )
+    for column, part in labels.groupby("column", sort=False):
+        nameless = part.loc[part["term"] == "", "label"]
+        if 0 < len(nameless) < len(part):
+            notes.append(
+                f"{len(nameless)} of {len(part)} labels in {column!r} are no term of the Cell Ontology (first: {nameless.iloc[0]!r}): "
+                "cells in doubt of these have no wider kind. mt.pp.harmonize_cell_types(reference, ..., mapping=...) says what they are."
+            )
+    return notes
 
 
 def donors_of(reference: AnnData, donor_key: str | None) -> np.ndarray | None:

@@ -33,8 +33,10 @@ from ..stats.annotation import (
 from ..stats.back_off import Kinds, cross_back_off, fit_threshold
 from ..stats.calibration import probabilities
 from ._annotation import (
+    PCA,
     UNKNOWN,
     Labelled,
+    caveats,
     donors_of,
     embedding_of,
     find_reference_columns,
@@ -232,7 +234,7 @@ def annotate(
     write_result(
         adata,
         _keys.ANNOTATE,
-        {**model.params, **params, "n_cells": adata.n_obs},
+        {**model.params, **params, "n_cells": adata.n_obs, "warnings": caveats(tables)},
         key_added=key_added,
         **tables,
     )
@@ -367,7 +369,7 @@ def _cross_validated(
     baselines = {}
     if components is not None:
         plain, _ = cross_fit(components, of.code, fold, fit_probe, n)
-        baselines["PCA logistic"] = plain.argmax(axis=1)
+        baselines[PCA] = plain.argmax(axis=1)
     majority = np.empty(len(fold), int)
     for i in np.unique(fold):
         majority[fold == i] = np.bincount(of.code[fold != i]).argmax()

@@ -140,8 +140,8 @@ def evaluate_sae(
     if kept < by_components:
         warn(
             f"The autoencoder keeps {kept:.0%} of the variance of these states, principal components used in the same way "
-            f"{by_components:.0%}: it learned cells that are unlike these. Read its features with care, or train one on such cells "
-            "(mt.train.sae)."
+            f"{by_components:.0%}: it has learned too little, or cells that are unlike these. Read its features with care, or train "
+            "one longer, on such cells (mt.train.sae)."
         )
     variance = np.repeat(quality.variance[:, None], len(coders), axis=1)
     lost = np.repeat((quality.clean - quality.without)[:, None], len(coders), axis=1)

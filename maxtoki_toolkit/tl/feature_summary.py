@@ -106,9 +106,10 @@ def feature_summary(
 
         `feature`, `top_genes`, `density`, `n_cells`, `mean_rank`
             As of `mt.tl.features`.
-        `goes_with`, `effect`, `q_value`
+        `goes_with`, `effect`, `q_value`, `passes`
             The label furthest from chance among those that pass and are active there, else among those that
-            pass, else among all; with its AUROC, and "(low)" where the feature is less active there.
+            pass, else among all; with its AUROC, "(low)" where the feature is less active there, and whether it
+            passes: most features go with nothing that does.
         `time_rho`, `time_q`
             Correlation with time.
         `gene_set`, `gene_set_q`
@@ -516,6 +517,7 @@ def _features(table: pd.DataFrame, associations: pd.DataFrame, sets: pd.DataFram
     side = np.where(labels["effect"] < 0.5, " (low)", "")
     found["goes_with"] = (labels["column"] + ": " + labels["value"] + side).fillna("").to_numpy()
     found["effect"], found["q_value"] = labels["effect"].to_numpy(), labels["q_value"].to_numpy()
+    found["passes"] = labels["passes"].isin([True]).to_numpy()
     times = associations[associations["measure"] == "Spearman"].set_index("feature").reindex(found["feature"])
     found["time_rho"], found["time_q"] = times["effect"].to_numpy(), times["q_value"].to_numpy()
     found["gene_set"], found["gene_set_q"] = "", np.nan
