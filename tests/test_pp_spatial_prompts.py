@@ -47,7 +47,8 @@ def test_lapses_are_differences_of_distances(cells):
         steps = [row.lapse_0, row.lapse_1][: len(names) - 1]
         np.testing.assert_array_equal(steps, -np.diff(rounded))
     assert sizes == {1, 2, 3}
-    assert cells.uns["prompts"]["params"]["distance_unit"] == "µm"
+    params = cells.uns["prompts"]["params"]
+    assert (params["function"], params["distance_unit"]) == ("pp.spatial_prompts", "µm")
 
 
 def test_a_prompt_depends_on_its_number_alone(cells):

@@ -78,10 +78,11 @@ def save_for_hub(
 def _card(model: MaxTokiModel, name: str, weights: Path, *, title: str, license: str, trained_on: str) -> str:
     """Text of the card."""
     head, config, vocab = model.time_head, model.hf.config, model.vocab
+    ages = model.is_temporal and head is not None and head.unit in ("months", "years")
     front = {
         "license": license,
         "library_name": "maxtoki_toolkit",
-        "tags": ["biology", "single-cell", "maxtoki", *(["ageing clock"] if model.is_temporal else [])],
+        "tags": ["biology", "single-cell", "maxtoki", *(["ageing clock"] if ages else [])],
     }
     lapses = f", lapses {vocab.time_values[0]} to {vocab.time_values[-1]}" if vocab.is_temporal else ""
     reads = f"{model.cell_length:,} tokens of a cell, {model.max_length:,} of a prompt"

@@ -143,6 +143,7 @@ def spatial_prompts(
         for i, rows in enumerate(context.T):
             table[f"donor_{i}"] = donor[rows]
     params = {
+        "function": "pp.spatial_prompts",
         "time_key": "distance",
         "groupby": [] if columns["library_key"] is None else [columns["library_key"]],
         "task": task,

@@ -71,7 +71,9 @@ def read_stored(
         )
     found, offset, units = [], 0, set()
     for part, table in zip(parts, tables, strict=True):
-        stored = read_result(part, key, "mt.pp.sample_prompts(adata, ...)")
+        stored = read_result(
+            part, key, "mt.pp.sample_prompts(adata, ...) or mt.pp.spatial_prompts(adata, ...)"
+        )
         params = stored["params"]
         if params["queries_elsewhere"]:
             raise ValueError(
