@@ -26,7 +26,7 @@ args.folder.mkdir(parents=True, exist_ok=True)
 AXES = args.folder / "axes.jsonl"
 # A unit stands in parentheses; or the label says that it is a number without one.
 UNIT = re.compile(
-    r"\(.+\)|standard deviations|predicted on true|\bt of|log2|log10|share|correlation|precision|recall|probability|specificity|F1|AUROC|activation|\br of|slope of|"
+    r"\(.+\)|standard deviations|predicted on true|\bt of|log2|log10|share|correlation|precision|recall|probability|specificity|F1|AUROC|activation|\br of|slope of|[Pp]seudotime|"
     r"\b(loss|spread|level|nearer|layer|head|blocks|steps?|ranks?|parameters|FLOPs|cells|genes|features?|donors|patients)\b"
 )
 AXES.unlink(missing_ok=True)

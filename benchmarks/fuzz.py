@@ -105,6 +105,8 @@ class World:
         del adata.uns["truth"]
         adata.obs["development_stage"] = [f"{age // 12}-year-old stage" for age in adata.obs["age_months"]]
         adata.obsm["spatial"] = np.random.default_rng(0).uniform(high=100, size=(adata.n_obs, 2))
+        counts = np.random.default_rng(0).poisson(3, (adata.n_obs, 3))
+        adata.obsm["proteins"] = pd.DataFrame(counts, adata.obs_names, ["CD3", "CD19", "CD14"])
         wells = np.arange(adata.n_obs) % 8
         adata.obs["well"] = [f"{'AB'[i // 4]}{i % 4 + 1:02d}" for i in wells]
         adata.obs["drug"] = np.where(wells < 4, "DMSO", "x")
@@ -272,6 +274,8 @@ OWN = {
     "tl.gene_task": {"labels": {"some": GENES[::3]}, "n_folds": 2, "n_permutations": 2},
     "tl.flag_plates": {"well_key": "well", "perturbation_key": "drug", "control": "DMSO", "n_neighbors": 3},
     "tl.neighborhood_enrichment": {"library_key": "donor_id", "n_neighbors": 3},
+    "pp.join_modalities": {"proteins": "proteins"},
+    "tl.embed_genes": {"groupby": "cell_type"},
     "pp.spatial_prompts": {"library_key": "donor_id", "n_neighbors": 3, "n_prompts": 5},
     "tl.variogram": {"library_key": "donor_id", "n_bins": 4},
     "tl.spatial_features": {"keys": GENES[:3], "library_key": "donor_id", "n_neighbors": 3},

@@ -44,12 +44,12 @@ COLUMNS = {
 # unless they are here.
 _SHARES = (
     "alpha share min_share max_share held_out balance expected_rate top_p burn_in min_overlap dropout gene_dropout "
-    "timelapse curriculum warmup hold floor teach coverage scored max_tissue_share max_overlap min_phi"
+    "timelapse curriculum warmup hold floor teach coverage scored max_tissue_share max_overlap min_phi damping"
 )
 _FROM_0 = (
     "rng seed tolerance n_steps n_controls n_given n_labels n_named n_examples n_held_out top_k example head intervals freeze_layers "
     "min_cells min_genes min_prompts min_donors min_tokens temperature proposal_temperature likelihood_weight strength penalty clock "
-    "running weight_decay learning_rate embedding_rate scale loss_scale resolution radius max_distance"
+    "running weight_decay learning_rate embedding_rate scale loss_scale resolution radius max_distance size"
 )
 _FROM_1 = "k cells_per_donor cells_per_shard chunk_size context_size batch_size shortest accumulate eval_every save_every rank beam_width block_size"
 RANGES = (

@@ -13,7 +13,7 @@ from ._style import MODEL, NULL, clean, drawing
 
 _FLAG = "#D55E00"
 _LABELS = {
-    "depth": "median counts of a cell",
+    "depth": "counts of a cell (median)",
     "n_cells": "cells",
     "overlap": "overlap with controls (share)",
 }
@@ -102,6 +102,8 @@ def flag_plates(
     ax.set_xticks(ticks, ticks, fontsize=8 if n_columns < 20 else 6)
     ax.set_yticks(range(n_rows), [chr(65 + i) for i in range(n_rows)], fontsize=8 if n_rows < 16 else 6)
     ax.set(xlim=(0.3, n_columns + 0.7), ylim=(n_rows - 0.4, -0.6), aspect="equal")
+    ax.set_xlabel("column (number on the plate)", fontsize=8)
+    ax.xaxis.set_label_position("top")
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     ax.spines[:].set_color("#bbbbbb")

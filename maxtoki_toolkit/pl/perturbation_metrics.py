@@ -11,15 +11,15 @@ from ..results.store import read_table
 from ._style import BASELINE, MODEL, clean, drawing
 
 _LABELS = {
-    "pearson_control": "Pearson r, change\nfrom control",
-    "pearson_control_top": "Pearson r, change\nfrom control, top genes",
-    "pearson_perturbed": "Pearson r, change\nfrom mean perturbed",
-    "spearman_control": "Spearman r, change\nfrom control",
+    "pearson_control": "correlation of the change\nfrom control (Pearson)",
+    "pearson_control_top": "correlation of the change\nfrom control, top genes (Pearson)",
+    "pearson_perturbed": "correlation of the change\nfrom mean perturbed (Pearson)",
+    "spearman_control": "correlation of the change\nfrom control (Spearman)",
     "top_overlap": "top genes\nfound (share)",
     "top_direction": "top genes, right\ndirection (share)",
     "mse": "mean squared\nerror",
     "mse_top": "mean squared\nerror, top genes",
-    "mse_weighted": "squared error\nover variance",
+    "mse_weighted": "squared error\n(share of the variance)",
     "discrimination": "nearer to the right\nthan to others (share)",
 }
 

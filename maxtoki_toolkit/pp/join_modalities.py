@@ -63,6 +63,8 @@ def join_modalities(
         cells = cells.mod["rna"]
     require_adata(cells)
     require_unique_names(cells)
+    if cells.X is None:
+        raise ValueError("The cells have no .X: put the raw counts of the genes there.")
     if proteins is None and peaks is None:
         raise ValueError("There is nothing to join: give proteins= or peaks=.")
     var = cells.var.copy()
