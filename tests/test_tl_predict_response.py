@@ -301,7 +301,7 @@ def test_figure():
     adata = screen(n_lines=4, n_drugs=2, n=24)
     run(adata)
     figure = mt.pl.predict_response(adata)
-    assert figure.axes[0].get_xlabel().startswith("Pearson r")
+    assert figure.axes[0].get_xlabel().startswith("correlation of the change")
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names[0] == "replicate half"
     assert "shuffled labels" in names

@@ -143,7 +143,6 @@ def spatial_prompts(
         for i, rows in enumerate(context.T):
             table[f"donor_{i}"] = donor[rows]
     params = {
-        "function": "pp.spatial_prompts",
         "time_key": "distance",
         "groupby": [] if columns["library_key"] is None else [columns["library_key"]],
         "task": task,
@@ -160,6 +159,8 @@ def spatial_prompts(
         "queries_elsewhere": False,
     }
     write_result(adata, _keys.PROMPTS, params, key_added=key_added, prompts=table)
+    # The same tables as of mt.pp.sample_prompts, whose name stands there.
+    adata.uns[key_added or _keys.PROMPTS]["params"]["function"] = "pp.spatial_prompts"
 
 
 def _draw(

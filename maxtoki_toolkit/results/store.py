@@ -28,7 +28,7 @@ def write_result(
     if unknown := frames - set(result.tables):
         raise KeyError(f"results/schema.py has no table {min(unknown)!r} of {key!r}.")
     require_free(adata, into)
-    about = {**params, "function": params.get("function", result.function), "version": __version__}
+    about = {**params, "function": result.function, "version": __version__}
     adata.uns[into] = writable({"params": about, **tables})
 
 
