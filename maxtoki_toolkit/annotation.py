@@ -10,7 +10,6 @@ from anndata import AnnData
 
 from . import _keys, get, pl, pp, tl
 from ._outputs import check_output, new_output
-from ._validate import require_obs
 from .models.classifier import load_classifier
 from .models.model import MaxTokiModel
 from .pipeline import save_figures
@@ -116,10 +115,7 @@ def _read_reference(
 ) -> tuple[AnnData, list[str], str | None]:
     """Labelled cells and their columns; what is wrong with these is said of this file, before anything is computed."""
     reference = pp.read_cells(path, layer=layer)
-    require_obs(reference, donor_key)
-    columns, donor_key = find_reference_columns(reference.obs, groupby, donor_key)
-    require_obs(reference, *columns)
-    return reference, columns, donor_key
+    return reference, *find_reference_columns(reference, groupby, donor_key)
 
 
 def _encode(adata: AnnData, model: MaxTokiModel, gene_key: str | None, **ranking) -> None:

@@ -57,6 +57,8 @@ from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import maxtoki_toolkit as mt
+from maxtoki_toolkit.pl._style import BASELINE, MODEL, clean
+from maxtoki_toolkit.pp._modalities import kinds_of
 
 mt.settings.progress = False
 save = mt.reports.saver(output)
@@ -174,7 +176,7 @@ def components(part):
     """Principal components of log-normalised counts, each kind scaled by itself."""
     blocks = []
     for kind in kinds:
-        if (here := part.var["feature_types"].isin(TYPES[kind]).to_numpy()).any():
+        if (here := kinds_of(part.var) == kind).any():
             block = anndata.AnnData(part.X[:, here].astype(np.float32))
             sc.pp.normalize_total(block, target_sum=1e4)
             sc.pp.log1p(block)
@@ -206,7 +208,6 @@ def f1_with_interval(calls):
     return f1_score(calls["true"], calls["called"], average="macro"), *np.quantile(found, [0.025, 0.975])
 
 
-TYPES = {"rna": ["Gene Expression"], "adt": ["Antibody Capture"], "atac": ["Peaks"]}
 rows = []
 for read in [[kind] for kind in kinds] + [kinds]:
     part = mt.pp.keep_modalities(joint, modalities=read)
@@ -221,7 +222,7 @@ trivial = f1_score(truth, [common] * len(truth), average="macro")
 known = pd.DataFrame(rows)
 save(known, "labels")
 figure, ax = plt.subplots(figsize=(6.2, 0.5 * len(known["kinds"].unique()) + 1.2), layout="constrained")
-for method, color, shift in (("model", "#0072B2", -0.12), ("PCA", "#E69F00", 0.12)):
+for method, color, shift in (("model", MODEL, -0.12), ("PCA", BASELINE, 0.12)):
     part = known[known["method"] == method].reset_index(drop=True)
     place = part.index + shift
     ax.errorbar(
@@ -233,7 +234,7 @@ ax.text(trivial, -0.75, "most common label", color="0.4", fontsize=8, ha="left")
 ax.set_yticks(range(len(known["kinds"].unique())), known["kinds"].unique())
 ax.set(xlabel=f"mean F1 of {label} in held-out cells", xlim=(0, 1.02), ylim=(len(known) / 2 - 0.5, -0.9))
 ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-ax.spines[["top", "right"]].set_visible(False)
+clean(ax)
 save(figure, "labels")
 display(figure)
 plt.close("all")

@@ -16,6 +16,21 @@ _ATTEMPTS = 64
 _NONE = np.iinfo(np.int64).max
 
 
+def as_sizes(context_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Fewest and most context cells of a prompt, where one number may be given for both."""
+    sizes = (context_size, context_size) if isinstance(context_size, int) else tuple(context_size)
+    smallest, largest = sizes
+    if not 1 <= smallest <= largest:
+        raise ValueError(f"context_size must be (smallest, largest) from 1 on, got {context_size}.")
+    return sizes
+
+
+def uniforms(seed: int, block: int, n: int, *, attempt: int = 0) -> np.ndarray:
+    """Uniform numbers of a block of prompts, n each: the same whatever other blocks are drawn."""
+    stream = np.random.Philox(key=[seed, attempt], counter=[0, block, 0, 0])
+    return np.random.Generator(stream).random((BLOCK, n))
+
+
 class Pool(NamedTuple):
     """Cells sorted by group and time; a bin is one group at one time."""
 
@@ -105,9 +120,7 @@ class Sampler:
     ) -> None:
         if zero_lapse not in ZERO_LAPSES:
             raise ValueError(f"There is no zero_lapse {zero_lapse!r}; choose from {', '.join(ZERO_LAPSES)}.")
-        smallest, largest = context_size
-        if not 1 <= smallest <= largest:
-            raise ValueError(f"context_size must be (smallest, largest) from 1 on, got {context_size}.")
+        smallest, largest = as_sizes(context_size)
         for name, share in [("The share of timelapse prompts", timelapse), ("balance", balance)]:
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {share}.")
@@ -202,8 +215,7 @@ class Sampler:
         """Draw a block, and what came out impossible again."""
         missing = np.arange(BLOCK)
         for attempt in range(_ATTEMPTS):
-            stream = np.random.Philox(key=[self.seed, attempt], counter=[0, block, 0, 0])
-            numbers = np.random.Generator(stream).random((BLOCK, 5 + 2 * self.largest))
+            numbers = uniforms(self.seed, block, 5 + 2 * self.largest, attempt=attempt)
             if attempt == 0:
                 group_number = numbers[:, 0]
             elif attempt < _ATTEMPTS // 2:

@@ -17,7 +17,7 @@ from ..models.prompts import Prompts
 from ..results.store import write_result
 from ._columns import find_columns, unit_in_name
 from ._design import as_list, get_groups, get_labels, get_mask, get_times, known_cells
-from ._sampling import Sampler
+from ._sampling import Sampler, as_sizes
 from .parse_age import time_in_numbers
 
 TASKS = ("timelapse", "cell")
@@ -136,7 +136,7 @@ def sample_prompts(
     require_unique_names(adata)
     if task not in TASKS:
         raise ValueError(f"There is no task {task!r}; choose from {', '.join(TASKS)}.")
-    size = (context_size, context_size) if isinstance(context_size, int) else tuple(context_size)
+    size = as_sizes(context_size)
     how = {name: getattr(sampling or PromptSampling(), name) for name in PromptSampling.names()}
     columns = find_columns(
         adata.obs, optional=("donor_key",), time_key=time_key, groupby=groupby, donor_key=donor_key
@@ -165,10 +165,7 @@ def sample_prompts(
     table["group"] = np.array(names, dtype=object)[group[drawn.query]]
     table["time"] = time[drawn.query]
     if donor_key is not None:
-        donor = np.append(get_labels(cells, donor_key), "")
-        table["donor"] = donor[drawn.query]
-        for i, context in enumerate(drawn.context.T):
-            table[f"donor_{i}"] = donor[context]
+        add_donors(table, drawn, get_labels(cells, donor_key))
     params = {
         "time_key": time_key,
         "groupby": as_list(groupby),
@@ -189,6 +186,14 @@ def sample_prompts(
 def name_mask(mask: str | Sequence[bool] | None) -> str:
     """What parameters say of a mask, which would be too long for them."""
     return mask if isinstance(mask, str) else "all" if mask is None else "mask"
+
+
+def add_donors(table: pd.DataFrame, prompts: Prompts, donor: np.ndarray) -> None:
+    """Donor of the query and of each context cell; "" after the last one."""
+    donor = np.append(donor, "")
+    table["donor"] = donor[prompts.query]
+    for i, context in enumerate(prompts.context.T):
+        table[f"donor_{i}"] = donor[context]
 
 
 def prompt_table(prompts: Prompts, adata: AnnData, queries: AnnData) -> pd.DataFrame:

@@ -13,9 +13,9 @@ from .._validate import require_unique_names
 from ..models.prompts import Prompts
 from ..results.store import write_result
 from ._design import get_labels, get_mask
-from ._sampling import BLOCK, floor, skip
+from ._sampling import BLOCK, as_sizes, floor, skip, uniforms
 from ._tissue import read_tissue
-from .sample_prompts import TASKS, name_mask, prompt_table
+from .sample_prompts import TASKS, add_donors, name_mask, prompt_table
 
 
 def spatial_prompts(
@@ -35,21 +35,21 @@ def spatial_prompts(
 ) -> None:
     """Draw niches: some neighbours of a cell from far to near, and the cell itself as the query.
 
-    The time of a cell in such a prompt is minus its distance to the query. A model that
-    `mt.train.temporal(prompts=)` has taught such prompts reads the distance to a cell, or generates the cell
-    expected at a place. A model that reads months refuses them.
+    The time of a cell in such a prompt is minus its distance to the query. A model that was trained on such
+    prompts (`mt.train.temporal(prompts=)`) predicts the distance to a cell, or generates the cell expected at
+    a location. A model of months refuses them.
 
     Parameters
     ----------
     adata
-        Cells with places in `.obsm["spatial"]` (cells x 2 or 3).
+        Cells with spatial coordinates in `.obsm["spatial"]` (cells x 2 or 3).
     library_key
         Column of `.obs` with the image or section, guessed from its name; without one, all cells are in one.
     donor_key
         Column of `.obs` with the donor, guessed from its name, kept for donor-level intervals; may be
         missing.
     distance_unit
-        Unit of the places. Lapses are whole numbers of it.
+        Unit of the coordinates. Lapses are whole numbers of it.
     n_neighbors
         Nearest cells of the image among which the context is drawn.
     radius
@@ -87,7 +87,7 @@ def spatial_prompts(
     Raises
     ------
     KeyError
-        If there are no places, or a column is missing.
+        If there are no coordinates, or a column is missing.
     ValueError
         If no cell that may be the query has enough neighbours, or these are too near for whole numbers.
 
@@ -103,9 +103,7 @@ def spatial_prompts(
     require_unique_names(adata)
     if task not in TASKS:
         raise ValueError(f"There is no task {task!r}; choose from {', '.join(TASKS)}.")
-    size = (context_size, context_size) if isinstance(context_size, int) else tuple(context_size)
-    if not 1 <= size[0] <= size[1]:
-        raise ValueError(f"context_size must be (smallest, largest) from 1 on, got {context_size}.")
+    size = as_sizes(context_size)
     tissue = read_tissue(adata, library_key=library_key, donor_key=donor_key, distance_unit=distance_unit)
     cells, columns = tissue.cells, tissue.params
     graph = tissue.graph(n_neighbors, radius)
@@ -138,10 +136,7 @@ def spatial_prompts(
     table["group"] = np.array(tissue.images, dtype=object)[image]
     table["time"] = 0.0
     if columns["donor_key"] is not None:
-        donor = np.append(get_labels(cells, columns["donor_key"]), "")
-        table["donor"] = donor[query]
-        for i, rows in enumerate(context.T):
-            table[f"donor_{i}"] = donor[rows]
+        add_donors(table, prompts, get_labels(cells, columns["donor_key"]))
     params = {
         "time_key": "distance",
         "groupby": [] if columns["library_key"] is None else [columns["library_key"]],
@@ -158,9 +153,9 @@ def spatial_prompts(
         "seed": rng,
         "queries_elsewhere": False,
     }
-    write_result(adata, _keys.PROMPTS, params, key_added=key_added, prompts=table)
-    # The same tables as of mt.pp.sample_prompts, whose name stands there.
-    adata.uns[key_added or _keys.PROMPTS]["params"]["function"] = "pp.spatial_prompts"
+    write_result(
+        adata, _keys.PROMPTS, params, key_added=key_added, function="pp.spatial_prompts", prompts=table
+    )
 
 
 def _draw(
@@ -168,14 +163,7 @@ def _draw(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Query and context (-1 for none) of each prompt; neighbours without replacement."""
     smallest, largest = size
-    numbers = np.concatenate(
-        [
-            np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, block, 0, 0])).random(
-                (BLOCK, 2 + largest)
-            )
-            for block in range(-(-n // BLOCK))
-        ]
-    )[:n]
+    numbers = np.concatenate([uniforms(seed, block, 2 + largest) for block in range(-(-n // BLOCK))])[:n]
     query = candidates[floor(numbers[:, 0], len(candidates))]
     n_near = np.diff(graph.indptr)[query]
     wanted = np.minimum(smallest + floor(numbers[:, 1], largest - smallest + 1), n_near)

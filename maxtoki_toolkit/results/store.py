@@ -17,18 +17,25 @@ from .schema import SCHEMA, Result, result_of
 
 
 def write_result(
-    adata: AnnData, key: str, params: Mapping[str, Any], *, key_added: str | None = None, **tables: Any
+    adata: AnnData,
+    key: str,
+    params: Mapping[str, Any],
+    *,
+    key_added: str | None = None,
+    function: str | None = None,
+    **tables: Any,
 ) -> None:
     """Store `{"params": ..., "<table>": DataFrame}` in `uns[key_added or key]`, where nothing of the user's may be.
 
-    Tables are those that the schema has for `key`; `params` say which function wrote them, wherever they are.
+    Tables are those that the schema has for `key`; `params` say which function wrote them, wherever they are: that of
+    the schema, or another one that writes the same.
     """
     into, result = key_added or key, SCHEMA[key]
     frames = {name for name, part in tables.items() if isinstance(part, pd.DataFrame)}
     if unknown := frames - set(result.tables):
         raise KeyError(f"results/schema.py has no table {min(unknown)!r} of {key!r}.")
     require_free(adata, into)
-    about = {**params, "function": result.function, "version": __version__}
+    about = {**params, "function": function or result.function, "version": __version__}
     adata.uns[into] = writable({"params": about, **tables})
 
 

@@ -11,6 +11,7 @@ from anndata import AnnData
 
 from .. import _keys
 from .._ontology import cell_ontology, kinds_above, match, term_distances
+from .._validate import require_obs
 from ..models.embedding import embed_sequences
 from ..models.model import MaxTokiModel
 from ..pp._columns import find_columns
@@ -48,9 +49,11 @@ class Labelled(NamedTuple):
 
 
 def find_reference_columns(
-    obs: pd.DataFrame, groupby: str | Sequence[str] | None, donor_key: str | None
+    reference: AnnData, groupby: str | Sequence[str] | None, donor_key: str | None
 ) -> tuple[list[str], str | None]:
     """Columns with the labels, and that of donors, guessed where they are `None`; one donor is none."""
+    require_obs(reference, donor_key)
+    obs = reference.obs
     found = find_columns(obs, optional=("donor_key",), groupby=groupby, donor_key=donor_key)
     donor_key = found["donor_key"]
     if donor_key is not None and obs[donor_key].nunique() < 2:
@@ -58,6 +61,7 @@ def find_reference_columns(
     columns = as_list(found["groupby"])
     if not columns:
         raise ValueError("groupby names no column: give one or several with the labels of the reference.")
+    require_obs(reference, *columns)
     return columns, donor_key
 
 

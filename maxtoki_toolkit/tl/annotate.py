@@ -13,7 +13,6 @@ from anndata import AnnData
 from .. import _keys
 from .._names import require_choice
 from .._progress import progress
-from .._validate import require_obs
 from ..models.classifier import CellClassifier, classify_sequences, load_classifier, require_classifier
 from ..models.model import MaxTokiModel
 from ..pp._design import known_cells
@@ -207,9 +206,7 @@ def annotate(
     else:
         if not 0 < alpha < 1:
             raise ValueError(f"alpha must be above 0 and below 1, got {alpha}.")
-        require_obs(reference, donor_key)
-        columns, donor_key = find_reference_columns(reference.obs, groupby, donor_key)
-        require_obs(reference, *columns)
+        columns, donor_key = find_reference_columns(reference, groupby, donor_key)
         settings = {
             "method": method,
             "n_neighbors": n_neighbors,

@@ -18,19 +18,19 @@ _EPOCH = 1  # beside the seed: no other stream of a training begins with it
 
 
 class StoredPrompts:
-    """Deals out prompts in random order, each once before any comes again; a `Sampler` of what there is.
+    """Serves stored prompts in shuffled epochs, as a `Sampler` serves new ones.
 
     Parameters
     ----------
     prompts
         The prompts.
     timelapse
-        Share that asks for the lapse, drawn anew each time; `None` for what each prompt asks for.
+        Share that asks for the lapse, drawn anew in each epoch.
     seed
         Seed.
     """
 
-    def __init__(self, prompts: Prompts, *, timelapse: float | None, seed: int) -> None:
+    def __init__(self, prompts: Prompts, *, timelapse: float, seed: int) -> None:
         self.prompts, self.timelapse, self.seed = prompts, timelapse, seed
 
     def draw(self, start: int, stop: int) -> Prompts:
@@ -40,8 +40,6 @@ class StoredPrompts:
         orders = [np.random.default_rng([self.seed, _EPOCH, epoch]).permutation(n) for epoch in epochs]
         place = slice(start - epochs.start * n, stop - epochs.start * n)
         drawn = self.prompts[np.concatenate([np.zeros(0, np.int64), *orders])[place]]
-        if self.timelapse is None:
-            return drawn
         coins = [np.random.default_rng([self.seed, _EPOCH, epoch, 1]).random(n) for epoch in epochs]
         return drawn._replace(timelapse=np.concatenate([np.zeros(0), *coins])[place] < self.timelapse)
 
@@ -52,8 +50,6 @@ class Stored(NamedTuple):
     prompts: Prompts
     unit: str
     """Unit of the lapses."""
-    params: Mapping[str, Any]
-    """How those of the first data set were drawn."""
 
     def among(self, kept: np.ndarray) -> Prompts:
         """Those whose cells are all among these."""
@@ -89,7 +85,7 @@ def read_stored(
     known = units.pop()
     if unit is not None and unit != known:
         raise ValueError(f"The prompts are distances in {known}, and time_unit is {unit!r}. Leave it out.")
-    return Stored(Prompts.concatenate(found), known, params)
+    return Stored(Prompts.concatenate(found), known)
 
 
 def _unit_of(part: AnnData, params: Mapping[str, Any]) -> str:

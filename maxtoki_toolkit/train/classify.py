@@ -13,7 +13,6 @@ from anndata import AnnData
 
 from .._digest import digest
 from .._ontology import term_distances
-from .._validate import require_obs
 from .._warn import warn
 from ..models.classifier import CellClassifier, classify_sequences, load_classifier, save_classifier
 from ..models.model import MaxTokiModel, require_model
@@ -141,8 +140,7 @@ def classify(
         raise ValueError(f"alpha must be above 0 and below 1, got {alpha}.")
     claim_run(output := Path(output))
     device = require_run(run)
-    columns, donor_key = find_reference_columns(adata.obs, groupby, donor_key)
-    require_obs(adata, *columns)
+    columns, donor_key = find_reference_columns(adata, groupby, donor_key)
     cells, _ = known_cells(adata, donor_key)
     sequences = get_sequences(cells, model)
     targets = [labelled(cells, column) for column in columns]

@@ -97,10 +97,10 @@ def temporal(
         Cells of stage 1 that are read again beside the prompts, one for every eight, and count to the cell
         task: what was learned of them is then kept. They need no times.
     prompts
-        Key in `.uns` of prompts to learn in place of drawn ones, such as those of `mt.pp.spatial_prompts`;
-        cells are then in memory. `use` and `held_out` choose those whose cells are all among these. The share
-        `timelapse` of them asks for the lapse; there are no ages of single cells to learn, no curriculum and
-        no teacher.
+        Key in `.uns` of the prompts to train on instead of drawing them, such as those of
+        `mt.pp.spatial_prompts`; the cells have to be in memory. Prompts are used, or held out, if all of
+        their cells are in `use`, or in `held_out`. The share `timelapse` of them asks for the lapse; there
+        are no ages of single cells to learn, no curriculum and no teacher.
     recipe
         All other settings: `mt.train.TemporalRecipe.of(max_steps=2000, learning_rate=1e-3)`.
 
@@ -158,11 +158,11 @@ def temporal(
         )
     sequences, tables = read_together(cells, model, output / "cells")
     plan = (
-        _to_draw(tables, columns, use, held_out, drawing, run.seed)
+        _drawn_plan(tables, columns, use, held_out, drawing, run.seed)
         if prompts is None
-        else _to_deal(cells, tables, prompts, time_unit, use, held_out, drawing.timelapse, run.seed)
+        else _stored_plan(cells, tables, prompts, time_unit, use, held_out, drawing.timelapse, run.seed)
     )
-    time_unit, used, group = plan.unit, plan.used, plan.group
+    time_unit = plan.unit
     # Which cells these are is in the digest.
     columns |= {
         name: mask if isinstance(mask, str) else None for name, mask in (("use", use), ("held_out", held_out))
@@ -177,8 +177,7 @@ def temporal(
         "time_read_as": plan.read_as,
     }
     model = _prepare(model, plan.reach, adaptation, run.seed)
-    whole = plan.whole
-    loss_scale = objective.loss_scale or float(max(whole.draw(0, 2048).lapse.std(), 1.0))
+    loss_scale = objective.loss_scale or float(max(plan.whole.draw(0, 2048).lapse.std(), 1.0))
     scale = _scale(model, objective, time_unit, loss_scale)
     time_head = TimeHead(
         objective.head,
@@ -193,22 +192,21 @@ def temporal(
     max_steps = optimization.max_steps
     unit = optimization.batch_size * optimization.accumulate * n_processes()
     n_single = round(drawing.curriculum * max_steps) if plan.single is not None else 0
-    stages = [Stage(n_single * unit, plan.single), Stage((max_steps - n_single) * unit, whole)]
+    stages = [Stage(n_single * unit, plan.single), Stage((max_steps - n_single) * unit, plan.whole)]
     test = None
     if plan.test is not None:
         n_tested = run.n_held_out or N_HELD_OUT
         test = PromptStream(sequences, [Stage(n_tested, plan.test)], batch_size=optimization.batch_size)
-    age = plan.age
     guide = None
     if objective.teacher is not None:
         guide = fit_teacher(
             sequences,
-            group,
-            np.nan_to_num(age),
-            used,
+            plan.group,
+            np.nan_to_num(plan.age),
+            plan.used,
             _donors(tables, columns["donor_key"]),
             n_tokens=model.vocab.size,
-            n_groups=int(group.max()) + 1,
+            n_groups=int(plan.group.max()) + 1,
             seed=run.seed,
         )
     again = None if replay is None else read_together(replay, model, output / "replay")[0]
@@ -229,7 +227,7 @@ def temporal(
             "scale": scale,
             "loss_scale": loss_scale,
             "vocabulary_sha256": model.vocab.sha256,
-            "n_cells": int(used.sum()),
+            "n_cells": int(plan.used.sum()),
             "n_replayed": 0 if again is None else len(again),
             "replay": None if again is None else digest(*again.arrays),
         }
@@ -247,12 +245,12 @@ def temporal(
             sequences,
             model.vocab,
             max_length=model.max_length,
-            age=age,
+            age=plan.age,
             gene_dropout=drawing.gene_dropout,
             replay=again,
             every_cell=drawing.every_cell,
             running=objective.running > 0,
-            group=group,
+            group=plan.group,
             teacher=guide,
             shortest=drawing.shortest,
         ),
@@ -296,7 +294,7 @@ class _Plan(NamedTuple):
     """What a run that goes on must find unchanged."""
 
 
-def _to_draw(
+def _drawn_plan(
     tables: Sequence[AnnData],
     columns: Mapping[str, Any],
     use,
@@ -323,16 +321,13 @@ def _to_draw(
     return _Plan(single, whole, test, unit, read_as, reach, used, group, _age(group, time, used), content)
 
 
-def _to_deal(
+def _stored_plan(
     cells: Sequence, tables: Sequence[AnnData], key: str, unit: str | None, use, held_out, timelapse, seed
 ) -> _Plan:
     """Prompts that were drawn beforehand."""
     stored = read_stored(cells, tables, key, unit)
-    masks = [
-        np.concatenate([_mask(table, mask, name) for table in tables])
-        for mask, name in ((use, "use"), (held_out, "held_out"))
-    ]
-    used, tested = masks[0] & ~masks[1] if held_out is not None else masks[0], masks[1]
+    masks = [_masks(table, use, held_out) for table in tables]
+    used, tested = (np.concatenate(part) for part in zip(*masks, strict=True))
     kept = stored.among(used)
     if not len(kept.query):
         raise ValueError("There is no prompt whose cells are all among those to train on.")
@@ -407,10 +402,16 @@ def _design(tables: Sequence[AnnData], time_key: str, groupby, use, held_out):
         parts["group"].append(np.where(group >= 0, group + offset, -1))
         offset += len(names)
         parts["time"].append(time)
-        tested = np.zeros(adata.n_obs, bool) if held_out is None else _mask(adata, held_out, "held_out")
-        parts["used"].append(_mask(adata, use, "use") & ~tested & (group >= 0))
+        used, tested = _masks(adata, use, held_out)
+        parts["used"].append(used & (group >= 0))
         parts["tested"].append(tested & (group >= 0))
     return tuple(np.concatenate(part) for part in parts.values())
+
+
+def _masks(adata: AnnData, use, held_out) -> tuple[np.ndarray, np.ndarray]:
+    """Which cells of one data set are trained on, and which are held out."""
+    tested = np.zeros(adata.n_obs, bool) if held_out is None else _mask(adata, held_out, "held_out")
+    return _mask(adata, use, "use") & ~tested, tested
 
 
 def _mask(adata: AnnData, mask: str | pd.Series | None, name: str) -> np.ndarray:
